@@ -1,0 +1,34 @@
+# make setup  builds .venv alone
+# make demo   builds .venv, then runs the whole pipeline on real input on the CPU
+# make test   builds .venv, then lint, type check, tests
+# make lint   lint and type check alone
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO := runs/demo
+
+.PHONY: setup demo test lint clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# pip, not uv: pip finds a CPU build of torch where the machine provides one.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export,bench,dev]'
+	touch $@
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/demo.sh $(DEMO)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

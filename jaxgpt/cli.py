@@ -1,0 +1,17 @@
+"""The console command `jaxgpt`: prepare, train, evaluate, sample."""
+
+from collections.abc import Sequence
+
+from jaxgpt.shared.console import run
+
+COMMANDS = {
+    "prepare": "jaxgpt.data.prepare:PrepareOptions:prepare",
+    "train": "jaxgpt.train:TrainOptions:train",
+    "evaluate": "jaxgpt.evaluate:EvaluateOptions:evaluate",
+    "sample": "jaxgpt.sample:SampleOptions:sample",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `jaxgpt`; return its exit code."""
+    return run("jaxgpt", "Train a GPT-2 in JAX on the devices you have.", COMMANDS, argv)

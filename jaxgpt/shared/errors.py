@@ -1,0 +1,29 @@
+"""The one exception that users are meant to see."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a flag, a file, a folder.
+
+    Its message is one line: what was wrong, what was got, what was expected, what to do. The command
+    line prints it and leaves with exit code 2.
+    """
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Name the choices that look like a mistyped word.
+
+    Args:
+      word: what the user wrote.
+      choices: what would have been valid.
+
+    Returns:
+      "did you mean tiny?" or, where nothing is near, "expected one of: a, b, c".
+    """
+    names = list(choices)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"expected one of: {', '.join(names)}"

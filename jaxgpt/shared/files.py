@@ -1,0 +1,138 @@
+"""Files and folders that appear whole or not at all, and their hashes.
+
+Everything is written under a temporary name beside its target and renamed. A killed process leaves at
+most a folder called `.NAME.tmp-PID`, which the next run of the same command removes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.shared.errors import UserError
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Args:
+      path: target; its folder must exist.
+      content: text (UTF-8) or bytes.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically. NaN and infinity are refused."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+      path: the file.
+      what: the file's role, for the error message.
+
+    Raises:
+      UserError: the file is missing, is not JSON, or holds something other than an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} is missing; check the path") from None
+    except NotADirectoryError:
+        raise UserError(f"{what} {path} is missing: {path.parent} is a file, expected a folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {path} is not JSON ({error}); it is damaged, make it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{what} {path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
+    """Give a temporary folder that becomes `target` when the block ends without an error.
+
+    Args:
+      target: the folder to make.
+      overwrite: replace an earlier folder of the same kind.
+      marker: the file that tells such a folder (manifest.json, config.json); a folder without it is
+        never replaced.
+
+    Yields:
+      The temporary folder, beside the target.
+
+    Raises:
+      UserError: the target exists and may not be replaced.
+    """
+    target = target.absolute()
+    check_replaceable(target, overwrite, marker)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        old = target.with_name(f".{target.name}.tmp-{os.getpid()}-old")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(target: Path, overwrite: bool, marker: str) -> None:
+    """Raise UserError unless `target` is free, empty, or of the kind that `overwrite` may replace."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} is a file, expected a new folder; choose another --out")
+    if not overwrite:
+        raise UserError(f"{target} exists; choose another --out, or replace it with --overwrite")
+    if not (target / marker).exists():
+        raise UserError(f"{target} holds no {marker}, so it is not replaced; choose another --out")
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove temporary folders for `target` whose process is gone; give back a replaced one that lacks a successor."""
+    for leftover in sorted(target.parent.glob(f".{target.name}.tmp-*")):
+        pid, _, old = leftover.name.rpartition(".tmp-")[2].partition("-")
+        if not pid.isdigit() or (int(pid) != os.getpid() and _is_alive(int(pid))):
+            continue
+        if old and not target.exists():  # killed between the two renames
+            os.replace(leftover, target)
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,206 @@
+"""Byte-level BPE in GPT-2's layout, run by tiktoken.
+
+Every tokenizer here has the same layout: 256 bytes in GPT-2's order, one token a merge, and
+<|endoftext|> last. So a folder with merges.txt and vocab.json says everything, and the two files serve
+Hugging Face's GPT-2 classes as they are.
+"""
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tiktoken
+
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import write_atomic
+
+ENDOFTEXT = "<|endoftext|>"
+# GPT-2's own pattern, as tiktoken spells it (tiktoken_ext.openai_public.r50k_pat_str).
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+MERGES_HEADER = "#version: 0.2"
+
+# GPT-2 writes a byte as a printable character: itself where it is one, else the next from 256 on.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_ORDER = _PRINTABLE + [b for b in range(256) if b not in set(_PRINTABLE)]
+_CHARACTERS = {b: chr(b) for b in _PRINTABLE} | {
+    b: chr(256 + n) for n, b in enumerate(_BYTE_ORDER[len(_PRINTABLE) :])
+}
+_BYTES = {character: b for b, character in _CHARACTERS.items()}
+
+
+class Tokenizer:
+    """A byte-level BPE; merges decide everything.
+
+    Attributes:
+      merges: pairs of byte strings, most frequent first.
+      vocab_size: V = 256 + merges + 1.
+      endoftext: id of <|endoftext|>, V - 1.
+      sha256: identity, the hash of the canonical merges.txt.
+    """
+
+    def __init__(self, merges: Iterable[tuple[bytes, bytes]], name: str) -> None:
+        self.merges = list(merges)
+        self.name = name
+        ranks = {bytes([b]): rank for rank, b in enumerate(_BYTE_ORDER)}
+        for first, second in self.merges:
+            ranks[first + second] = len(ranks)
+        if len(ranks) != 256 + len(self.merges):
+            raise UserError(f"tokenizer {name}: two merges give the same token; its files are damaged")
+        self._ranks = ranks
+        self.endoftext = len(ranks)
+        self.vocab_size = len(ranks) + 1
+        self.sha256 = hashlib.sha256(self.merges_text().encode()).hexdigest()
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={ENDOFTEXT: self.endoftext}
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text; <|endoftext|> written in it is ordinary text."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
+        """Return the tokens of several texts, encoded in parallel."""
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=num_threads)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token; <|endoftext|> has none."""
+        return b"" if token == self.endoftext else self._encoding.decode_single_token_bytes(token)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of tokens; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(self.token_bytes(int(token)) for token in tokens).decode("utf-8", "replace")
+
+    def merges_text(self) -> str:
+        """Return the canonical merges.txt."""
+        lines = (f"{_spell(first)} {_spell(second)}" for first, second in self.merges)
+        return "\n".join([MERGES_HEADER, *lines]) + "\n"
+
+    def vocab(self) -> dict[str, int]:
+        """Return vocab.json: token as GPT-2 spells it -> id."""
+        return {_spell(token): rank for token, rank in self._ranks.items()} | {ENDOFTEXT: self.endoftext}
+
+    def save(self, folder: Path) -> None:
+        """Write merges.txt, vocab.json and tokenizer.json into a folder."""
+        write_atomic(folder / "merges.txt", self.merges_text())
+        write_atomic(folder / "vocab.json", json.dumps(self.vocab(), ensure_ascii=False))
+        write_atomic(folder / "tokenizer.json", json.dumps(self._tokenizer_json(), ensure_ascii=False))
+
+    def _tokenizer_json(self) -> dict[str, object]:
+        """The same BPE for Hugging Face's `tokenizers`."""
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        endoftext = {"id": self.endoftext, "content": ENDOFTEXT, "special": True}
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [endoftext | plain],
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": byte_level | {"trim_offsets": False},
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": self.vocab(),
+                "merges": [f"{_spell(first)} {_spell(second)}" for first, second in self.merges],
+            },
+        }
+
+
+def load_tokenizer(folder: Path, name: str = "bpe") -> Tokenizer:
+    """Read a tokenizer from merges.txt and check it against vocab.json.
+
+    Raises:
+      UserError: a file is missing, damaged, or the two disagree.
+    """
+    try:
+        merges_text = (folder / "merges.txt").read_text(encoding="utf-8")
+        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer in {folder} can't be read: {error}") from None
+    tokenizer = Tokenizer(parse_merges(merges_text, folder / "merges.txt"), name)
+    if vocab != tokenizer.vocab():
+        raise UserError(
+            f"tokenizer in {folder}: vocab.json ({len(vocab)} tokens) does not follow from merges.txt "
+            f"({tokenizer.vocab_size} tokens); restore both from the same place"
+        )
+    return tokenizer
+
+
+def parse_merges(text: str, where: Path) -> list[tuple[bytes, bytes]]:
+    """Read the text of a merges.txt; UserError names the first line that is none."""
+    merges = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2 or not all(part and set(part) <= _BYTES.keys() for part in parts):
+            raise UserError(f"{where} line {number} is not a merge of two tokens: {line[:40]!r}")
+        merges.append((unspell(parts[0]), unspell(parts[1])))
+    return merges
+
+
+def _spell(token: bytes) -> str:
+    return "".join(_CHARACTERS[b] for b in token)
+
+
+def unspell(characters: str) -> bytes:
+    """Return the bytes that GPT-2's printable spelling stands for."""
+    return bytes(_BYTES[character] for character in characters)
+
+
+class TextStream:
+    """Turns tokens into text as they come, never showing half a character or a stop string.
+
+    A character whose bytes are split over tokens is held back until it is whole; so is text that may
+    turn out to begin a stop string.
+
+    Attributes:
+      text: everything shown so far.
+      stopped: a stop string was met; it and what follows are not part of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = [s for s in stop if s]
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Take a token; return the text that it completes, often none."""
+        return self._release(self._decoder.decode(self._tokenizer.token_bytes(token)), final=False)
+
+    def finish(self) -> str:
+        """Return what was held back at the end; bytes that never became a character are U+FFFD."""
+        return self._release(self._decoder.decode(b"", final=True), final=True)
+
+    def _release(self, new: str, final: bool) -> str:
+        if self.stopped:
+            return ""
+        self._held += new
+        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            shown = self._held[: min(found)]
+        else:
+            keep = 0 if final else max((_overlap(self._held, s) for s in self._stop), default=0)
+            shown = self._held[: len(self._held) - keep]
+        self._held = self._held[len(shown) :]
+        self.text += shown
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

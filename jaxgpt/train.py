@@ -1,0 +1,306 @@
+"""`jaxgpt train`: the training loop.
+
+    jaxgpt train tiny --data data/stdlib --out runs/tiny --cpu-devices 2
+
+One program for one CPU, several GPUs and several simulated devices: `jax.jit` over a mesh. Running the
+same command again resumes from the last checkpoint, bit for bit.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from jax.sharding import Mesh
+
+from jaxgpt.batches import Batches
+from jaxgpt.config import find_preset
+from jaxgpt.evaluate import validation_loss
+from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings, use_cpu_devices
+from jaxgpt.model import graph_of, init_params
+from jaxgpt.optimizer import make_optimizer
+from jaxgpt.progress import Recorder
+from jaxgpt.runs import Checkpoints, RunConfig, claim_run, data_entry, read_metrics
+from jaxgpt.sample import JaxEngine
+from jaxgpt.shared.console import Result, cpu_seconds, say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import write_atomic, write_json
+from jaxgpt.shared.generation import generate
+from jaxgpt.shared.sampling import Sampling
+from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.steps import TrainState, make_eval_step, make_train_step
+from jaxgpt.tokens import Dataset, open_dataset, windows
+
+SAMPLE_TOKENS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a GPT-2; running the same command again resumes.
+
+    Attributes:
+      preset: tiny, small, gpt2, gpt2-medium, gpt2-large or gpt2-xl.
+      data: dataset folder of `jaxgpt prepare`; the vocabulary comes from it.
+      out: the run folder.
+      max_steps: optimizer steps.
+      seed: of initialization, data order and dropout.
+      cpu_devices: simulate so many devices on the CPU; 0 takes the devices that JAX finds.
+      mesh: layout of the devices, such as data=4,fsdp=2; all on data if not given.
+      batch_size: sequences an optimizer step, all devices together.
+      accumulate: micro-batches that a step's batch is cut into, to save memory.
+      block_size: longest context, tokens.
+      n_layer: blocks.
+      n_head: attention heads.
+      n_embd: channels.
+      dropout: share of activations dropped.
+      optimizer: adamw, or muon for the blocks' matrices.
+      learning_rate: peak, of the blocks' matrices.
+      embedding_rate: peak, of embeddings, gains and biases.
+      final_rate: share of the peak that is left at the end.
+      warmup_steps: steps of linear rise.
+      cooldown: shape of the fall, cosine or linear.
+      weight_decay: of matrices.
+      eval_every: steps between validations.
+      checkpoint_every: steps between checkpoints.
+      sample_every: steps between samples; 0 for none.
+      json: print one JSON document with all figures on stdout.
+    """
+
+    preset: tyro.conf.Positional[str]
+    data: Path
+    out: Path
+    max_steps: int | None = None
+    seed: int | None = None
+    cpu_devices: int = 0
+    mesh: str = ""
+    batch_size: int | None = None
+    accumulate: int | None = None
+    block_size: int | None = None
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_embd: int | None = None
+    dropout: float | None = None
+    optimizer: Literal["adamw", "muon"] | None = None
+    learning_rate: float | None = None
+    embedding_rate: float | None = None
+    final_rate: float | None = None
+    warmup_steps: int | None = None
+    cooldown: Literal["cosine", "linear"] | None = None
+    weight_decay: float | None = None
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    sample_every: int | None = None
+    json: bool = False
+
+
+def run_config(options: TrainOptions, dataset: Dataset) -> RunConfig:
+    """Combine preset, data and options."""
+    preset = find_preset(options.preset)
+    given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+    model = preset.model(dataset.vocab_size)
+    model = dataclasses.replace(model, **_fields_of(model, given))
+    train = dataclasses.replace(preset.train, **_fields_of(preset.train, given))
+    return RunConfig(options.preset, model, train, data_entry(dataset))
+
+
+def _fields_of(target: Any, given: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(target)}
+    return {name: value for name, value in given.items() if name in names}
+
+
+def train(options: TrainOptions) -> Result:
+    """Run `jaxgpt train`.
+
+    Raises:
+      UserError: options, data or an earlier run that do not fit.
+    """
+    find_preset(options.preset)
+    dataset = open_dataset(options.data)
+    config = run_config(options, dataset)
+    windows(dataset.val, config.model.block_size)  # says now what would fail at the first validation
+    if len(dataset.train) < config.model.block_size + 1:
+        raise UserError(
+            f"the training split has {len(dataset.train)} tokens, block_size is {config.model.block_size}; "
+            "prepare more text or lower --block-size"
+        )
+    tokenizer = load_tokenizer(options.data, str(dataset.manifest["tokenizer"]["name"]))
+    if tokenizer.sha256 != dataset.tokenizer_sha256:
+        raise UserError(f"tokenizer files in {options.data} do not match its manifest; prepare it again")
+    use_cpu_devices(options.cpu_devices)
+    mesh = make_mesh(options.mesh, options.cpu_devices)
+    micro = config.train.batch_size // config.train.accumulate
+    if micro % mesh.size:
+        raise UserError(
+            f"a micro-batch of {micro} sequences (batch_size / accumulate) does not divide over "
+            f"{mesh.size} devices; choose a multiple of {mesh.size * config.train.accumulate}"
+        )
+    resumed = claim_run(options.out, config)
+    if not resumed:
+        (options.out / "tokenizer").mkdir()
+        tokenizer.save(options.out / "tokenizer")
+    return Trainer(config, dataset, tokenizer, mesh, options.out).run()
+
+
+class Trainer:
+    """A training in its run folder.
+
+    Args:
+      config: what is trained.
+      dataset: on what.
+      tokenizer: the data set's.
+      mesh: over which devices.
+      folder: the run folder, with its config.json.
+    """
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, tokenizer: Tokenizer, mesh: Mesh, folder: Path
+    ) -> None:
+        self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
+        self.mesh, self.folder = mesh, folder
+        self.graph = graph_of(config.model)
+        self.optimizer = make_optimizer(config.train)
+        self.abstract, self.shardings = abstract_state(config, self.optimizer, mesh)
+        step = make_train_step(self.graph, self.optimizer, config.model.dropout > 0)
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        self.eval_step = jax.jit(make_eval_step(self.graph))
+        self.batches = Batches(
+            dataset.train, config.model.block_size, config.train.batch_size, config.train.seed
+        )
+        self.tokens_per_step = config.train.batch_size * config.model.block_size
+        self.checkpoints = Checkpoints(folder)
+        self.cpu_seconds_before = 0.0
+
+    def run(self) -> Result:
+        """Train to max_steps; return the figures of summary.json."""
+        settings = self.config.train
+        state, first = self._start()
+        count = sum(math.prod(leaf.shape) for leaf in self.abstract.params.values())
+        say(
+            f"{self.config.preset}: {count:,} parameters, {self.mesh.size} {jax.default_backend()} device(s) "
+            f"as {dict(self.mesh.shape)}, {self.tokens_per_step:,} tokens a step, "
+            f"{settings.max_steps} steps" + (f", resuming after step {first}" if first else "")
+        )
+        figures: dict[str, float] = {}
+        recorder = Recorder(self.folder, first, settings.max_steps, self.tokens_per_step)
+        try:
+            pending: tuple[int, dict[str, jax.Array]] | None = None
+            for step in range(first + 1, settings.max_steps + 1):
+                state, metrics = self.train_step(state, *self._batch(step - 1))
+                if pending is not None:  # one step behind, so that the device never waits for us
+                    self._record(recorder, *pending)
+                pending = (step, metrics)
+                last = step == settings.max_steps
+                evaluates = last or step % settings.eval_every == 0
+                saves = last or step % settings.checkpoint_every == 0
+                samples = settings.sample_every and (last or step % settings.sample_every == 0)
+                if evaluates or saves or samples:
+                    self._record(recorder, *pending)
+                    pending = None
+                if evaluates:
+                    figures = self._validate(state)
+                    recorder.validation(step, figures)
+                if saves:
+                    self.checkpoints.save(state, self._position(step), figures["val_loss"] if evaluates else None)
+                if samples:
+                    recorder.sample(step, self._sample(state, step))
+                if evaluates or saves or samples:
+                    recorder.pause()
+        finally:
+            recorder.close()
+            self.checkpoints.close()
+        return self._finish(first, count, recorder.tokens_per_s)
+
+    def _start(self) -> tuple[TrainState, int]:
+        """Return the state to go on from and the number of steps done."""
+        step = self.checkpoints.latest()
+        if step is None:
+            init = jax.jit(
+                lambda: initial_state(self.config, self.optimizer), out_shardings=self.shardings
+            )
+            return init(), 0
+        placed = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.abstract,
+            self.shardings,
+        )
+        state, position = self.checkpoints.restore(step, placed)
+        self.cpu_seconds_before = float(position["cpu_seconds"])
+        return state, step
+
+    def _batch(self, index: int) -> tuple[jax.Array, jax.Array]:
+        """Return inputs and targets of a step, (A, B, T), split over the devices along B."""
+        A = self.config.train.accumulate
+        shape = (A, self.config.train.batch_size // A, self.config.model.block_size)
+        sharding = batch_sharding(self.mesh, axis=1, ndim=3)
+        inputs, targets = (array.reshape(shape) for array in self.batches.at(index))
+        return (
+            jax.make_array_from_callback(shape, sharding, lambda part: inputs[part]),
+            jax.make_array_from_callback(shape, sharding, lambda part: targets[part]),
+        )
+
+    def _record(self, recorder: Recorder, step: int, metrics: dict[str, jax.Array]) -> None:
+        recorder.step(step, {name: float(value) for name, value in metrics.items()})
+
+    def _validate(self, state: TrainState) -> dict[str, float]:
+        micro = self.config.train.batch_size // self.config.train.accumulate
+        block_size = self.config.model.block_size
+        return validation_loss(self.eval_step, state.params, self.dataset, block_size, micro, self.mesh)
+
+    def _position(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "tokens_seen": step * self.tokens_per_step,
+            "cpu_seconds": self.cpu_seconds_before + cpu_seconds(),
+        }
+
+    def _sample(self, state: TrainState, step: int) -> str:
+        """Write a sample beside the others and return it."""
+        local = jax.device_put(state.params, jax.local_devices()[0])
+        engine = JaxEngine(self.config.model, local)
+        sampling = Sampling(temperature=0.7, seed=self.config.train.seed)
+        text = generate(engine, self.tokenizer, "", SAMPLE_TOKENS, sampling).text
+        (self.folder / "samples").mkdir(exist_ok=True)
+        write_atomic(self.folder / "samples" / f"step_{step:08d}.txt", text + "\n")
+        return text
+
+    def _finish(self, first: int, parameters: int, tokens_per_s: float) -> Result:
+        """Write summary.json from what the checkpoints and metrics hold."""
+        step = self.config.train.max_steps
+        rows = [row for row in read_metrics(self.folder) if "val_loss" in row]
+        figures = {
+            "preset": self.config.preset,
+            "steps": step,
+            "parameters": parameters,
+            "tokens_seen": step * self.tokens_per_step,
+            "val_loss": rows[-1]["val_loss"],
+            "val_bits_per_byte": rows[-1]["val_bits_per_byte"],
+        }
+        if first < step:
+            figures["tokens_per_s"] = round(tokens_per_s, 1)
+            figures["cpu_seconds"] = round(self.cpu_seconds_before + cpu_seconds(), 1)
+            write_json(self.folder / "summary.json", figures)
+        say(
+            f"{self.folder}: {step} steps done, validation loss {figures['val_loss']:.4f} nats/token, "
+            f"{figures['val_bits_per_byte']:.4f} bits/byte"
+            + ("" if first < step else " (nothing left to do)")
+        )
+        return Result(figures)
+
+
+def initial_state(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first step."""
+    params = init_params(config.model, config.train.seed)
+    rng = jax.random.key_data(jax.random.key(config.train.seed))
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng)
+
+
+def abstract_state(
+    config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """Return shapes and shardings of the training state, nothing allocated."""
+    abstract = jax.eval_shape(lambda: initial_state(config, optimizer))
+    return abstract, state_shardings(mesh, abstract)
