@@ -280,23 +280,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def claim_run(folder: Path, config: RunConfig) -> bool:
+def claim_run(folder: Path, config: RunConfig) -> None:
     """Make a run folder, or check that the one there is of the same training.
-
-    Returns:
-      Whether the folder was there already (the training resumes).
 
     Raises:
       UserError: the folder holds something else, or another training; the message names what differs.
     """
     if (folder / "config.json").exists():
         _require_same(read_run_config(folder), config, folder)
-        return True
+        return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_json())
-    return False
 
 
 # How often to look does not change what is trained.

@@ -138,10 +138,9 @@ def train(options: TrainOptions) -> Result:
             f"a micro-batch of {micro} sequences (batch_size / accumulate) does not divide over "
             f"{mesh.size} devices; choose a multiple of {mesh.size * config.train.accumulate}"
         )
-    resumed = claim_run(options.out, config)
-    if not resumed:
-        (options.out / "tokenizer").mkdir()
-        tokenizer.save(options.out / "tokenizer")
+    claim_run(options.out, config)
+    (options.out / "tokenizer").mkdir(exist_ok=True)
+    tokenizer.save(options.out / "tokenizer")
     return Trainer(config, dataset, tokenizer, mesh, options.out).run()
 
 

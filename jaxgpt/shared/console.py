@@ -22,6 +22,8 @@ from rich.console import Console
 from jaxgpt.shared.errors import UserError, nearest
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+if not stderr.is_terminal:
+    stderr.width = 120  # tables in a log keep their columns
 
 NO_SPACE_LEFT = 28  # errno.ENOSPC
 

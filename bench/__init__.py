@@ -1,0 +1,1 @@
+"""Measurement: quality, speed, and the report that shows both. Nothing imports this package."""

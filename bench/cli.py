@@ -1,0 +1,16 @@
+"""The console command `jaxgpt-bench`: quality, generate, report."""
+
+from collections.abc import Sequence
+
+from jaxgpt.shared.console import run
+
+COMMANDS = {
+    "quality": "bench.quality:QualityOptions:quality",
+    "generate": "bench.generate:GenerateOptions:generate",
+    "report": "bench.report:ReportOptions:report",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `jaxgpt-bench`; return its exit code."""
+    return run("jaxgpt-bench", "Measure models: quality, speed against the ceiling, and a report.", COMMANDS, argv)

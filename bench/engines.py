@@ -1,0 +1,150 @@
+"""The engines that `jaxgpt-bench generate` times, each in a process of its own.
+
+    python -m bench.engines '{"engine": "jaxgpt-torch", "precision": "fp32", "folder": "...", "threads": 2}'
+
+is what the bench starts: it loads the model, says so with a line of JSON, and then generates once for
+every line that it reads. A process of its own gives each engine its own threads and an honest peak of
+memory.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.shared.generation import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One row of the speed table.
+
+    Attributes:
+      engine: jaxgpt-torch, jaxgpt-flax, transformers.
+      precision: fp32, int8-dynamic, int8-static.
+      folder: the artifact, or the run for jaxgpt-flax.
+      threads: CPU threads.
+      cached: with a KV cache.
+    """
+
+    engine: str
+    precision: str
+    folder: str
+    threads: int
+    cached: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return f"{self.engine} {self.precision}" + ("" if self.cached else " without KV cache")
+
+
+class TransformersEngine:
+    """Hugging Face's GPT-2, with its own cache or, as the original project ran it, without."""
+
+    def __init__(self, folder: str, cached: bool) -> None:
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self._torch = torch
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.block_size = int(self._model.config.n_positions)
+        self._cached = cached
+        self._past: Any = None
+        self._tokens: list[int] = []
+
+    def start(self, tokens: Any) -> Any:
+        """Take a prompt; return the logits (V,) after it."""
+        self._past, self._tokens = None, list(tokens)
+        return self._run(list(tokens))
+
+    def step(self, token: int) -> Any:
+        """Take one more token; return the logits (V,) after it."""
+        self._tokens.append(token)
+        return self._run([token] if self._cached else self._tokens)
+
+    def _run(self, tokens: list[int]) -> Any:
+        with self._torch.inference_mode():
+            # logits_to_keep=1: only the last position's logits are asked for, as generate() does.
+            out = self._model(
+                self._torch.tensor([tokens]),
+                past_key_values=self._past if self._cached else None,
+                use_cache=self._cached,
+                logits_to_keep=1,
+            )
+        self._past = out.past_key_values if self._cached else None
+        return out.logits[0, -1].numpy()
+
+
+def open_engine(contestant: Contestant) -> Engine:
+    """Load a model."""
+    if contestant.engine == "jaxgpt-flax":
+        import jax
+
+        from jaxgpt.model import init_params
+        from jaxgpt.runs import load_params, open_run
+        from jaxgpt.sample import JaxEngine
+
+        run = open_run(Path(contestant.folder))
+        abstract = jax.eval_shape(lambda: init_params(run.config.model, 0))
+        return JaxEngine(run.config.model, load_params(run, "best", abstract)[1])
+    import torch
+
+    torch.set_num_threads(contestant.threads)
+    if contestant.engine == "transformers":
+        return TransformersEngine(contestant.folder, contestant.cached)
+    from export.artifact import load
+    from export.model import Session, UncachedSession
+
+    model = load(contestant.folder)
+    return Session(model) if contestant.cached else UncachedSession(model)
+
+
+def timed_generation(engine: Engine, prompt: list[int], count: int) -> dict[str, Any]:
+    """Generate greedily, never stopping early.
+
+    Args:
+      engine: the model.
+      prompt: tokens.
+      count: tokens to generate; prompt and they fit into the context.
+
+    Returns:
+      tokens, prefill_s (prompt to first token) and decode_s (the other count - 1 tokens).
+    """
+    started = time.perf_counter()
+    tokens = [int(engine.start(prompt).argmax())]
+    first = time.perf_counter()
+    while len(tokens) < count:
+        tokens.append(int(engine.step(tokens[-1]).argmax()))
+    return {"tokens": tokens, "prefill_s": first - started, "decode_s": time.perf_counter() - first}
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident memory of this process so far (VmHWM; getrusage would count the parent's)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def serve(contestant: Contestant) -> None:
+    """Load, then answer each line {"prompt": [...], "count": N} with a line of figures."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    engine = open_engine(contestant)
+    channel.write(json.dumps({"ready": True}) + "\n")
+    channel.flush()
+    for line in sys.stdin:
+        order = json.loads(line)
+        done = timed_generation(engine, order["prompt"], order["count"])
+        channel.write(json.dumps({**done, "peak_rss_bytes": peak_rss_bytes()}) + "\n")
+        channel.flush()
+
+
+if __name__ == "__main__":
+    serve(Contestant(**json.loads(sys.argv[1])))

@@ -1,0 +1,334 @@
+"""`jaxgpt-bench generate`: tokens a second, beside the ceiling that the memory sets.
+
+    jaxgpt-bench generate --artifact ART... --tokens 250
+    jaxgpt-bench generate --preset gpt2 --peers            (random weights: speed does not depend on them)
+
+Every engine runs in a process of its own; in each round all of them generate once, one after the other,
+so that a slow moment of the machine hits none alone. The ceiling is measured read bandwidth / bytes of
+weights a token; reading a buffer of just that size is what is measured, once a round.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from bench.engines import Contestant
+from bench.machine import provenance, read_bandwidth
+from export.artifact import Artifact, Quantization, Tensors, read_artifact, write_artifact
+from export.generate import set_threads
+from export.model import float_model, layer_shapes, norm_names
+from export.quantize.calibration import collect_inputs, plan_input
+from export.quantize.rounding import HEAD, int8_tensors
+from jaxgpt.config import ModelConfig, find_preset
+from jaxgpt.shared.console import Result, say, stderr
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import write_json
+from jaxgpt.shared.tokenizer import Tokenizer
+
+PROMPT_TOKENS = 16
+WARMUP_TOKENS = 8
+BANDWIDTH_BUFFER_BYTES = 1_000_000_000
+RANDOM_VOCAB_SIZE = 50_257
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """Measure generation speed, batch 1, greedy.
+
+    Attributes:
+      artifact: artifact folders.
+      run: run folder: its Flax model is measured too.
+      preset: measure a model of this shape with random weights, as fp32, int8-dynamic and int8-static.
+      tokens: to generate in each round.
+      threads: CPU threads; 0 takes all cores that this process may use.
+      rounds: in each of which every engine generates once.
+      uncached: also without KV cache (slow: every token runs the whole text again).
+      peers: also transformers' GPT-2, with its cache and without.
+      out: also write the figures into this JSON file.
+      json: print one JSON document with all figures on stdout.
+    """
+
+    artifact: tuple[Path, ...] = ()
+    run: Path | None = None
+    preset: str | None = None
+    tokens: int = 250
+    threads: int = 0
+    rounds: int = 3
+    uncached: bool = False
+    peers: bool = False
+    out: Path | None = None
+    json: bool = False
+
+
+class Worker:
+    """An engine in a process of its own."""
+
+    def __init__(self, contestant: Contestant) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(contestant.threads), "JAX_PLATFORMS": "cpu"}
+        order = json.dumps(dataclasses.asdict(contestant))
+        self.contestant = contestant
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.engines", order],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._answer()
+
+    def generate(self, prompt: list[int], count: int) -> dict[str, Any]:
+        """Generate once; see `engines.timed_generation`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompt": prompt, "count": count}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise RuntimeError(f"{self.contestant.name} stopped with code {self._process.returncode}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def generate(options: GenerateOptions) -> Result:
+    """Run `jaxgpt-bench generate`."""
+    if options.tokens < 2 or options.rounds < 1:
+        raise UserError("--tokens must be at least 2 and --rounds at least 1")
+    threads = options.threads or len(os.sched_getaffinity(0))
+    set_threads(threads)
+    with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
+        folders = list(options.artifact)
+        if options.preset is not None:
+            if folders or options.run is not None:
+                raise UserError("give --preset, or --artifact and --run, not both")
+            folders = random_artifacts(options.preset, Path(scratch))
+        artifacts = [read_artifact(folder) for folder in folders]
+        if not artifacts:
+            raise UserError("nothing to measure: give --artifact ART... or --preset NAME")
+        config = artifacts[0].config
+        if any(artifact.config != config for artifact in artifacts):
+            raise UserError("the artifacts are of different models; measure them one after the other")
+        length = min(PROMPT_TOKENS, config.block_size - options.tokens + 1)
+        if length < 1:
+            raise UserError(
+                f"--tokens {options.tokens} does not fit the model's context of {config.block_size}"
+            )
+        sizes = {artifact.kind: weight_bytes(artifact) for artifact in artifacts}
+        files = {artifact.kind: artifact.file_bytes for artifact in artifacts}
+        line_up = contestants(options, artifacts, threads)
+        del artifacts
+        prompt = np.random.default_rng(0).integers(config.vocab_size - 1, size=length).tolist()
+        rounds, bandwidths = run_rounds(line_up, prompt, options, sizes, threads)
+        rows = [
+            row(contestant, rounds[contestant.name], bandwidths, sizes, files, length)
+            for contestant in line_up
+        ]
+    figures = {
+        **provenance(),
+        "settings": {
+            "preset": options.preset,
+            "model": dataclasses.asdict(config),
+            "tokens": options.tokens,
+            "prompt_tokens": length,
+            "threads": threads,
+            "batch": 1,
+            "sampling": "greedy",
+        },
+        "rounds": options.rounds,
+        "bandwidth_gb_s": [round(value, 2) for value in bandwidths["memory"]],
+        "rows": rows,
+    }
+    stderr.print(speed_table(rows))
+    if options.out is not None:
+        write_json(options.out, figures)
+    return Result(figures)
+
+
+def contestants(options: GenerateOptions, artifacts: Sequence[Artifact], threads: int) -> list[Contestant]:
+    """List what is measured."""
+    found = []
+    for artifact in artifacts:
+        cached = Contestant("jaxgpt-torch", artifact.kind, str(artifact.folder), threads)
+        found.append(cached)
+        if options.uncached:
+            found.append(dataclasses.replace(cached, cached=False))
+        if options.peers and artifact.quantization is None:
+            peer = dataclasses.replace(cached, engine="transformers")
+            found += [peer, dataclasses.replace(peer, cached=False)]
+    if options.run is not None:
+        found.append(Contestant("jaxgpt-flax", "fp32", str(options.run), threads))
+    return found
+
+
+def run_rounds(
+    line_up: Sequence[Contestant],
+    prompt: list[int],
+    options: GenerateOptions,
+    sizes: dict[str, int],
+    threads: int,
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[float]]]:
+    """Generate in every round with every engine.
+
+    Returns:
+      The answers by row name, and the read bandwidth of each round by precision, and for "memory"
+      (a buffer that no cache holds), in 10^9 bytes a second.
+    """
+    workers: list[Worker] = []
+    answers: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in line_up}
+    bandwidths: dict[str, list[float]] = {key: [] for key in ("memory", *sizes)}
+    try:
+        for contestant in line_up:
+            say(f"loading {contestant.name}")
+            workers.append(Worker(contestant))
+            workers[-1].generate(prompt, min(WARMUP_TOKENS, options.tokens))
+        for number in range(options.rounds):
+            bandwidths["memory"].append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, threads))
+            for kind, size in sizes.items():
+                bandwidths[kind].append(read_bandwidth(size, threads))
+            for worker in workers:
+                answer = worker.generate(prompt, options.tokens)
+                answers[worker.contestant.name].append(answer)
+                rate = (options.tokens - 1) / answer["decode_s"]
+                say(f"round {number + 1}/{options.rounds}  {worker.contestant.name}: {rate:.1f} tokens/s")
+    finally:
+        for worker in workers:
+            worker.close()
+    return answers, bandwidths
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, min and max."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def row(
+    contestant: Contestant,
+    answers: Sequence[dict[str, Any]],
+    bandwidths: dict[str, list[float]],
+    sizes: dict[str, int],
+    files: dict[str, int],
+    prompt_length: int,
+) -> dict[str, Any]:
+    """Turn an engine's answers into its row."""
+    size = sizes[contestant.precision if contestant.precision in sizes else "fp32"]
+    decode = spread([(len(answer["tokens"]) - 1) / answer["decode_s"] for answer in answers])
+    ceiling = statistics.median(bandwidths[contestant.precision]) * 1e9 / size
+    return {
+        "engine": contestant.engine,
+        "precision": contestant.precision,
+        "kv_cache": contestant.cached,
+        "decode_tokens_per_s": decode,
+        "prefill_tokens_per_s": spread([prompt_length / answer["prefill_s"] for answer in answers]),
+        "seconds": spread([answer["prefill_s"] + answer["decode_s"] for answer in answers]),
+        "bytes_per_token": size,
+        "read_gb_s": statistics.median(bandwidths[contestant.precision]),
+        "ceiling_tokens_per_s": ceiling,
+        "ceiling_share": decode["median"] / ceiling,
+        "file_mb": files[contestant.precision] / 1e6,
+        "peak_rss_mb": max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
+        "greedy_tokens": answers[0]["tokens"],
+    }
+
+
+def weight_bytes(artifact: Artifact) -> int:
+    """Return the bytes of weights that one token reads: everything but the embedding rows it skips.
+
+    The token embedding counts once, as the head.
+    """
+    skipped = ("wpe.weight", "wpe.weight_scale", "wte.smooth")
+    return sum(tensor.nbytes for name, tensor in artifact.tensors.items() if name not in skipped)
+
+
+def random_artifacts(preset: str, scratch: Path) -> list[Path]:
+    """Write artifacts of a preset's shape with random weights: fp32, int8-dynamic, int8-static.
+
+    They have no certificate: nothing but their speed means anything.
+    """
+    config = find_preset(preset).model(RANDOM_VOCAB_SIZE)
+    say(f"making random weights of the shape of {preset}")
+    tensors = random_tensors(config)
+    tokenizer = placeholder_tokenizer(config.vocab_size)
+    hf = {}
+    for name, tensor in tensors.items():
+        conv1d = tensor.ndim == 2 and not name.startswith(("wte", "wpe"))
+        hf[f"transformer.{name}"] = tensor.t() if conv1d else tensor
+    model = float_model(config, tensors)
+    tokens = torch.randint(config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+    plans = {
+        name: plan_input(layer, tensors["wte.weight" if name == HEAD else f"{name}.weight"], (1.0,), ())
+        for name, layer in collect_inputs(model, tokens.int()).items()
+    }
+    del model
+    made: list[tuple[str, Quantization | None, Tensors]] = [
+        ("fp32", None, hf),
+        ("int8-dynamic", Quantization("dynamic"), int8_tensors(config, tensors)),
+        ("int8-static", Quantization("static"), int8_tensors(config, tensors, plans)),
+    ]
+    for name, quantization, content in made:
+        (scratch / name).mkdir()
+        write_artifact(scratch / name, config, quantization, content, tokenizer)
+    return [scratch / name for name, _, _ in made]
+
+
+def random_tensors(config: ModelConfig) -> Tensors:
+    """Return float tensors by module name, N(0, 0.02), every one non-zero."""
+    generator = torch.Generator().manual_seed(0)
+    tensors: Tensors = {}
+    for name, (O, I) in layer_shapes(config).items():
+        tensors[f"{name}.weight"] = torch.randn(O, I, generator=generator) * 0.02
+        if name not in ("wte", "wpe"):
+            tensors[f"{name}.bias"] = torch.randn(O, generator=generator) * 0.02
+    for name in norm_names(config):
+        tensors[f"{name}.weight"] = 1 + torch.randn(config.n_embd, generator=generator) * 0.02
+        tensors[f"{name}.bias"] = torch.randn(config.n_embd, generator=generator) * 0.02
+    return tensors
+
+
+def placeholder_tokenizer(vocab_size: int) -> Tokenizer:
+    """Return a tokenizer of that size whose merges mean nothing (pairs of bytes, of pairs, ...)."""
+    tokens = [bytes([b]) for b in range(256)]
+    merges: list[tuple[bytes, bytes]] = []
+    for first in tokens:
+        for second in tokens:
+            if len(merges) == vocab_size - 257:
+                return Tokenizer(merges, "placeholder")
+            merges.append((first, second))
+    raise UserError(f"no placeholder tokenizer has {vocab_size} tokens")
+
+
+def speed_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Lay the rows out for a terminal."""
+    table = Table("engine", "precision", "cache", "s", "tokens/s", "min-max", "of ceiling", "file MB", "peak MB")
+    for line in rows:
+        decode = line["decode_tokens_per_s"]
+        table.add_row(
+            line["engine"],
+            line["precision"],
+            "yes" if line["kv_cache"] else "no",
+            f"{line['seconds']['median']:.2f}",
+            f"{decode['median']:.1f}",
+            f"{decode['min']:.0f}-{decode['max']:.0f}",
+            f"{line['ceiling_share']:.0%}",
+            f"{line['file_mb']:.1f}",
+            f"{line['peak_rss_mb']:.0f}",
+        )
+    return table

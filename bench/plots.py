@@ -1,0 +1,87 @@
+"""The report's plots, as SVG text."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
+SMOOTH_STEPS = 20
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    # No date and a fixed salt: the same figures give the same bytes.
+    with plt.rc_context({"svg.hashsalt": "jaxgpt", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(width, height))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    return figure, axes
+
+
+def loss_curve(metrics: Sequence[dict[str, Any]]) -> str:
+    """Draw training loss (a moving mean over 20 steps) and validation loss against steps.
+
+    Args:
+      metrics: rows of metrics.jsonl.
+    """
+    figure, axes = _axes(7.2, 3.2)
+    train = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
+    val = [(row["step"], row["val_loss"]) for row in metrics if "val_loss" in row]
+    losses = [loss for _, loss in train]
+    means = [
+        sum(losses[max(i - SMOOTH_STEPS + 1, 0) : i + 1]) / len(losses[max(i - SMOOTH_STEPS + 1, 0) : i + 1])
+        for i in range(len(losses))
+    ]
+    axes.plot([step for step, _ in train], means, color=BLUE, linewidth=1.4, label="training (mean of 20 steps)")
+    axes.plot(*zip(*val, strict=True), color=ORANGE, marker="o", linewidth=1.4, label="validation, whole split")
+    axes.set_xlabel("optimizer step", fontsize=9)
+    axes.set_ylabel("loss, nats per token", fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(axis="y", alpha=0.25)
+    return _svg(figure)
+
+
+def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
+    """Draw tokens/s of each engine (median, with min and max) in front of its ceiling.
+
+    Args:
+      rows: of `jaxgpt-bench generate`.
+      title: what was measured.
+    """
+    figure, axes = _axes(7.2, 0.42 * len(rows) + 1.1)
+    names = [_name(row) for row in rows]
+    places = range(len(rows))
+    ceilings = [row["ceiling_tokens_per_s"] for row in rows]
+    medians = [row["decode_tokens_per_s"]["median"] for row in rows]
+    low = [m - row["decode_tokens_per_s"]["min"] for m, row in zip(medians, rows, strict=True)]
+    high = [row["decode_tokens_per_s"]["max"] - m for m, row in zip(medians, rows, strict=True)]
+    axes.barh(places, ceilings, color=GREY, alpha=0.45, label="ceiling: read bandwidth / bytes a token")
+    axes.barh(places, medians, height=0.5, color=BLUE, xerr=[low, high], ecolor="#444", label="measured")
+    edge = max(medians) * 1.35
+    axes.set_xlim(0, edge)
+    for place, (median, ceiling) in enumerate(zip(medians, ceilings, strict=True)):
+        beyond = f"  (ceiling {ceiling:,.0f})" if ceiling > edge else ""
+        axes.text(median + edge * 0.02, place, f"{median:,.1f}{beyond}", va="center", fontsize=9)
+    axes.set_yticks(list(places), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("tokens/s", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['engine']} {row['precision']}" + ("" if row["kv_cache"] else ", no KV cache")

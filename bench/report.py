@@ -1,0 +1,178 @@
+"""`jaxgpt-bench report`: one self-contained page, report.json, and the README's table.
+
+    jaxgpt-bench report --run RUN --fp32 ART --quality quality.json --speed speed.json ... --out FOLDER
+
+Everything on the page comes from files that the other commands wrote; nothing is typed in.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from bench.machine import commit
+from bench.plots import loss_curve, speed_bars
+from bench.quality import quality_cells
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import read_json, write_atomic, write_json
+
+SHOWN_SAMPLES = 4
+TABLE_BEGIN, TABLE_END = "<!-- table: begin -->", "<!-- table: end -->"
+# The engine whose KV-cached speed stands for a quality row.
+SPEED_ROWS = {
+    "flax-fp32": ("jaxgpt-flax", "fp32"),
+    "torch-fp32": ("jaxgpt-torch", "fp32"),
+    "int8-dynamic": ("jaxgpt-torch", "int8-dynamic"),
+    "int8-static": ("jaxgpt-torch", "int8-static"),
+}
+# The project that this one reimplements, as it published its own figures.
+ORIGINAL = {"val_loss": (1.3223, 1.3350), "size_mb": (620.33, 148.88), "tokens_per_s": (2.95, 4.01)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Put the measured figures on one page.
+
+    Attributes:
+      run: run folder.
+      fp32: float32 artifact, for its certificate.
+      quality: JSON file of `jaxgpt-bench quality --out`.
+      speed: JSON files of `jaxgpt-bench generate --out`; the first is the trained model's.
+      out: folder for report.html and report.json.
+      readme: README whose table is written anew; left alone if not given.
+      json: print report.json on stdout.
+    """
+
+    run: Path
+    fp32: Path
+    quality: Path
+    speed: tuple[Path, ...]
+    out: Path
+    readme: Path | None = None
+    json: bool = False
+
+
+def report(options: ReportOptions) -> Result:
+    """Run `jaxgpt-bench report`."""
+    from jaxgpt.runs import read_metrics  # imports JAX
+
+    metrics = read_metrics(options.run)
+    quality = read_json(options.quality, "quality figures")
+    speeds = [read_json(path, "speed figures") for path in options.speed]
+    if not speeds or not metrics:
+        raise UserError(f"a report needs --speed figures and a run with metrics; {options.run} has {len(metrics)}")
+    train = read_json(options.run / "summary.json", "summary of a finished run")
+    certificate = read_json(options.fp32 / "certificate.json", "certificate")
+    figures = {
+        "commit": commit(),
+        "train": {**train, "xz_bits_per_byte": quality["xz_bits_per_byte"]},
+        "parity": certificate["parity"],
+        "models": [model_entry(row, speeds[0]) for row in quality["rows"]],
+        "speed": [{key: speed[key] for key in ("settings", "bandwidth_gb_s", "rows")} for speed in speeds],
+        "machine": quality["machine"],
+        "date": quality["date"],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    page = render(figures, quality, speeds, metrics, certificate)
+    write_atomic(options.out / "report.html", page)
+    write_json(options.out / "report.json", figures)
+    if options.readme is not None:
+        write_table(options.readme, markdown_table(figures))
+    say(f"wrote {options.out / 'report.html'} and {options.out / 'report.json'}")
+    return Result(figures)
+
+
+def model_entry(row: dict[str, Any], speed: dict[str, Any]) -> dict[str, Any]:
+    """Join a quality row with the speed of its engine (KV cache); None where that was not measured."""
+    engine = SPEED_ROWS.get(row["name"])
+    found = [
+        line for line in speed["rows"] if (line["engine"], line["precision"]) == engine and line["kv_cache"]
+    ]
+    rate = found[0]["decode_tokens_per_s"]["median"] if found else None
+    return {**row, "tokens_per_s": rate}
+
+
+def render(
+    figures: dict[str, Any],
+    quality: dict[str, Any],
+    speeds: Sequence[dict[str, Any]],
+    metrics: Sequence[dict[str, Any]],
+    certificate: dict[str, Any],
+) -> str:
+    """Fill the page's template."""
+    folder = Path(__file__).parent
+    loader = jinja2.FileSystemLoader(folder)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    names = list(quality["samples"])
+    samples = [
+        {"prompt": prompt, "texts": [(name, quality["samples"][name][index]) for name in names]}
+        for index, prompt in enumerate(quality["prompts"][:SHOWN_SAMPLES])
+    ]
+    return environment.get_template("report.html.jinja").render(
+        figures=figures,
+        train=figures["train"],
+        quality=quality,
+        quality_rows=[quality_cells(row) for row in quality["rows"]],
+        certificate=certificate,
+        loss_svg=loss_curve(metrics),
+        speeds=[(speed, speed_bars(speed["rows"], speed_title(speed))) for speed in speeds],
+        samples=samples,
+        original=ORIGINAL,
+    )
+
+
+def speed_title(speed: dict[str, Any]) -> str:
+    """Say what a speed file measured."""
+    settings = speed["settings"]
+    model = settings["model"]
+    weights = f"{settings['preset']}, random weights" if settings["preset"] else "the trained model"
+    return (
+        f"{weights}: {model['n_layer']} layers x {model['n_embd']}, {settings['tokens']} tokens, "
+        f"{settings['threads']} threads"
+    )
+
+
+def markdown_table(figures: dict[str, Any]) -> str:
+    """Return the README's results table."""
+    train = figures["train"]
+    lines = [
+        f"Preset {train['preset']}, {train['parameters']:,} parameters, {train['steps']} steps, "
+        f"{train['tokens_seen']:,} tokens, {train['cpu_seconds']:.0f} cpu-seconds on {figures['machine']['cpu']} "
+        f"({figures['machine']['cores']} cores): {train['val_bits_per_byte']:.3f} bits per byte on held-out files "
+        f"(xz -9e on the same bytes: {train['xz_bits_per_byte']:.3f}).",
+        "",
+        "| model | validation loss | difference | KL mean | top-1 | MB | tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in figures["models"]:
+        name, loss, difference, kl, _, top1, _, size = quality_cells(row)
+        rate = "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}"
+        lines.append(f"| {name} | {loss} | {difference} | {kl} | {top1} | {size} | {rate} |")
+    for speed in figures["speed"][1:]:
+        lines += ["", f"Speed, {speed_title(speed)}, batch 1, greedy:", ""]
+        lines += ["| engine | KV cache | seconds | tokens/s (min-max) | of ceiling | file MB | peak MB |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for row in speed["rows"]:
+            decode = row["decode_tokens_per_s"]
+            lines.append(
+                f"| {row['engine']} {row['precision']} | {'yes' if row['kv_cache'] else 'no'} "
+                f"| {row['seconds']['median']:.2f} "
+                f"| {decode['median']:.1f} ({decode['min']:.1f}-{decode['max']:.1f}) "
+                f"| {row['ceiling_share']:.0%} | {row['file_mb']:.1f} | {row['peak_rss_mb']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def write_table(readme: Path, table: str) -> None:
+    """Replace what stands between the table's markers; UserError when there are none."""
+    if not readme.exists():
+        raise UserError(f"README {readme} is missing")
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(TABLE_BEGIN)
+    _, end, after = rest.partition(TABLE_END)
+    if not begin or not end:
+        raise UserError(f"{readme} has no {TABLE_BEGIN} ... {TABLE_END}")
+    write_atomic(readme, f"{before}{begin}\n{table}\n{end}{after}")

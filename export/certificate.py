@@ -1,0 +1,226 @@
+"""What an artifact carries as evidence, and `jaxgpt-export verify`, which measures it anew.
+
+    jaxgpt-export verify --artifact ART [--run RUN]
+
+certificate.json says which run and step the artifact came from, with which versions, the hash of every
+file, and the measured distance of the module's logits from the logits that Flax gave for the run.
+probe.safetensors holds those Flax logits, so that `verify` needs no JAX:
+
+    tokens      (B, T) int32     text of the run's validation split
+    positions   (P,) int32       flat positions b T + t whose logits are kept
+    logits      (P, V) float32   Flax, float32, of the run's checkpoint
+"""
+
+import dataclasses
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from export.artifact import Artifact, read_artifact
+from export.layers import kernel_name
+from export.model import GPT
+from export.parity import Parity, compare
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import read_json, sha256_of, write_json
+from jaxgpt.tokens import windows
+
+CERTIFICATE_FORMAT_VERSION = 1
+CERTIFIED_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "probe.safetensors")
+PROBE_SEQUENCES = 4
+MAX_PROBE_BYTES = 8_000_000  # a GPT-2 vocabulary takes 0.2 MB a position
+# float32 on both sides, matrix products summed in different orders: measured 3e-6 to 2e-5 on logits of
+# size 10; 1e-4 leaves room for another BLAS and none for a wrong epsilon, GELU or transposition.
+MAX_FP32_LOGIT_DIFF = 1e-4
+# INT8 against what was certified: another CPU may round float sums differently, which moves single
+# integers by one step; KL then moves by a few per cent, a wrong scale or layer by orders of magnitude.
+INT8_KL_FACTOR = 1.5
+INT8_KL_SLACK = 1e-5
+INT8_TOP1_SLACK = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Tokens with the logits that Flax gave for them; shapes in the module's docstring."""
+
+    tokens: Int32[Tensor, "B T"]
+    positions: Int32[Tensor, "P"]
+    logits: Float[Tensor, "P V"]
+
+
+def probe_tokens(val: "np.ndarray[Any, np.dtype[np.uint16]]", block_size: int) -> Int32[Tensor, "B T"]:
+    """Choose windows of the validation split, evenly spread; at most 4."""
+    inputs, targets = windows(val, block_size)
+    full = inputs[(targets >= 0).all(axis=1)]
+    chosen = np.linspace(0, len(full) - 1, min(PROBE_SEQUENCES, len(full))).round().astype(int)
+    return torch.from_numpy(full[chosen])
+
+
+def probe_positions(tokens: int, vocab_size: int) -> Int32[Tensor, "P"]:
+    """Choose flat positions, evenly spread with first and last, whose logits fit into 8 MB."""
+    count = max(min(tokens, MAX_PROBE_BYTES // (4 * vocab_size)), 2)
+    return torch.linspace(0, tokens - 1, count).round().to(torch.int32)
+
+
+def write_probe(folder: Path, probe: Probe) -> None:
+    """Write probe.safetensors."""
+    fields = {name: getattr(probe, name).contiguous() for name in ("tokens", "positions", "logits")}
+    save_file(fields, folder / "probe.safetensors")
+
+
+def read_probe(artifact: Artifact) -> Probe:
+    """Read probe.safetensors; UserError when it is missing, damaged or of another model."""
+    path = artifact.folder / "probe.safetensors"
+    if not path.exists():
+        raise UserError(f"{path} is missing; convert the run again")
+    try:
+        fields = load_file(path)
+        probe = Probe(fields["tokens"], fields["positions"], fields["logits"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); convert the run again") from None
+    if probe.logits.shape[1] != artifact.config.vocab_size or probe.tokens.shape[1] > artifact.config.block_size:
+        raise UserError(f"{path} belongs to another model; convert the run again")
+    return probe
+
+
+@torch.inference_mode()
+def probe_logits(model: GPT, probe: Probe) -> Float[Tensor, "P V"]:
+    """Return a module's logits at the probe's positions."""
+    T = probe.tokens.shape[1]
+    rows = []
+    for index, tokens in enumerate(probe.tokens):
+        here = (probe.positions // T == index).nonzero().flatten()
+        rows.append(model(tokens[None].long())[0, probe.positions[here] % T])
+    return torch.cat(rows)
+
+
+def measure(model: GPT, probe: Probe) -> Parity:
+    """Compare a module with the Flax logits of the probe."""
+    return compare(probe.logits, probe_logits(model, probe))
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed versions of packages, Python and the machine's architecture."""
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "machine": platform.machine(), **found}
+
+
+def write_certificate(folder: Path, kind: str, origin: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """Write certificate.json for what lies in a folder.
+
+    Args:
+      folder: of the artifact, every other file in place.
+      kind: fp32, int8-dynamic, int8-static.
+      origin: run, step and versions of the run that it came from.
+      figures: what was measured.
+
+    Returns:
+      The certificate.
+    """
+    certificate = {
+        "format_version": CERTIFICATE_FORMAT_VERSION,
+        "kind": kind,
+        "origin": origin,
+        **figures,
+        "files": {name: sha256_of(folder / name) for name in CERTIFIED_FILES},
+    }
+    write_json(folder / "certificate.json", certificate)
+    return certificate
+
+
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """Read certificate.json; UserError when it is missing or of another version."""
+    certificate = read_json(folder / "certificate.json", "certificate")
+    if certificate.get("format_version") != CERTIFICATE_FORMAT_VERSION:
+        raise UserError(
+            f"{folder / 'certificate.json'} has format version {certificate.get('format_version')}, "
+            f"expected {CERTIFICATE_FORMAT_VERSION}; convert the run again"
+        )
+    missing = [key for key in ("kind", "origin", "parity", "files") if key not in certificate]
+    if missing:
+        raise UserError(f"{folder / 'certificate.json'} lacks {', '.join(missing)}; convert the run again")
+    return certificate
+
+
+def altered_files(folder: Path, certificate: dict[str, Any]) -> list[str]:
+    """Return the names of files that are not those that were certified."""
+    files = certificate["files"]
+    return [
+        name
+        for name in CERTIFIED_FILES
+        if not (folder / name).exists() or sha256_of(folder / name) != files.get(name)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyOptions:
+    """Measure an artifact's certificate anew; exit code 1 when a gate fails.
+
+    Attributes:
+      artifact: the artifact folder.
+      run: the run it came from: its Flax logits are recomputed too (needs JAX).
+      json: print one JSON document with all figures on stdout.
+    """
+
+    artifact: Path
+    run: Path | None = None
+    json: bool = False
+
+
+def verify(options: VerifyOptions) -> Result:
+    """Run `jaxgpt-export verify`."""
+    artifact = read_artifact(options.artifact)
+    certificate = read_certificate(options.artifact)
+    probe = read_probe(artifact)
+    gates: dict[str, bool] = {}
+    altered = altered_files(options.artifact, certificate)
+    gates["files are the certified ones"] = not altered
+    gates[f"kind is {certificate['kind']}"] = certificate["kind"] == artifact.kind
+    parity = measure(artifact.model(), probe)
+    gates |= parity_gates(artifact, parity, certificate)
+    figures: dict[str, Any] = {"kind": artifact.kind, "altered_files": altered, "parity": dataclasses.asdict(parity)}
+    if artifact.quantization is not None:
+        figures["kernel"] = kernel_name()
+    if options.run is not None:
+        from export.convert import flax_logits  # the only module that knows JAX
+
+        logits = flax_logits(options.run, int(certificate["origin"]["step"]), probe)
+        difference = float((logits - probe.logits).abs().max())
+        figures["flax_max_abs_logit_diff"] = difference
+        text = f"Flax logits of the run, max abs difference {difference:.2e} <= {MAX_FP32_LOGIT_DIFF:.0e}"
+        gates[text] = difference <= MAX_FP32_LOGIT_DIFF
+    for text, passed in gates.items():
+        say(f"{'pass' if passed else 'FAIL'}  {text}")
+    if altered:
+        say(f"      altered: {', '.join(altered)}")
+    figures["gates"] = gates
+    figures["passed"] = all(gates.values())
+    return Result(figures, passed=figures["passed"])
+
+
+def parity_gates(artifact: Artifact, parity: Parity, certificate: dict[str, Any]) -> dict[str, bool]:
+    """Return the gates on the distance from Flax, each with its figures as text."""
+    if artifact.quantization is None:
+        text = (
+            f"logits against Flax: max abs difference {parity.max_abs_logit_diff:.2e} <= {MAX_FP32_LOGIT_DIFF:.0e}"
+        )
+        return {text: parity.max_abs_logit_diff <= MAX_FP32_LOGIT_DIFF}
+    certified = certificate["parity"]
+    kl_bound = {
+        name: INT8_KL_FACTOR * float(certified[name]) + INT8_KL_SLACK for name in ("kl_mean", "kl_max")
+    }
+    top1_bound = float(certified["top1_agreement"]) - INT8_TOP1_SLACK
+    return {
+        f"KL from Flax: mean {parity.kl_mean:.2e} <= {kl_bound['kl_mean']:.2e}": parity.kl_mean <= kl_bound["kl_mean"],
+        f"KL from Flax: max {parity.kl_max:.2e} <= {kl_bound['kl_max']:.2e}": parity.kl_max <= kl_bound["kl_max"],
+        f"top-1 agreement with Flax {parity.top1_agreement:.4f} >= {top1_bound:.4f}": parity.top1_agreement
+        >= top1_bound,
+    }

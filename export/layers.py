@@ -1,0 +1,159 @@
+"""Quantized layers that run real INT8 kernels.
+
+The integer product runs in oneDNN (int8 x int8 -> int32), through the operator that PyTorch's own
+quantized models use, on a copy of the weights that oneDNN packs for this CPU; where that operator is
+missing or wrong (older CPUs add pairs of products in 16 bits and saturate) `torch._int_mm` takes its
+place. Which of them is exact is checked once, on the extreme values.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int8, Integer
+from torch import Tensor, nn
+
+from export.arithmetic import LEVELS, quantize_static, quantize_tokens
+
+Product = Callable[[Tensor], Tensor]
+
+
+def _onednn_product(weight: Int8[Tensor, "O I"]) -> Product:
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    ones = torch.ones(len(weight))
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    operator = torch.ops.onednn.qlinear_pointwise.default
+
+    def product(q: Int8[Tensor, "N I"]) -> Float[Tensor, "N O"]:
+        # Scales of 1 and no zero points: the result is the int32 sum, converted to float32.
+        return operator(q, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+
+    return product
+
+
+def _int_mm_product(weight: Int8[Tensor, "O I"]) -> Product:
+    transposed = weight.t()
+    return lambda q: torch._int_mm(q, transposed).float()
+
+
+KERNELS: dict[str, Callable[[Tensor], Product]] = {"onednn": _onednn_product, "int_mm": _int_mm_product}
+
+
+@functools.cache
+def kernel_name() -> str:
+    """Return the first INT8 kernel that gives exact sums on this machine.
+
+    Raises:
+      RuntimeError: none does.
+    """
+    for name, make in KERNELS.items():
+        try:
+            if is_exact(make):
+                return name
+        except (RuntimeError, AttributeError, NotImplementedError):
+            continue
+    raise RuntimeError(f"no INT8 kernel of this PyTorch ({torch.__version__}) gives exact sums on this CPU")
+
+
+def is_exact(make: Callable[[Tensor], Product]) -> bool:
+    """Whether a kernel gives the exact sums of extreme and random values, for one token and for many."""
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randint(-LEVELS, LEVELS + 1, (64, 256), generator=generator, dtype=torch.int8)
+    extreme = torch.full((64, 256), LEVELS, dtype=torch.int8)
+    extreme[::2] = -LEVELS
+    for weight in (random, extreme):
+        product = make(weight)
+        for q in (random[:1], random[:33], extreme[:2], extreme[1:2]):
+            exact = (q.long() @ weight.long().t()).float()
+            if not torch.equal(product(q), exact):
+                return False
+    return True
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights and int8 input; `export.arithmetic` defines what it computes.
+
+    Attributes:
+      weight: (O, I) int8.
+      weight_scale: (O,).
+      bias: (O,), or None.
+      input_scale: () for static input; None for dynamic.
+      smooth: (I,) by which the input is divided first; None for none.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+    smooth: Tensor | None
+
+    def __init__(
+        self,
+        weight: Int8[Tensor, "O I"],
+        weight_scale: Float[Tensor, "O"],
+        bias: Float[Tensor, "O"] | None = None,
+        input_scale: Float[Tensor, ""] | None = None,
+        smooth: Float[Tensor, "I"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("bias", bias)
+        self.register_buffer("input_scale", input_scale)
+        self.register_buffer("smooth", smooth)
+        self._product = KERNELS[kernel_name()](weight)
+        self._static_scale = None if input_scale is None else input_scale * weight_scale
+
+    def quantize_input(
+        self, x: Float[Tensor, "N I"]
+    ) -> tuple[Int8[Tensor, "N I"], Float[Tensor, "N 1"] | Float[Tensor, ""]]:
+        """Return the integers of the input and their step."""
+        if self.smooth is not None:
+            x = x / self.smooth
+        if self.input_scale is None:
+            return quantize_tokens(x)
+        return quantize_static(x, self.input_scale), self.input_scale
+
+    def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        """Apply the layer."""
+        q, scale = self.quantize_input(x.reshape(-1, x.shape[-1]))
+        step = scale * self.weight_scale if self._static_scale is None else self._static_scale
+        y = self._product(q) * step
+        if self.bias is not None:
+            y = y + self.bias
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def extra_repr(self) -> str:
+        """Say what kind of layer it is."""
+        inputs = "dynamic" if self.input_scale is None else "static"
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, int8, {inputs} input"
+
+
+class Int8Embedding(nn.Module):
+    """An embedding whose rows are int8, each with its own step.
+
+    Attributes:
+      weight: (V, C) int8; the head uses the same tensor.
+      weight_scale: (V,).
+      smooth: (C,) by which a row is divided; None unless the head is smoothed.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    smooth: Tensor | None
+
+    def __init__(
+        self,
+        weight: Int8[Tensor, "V C"],
+        weight_scale: Float[Tensor, "V"],
+        smooth: Float[Tensor, "C"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("smooth", smooth)
+
+    def forward(self, tokens: Integer[Tensor, "*N"]) -> Float[Tensor, "*N C"]:
+        """Return the rows of tokens as float32."""
+        rows = self.weight[tokens].float() * self.weight_scale[tokens][..., None]
+        return rows if self.smooth is None else rows / self.smooth

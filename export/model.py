@@ -1,0 +1,226 @@
+"""GPT-2 as a PyTorch module, for float and for INT8 artifacts, and a session with a KV cache.
+
+    B batch, T time, C channels, H heads, D head size, V vocabulary, S cache length
+
+The structure is the same for every artifact; which class a layer has comes from the artifact.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jaxgpt.config import ModelConfig
+from jaxgpt.shared.errors import UserError
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+class Cache:
+    """Keys and values of the tokens so far.
+
+    Attributes:
+      keys: (L, B, H, S, D).
+      values: (L, B, H, S, D).
+      length: number of tokens in it.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int) -> None:
+        shape = (config.n_layer, batch, config.n_head, config.block_size, config.head_size)
+        self.keys = torch.zeros(shape)
+        self.values = torch.zeros(shape)
+        self.length = 0
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention; c_attn and c_proj are float or INT8 layers."""
+
+    def __init__(self, n_head: int, c_attn: nn.Module, c_proj: nn.Module) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.c_attn = c_attn
+        self.c_proj = c_proj
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], cache: Cache | None = None, layer: int = 0
+    ) -> Float[Tensor, "B T C"]:
+        """Attend to the tokens up to each position, those in the cache included."""
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)  # (B, H, T, D)
+        mask = None
+        if cache is not None:
+            start, end = cache.length, cache.length + T
+            cache.keys[layer, :, :, start:end] = key
+            cache.values[layer, :, :, start:end] = value
+            key, value = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
+            if start and T > 1:
+                mask = torch.ones(T, end, dtype=torch.bool).tril(start)
+        causal = mask is None and T > 1
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        return self.c_proj(mixed.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU (tanh) between them."""
+
+    def __init__(self, c_fc: nn.Module, c_proj: nn.Module) -> None:
+        super().__init__()
+        self.c_fc = c_fc
+        self.c_proj = c_proj
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """Apply both layers."""
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalized input and added to the stream."""
+
+    def __init__(self, channels: int, attn: Attention, mlp: MLP) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPSILON)
+        self.attn = attn
+        self.ln_2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPSILON)
+        self.mlp = mlp
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], cache: Cache | None = None, layer: int = 0
+    ) -> Float[Tensor, "B T C"]:
+        """Return the new stream."""
+        x = x + self.attn(self.ln_1(x), cache, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """GPT-2; `model(tokens)` gives logits.
+
+    Args:
+      config: shape.
+      layers: every embedding and linear layer by its GPT-2 name (wte, wpe, h.0.attn.c_attn, ...,
+        lm_head), of whatever class.
+    """
+
+    def __init__(self, config: ModelConfig, layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = layers["wte"]
+        self.wpe = layers["wpe"]
+        self.h = nn.ModuleList()
+        for index in range(config.n_layer):
+            name = f"h.{index}"
+            attn = Attention(config.n_head, layers[f"{name}.attn.c_attn"], layers[f"{name}.attn.c_proj"])
+            mlp = MLP(layers[f"{name}.mlp.c_fc"], layers[f"{name}.mlp.c_proj"])
+            self.h.append(Block(config.n_embd, attn, mlp))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
+        self.lm_head = layers["lm_head"]
+
+    def forward(
+        self, tokens: Integer[Tensor, "B T"], cache: Cache | None = None, last_only: bool = False
+    ) -> Float[Tensor, "B T2 V"]:
+        """Return the logits of the next token at every position.
+
+        Args:
+          tokens: ids in [0, V); with those in the cache at most block_size.
+          cache: tokens that came before; it takes these in.
+          last_only: logits of the last position only, T2 = 1 (else T2 = T).
+
+        Raises:
+          UserError: more tokens than the context holds.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + tokens.shape[1]
+        if end > self.config.block_size:
+            raise UserError(f"{end} tokens were given, the model's context holds {self.config.block_size}")
+        x = self.wte(tokens) + self.wpe(torch.arange(start, end, device=tokens.device))
+        for layer, block in enumerate(self.h):
+            x = block(x, cache, layer)
+        if cache is not None:
+            cache.length = end
+        return self.lm_head(self.ln_f(x[:, -1:] if last_only else x))
+
+
+def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return (O, I) of every matrix by layer name; (V, C) and (block_size, C) of the embeddings."""
+    C = config.n_embd
+    shapes = {"wte": (config.vocab_size, C), "wpe": (config.block_size, C)}
+    for index in range(config.n_layer):
+        shapes[f"h.{index}.attn.c_attn"] = (3 * C, C)
+        shapes[f"h.{index}.attn.c_proj"] = (C, C)
+        shapes[f"h.{index}.mlp.c_fc"] = (4 * C, C)
+        shapes[f"h.{index}.mlp.c_proj"] = (C, 4 * C)
+    return shapes
+
+
+def norm_names(config: ModelConfig) -> list[str]:
+    """Return the names of the LayerNorms."""
+    return [*(f"h.{i}.{norm}" for i in range(config.n_layer) for norm in ("ln_1", "ln_2")), "ln_f"]
+
+
+def float_model(config: ModelConfig, tensors: dict[str, Tensor]) -> GPT:
+    """Build the float32 module.
+
+    Args:
+      config: shape.
+      tensors: by module name: "wte.weight", "h.0.attn.c_attn.weight" (O, I), ".bias", "ln_f.weight", ...
+    """
+    layers: dict[str, nn.Module] = {}
+    with torch.device("meta"):
+        for name, (O, I) in layer_shapes(config).items():
+            layers[name] = nn.Embedding(O, I) if name in ("wte", "wpe") else nn.Linear(I, O)
+        layers["lm_head"] = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        model = GPT(config, layers)
+    tied = {**tensors, "lm_head.weight": tensors["wte.weight"]}
+    model.load_state_dict(tied, strict=True, assign=True)
+    model.lm_head.weight = model.wte.weight
+    return model.eval().requires_grad_(False)
+
+
+class Session:
+    """Generates with a module and a KV cache, one text at a time; an `Engine` of `shared.generation`."""
+
+    def __init__(self, model: GPT) -> None:
+        self.block_size = model.config.block_size
+        self._model = model
+        self._cache = Cache(model.config, batch=1)
+
+    @torch.inference_mode()
+    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Take a prompt of 1 to block_size tokens; return the logits (V,) after it."""
+        self._cache.length = 0
+        return self._logits(list(tokens))
+
+    @torch.inference_mode()
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one more token; return the logits (V,) after it."""
+        return self._logits([token])
+
+    def _logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        logits = self._model(torch.tensor([tokens]), self._cache, last_only=True)
+        array: npt.NDArray[np.float32] = logits[0, -1].numpy()
+        return array
+
+
+class UncachedSession:
+    """The same without a KV cache: every token runs the whole text again, as the original project did."""
+
+    def __init__(self, model: GPT) -> None:
+        self.block_size = model.config.block_size
+        self._model = model
+        self._tokens: list[int] = []
+
+    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Take a prompt; return the logits (V,) after it."""
+        self._tokens = list(tokens[:-1])
+        return self.step(tokens[-1])
+
+    @torch.inference_mode()
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one more token; return the logits (V,) after it."""
+        self._tokens.append(token)
+        array: npt.NDArray[np.float32] = self._model(torch.tensor([self._tokens]))[0, -1].numpy()
+        return array

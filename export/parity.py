@@ -1,0 +1,76 @@
+"""How far one model's logits are from another's."""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """The distance of logits from reference logits, over positions.
+
+    Attributes:
+      max_abs_logit_diff: largest |difference| of a logit.
+      mean_abs_logit_diff: mean |difference|.
+      kl_mean: mean over positions of KL(reference || other), nats.
+      kl_max: its largest value.
+      top1_agreement: share of positions with the same most probable token.
+    """
+
+    max_abs_logit_diff: float
+    mean_abs_logit_diff: float
+    kl_mean: float
+    kl_max: float
+    top1_agreement: float
+
+
+class ParityMeter:
+    """Gathers `Parity` over several batches of positions."""
+
+    def __init__(self) -> None:
+        self._max = self._sum = self._kl_sum = self._kl_max = 0.0
+        self._logits = self._positions = self._agree = 0
+
+    def add(self, reference: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> None:
+        """Take the logits of some positions; computed in float64.
+
+        Args:
+          reference: (N, V), N > 0.
+          other: (N, V).
+
+        Raises:
+          ValueError: NaN or infinity, which would pass every comparison.
+        """
+        if not bool(torch.isfinite(reference).all() and torch.isfinite(other).all()):
+            raise ValueError("logits hold NaN or infinity")
+        a, b = reference.double(), other.double()
+        diff = (a - b).abs()
+        log_a, log_b = F.log_softmax(a, dim=-1), F.log_softmax(b, dim=-1)
+        kl = (log_a.exp() * (log_a - log_b)).sum(dim=-1)
+        self._max = max(self._max, float(diff.max()))
+        self._sum += float(diff.sum())
+        self._logits += diff.numel()
+        self._kl_sum += float(kl.sum())
+        self._kl_max = max(self._kl_max, float(kl.max()))
+        self._agree += int((a.argmax(dim=-1) == b.argmax(dim=-1)).sum())
+        self._positions += len(a)
+
+    def result(self) -> Parity:
+        """Return what was gathered; at least one position."""
+        return Parity(
+            self._max,
+            self._sum / self._logits,
+            self._kl_sum / self._positions,
+            self._kl_max,
+            self._agree / self._positions,
+        )
+
+
+def compare(reference: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> Parity:
+    """Compare the logits of the same positions."""
+    meter = ParityMeter()
+    meter.add(reference, other)
+    return meter.result()

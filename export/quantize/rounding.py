@@ -1,0 +1,91 @@
+"""From float tensors to the tensors of an INT8 artifact: folding smoothing vectors, rounding rows.
+
+A smoothing vector of a layer is folded into whatever makes its input, where that is exact:
+
+    c_attn, c_fc    into the gain and bias of ln_1, ln_2
+    attn.c_proj     into the value columns of c_attn (attention mixes each channel with itself only)
+    lm_head         into ln_f; the rows of wte, which the head shares, are divided again at lookup
+    mlp.c_proj      not at all (a GELU lies between): the vector stays with the layer
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from export.arithmetic import quantize_rows
+from export.artifact import EMBEDDINGS, Tensors
+from export.model import layer_shapes, norm_names
+from export.quantize.calibration import InputPlan
+from jaxgpt.config import ModelConfig
+
+HEAD = "lm_head"
+
+
+def fold_smoothing(
+    config: ModelConfig, tensors: Tensors, smooth: Mapping[str, Tensor]
+) -> tuple[Tensors, Tensors]:
+    """Fold smoothing vectors into the weights.
+
+    Args:
+      config: shape.
+      tensors: float, by module name, matrices (O, I); not changed.
+      smooth: vectors (I,) by layer name (lm_head for the head).
+
+    Returns:
+      The new float tensors, and the vectors that stay with the artifact ("h.N.mlp.c_proj.smooth",
+      "wte.smooth").
+    """
+    new, kept = dict(tensors), {}
+    C = config.n_embd
+    for name, vector in smooth.items():
+        weight = "wte.weight" if name == HEAD else f"{name}.weight"
+        new[weight] = new[weight] * vector
+        block = name.rpartition(".attn.")[0] or name.rpartition(".mlp.")[0]
+        if name == HEAD:
+            _divide_norm(new, "ln_f", vector)
+            kept["wte.smooth"] = vector
+        elif name.endswith("attn.c_attn"):
+            _divide_norm(new, f"{block}.ln_1", vector)
+        elif name.endswith("mlp.c_fc"):
+            _divide_norm(new, f"{block}.ln_2", vector)
+        elif name.endswith("attn.c_proj"):
+            for part in ("weight", "bias"):
+                values = new[f"{block}.attn.c_attn.{part}"].clone()
+                values[2 * C :] /= vector[:, None] if part == "weight" else vector
+                new[f"{block}.attn.c_attn.{part}"] = values
+        else:
+            kept[f"{name}.smooth"] = vector
+    return new, kept
+
+
+def _divide_norm(tensors: Tensors, norm: str, vector: Tensor) -> None:
+    for part in ("weight", "bias"):
+        tensors[f"{norm}.{part}"] = tensors[f"{norm}.{part}"] / vector
+
+
+def int8_tensors(
+    config: ModelConfig, tensors: Tensors, plans: Mapping[str, InputPlan] | None = None
+) -> Tensors:
+    """Make the tensors of an INT8 artifact.
+
+    Args:
+      config: shape.
+      tensors: float, by module name, matrices (O, I).
+      plans: how each layer's input is quantized (static); None for dynamic.
+
+    Raises:
+      ValueError: a weight is NaN or infinite.
+    """
+    smooth = {name: plan.smooth for name, plan in (plans or {}).items() if plan.smooth is not None}
+    folded, result = fold_smoothing(config, tensors, smooth)
+    for name in layer_shapes(config):
+        result[f"{name}.weight"], result[f"{name}.weight_scale"] = quantize_rows(folded[f"{name}.weight"])
+        if name not in EMBEDDINGS:
+            result[f"{name}.bias"] = folded[f"{name}.bias"]
+    for name in norm_names(config):
+        for part in ("weight", "bias"):
+            result[f"{name}.{part}"] = folded[f"{name}.{part}"]
+    for name, plan in (plans or {}).items():
+        result[f"{name}.input_scale"] = plan.scale.to(torch.float32).reshape(())
+    return result
