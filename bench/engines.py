@@ -84,15 +84,11 @@ class TransformersEngine:
 def open_engine(contestant: Contestant) -> Engine:
     """Load a model."""
     if contestant.engine == "jaxgpt-flax":
-        import jax
-
-        from jaxgpt.model import init_params
         from jaxgpt.runs import load_params, open_run
         from jaxgpt.sample import JaxEngine
 
         run = open_run(Path(contestant.folder))
-        abstract = jax.eval_shape(lambda: init_params(run.config.model, 0))
-        return JaxEngine(run.config.model, load_params(run, "best", abstract)[1])
+        return JaxEngine(run.config.model, load_params(run, "best")[1])
     import torch
 
     torch.set_num_threads(contestant.threads)

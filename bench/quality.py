@@ -80,13 +80,13 @@ def flax_contender(folder: Path, which: str) -> tuple[Contender, Tokenizer]:
     """Return a run's Flax model; its size is that of its parameters in float32."""
     import jax
 
-    from jaxgpt.model import graph_of, init_params, merge
+    from jaxgpt.model import graph_of, merge
     from jaxgpt.runs import load_params, open_run
     from jaxgpt.sample import JaxEngine
 
     run = open_run(folder)
     model = run.config.model
-    _, params = load_params(run, which, jax.eval_shape(lambda: init_params(model, 0)))
+    _, params = load_params(run, which)
     graph = graph_of(model)
     compiled = jax.jit(lambda params, tokens: merge(graph, params)(tokens))
 

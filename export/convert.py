@@ -29,8 +29,8 @@ from export.certificate import (
 from export.model import float_model
 from export.parity import ParityMeter
 from jaxgpt.config import ModelConfig
-from jaxgpt.model import Params, graph_of, init_params, merge
-from jaxgpt.runs import Run, check_tokenizer, load_params, open_run
+from jaxgpt.model import Params, abstract_params, graph_of, merge
+from jaxgpt.runs import check_tokenizer, load_params, open_run
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import new_folder, sha256_of
@@ -77,7 +77,7 @@ def hf_tensors(params: Params, config: ModelConfig) -> Tensors:
     Raises:
       UserError: names every missing and unexpected parameter.
     """
-    expected = jax.eval_shape(lambda: init_params(config, 0))
+    expected = abstract_params(config)
     missing, extra = sorted(expected.keys() - params.keys()), sorted(params.keys() - expected.keys())
     if missing or extra:
         raise UserError(
@@ -99,12 +99,8 @@ def all_flax_logits(config: ModelConfig, params: Params, tokens: Int32[Tensor, "
 def flax_logits(run_folder: Path, step: int, probe: Probe) -> Float[Tensor, "P V"]:
     """Recompute the Flax logits of a probe from its run; UserError when the step is no longer stored."""
     run = open_run(run_folder)
-    _, params = _load(run, str(step))
+    _, params = load_params(run, str(step))
     return all_flax_logits(run.config.model, params, probe.tokens)[probe.positions]
-
-
-def _load(run: Run, which: str) -> tuple[int, Params]:
-    return load_params(run, which, jax.eval_shape(lambda: init_params(run.config.model, 0)))
 
 
 def convert(options: ConvertOptions) -> Result:
@@ -113,7 +109,7 @@ def convert(options: ConvertOptions) -> Result:
     model = run.config.model
     dataset = open_dataset(options.data or Path(run.config.data["folder"]))
     check_tokenizer(run.config, dataset)
-    step, params = _load(run, options.step)
+    step, params = load_params(run, options.step)
     tensors = hf_tensors(params, model)
     tokens = probe_tokens(dataset.val, model.block_size)
     reference = all_flax_logits(model, params, tokens)

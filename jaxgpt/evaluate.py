@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.batches import IGNORED
 from jaxgpt.mesh import batch_sharding, make_mesh, use_cpu_devices
-from jaxgpt.model import Params, graph_of, init_params
+from jaxgpt.model import Params, graph_of
 from jaxgpt.runs import check_tokenizer, load_params, open_run
 from jaxgpt.shared.console import Result, say
 from jaxgpt.steps import make_eval_step
@@ -100,8 +100,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     dataset = open_dataset(options.data or Path(run.config.data["folder"]))
     check_tokenizer(run.config, dataset)
     model = run.config.model
-    abstract = jax.eval_shape(lambda: init_params(model, 0))
-    step, params = load_params(run, options.step, abstract)
+    step, params = load_params(run, options.step)
     mesh = make_mesh("", options.cpu_devices)
     placed = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     eval_step = jax.jit(make_eval_step(graph_of(model)))

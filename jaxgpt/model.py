@@ -221,6 +221,11 @@ def init_params(config: ModelConfig, seed: int, dtype: Any = jnp.float32) -> Par
     return params_of(GPT(config, nnx.Rngs(seed), dtype))
 
 
+def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes and dtypes of the parameters, nothing allocated."""
+    return jax.eval_shape(lambda: init_params(config, 0))
+
+
 def params_of(model: GPT) -> Params:
     """Return a model's parameters: flat, under GPT-2's names, such as "h.0.attn.c_attn.kernel"."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))

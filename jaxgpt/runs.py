@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxgpt.config import RUN_FORMAT_VERSION, ModelConfig, TrainConfig
-from jaxgpt.model import Params
+from jaxgpt.model import Params, abstract_params
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
@@ -151,14 +151,14 @@ class Checkpoints:
 
         Args:
           state: what a step changes.
-          position: JSON values that belong to it (step, tokens seen, cpu seconds).
+          position: JSON values that belong to it (step, tokens seen, cpu seconds); val_loss is added.
           val_loss: nats per token measured at this very step; None when it was not.
         """
         rest = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(rest),
-            position=ocp.args.JsonSave(position),
+            position=ocp.args.JsonSave({**position, "val_loss": val_loss}),
         )
         metrics = {"val_loss": math.inf if val_loss is None else val_loss}
         if not self._manager.save(int(state.step), args=args, metrics=metrics, force=True):
@@ -181,9 +181,9 @@ class Checkpoints:
 
     def val_loss(self, step: int) -> float | None:
         """Return the val_loss stored with a step; None when it was not measured."""
-        metrics = self._manager.metrics(step) or {}
-        value = float(metrics.get("val_loss", math.inf))
-        return value if math.isfinite(value) else None
+        args = ocp.args.Composite(position=ocp.args.JsonRestore())
+        value: float | None = self._restore(step, args)["position"]["val_loss"]
+        return value
 
     def resolve(self, which: str) -> int:
         """Turn "best", "latest" or a number into a stored step; UserError when it is not there."""
@@ -219,7 +219,7 @@ class Checkpoints:
         state = TrainState(found["params"], rest["opt_state"], rest["step"], rest["rng"])
         return state, dict(found["position"])
 
-    def restore_params(self, step: int, abstract: Params) -> Params:
+    def restore_params(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> Params:
         """Read the parameters alone."""
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         params: Params = self._restore(step, args)["params"]
@@ -245,20 +245,20 @@ def _badness(metrics: dict[str, float]) -> float:
     return float(metrics.get("val_loss", math.inf))
 
 
-def load_params(run: Run, which: str, abstract: Params) -> tuple[int, Params]:
+def load_params(run: Run, which: str) -> tuple[int, Params]:
     """Read a run's parameters for use on one device.
 
     Args:
       run: an opened run.
       which: "best", "latest" or a step.
-      abstract: shapes and dtypes, without shardings.
 
     Returns:
       The step and the parameters.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in abstract.items()
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+        for name, leaf in abstract_params(run.config.model).items()
     }
     checkpoints = Checkpoints(run.folder, read_only=True)
     try:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import ModelConfig
-from jaxgpt.model import Cache, Params, empty_cache, graph_of, init_params, merge
+from jaxgpt.model import Cache, Params, empty_cache, graph_of, merge
 from jaxgpt.runs import load_params, open_run
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.generation import generate
@@ -105,7 +105,7 @@ def sample(options: SampleOptions) -> Result:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     run = open_run(options.run)
     model = run.config.model
-    step, params = load_params(run, options.step, jax.eval_shape(lambda: init_params(model, 0)))
+    step, params = load_params(run, options.step)
 
     def show(text: str) -> None:
         if not options.json:

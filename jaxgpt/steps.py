@@ -50,7 +50,7 @@ def summed_loss(
     logits = merge(graph, params)(inputs, key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
     counted = targets >= 0
-    return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(counted)
+    return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(counted, dtype=jnp.int32)
 
 
 def make_train_step(
@@ -90,7 +90,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss * scale, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss * scale, "grad_norm": optax.tree.norm(grads)}
         return TrainState(params, opt_state, state.step + 1, state.rng), metrics
 
     return train_step

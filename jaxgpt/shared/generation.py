@@ -7,7 +7,7 @@ the logits of the next one. The loop draws, streams text and stops.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from jaxgpt.shared.tokenizer import TextStream, Tokenizer
 FinishReason = Literal["length", "stop", "endoftext", "context"]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A model that remembers the tokens it was given.
 

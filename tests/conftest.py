@@ -1,0 +1,149 @@
+"""Fixtures: a small real pipeline, run once a session through the command line, and shared."""
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+assert jax.device_count() == 8  # starts JAX before a command may ask for fewer devices
+
+NAMES = ("total", "count", "width", "height", "index", "value", "price", "score", "level", "depth")
+VERBS = ("add", "multiply", "subtract", "compare", "count", "merge", "scale", "clamp")
+
+
+def rows(number: int, seed: int = 0) -> list[dict[str, str]]:
+    """Rows of the schema of python-codes-25k: small functions, each different."""
+    draw = random.Random(seed)
+    made = []
+    for i in range(number):
+        verb, a, b = draw.choice(VERBS), draw.choice(NAMES), draw.choice(NAMES)
+        operators = [draw.choice("+-*") for _ in range(draw.randint(2, 6))]
+        body = "\n".join(f"    {a} = {a} {op} {draw.randint(0, 999)} * {b}_{i}" for op in operators)
+        code = f"```python\ndef {verb}_{a}_{i}({a}, {b}_{i}):\n{body}\n    return {a}\n```"
+        instruction = f"Write a function to {verb} the {a} by the {b}, case {i}"
+        made.append(
+            {
+                "instruction": instruction,
+                "input": f"{verb}_{a}_{i}",
+                "output": code,
+                "text": f"{instruction} {verb}_{a}_{i} {code}",
+            }
+        )
+    return made
+
+
+def write_jsonl(path: Path, content: list[dict[str, str]]) -> Path:
+    """Write rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    return path
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run a console command in this process: (exit code, stdout, stderr)."""
+
+    def call(program: str, *arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = run_command(program, *arguments)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def run_command(program: str, *arguments: object) -> int:
+    """Run a console command in this process; return its exit code."""
+    import bench.cli
+    import export.cli
+    import jaxgpt.cli
+
+    mains = {"jaxgpt": jaxgpt.cli.main, "jaxgpt-export": export.cli.main, "jaxgpt-bench": bench.cli.main}
+    return mains[program]([str(argument) for argument in arguments])
+
+
+def assert_one_line_error(result: tuple[int, str, str], *parts: str) -> None:
+    """Exit code 2 and exactly one line on stderr that holds the parts; nothing on stdout."""
+    code, out, err = result
+    lines = err.strip().splitlines()
+    assert code == 2, err
+    assert out == ""
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0], f"{part!r} is not in {lines[0]!r}"
+
+
+TINY_SHAPE = ("--n-layer", 2, "--n-head", 2, "--n-embd", 32, "--block-size", 64)
+TINY_TRAIN = (
+    "--batch-size", 8, "--max-steps", 40, "--learning-rate", 0.01, "--embedding-rate", 0.005,
+    "--eval-every", 20, "--checkpoint-every", 20, "--sample-every", 40, "--warmup-steps", 4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the session's pipeline lies in."""
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="session")
+def data(work: Path) -> Path:
+    """A prepared data set."""
+    source = write_jsonl(work / "rows.jsonl", rows(600))
+    arguments = ("--source", source, "--tokenizer", "bpe:384", "--val-fraction", 0.1, "--out", work / "data")
+    assert run_command("jaxgpt", "prepare", *arguments) == 0
+    return work / "data"
+
+
+@pytest.fixture(scope="session")
+def run(work: Path, data: Path) -> Path:
+    """A finished training."""
+    arguments = ("tiny", "--data", data, "--out", work / "run", "--cpu-devices", 2, *TINY_SHAPE, *TINY_TRAIN)
+    assert run_command("jaxgpt", "train", *arguments) == 0
+    return work / "run"
+
+
+@pytest.fixture(scope="session")
+def fp32(work: Path, run: Path) -> Path:
+    """The float32 artifact of the run."""
+    assert run_command("jaxgpt-export", "convert", "--run", run, "--out", work / "fp32") == 0
+    return work / "fp32"
+
+
+def _quantized(method: str, work: Path, fp32: Path, data: Path) -> Path:
+    out = work / f"int8-{method}"
+    arguments = ("--artifact", fp32, "--method", method, "--data", data, "--out", out)
+    assert run_command("jaxgpt-export", "quantize", *arguments) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def int8_dynamic(work: Path, fp32: Path, data: Path) -> Path:
+    """The INT8 artifact with dynamic inputs."""
+    return _quantized("dynamic", work, fp32, data)
+
+
+@pytest.fixture(scope="session")
+def int8_static(work: Path, fp32: Path, data: Path) -> Path:
+    """The INT8 artifact with static inputs."""
+    return _quantized("static", work, fp32, data)
+
+
+def python(code: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and environment of a fresh interpreter that runs code in the project."""
+    root = Path(__file__).resolve().parent.parent
+    return [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(root)}

@@ -1,0 +1,66 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from conftest import Command, assert_one_line_error, rows, write_jsonl
+
+from jaxgpt.model import graph_of, merge
+from jaxgpt.runs import load_params, open_run
+from jaxgpt.tokens import open_dataset
+
+
+def test_validation_loss_is_the_float64_mean_over_the_whole_split(command: Command, run: Path, data: Path) -> None:
+    code, out, _ = command("jaxgpt", "evaluate", "--run", run, "--json", "--batch-size", 3)
+    assert code == 0
+    figures = json.loads(out)
+    opened, dataset = open_run(run), open_dataset(data)
+    config = opened.config.model
+    step, params = load_params(opened, "best")
+    model, total = merge(graph_of(config), params), 0.0
+    tokens = np.asarray(dataset.val, np.int64)
+    for start in range(0, len(tokens) - 1, config.block_size):  # window by window, in its own length
+        window = tokens[start : start + config.block_size + 1]
+        z = np.asarray(model(jnp.asarray(window[None, :-1])), np.float64)[0]
+        log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+        total -= log_p[np.arange(len(window) - 1), window[1:]].sum()
+    assert figures["step"] == step == 40
+    assert figures["val_tokens"] == len(tokens) - 1
+    # float32 sums over windows of 64 tokens: relative 1e-6.
+    assert abs(figures["val_loss"] - total / (len(tokens) - 1)) < 1e-5
+    documents = dataset.manifest["counts"]["val_bytes"]
+    assert abs(figures["val_bits_per_byte"] - total / math.log(2) / documents) < 1e-5
+
+
+def test_loss_recorded_in_training_is_the_one_evaluated_afterwards(command: Command, run: Path) -> None:
+    figures = json.loads(command("jaxgpt", "evaluate", "--run", run, "--json", "--cpu-devices", 8)[1])
+    summary = json.loads((run / "summary.json").read_text())
+    assert abs(figures["val_loss"] - summary["val_loss"]) < 1e-6
+
+
+def test_data_of_another_tokenizer_is_one_line(command: Command, run: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", rows(100, seed=9))
+    arguments = ("--source", source, "--tokenizer", "bpe:300", "--val-fraction", 0.3, "--out", tmp_path / "d")
+    assert command("jaxgpt", "prepare", *arguments)[0] == 0
+    result = command("jaxgpt", "evaluate", "--run", run, "--data", tmp_path / "d")
+    assert_one_line_error(result, "does not fit the checkpoint", "bpe:300", "bpe:384")
+
+
+def test_step_that_is_not_stored_names_those_that_are(command: Command, run: Path) -> None:
+    assert_one_line_error(command("jaxgpt", "evaluate", "--run", run, "--step", "7"), "'7'", "40")
+
+
+def test_folder_that_is_no_run_is_one_line(command: Command, tmp_path: Path, data: Path) -> None:
+    assert_one_line_error(command("jaxgpt", "evaluate", "--run", tmp_path / "none"), "is missing", "jaxgpt train")
+    assert_one_line_error(command("jaxgpt", "evaluate", "--run", data), "config.json", "missing")
+
+
+def test_tokenizer_that_was_swapped_in_the_run_is_one_line(command: Command, run: Path, tmp_path: Path) -> None:
+    from jaxgpt.data.tokenizers import make_tokenizer
+
+    shutil.copytree(run, tmp_path / "run")
+    make_tokenizer("bpe:384", ["entirely different text " * 50]).save(tmp_path / "run" / "tokenizer")
+    result = command("jaxgpt", "sample", "--run", tmp_path / "run")
+    assert_one_line_error(result, "tokenizer", "does not fit the checkpoint")

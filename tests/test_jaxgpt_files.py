@@ -1,0 +1,82 @@
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import python
+
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import new_folder, read_json, write_atomic, write_json
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, "half")
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_nan_is_never_written_as_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(RuntimeError), new_folder(target, False, "manifest.json") as folder:
+        (folder / "manifest.json").write_text("{}")
+        assert not target.exists()
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    with new_folder(target, False, "manifest.json") as folder:
+        (folder / "manifest.json").write_text("{}")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_existing_folder_is_replaced_only_on_request_and_only_if_it_is_ours(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="choose another --out"), new_folder(target, overwrite, "manifest.json"):
+            pass
+    assert (target / "thesis.txt").read_text() == "mine"
+
+
+def test_a_killed_writer_leaves_only_a_hidden_folder_that_the_next_run_removes(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from jaxgpt.shared.files import new_folder\n"
+        f"with new_folder(Path({str(tmp_path / 'out')!r}), False, 'm') as folder:\n"
+        "    (folder / 'm').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    arguments, environment = python(code)
+    assert subprocess.run(arguments, env=environment, check=False).returncode == -9
+    (leftover,) = os.listdir(tmp_path)
+    assert leftover.startswith(".out.tmp-")
+    with new_folder(tmp_path / "out", False, "m") as folder:
+        (folder / "m").write_text("whole")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    old = tmp_path / f".out.tmp-{gone.pid}-old"
+    old.mkdir()
+    (old / "m").write_text("the only copy")
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", True, "m"):
+        raise RuntimeError
+    assert (tmp_path / "out" / "m").read_text() == "the only copy"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
+def test_damaged_json_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_json(path, "configuration")

@@ -1,0 +1,92 @@
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgpt.config import TrainConfig
+from jaxgpt.optimizer import kind_of, make_optimizer, schedule
+
+CONFIG = TrainConfig(
+    max_steps=100, learning_rate=0.1, embedding_rate=0.02, warmup_steps=10, weight_decay=0.3, grad_clip=1e9
+)
+PARAMS = {
+    "h.0.attn.c_attn.kernel": np.random.default_rng(0).normal(size=(8, 24)),
+    "wte.embedding": np.random.default_rng(1).normal(size=(16, 8)),
+    "h.0.attn.c_attn.bias": np.random.default_rng(2).normal(size=(24,)),
+    "ln_f.scale": np.random.default_rng(3).normal(size=(8,)),
+}
+
+
+def updates(config: TrainConfig, grads: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The parameters after as many steps as there are gradients, in float64."""
+    with jax.enable_x64(True):
+        params = {name: jnp.asarray(value, jnp.float64) for name, value in PARAMS.items()}
+        optimizer = make_optimizer(config)
+        state = optimizer.init(params)
+        for grad in grads:
+            update, state = optimizer.update({n: jnp.asarray(g) for n, g in grad.items()}, state, params)
+            params = optax.apply_updates(params, update)
+        return {name: np.asarray(value) for name, value in params.items()}
+
+
+def gradients(steps: int) -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(5)
+    return [{name: random.normal(size=value.shape) for name, value in PARAMS.items()} for _ in range(steps)]
+
+
+def test_adamw_follows_its_formula_and_decays_matrices_only() -> None:
+    grads = gradients(5)
+    found = updates(CONFIG, grads)
+    for name, start in PARAMS.items():
+        rate = schedule(CONFIG, 0.1 if name.endswith("kernel") else 0.02)
+        decay = 0.3 if name.endswith(("kernel", "embedding")) else 0.0
+        w, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        for t, grad in enumerate(grads, 1):
+            m = CONFIG.beta1 * m + (1 - CONFIG.beta1) * grad[name]
+            v = CONFIG.beta2 * v + (1 - CONFIG.beta2) * grad[name] ** 2
+            step = m / (1 - CONFIG.beta1**t) / (np.sqrt(v / (1 - CONFIG.beta2**t)) + 1e-8)
+            w = w - float(rate(t - 1)) * (step + decay * w)
+        # The schedule is computed in float32 by Optax: 1e-7 of a rate of 0.1 in 5 steps.
+        assert np.abs(found[name] - w).max() < 1e-7
+
+
+def test_muon_moves_kernels_by_nearly_orthogonal_matrices() -> None:
+    config = dataclasses.replace(CONFIG, optimizer="muon", weight_decay=0.0, warmup_steps=0)
+    found = updates(config, gradients(1))
+    step = (PARAMS["h.0.attn.c_attn.kernel"] - found["h.0.attn.c_attn.kernel"]) / 0.1
+    singular = np.linalg.svd(step, compute_uv=False)
+    # Five Newton-Schulz steps with Muon's coefficients leave singular values in about 0.7 to 1.2,
+    # times Optax's shape factor sqrt(max(1, columns / rows)), here sqrt(3).
+    assert singular.min() > 0.5
+    assert singular.max() < 1.3 * np.sqrt(3)
+    assert singular.max() / singular.min() < 2.0
+
+
+def test_clipping_bounds_the_global_norm() -> None:
+    config = dataclasses.replace(CONFIG, grad_clip=0.5, weight_decay=0.0)
+    grads = gradients(1)
+    norm = np.sqrt(sum((g**2).sum() for g in grads[0].values()))
+    scaled = [{name: grad * 0.5 / norm for name, grad in grads[0].items()}]
+    unclipped = updates(dataclasses.replace(config, grad_clip=1e9), scaled)
+    for name, value in updates(config, grads).items():
+        assert np.abs(value - unclipped[name]).max() < 1e-9
+
+
+@pytest.mark.parametrize("cooldown", ["cosine", "linear"])
+def test_rate_rises_then_falls_to_its_final_share(cooldown: Literal["cosine", "linear"]) -> None:
+    config = dataclasses.replace(CONFIG, cooldown=cooldown, final_rate=0.1)
+    rates = [float(schedule(config, 2.0)(step)) for step in range(101)]
+    assert rates[:11] == pytest.approx(np.linspace(2 / 11, 2.0, 11))
+    assert max(rates) == rates[10] == pytest.approx(2.0)
+    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert rates[100] == pytest.approx(0.2)
+    middle = 1.1  # halfway between 2.0 and 0.2, for a cosine and for a line
+    assert rates[55] == pytest.approx(middle, abs=1e-5)
+
+
+def test_parameters_are_classified_by_their_names() -> None:
+    assert [kind_of(name) for name in PARAMS] == ["kernel", "embedding", "vector", "vector"]

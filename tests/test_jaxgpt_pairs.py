@@ -1,0 +1,75 @@
+import ast
+
+from jaxgpt.data.pairs import pairs_of_source
+
+SOURCE = '''
+import os
+
+class Stack(list):
+    """A last-in, first-out list of things.
+
+    More words that are not the first paragraph.
+    """
+
+    def push(self, item):
+        """Put an item on top of the stack."""
+        self.append(item)
+        return self
+
+    def peek(self):
+        """Look at the item on top of the stack."""
+
+    def pop_all(self):
+        """Remove all the items from the stack."""
+        raise NotImplementedError
+
+def one(): "A docstring on the line of its function"; return 1
+
+@staticmethod
+def area(width: int,
+         height: int = 2) -> int:
+    """Return the area
+    of a rectangle."""
+
+    total = width * height
+
+
+    return total
+
+def undocumented(x):
+    return x + 1
+
+def short(x):
+    """Too short."""
+    y = x
+    return y
+'''
+
+
+def test_pairs_hold_first_paragraph_signature_and_source_without_docstring() -> None:
+    pairs = {pair.input.partition("(")[0]: pair for pair in pairs_of_source(SOURCE)}
+    assert set(pairs) == {"Stack", "push", "area"}  # stubs, one-liners and undocumented code have none
+    assert pairs["Stack"].instruction == "A last-in, first-out list of things."
+    assert pairs["Stack"].input == "Stack(list)"
+    assert pairs["push"].output == "```python\ndef push(self, item):\n    self.append(item)\n    return self\n```"
+    area = pairs["area"]
+    assert area.instruction == "Return the area of a rectangle."
+    assert area.input == "area(width: int, height: int=2)"
+    assert area.text == f"{area.instruction} {area.input} {area.output}"
+    assert area.output.startswith("```python\n@staticmethod\ndef area(width: int,\n")
+    assert "\n\n\n" not in area.output
+
+
+def test_every_output_of_the_interpreter_s_own_ast_module_parses() -> None:
+    source = open(ast.__file__, encoding="utf-8").read()
+    outputs = [pair.output for pair in pairs_of_source(source)]
+    assert len(outputs) > 10
+    for output in outputs:
+        code = output.removeprefix("```python\n").removesuffix("\n```")
+        (definition,) = ast.parse(code).body
+        assert isinstance(definition, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
+        assert ast.get_docstring(definition) is None
+
+
+def test_source_that_does_not_parse_has_no_pairs() -> None:
+    assert list(pairs_of_source("def broken(:\n    '''A docstring of four words.'''\n    x = 1\n    y = 2\n")) == []

@@ -1,0 +1,144 @@
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command, assert_one_line_error, python, rows, write_jsonl
+
+from jaxgpt.data.prepare import deduplicate, run_hashes, split, without_overlap
+from jaxgpt.data.sources import Document
+from jaxgpt.shared.files import sha256_of
+from jaxgpt.shared.tokenizer import load_tokenizer
+from jaxgpt.tokens import open_dataset
+
+
+def documents_of(tokens: np.ndarray, endoftext: int) -> list[list[int]]:
+    ends = np.flatnonzero(tokens == endoftext)
+    return [tokens[a + 1 : b].tolist() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def test_dataset_holds_each_document_once_and_nothing_else(data: Path) -> None:
+    dataset, tokenizer = open_dataset(data), load_tokenizer(data)
+    found: list[str] = []
+    for tokens in (dataset.train, dataset.val):
+        assert tokens[0] == tokens[-1] == tokenizer.endoftext
+        found += [tokenizer.decode(document) for document in documents_of(tokens, tokenizer.endoftext)]
+    counts = dataset.manifest["counts"]
+    expected = Counter(row["text"] for row in rows(600))
+    assert not Counter(found) - expected
+    assert len(found) == 600 - counts["val_overlapping"]
+    assert counts["train_documents"] + counts["val_documents"] == len(found)
+    assert counts["val_bytes"] == sum(len(text.encode()) for text in found[counts["train_documents"] :])
+
+
+def test_validation_shares_no_50_tokens_with_training(data: Path) -> None:
+    dataset = open_dataset(data)
+    endoftext = dataset.vocab_size - 1
+
+    def runs(tokens: np.ndarray) -> set[tuple[int, ...]]:
+        return {
+            tuple(document[i : i + 50])
+            for document in documents_of(tokens, endoftext)
+            for i in range(len(document) - 49)
+        }
+
+    assert not runs(dataset.train) & runs(dataset.val)
+
+
+@pytest.mark.parametrize(("shared", "kept"), [(49, [0, 1]), (50, [0]), (80, [0])])
+def test_a_document_goes_when_it_shares_50_tokens_and_not_when_49(shared: int, kept: list[int]) -> None:
+    random = np.random.default_rng(0)
+    train = [random.integers(1000, size=300).astype(np.uint16) for _ in range(3)]
+    fresh = random.integers(1000, 2000, size=200).astype(np.uint16)
+    copier = np.concatenate([fresh[:30], train[1][100 : 100 + shared], fresh[30:60]])
+    assert without_overlap(train, [fresh, copier], endoftext=2000) == kept
+
+
+def test_run_hashes_are_equal_exactly_where_runs_are() -> None:
+    tokens = np.random.default_rng(0).integers(2, size=3000).astype(np.uint16)
+    tokens[2000:2060] = tokens[100:160]
+    runs = [tuple(tokens[i : i + 50]) for i in range(len(tokens) - 49)]
+    hashes = run_hashes(tokens)
+    assert len(set(hashes.tolist())) == len(set(runs))
+    assert hashes[100] == hashes[2000]
+    assert len(run_hashes(tokens[:49])) == 0
+
+
+def test_duplicates_and_blank_documents_are_counted_and_left_out() -> None:
+    counts: Counter[str] = Counter()
+    texts = ["a b", "a b ", "", "  \n", "c", "a b", "half \ud83d pair"]
+    kept = deduplicate([Document(text, text) for text in texts], counts)
+    assert [document.text for document in kept] == ["a b", "c", "half ? pair"]
+    assert counts == {"documents_read": 7, "duplicates": 2, "blank": 2}
+
+
+def test_a_group_is_never_cut_and_more_data_moves_none() -> None:
+    documents = [Document(f"text {i}", f"file {i // 5}") for i in range(500)]
+    train, val = split(documents, 0.2)
+    numbers = {int(text.split()[1]) // 5 for text in val}
+    assert not numbers & {int(text.split()[1]) // 5 for text in train}
+    assert 0.1 < len(val) / 500 < 0.3
+    more_train, more_val = split([Document("new", "new"), *documents], 0.2)
+    assert set(train) <= set(more_train)
+    assert set(val) <= set(more_val)
+
+
+def test_preparing_again_gives_the_same_bytes(command: Command, data: Path, work: Path, tmp_path: Path) -> None:
+    arguments = ("--source", work / "rows.jsonl", "--tokenizer", "bpe:384", "--val-fraction", 0.1)
+    assert command("jaxgpt", "prepare", *arguments, "--out", tmp_path / "d", "--threads", 1)[0] == 0
+    for name in ("train.bin", "val.bin", "merges.txt", "tokenizer.json", "vocab.json"):
+        assert sha256_of(tmp_path / "d" / name) == sha256_of(data / name)
+
+
+def test_existing_dataset_is_kept_unless_overwritten(command: Command, data: Path, work: Path) -> None:
+    before = (data / "manifest.json").read_bytes()
+    arguments = ("--source", work / "rows.jsonl", "--tokenizer", "bpe:300", "--out", data)
+    assert_one_line_error(command("jaxgpt", "prepare", *arguments), "exists", "--overwrite")
+    assert (data / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"text": ""}\n{"text": "  "}\n'])
+def test_empty_corpus_is_one_line(command: Command, tmp_path: Path, content: str) -> None:
+    (tmp_path / "empty.txt").write_text(content if not content else "")
+    name = "empty.txt"
+    if content:
+        (tmp_path / "empty.jsonl").write_text(content)
+        name = "empty.jsonl"
+    result = command("jaxgpt", "prepare", "--source", tmp_path / name, "--out", tmp_path / "d")
+    assert_one_line_error(result, name, "is empty")
+    assert not (tmp_path / "d").exists()
+
+
+def test_one_document_can_not_be_split(command: Command, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "one.jsonl", rows(1))
+    arguments = ("--source", path, "--tokenizer", "bpe:300", "--out", tmp_path / "d")
+    assert_one_line_error(command("jaxgpt", "prepare", *arguments), "1 documents", "more text")
+
+
+@pytest.mark.parametrize("delay_s", [1.0, 2.5, 4.0])
+def test_an_interrupted_prepare_leaves_nothing_under_the_final_name(tmp_path: Path, delay_s: float) -> None:
+    out = tmp_path / "d"
+    code = f"from jaxgpt.cli import main; main(['prepare', '--source', 'stdlib', '--tokenizer', 'bpe:600', '--out', {str(out)!r}])"
+    arguments, environment = python(code)
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if out.exists():  # it was faster than the kill: then it is whole
+        open_dataset(out)
+    else:
+        assert all(name.startswith(".d.tmp-") for name in os.listdir(tmp_path))
+
+
+def test_manifest_says_where_the_text_came_from(data: Path, work: Path) -> None:
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert manifest["source"] == str(work / "rows.jsonl")
+    assert manifest["tokenizer"]["name"] == "bpe:384"
+    assert manifest["tokenizer"]["vocab_size"] == 384
+    for name, entry in manifest["files"].items():
+        assert entry == {"bytes": (data / name).stat().st_size, "sha256": sha256_of(data / name)}

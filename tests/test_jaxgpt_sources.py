@@ -1,0 +1,129 @@
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Command, assert_one_line_error, rows, write_jsonl
+
+from jaxgpt.data.sources import choose_data_files, open_source
+from jaxgpt.shared.errors import UserError
+
+
+def texts(source: str) -> list[str]:
+    return [document.text for document in open_source(source).documents]
+
+
+def test_jsonl_and_parquet_of_the_same_rows_give_the_same_documents(tmp_path: Path) -> None:
+    made = rows(30)
+    write_jsonl(tmp_path / "a.jsonl", made)
+    pq.write_table(pa.Table.from_pylist(made), tmp_path / "a.parquet")
+    expected = [row["text"] for row in made]
+    assert texts(str(tmp_path / "a.jsonl")) == expected
+    assert texts(str(tmp_path / "a.parquet")) == expected
+
+
+def test_folder_gives_every_readable_file_with_code_grouped_by_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "notes.txt").write_text("Some notes.")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    code = 'def f(x):\n    """Add one to the number."""\n    y = x + 1\n    return y\n'
+    (tmp_path / "code.py").write_text(code + code.replace("f(", "g(").replace("one", "two"))
+    documents = list(open_source(str(tmp_path)).documents)
+    assert [document.group for document in documents] == ["code.py", "code.py", "sub/notes.txt"]
+    assert documents[0].text.startswith("Add one to the number. f(x) ```python\ndef f(x):")
+
+
+def test_lone_text_file_is_cut_at_blank_lines_and_loses_nothing(tmp_path: Path) -> None:
+    text = "\n\n".join(f"Paragraph {i} " + "word " * 60 for i in range(50))
+    (tmp_path / "book.txt").write_text(text)
+    documents = texts(str(tmp_path / "book.txt"))
+    assert len(documents) > 3
+    assert "\n\n".join(documents) == text
+
+
+def test_text_file_with_separators_is_cut_there(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two")
+    assert texts(str(tmp_path / "a.txt")) == ["one", "two"]
+
+
+def test_packages_reads_installed_source(tmp_path: Path) -> None:
+    source = open_source("packages:jaxtyping")
+    assert source.revision.startswith("jaxtyping 0.")
+    assert all("```python\n" in document.text for document in source.documents)
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("packages:no_such_package", ("no_such_package", "not installed")),
+        ("no/such/path", ("no/such/path", "stdlib")),
+        ("stdlibb", ("stdlibb", "offline choices")),
+    ],
+)
+def test_a_source_that_is_not_there_is_one_line_with_the_choices(
+    command: Command, tmp_path: Path, source: str, parts: tuple[str, ...]
+) -> None:
+    assert_one_line_error(command("jaxgpt", "prepare", "--source", source, "--out", tmp_path / "d"), *parts)
+    assert not (tmp_path / "d").exists()
+
+
+def test_wrong_column_names_those_there_are(command: Command, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows(5))
+    result = command("jaxgpt", "prepare", "--source", path, "--text-column", "body", "--out", tmp_path / "d")
+    assert_one_line_error(result, "'body'", "instruction, input, output, text", "--text-column")
+
+
+def test_damaged_table_is_one_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    result = command("jaxgpt", "prepare", "--source", tmp_path / "a.parquet", "--out", tmp_path / "d")
+    assert_one_line_error(result, "a.parquet", "no readable parquet table")
+
+
+def test_unreachable_hub_is_one_line_within_seconds(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    # Nothing listens on port 1 of this machine, so the hub is unreachable wherever the test runs.
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    started = time.monotonic()
+    result = command("jaxgpt", "prepare", "--source", "hub:someone/something", "--out", tmp_path / "d")
+    assert time.monotonic() - started < 15
+    assert_one_line_error(result, "someone/something", "stdlib", "packages:", "local file")
+
+
+def test_hub_files_are_chosen_so_that_each_row_comes_once() -> None:
+    twice = [".gitattributes", "README.md", "python-codes-25k.json", "python-codes-25k.jsonl"]
+    assert choose_data_files(twice, "x") == ["python-codes-25k.jsonl"]
+    splits = ["data/test-0.parquet", "data/train-0.parquet", "data/train-1.parquet", "extra.json"]
+    assert choose_data_files(splits, "x") == ["data/train-0.parquet", "data/train-1.parquet"]
+    with pytest.raises(UserError, match="holds no"):
+        choose_data_files(["README.md", "data.csv"], "x")
+
+
+def test_hub_rows_go_through_datasets_like_local_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's code on a repository that holds the same rows twice, its file served from this machine."""
+    import types
+
+    import huggingface_hub
+
+    from jaxgpt.data import sources
+
+    path = write_jsonl(tmp_path / "python-codes-25k.jsonl", rows(12))
+    files = ["python-codes-25k.json", "python-codes-25k.jsonl"]
+    info = types.SimpleNamespace(sha="abc123", siblings=[types.SimpleNamespace(rfilename=f) for f in files])
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, **kwargs: info)
+    load_table, asked = sources.load_table, []
+
+    def serve(urls: list[str]) -> object:
+        asked.extend(urls)
+        return load_table([str(path)])
+
+    monkeypatch.setattr(sources, "load_table", serve)
+    source = open_source("hub:flytech/python-codes-25k")
+    assert [document.text for document in source.documents] == [row["text"] for row in rows(12)]
+    assert asked == ["hf://datasets/flytech/python-codes-25k@abc123/python-codes-25k.jsonl"]
+    assert source.revision == "abc123"

@@ -1,0 +1,125 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
+
+from jaxgpt.runs import Checkpoints, read_metrics
+
+
+def training_losses(run: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in read_metrics(run) if "loss" in row]
+
+
+def train_command(data: Path, out: Path, *more: object) -> tuple[object, ...]:
+    return ("jaxgpt", "train", "tiny", "--data", data, "--out", out, "--cpu-devices", 2, *TINY_SHAPE, *TINY_TRAIN, *more)
+
+
+def test_training_lowers_the_loss_and_records_every_step(run: Path) -> None:
+    losses = training_losses(run)
+    assert [step for step, _ in losses] == list(range(1, 41))
+    assert losses[-1][1] < losses[0][1] - 1.0
+    summary = json.loads((run / "summary.json").read_text())
+    val = [row for row in read_metrics(run) if "val_loss" in row]
+    assert [row["step"] for row in val] == [20, 40]
+    assert summary["val_loss"] == val[-1]["val_loss"]
+    assert summary["cpu_seconds"] > 0
+    assert list((run / "tensorboard").iterdir())
+    assert (run / "samples" / "step_00000040.txt").read_text().strip()
+
+
+def test_killed_training_resumes_bit_for_bit(run: Path, data: Path, tmp_path: Path) -> None:
+    """kill -9 after the checkpoint of step 20; the other 20 steps must give the very same losses."""
+    out = tmp_path / "run"
+    code = f"from jaxgpt.cli import main; main({[str(a) for a in train_command(data, out)[1:]]!r})"
+    arguments, environment = python(code)
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "20" / "_CHECKPOINT_METADATA").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (out / "metrics.jsonl").open("a").write('{"step": 99, "lo')  # what a kill may leave
+    done = subprocess.run(arguments, env=environment, check=True, capture_output=True, text=True)
+    assert "resuming after step" in done.stderr
+    assert training_losses(out) == training_losses(run)
+
+
+def test_running_a_finished_training_again_changes_nothing(command: Command, run: Path, data: Path) -> None:
+    before = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "summary.json", "config.json")}
+    code, _, err = command(*train_command(data, run))
+    assert code == 0
+    assert "nothing left to do" in err
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(command: Command, run: Path, data: Path) -> None:
+    result = command(*train_command(data, run, "--seed", 7))
+    assert_one_line_error(result, "train.seed was 0, now 7", "another --out")
+
+
+def test_latest_and_best_checkpoints_stay(command: Command, data: Path, tmp_path: Path) -> None:
+    """A rate that ruins the model late: the best checkpoint is then an early one."""
+    more = ("--learning-rate", 1.0, "--embedding-rate", 1.0, "--warmup-steps", 38, "--max-steps", 40)
+    more += ("--eval-every", 10, "--checkpoint-every", 10, "--sample-every", 0, "--optimizer", "adamw")
+    assert command(*train_command(data, tmp_path / "run", *more))[0] == 0
+    val = {row["step"]: row["val_loss"] for row in read_metrics(tmp_path / "run") if "val_loss" in row}
+    best = min(val, key=lambda step: val[step])
+    assert best < 40
+    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    assert checkpoints.steps() == [best, 40]
+    assert checkpoints.best() == best
+    assert checkpoints.latest() == 40
+    checkpoints.close()
+
+
+def test_unknown_preset_is_one_line(command: Command, data: Path, tmp_path: Path) -> None:
+    result = command("jaxgpt", "train", "tinny", "--data", data, "--out", tmp_path / "r")
+    assert_one_line_error(result, "'tinny'", "did you mean tiny")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (("--n-embd", 33), ("n_embd (33)", "n_head (2)", "32 or 34")),
+        (("--batch-size", 9), ("9 sequences", "2 devices")),
+        (("--mesh", "data=3"), ("data=3", "needs 3 devices")),
+        (("--block-size", 100_000), ("validation split", "one window needs")),
+        (("--max-steps", 0), ("max_steps (0)",)),
+    ],
+)
+def test_settings_that_can_not_work_are_one_line_and_leave_no_run(
+    command: Command, data: Path, tmp_path: Path, more: tuple[object, ...], parts: tuple[str, ...]
+) -> None:
+    assert_one_line_error(command(*train_command(data, tmp_path / "r", *more)), *parts)
+    assert not (tmp_path / "r").exists()
+
+
+def test_damaged_dataset_is_one_line(command: Command, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "d")
+    with (tmp_path / "d" / "train.bin").open("ab") as file:
+        file.write(b"xx")
+    assert_one_line_error(command(*train_command(tmp_path / "d", tmp_path / "r")), "train.bin", "manifest")
+
+
+def test_folder_with_other_things_is_not_touched(command: Command, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert_one_line_error(command(*train_command(data, tmp_path)), "is no run", "another --out")
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_damaged_checkpoint_is_one_line(command: Command, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints" / "40" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = command("jaxgpt", "evaluate", "--run", tmp_path / "run", "--step", "40")
+    assert_one_line_error(result, "checkpoints/40", "can't be read")
