@@ -13,4 +13,6 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt-bench`; return its exit code."""
-    return run("jaxgpt-bench", "Measure models: quality, speed against the ceiling, and a report.", COMMANDS, argv)
+    return run(
+        "jaxgpt-bench", "Measure models: quality, speed against the ceiling, and a report.", COMMANDS, argv
+    )

@@ -121,7 +121,7 @@ def timed_generation(engine: Engine, prompt: list[int], count: int) -> dict[str,
 
 
 def peak_rss_bytes() -> int:
-    """Return the largest resident memory of this process so far (VmHWM; getrusage would count the parent's)."""
+    """Return the largest resident memory of this process so far (getrusage would count the parent's)."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

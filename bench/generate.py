@@ -317,7 +317,9 @@ def placeholder_tokenizer(vocab_size: int) -> Tokenizer:
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Lay the rows out for a terminal."""
-    table = Table("engine", "precision", "cache", "s", "tokens/s", "min-max", "of ceiling", "file MB", "peak MB")
+    table = Table(
+        "engine", "precision", "cache", "s", "tokens/s", "min-max", "of ceiling", "file MB", "peak MB"
+    )
     for line in rows:
         decode = line["decode_tokens_per_s"]
         table.add_row(

@@ -45,8 +45,12 @@ def loss_curve(metrics: Sequence[dict[str, Any]]) -> str:
         sum(losses[max(i - SMOOTH_STEPS + 1, 0) : i + 1]) / len(losses[max(i - SMOOTH_STEPS + 1, 0) : i + 1])
         for i in range(len(losses))
     ]
-    axes.plot([step for step, _ in train], means, color=BLUE, linewidth=1.4, label="training (mean of 20 steps)")
-    axes.plot(*zip(*val, strict=True), color=ORANGE, marker="o", linewidth=1.4, label="validation, whole split")
+    axes.plot(
+        [step for step, _ in train], means, color=BLUE, linewidth=1.4, label="training (mean of 20 steps)"
+    )
+    axes.plot(
+        *zip(*val, strict=True), color=ORANGE, marker="o", linewidth=1.4, label="validation, whole split"
+    )
     axes.set_xlabel("optimizer step", fontsize=9)
     axes.set_ylabel("loss, nats per token", fontsize=9)
     axes.legend(frameon=False, fontsize=9)

@@ -8,6 +8,7 @@ the whole validation split; samples continue the same prompts with the same rand
 
 import ast
 import dataclasses
+import itertools
 import lzma
 import math
 from collections.abc import Sequence
@@ -143,12 +144,12 @@ def sample_prompts(texts: Sequence[str], tokenizer: Tokenizer, count: int, longe
 def val_documents(val: Tokens, tokenizer: Tokenizer) -> list[str]:
     """Return the texts of the validation split."""
     ends = np.flatnonzero(val == tokenizer.endoftext)
-    pairs = zip(ends[:-1], ends[1:], strict=True)
-    return [tokenizer.decode(val[start + 1 : end]) for start, end in pairs]
+    pairs = itertools.pairwise(ends)
+    return [tokenizer.decode(val[start + 1 : end].tolist()) for start, end in pairs]
 
 
 def xz_bits_per_byte(texts: Sequence[str]) -> float:
-    """Return what `xz -9e` makes of texts put one after the other, in bits a byte: a yardstick from outside."""
+    """Return what `xz -9e` makes of joined texts, in bits a byte: a yardstick from outside."""
     content = "".join(texts).encode()
     return 8 * len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)) / len(content)
 

@@ -63,7 +63,9 @@ def report(options: ReportOptions) -> Result:
     quality = read_json(options.quality, "quality figures")
     speeds = [read_json(path, "speed figures") for path in options.speed]
     if not speeds or not metrics:
-        raise UserError(f"a report needs --speed figures and a run with metrics; {options.run} has {len(metrics)}")
+        raise UserError(
+            f"a report needs --speed figures and a run with metrics; {options.run} has {len(metrics)}"
+        )
     train = read_json(options.run / "summary.json", "summary of a finished run")
     certificate = read_json(options.fp32 / "certificate.json", "certificate")
     figures = {
@@ -137,11 +139,11 @@ def speed_title(speed: dict[str, Any]) -> str:
 
 def markdown_table(figures: dict[str, Any]) -> str:
     """Return the README's results table."""
-    train = figures["train"]
+    train, machine = figures["train"], figures["machine"]
     lines = [
         f"Preset {train['preset']}, {train['parameters']:,} parameters, {train['steps']} steps, "
-        f"{train['tokens_seen']:,} tokens, {train['cpu_seconds']:.0f} cpu-seconds on {figures['machine']['cpu']} "
-        f"({figures['machine']['cores']} cores): {train['val_bits_per_byte']:.3f} bits per byte on held-out files "
+        f"{train['tokens_seen']:,} tokens, {train['cpu_seconds']:.0f} cpu-seconds on {machine['cpu']} "
+        f"({machine['cores']} cores): {train['val_bits_per_byte']:.3f} bits per byte on held-out files "
         f"(xz -9e on the same bytes: {train['xz_bits_per_byte']:.3f}).",
         "",
         "| model | validation loss | difference | KL mean | top-1 | MB | tokens/s |",

@@ -33,16 +33,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxgpt.config import ModelConfig
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import read_json, write_json
+from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from export.layers import Int8Embedding, Int8Linear
 from export.model import GPT, float_model, layer_shapes, norm_names
-from jaxgpt.config import ModelConfig
-from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import read_json, write_json
-from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 QUANTIZED_MODEL_TYPE = "jaxgpt_gpt2"
 QUANTIZATION_FORMAT_VERSION = 1
@@ -184,7 +184,9 @@ def _read_tensors(path: Path) -> Tensors:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}); it was truncated or altered") from None
+        raise UserError(
+            f"{path} is no readable safetensors file ({error}); it was truncated or altered"
+        ) from None
 
 
 def expected_tensors(
@@ -263,9 +265,7 @@ def int8_model(config: ModelConfig, tensors: Tensors) -> GPT:
         if name in EMBEDDINGS:
             layers[name] = Int8Embedding(weight, scale, smooth)
         else:
-            layers[name] = Int8Linear(
-                weight, scale, get(f"{name}.bias"), get(f"{name}.input_scale"), smooth
-            )
+            layers[name] = Int8Linear(weight, scale, get(f"{name}.bias"), get(f"{name}.input_scale"), smooth)
     # The head's own smoothing is folded into ln_f, so only the rows of the embedding are divided.
     head = (tensors["wte.weight"], tensors["wte.weight_scale"], None, get("lm_head.input_scale"))
     layers["lm_head"] = Int8Linear(*head)
@@ -329,4 +329,4 @@ def config_json(config: ModelConfig, quantization: Quantization | None, endoftex
         value["model_type"] = QUANTIZED_MODEL_TYPE
         value["quantization"] = quantization.to_json()
         del value["dtype"]
-    return json.loads(json.dumps(value))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(value))

@@ -1,4 +1,4 @@
-"""`jaxgpt-export convert`: a training run -> the float32 artifact. The only module that knows JAX and PyTorch.
+"""`jaxgpt-export convert`: a run -> the float32 artifact. The only module that knows JAX and PyTorch.
 
     jaxgpt-export convert --run runs/demo/run --out runs/demo/fp32
 
@@ -13,6 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from jaxgpt.config import ModelConfig
+from jaxgpt.model import Params, abstract_params, graph_of, merge
+from jaxgpt.runs import check_tokenizer, load_params, open_run
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import new_folder, sha256_of
+from jaxgpt.tokens import open_dataset
 from jaxtyping import Float, Int32
 from torch import Tensor
 
@@ -28,13 +35,6 @@ from export.certificate import (
 )
 from export.model import float_model
 from export.parity import ParityMeter
-from jaxgpt.config import ModelConfig
-from jaxgpt.model import Params, abstract_params, graph_of, merge
-from jaxgpt.runs import check_tokenizer, load_params, open_run
-from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import new_folder, sha256_of
-from jaxgpt.tokens import open_dataset
 
 # The last part of a Flax name -> of the PyTorch name; the rest is GPT-2's own on both sides.
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
@@ -87,7 +87,9 @@ def hf_tensors(params: Params, config: ModelConfig) -> Tensors:
     return {hf_name(name): torch.from_numpy(np.array(array, np.float32)) for name, array in params.items()}
 
 
-def all_flax_logits(config: ModelConfig, params: Params, tokens: Int32[Tensor, "B T"]) -> Float[Tensor, "N V"]:
+def all_flax_logits(
+    config: ModelConfig, params: Params, tokens: Int32[Tensor, "B T"]
+) -> Float[Tensor, "N V"]:
     """Return the Flax logits of every position, flattened."""
     graph = graph_of(config)
     forward = jax.jit(lambda params, tokens: merge(graph, params)(tokens))

@@ -1,6 +1,6 @@
 """`jaxgpt-export generate`: text from an artifact, streamed.
 
-    jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompt "Return the mean of a list." --max-new-tokens 100
+jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompt "Return the mean of a list."
 """
 
 import dataclasses
@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import torch
-
-from export.artifact import read_artifact
-from export.model import Session
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.generation import generate
 from jaxgpt.shared.sampling import Sampling
+
+from export.artifact import read_artifact
+from export.model import Session
 
 
 @dataclasses.dataclass(frozen=True)

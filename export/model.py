@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxgpt.config import ModelConfig
+from jaxgpt.shared.errors import UserError
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from jaxgpt.config import ModelConfig
-from jaxgpt.shared.errors import UserError
 
 LAYER_NORM_EPSILON = 1e-5
 

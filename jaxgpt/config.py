@@ -170,23 +170,25 @@ _LARGE = TrainConfig(
 )
 
 PRESETS: dict[str, Preset] = {
+    # Tuned for two CPU cores and some minutes; README.md gives the baselines.
     "tiny": Preset(
         block_size=256,
-        n_layer=4,
+        n_layer=2,
         n_head=4,
         n_embd=128,
         train=TrainConfig(
-            max_steps=600,
+            max_steps=800,
             batch_size=8,
             optimizer="muon",
-            learning_rate=2e-2,
-            embedding_rate=6e-3,
+            learning_rate=0.02,
+            embedding_rate=0.02,
             final_rate=0.0,
-            warmup_steps=20,
-            weight_decay=0.0,
-            eval_every=300,
-            checkpoint_every=300,
-            sample_every=300,
+            warmup_steps=40,
+            cooldown="linear",
+            weight_decay=0.1,
+            eval_every=400,
+            checkpoint_every=400,
+            sample_every=400,
         ),
     ),
     "small": Preset(
@@ -202,7 +204,8 @@ PRESETS: dict[str, Preset] = {
             embedding_rate=3e-3,
             final_rate=0.0,
             warmup_steps=100,
-            weight_decay=0.01,
+            cooldown="linear",
+            weight_decay=0.1,
         ),
     ),
     "gpt2": Preset(1024, 12, 12, 768, _LARGE),
@@ -212,7 +215,9 @@ PRESETS: dict[str, Preset] = {
     "gpt2-large": Preset(
         1024, 36, 20, 1280, dataclasses.replace(_LARGE, learning_rate=2.5e-4, embedding_rate=2.5e-4)
     ),
-    "gpt2-xl": Preset(1024, 48, 25, 1600, dataclasses.replace(_LARGE, learning_rate=2e-4, embedding_rate=2e-4)),
+    "gpt2-xl": Preset(
+        1024, 48, 25, 1600, dataclasses.replace(_LARGE, learning_rate=2e-4, embedding_rate=2e-4)
+    ),
 }
 
 

@@ -77,10 +77,9 @@ def validation_loss(
     sharding = batch_sharding(mesh, axis=0, ndim=2)
     total, count = 0.0, 0
     for start in range(0, len(inputs), rows):
+        part = slice(start, start + rows)
         parts = [
-            jax.make_array_from_callback(
-                (rows, block_size), sharding, lambda index, a=array[start : start + rows]: a[index]
-            )
+            jax.make_array_from_callback((rows, block_size), sharding, array[part].__getitem__)
             for array in (inputs, targets)
         ]
         loss, positions = eval_step(params, *parts)
@@ -104,7 +103,11 @@ def evaluate(options: EvaluateOptions) -> Result:
     mesh = make_mesh("", options.cpu_devices)
     placed = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     eval_step = jax.jit(make_eval_step(graph_of(model)))
-    figures: dict[str, Any] = {"step": step, "val_tokens": len(dataset.val) - 1, "val_bytes": dataset.val_bytes}
+    figures: dict[str, Any] = {
+        "step": step,
+        "val_tokens": len(dataset.val) - 1,
+        "val_bytes": dataset.val_bytes,
+    }
     figures |= validation_loss(eval_step, placed, dataset, model.block_size, options.batch_size, mesh)
     assert jnp.isfinite(figures["val_loss"])
     say(

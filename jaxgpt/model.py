@@ -167,9 +167,7 @@ class GPT(nnx.Module):
         self.h = nnx.List([Block(config, dtype, rngs) for _ in range(config.n_layer)])
         self.ln_f = _layer_norm(config.n_embd, dtype, rngs)
 
-    def __call__(
-        self, tokens: Int[Array, "B T"], key: jax.Array | None = None
-    ) -> Float[Array, "B T V"]:
+    def __call__(self, tokens: Int[Array, "B T"], key: jax.Array | None = None) -> Float[Array, "B T V"]:
         """Return the logits of the next token at every position.
 
         Args:

@@ -30,7 +30,8 @@ def schedule(config: TrainConfig, peak: float) -> Schedule:
         fall = optax.cosine_decay_schedule(peak, rest, alpha=config.final_rate)
     else:
         fall = optax.linear_schedule(peak, peak * config.final_rate, rest)
-    return optax.join_schedules([rise, fall], [warmup])
+    joined: Schedule = optax.join_schedules([rise, fall], [warmup])
+    return joined
 
 
 def kind_of(name: str) -> str:
@@ -65,6 +66,4 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     def labels(params: Params) -> dict[str, str]:
         return {name: kind_of(name) for name in params}
 
-    return optax.chain(
-        optax.clip_by_global_norm(config.grad_clip), optax.multi_transform(transforms, labels)
-    )
+    return optax.chain(optax.clip_by_global_norm(config.grad_clip), optax.multi_transform(transforms, labels))

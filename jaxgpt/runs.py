@@ -1,10 +1,10 @@
 """The run folder: what a training leaves, and how others read it.
 
-    RUN/config.json      model, training and data; written once
-    RUN/checkpoints/     Orbax: parameters, optimizer, rng, position; the latest and the best are kept
-    RUN/metrics.jsonl    a JSON object a line: step and loss, or step and val_loss
-    RUN/summary.json     figures of the finished run
-    RUN/tensorboard/  RUN/samples/  RUN/tokenizer/
+RUN/config.json      model, training and data; written once
+RUN/checkpoints/     Orbax: parameters, optimizer, rng, position; the latest and the best are kept
+RUN/metrics.jsonl    a JSON object a line: step and loss, or step and val_loss
+RUN/summary.json     figures of the finished run
+RUN/tensorboard/  RUN/samples/  RUN/tokenizer/
 """
 
 import dataclasses
@@ -94,8 +94,9 @@ def open_run(folder: Path) -> Run:
     tokenizer = load_tokenizer(folder / "tokenizer", str(config.data["tokenizer"]["name"]))
     if tokenizer.sha256 != config.data["tokenizer"]["sha256"]:
         raise UserError(
-            f"tokenizer in {folder / 'tokenizer'} does not fit the checkpoint: its hash is "
-            f"{tokenizer.sha256[:12]}..., the run was trained with {config.data['tokenizer']['sha256'][:12]}..."
+            f"tokenizer in {folder / 'tokenizer'} does not fit the checkpoint: it is "
+            f"{tokenizer.sha256[:12]}..., the run was trained with "
+            f"{config.data['tokenizer']['sha256'][:12]}..."
         )
     return Run(folder, config, tokenizer)
 
@@ -136,15 +137,16 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, read_only=read_only, create=not read_only, cleanup_tmp_directories=not read_only
+            preservation_policy=policy,
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
         )
         self.folder = folder / "checkpoints"
         if read_only and not self.folder.is_dir():
             raise UserError(f"{folder} holds no checkpoints; train it first")
         names = ("params", "opt_state", "position")
-        self._manager = ocp.CheckpointManager(
-            self.folder.absolute(), options=options, item_names=names
-        )
+        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=names)
 
     def save(self, state: TrainState, position: dict[str, Any], val_loss: float | None) -> None:
         """Save a state in the background.
@@ -308,7 +310,9 @@ def _require_same(old: RunConfig, new: RunConfig, folder: Path) -> None:
         pairs["data"] = (old.data["folder"], new.data["folder"])
     if pairs:
         text = "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in pairs.items())
-        raise UserError(f"{folder} holds another training ({text}); choose another --out, or the old settings")
+        raise UserError(
+            f"{folder} holds another training ({text}); choose another --out, or the old settings"
+        )
 
 
 def _differences(section: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

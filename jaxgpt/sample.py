@@ -1,6 +1,6 @@
 """Text from a trained run, with a KV cache.
 
-    jaxgpt sample --run RUN --prompt "Return the mean of a list."
+jaxgpt sample --run RUN --prompt "Return the mean of a list."
 """
 
 import dataclasses

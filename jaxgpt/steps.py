@@ -67,9 +67,7 @@ def make_train_step(
         state: TrainState, inputs: Int[Array, "A B T"], targets: Int[Array, "A B T"]
     ) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        grad_fn = jax.value_and_grad(
-            lambda params, *batch: summed_loss(graph, params, *batch), has_aux=True
-        )
+        grad_fn = jax.value_and_grad(lambda params, *batch: summed_loss(graph, params, *batch), has_aux=True)
 
         def micro_step(carry: Any, batch: Any) -> tuple[Any, None]:
             micro_inputs, micro_targets, index = batch

@@ -83,7 +83,9 @@ def open_dataset(folder: Path) -> Dataset:
         dataset = Dataset(folder, manifest, **splits)
         _ = dataset.vocab_size, dataset.tokenizer_sha256, dataset.val_bytes
     except (KeyError, TypeError) as error:
-        raise UserError(f"dataset manifest {folder / 'manifest.json'} lacks {error}; prepare it again") from None
+        raise UserError(
+            f"dataset manifest {folder / 'manifest.json'} lacks {error}; prepare it again"
+        ) from None
     return dataset
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxgpt.batches import Batches
 from jaxgpt.config import find_preset
 from jaxgpt.evaluate import validation_loss
-from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings, use_cpu_devices
+from jaxgpt.mesh import batch_sharding, keep_freed_memory, make_mesh, state_shardings, use_cpu_devices
 from jaxgpt.model import graph_of, init_params
 from jaxgpt.optimizer import make_optimizer
 from jaxgpt.progress import Recorder
@@ -132,6 +132,8 @@ def train(options: TrainOptions) -> Result:
         raise UserError(f"tokenizer files in {options.data} do not match its manifest; prepare it again")
     use_cpu_devices(options.cpu_devices)
     mesh = make_mesh(options.mesh, options.cpu_devices)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     micro = config.train.batch_size // config.train.accumulate
     if micro % mesh.size:
         raise UserError(
@@ -203,7 +205,9 @@ class Trainer:
                     figures = self._validate(state)
                     recorder.validation(step, figures)
                 if saves:
-                    self.checkpoints.save(state, self._position(step), figures["val_loss"] if evaluates else None)
+                    self.checkpoints.save(
+                        state, self._position(step), figures["val_loss"] if evaluates else None
+                    )
                 if samples:
                     recorder.sample(step, self._sample(state, step))
                 if evaluates or saves or samples:
@@ -217,9 +221,7 @@ class Trainer:
         """Return the state to go on from and the number of steps done."""
         step = self.checkpoints.latest()
         if step is None:
-            init = jax.jit(
-                lambda: initial_state(self.config, self.optimizer), out_shardings=self.shardings
-            )
+            init = jax.jit(lambda: initial_state(self.config, self.optimizer), out_shardings=self.shardings)
             return init(), 0
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

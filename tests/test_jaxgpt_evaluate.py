@@ -12,7 +12,9 @@ from jaxgpt.runs import load_params, open_run
 from jaxgpt.tokens import open_dataset
 
 
-def test_validation_loss_is_the_float64_mean_over_the_whole_split(command: Command, run: Path, data: Path) -> None:
+def test_validation_loss_is_the_float64_mean_over_the_whole_split(
+    command: Command, run: Path, data: Path
+) -> None:
     code, out, _ = command("jaxgpt", "evaluate", "--run", run, "--json", "--batch-size", 3)
     assert code == 0
     figures = json.loads(out)
@@ -53,11 +55,15 @@ def test_step_that_is_not_stored_names_those_that_are(command: Command, run: Pat
 
 
 def test_folder_that_is_no_run_is_one_line(command: Command, tmp_path: Path, data: Path) -> None:
-    assert_one_line_error(command("jaxgpt", "evaluate", "--run", tmp_path / "none"), "is missing", "jaxgpt train")
+    assert_one_line_error(
+        command("jaxgpt", "evaluate", "--run", tmp_path / "none"), "is missing", "jaxgpt train"
+    )
     assert_one_line_error(command("jaxgpt", "evaluate", "--run", data), "config.json", "missing")
 
 
-def test_tokenizer_that_was_swapped_in_the_run_is_one_line(command: Command, run: Path, tmp_path: Path) -> None:
+def test_tokenizer_that_was_swapped_in_the_run_is_one_line(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
     from jaxgpt.data.tokenizers import make_tokenizer
 
     shutil.copytree(run, tmp_path / "run")

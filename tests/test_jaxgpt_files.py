@@ -28,7 +28,7 @@ def test_nan_is_never_written_as_json(tmp_path: Path) -> None:
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(RuntimeError), new_folder(target, False, "manifest.json") as folder:
+    with pytest.raises(RuntimeError), new_folder(target, False, "manifest.json") as folder:  # noqa: PT012
         (folder / "manifest.json").write_text("{}")
         assert not target.exists()
         raise RuntimeError
@@ -43,7 +43,10 @@ def test_an_existing_folder_is_replaced_only_on_request_and_only_if_it_is_ours(t
     target.mkdir()
     (target / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="choose another --out"), new_folder(target, overwrite, "manifest.json"):
+        with (
+            pytest.raises(UserError, match="choose another --out"),
+            new_folder(target, overwrite, "manifest.json"),
+        ):
             pass
     assert (target / "thesis.txt").read_text() == "mine"
 

@@ -23,7 +23,9 @@ def test_a_missing_axis_takes_the_devices_that_are_left(text: str, expected: tup
     assert tuple(parse_mesh(text, 8).values()) == expected
 
 
-@pytest.mark.parametrize("text", ["data=3", "data=4,fsdp=4", "tensor=8", "data", "data=0", "data=2,data=4", "fsdp=16"])
+@pytest.mark.parametrize(
+    "text", ["data=3", "data=4,fsdp=4", "tensor=8", "data", "data=0", "data=2,data=4", "fsdp=16"]
+)
 def test_a_mesh_that_does_not_fit_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(UserError, match=f"mesh '{text}'"):
         parse_mesh(text, 8)

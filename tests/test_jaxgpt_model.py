@@ -31,9 +31,15 @@ def test_logits_equal_transformers_on_random_parameters(length: int) -> None:
     params = random_params(CONFIG)
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=97, n_positions=24, n_layer=3, n_head=4, n_embd=32,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )  # fmt: skip
+            vocab_size=97,
+            n_positions=24,
+            n_layer=3,
+            n_head=4,
+            n_embd=32,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
     ).eval()
     leaves = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
     state = {}

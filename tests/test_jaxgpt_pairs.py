@@ -1,4 +1,5 @@
 import ast
+from pathlib import Path
 
 from jaxgpt.data.pairs import pairs_of_source
 
@@ -51,7 +52,10 @@ def test_pairs_hold_first_paragraph_signature_and_source_without_docstring() -> 
     assert set(pairs) == {"Stack", "push", "area"}  # stubs, one-liners and undocumented code have none
     assert pairs["Stack"].instruction == "A last-in, first-out list of things."
     assert pairs["Stack"].input == "Stack(list)"
-    assert pairs["push"].output == "```python\ndef push(self, item):\n    self.append(item)\n    return self\n```"
+    assert (
+        pairs["push"].output
+        == "```python\ndef push(self, item):\n    self.append(item)\n    return self\n```"
+    )
     area = pairs["area"]
     assert area.instruction == "Return the area of a rectangle."
     assert area.input == "area(width: int, height: int=2)"
@@ -61,7 +65,7 @@ def test_pairs_hold_first_paragraph_signature_and_source_without_docstring() -> 
 
 
 def test_every_output_of_the_interpreter_s_own_ast_module_parses() -> None:
-    source = open(ast.__file__, encoding="utf-8").read()
+    source = Path(ast.__file__).read_text(encoding="utf-8")
     outputs = [pair.output for pair in pairs_of_source(source)]
     assert len(outputs) > 10
     for output in outputs:
@@ -72,4 +76,7 @@ def test_every_output_of_the_interpreter_s_own_ast_module_parses() -> None:
 
 
 def test_source_that_does_not_parse_has_no_pairs() -> None:
-    assert list(pairs_of_source("def broken(:\n    '''A docstring of four words.'''\n    x = 1\n    y = 2\n")) == []
+    assert (
+        list(pairs_of_source("def broken(:\n    '''A docstring of four words.'''\n    x = 1\n    y = 2\n"))
+        == []
+    )

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from jaxgpt.tokens import open_dataset
 
 def documents_of(tokens: np.ndarray, endoftext: int) -> list[list[int]]:
     ends = np.flatnonzero(tokens == endoftext)
-    return [tokens[a + 1 : b].tolist() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [tokens[a + 1 : b].tolist() for a, b in itertools.pairwise(ends)]
 
 
 def test_dataset_holds_each_document_once_and_nothing_else(data: Path) -> None:
@@ -88,7 +89,9 @@ def test_a_group_is_never_cut_and_more_data_moves_none() -> None:
     assert set(val) <= set(more_val)
 
 
-def test_preparing_again_gives_the_same_bytes(command: Command, data: Path, work: Path, tmp_path: Path) -> None:
+def test_preparing_again_gives_the_same_bytes(
+    command: Command, data: Path, work: Path, tmp_path: Path
+) -> None:
     arguments = ("--source", work / "rows.jsonl", "--tokenizer", "bpe:384", "--val-fraction", 0.1)
     assert command("jaxgpt", "prepare", *arguments, "--out", tmp_path / "d", "--threads", 1)[0] == 0
     for name in ("train.bin", "val.bin", "merges.txt", "tokenizer.json", "vocab.json"):
@@ -123,7 +126,8 @@ def test_one_document_can_not_be_split(command: Command, tmp_path: Path) -> None
 @pytest.mark.parametrize("delay_s", [1.0, 2.5, 4.0])
 def test_an_interrupted_prepare_leaves_nothing_under_the_final_name(tmp_path: Path, delay_s: float) -> None:
     out = tmp_path / "d"
-    code = f"from jaxgpt.cli import main; main(['prepare', '--source', 'stdlib', '--tokenizer', 'bpe:600', '--out', {str(out)!r}])"
+    options = ["prepare", "--source", "stdlib", "--tokenizer", "bpe:600", "--out", str(out)]
+    code = f"from jaxgpt.cli import main; main({options!r})"
     arguments, environment = python(code)
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
     time.sleep(delay_s)

@@ -28,7 +28,9 @@ def test_engine_gives_the_logits_of_the_whole_text(run: Path, length: int) -> No
 
 def test_same_seed_gives_the_same_text_and_greedy_needs_none(command: Command, run: Path) -> None:
     def text(*more: object) -> str:
-        code, out, _ = command("jaxgpt", "sample", "--run", run, "--prompt", PROMPT, "--max-new-tokens", 20, *more)
+        code, out, _ = command(
+            "jaxgpt", "sample", "--run", run, "--prompt", PROMPT, "--max-new-tokens", 20, *more
+        )
         assert code == 0
         return out
 

@@ -52,7 +52,8 @@ def test_same_seed_same_draws_other_seed_other_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+    "setting",
+    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}],
 )
 def test_impossible_settings_are_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):

@@ -1,5 +1,5 @@
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,10 @@ def start(train: TrainConfig, dtype: jnp.dtype) -> tuple[TrainState, optax.Gradi
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key), optimizer
 
 
-def losses(devices: int, mesh_text: str, dtype: jnp.dtype, train: TrainConfig = TRAIN, rate: float = 0.0) -> np.ndarray:
+@cache
+def losses(
+    devices: int, mesh_text: str, dtype: jnp.dtype, train: TrainConfig = TRAIN, rate: float = 0.0
+) -> np.ndarray:
     """Losses of 20 steps of jit over a mesh."""
     model = dataclasses.replace(MODEL, dropout=rate)
     state, optimizer = start(train, dtype)
@@ -57,6 +60,7 @@ def losses(devices: int, mesh_text: str, dtype: jnp.dtype, train: TrainConfig = 
     return np.array(found)
 
 
+@cache
 def pmap_losses(devices: int, dtype: jnp.dtype) -> np.ndarray:
     """Losses of the same steps written with jax.pmap: a gradient a device, psum, one update each."""
     state, optimizer = start(TRAIN, dtype)

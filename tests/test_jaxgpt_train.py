@@ -17,7 +17,20 @@ def training_losses(run: Path) -> list[tuple[int, float]]:
 
 
 def train_command(data: Path, out: Path, *more: object) -> tuple[object, ...]:
-    return ("jaxgpt", "train", "tiny", "--data", data, "--out", out, "--cpu-devices", 2, *TINY_SHAPE, *TINY_TRAIN, *more)
+    return (
+        "jaxgpt",
+        "train",
+        "tiny",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--cpu-devices",
+        2,
+        *TINY_SHAPE,
+        *TINY_TRAIN,
+        *more,
+    )
 
 
 def test_training_lowers_the_loss_and_records_every_step(run: Path) -> None:
@@ -60,7 +73,9 @@ def test_running_a_finished_training_again_changes_nothing(command: Command, run
     assert {name: (run / name).read_bytes() for name in before} == before
 
 
-def test_other_settings_in_the_same_folder_are_refused_by_name(command: Command, run: Path, data: Path) -> None:
+def test_other_settings_in_the_same_folder_are_refused_by_name(
+    command: Command, run: Path, data: Path
+) -> None:
     result = command(*train_command(data, run, "--seed", 7))
     assert_one_line_error(result, "train.seed was 0, now 7", "another --out")
 

@@ -15,12 +15,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from jaxgpt.shared.errors import UserError
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
 from export.arithmetic import LEVELS, quantize_rows, scale_of
 from export.model import GPT
-from jaxgpt.shared.errors import UserError
 
 STRENGTHS = (0.25, 0.5, 0.75)
 # Shares of the largest value that a step may cover; below 0.3 no layer of any tried model had its best.

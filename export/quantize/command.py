@@ -14,6 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
+from jaxgpt.tokens import Dataset, open_dataset, windows
 from jaxtyping import Int32
 from torch import Tensor
 
@@ -31,10 +35,6 @@ from export.model import GPT
 from export.quality import Quality, batches, measure_quality
 from export.quantize.calibration import COVERED, STRENGTHS, InputPlan, LayerInput, collect_inputs, plan_input
 from export.quantize.rounding import HEAD, int8_tensors
-from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
-from jaxgpt.tokens import Dataset, open_dataset, windows
 
 CALIBRATION_TOKENS = 8192
 CHOICE_TOKENS = 4096  # of the training split, not those of the calibration: they choose the observer
@@ -89,13 +89,13 @@ def quantize(options: QuantizeOptions) -> Result:
     reference = artifact.model()
     figures: dict[str, Any] = {"method": options.method, "kernel": kernel_name()}
     if options.method == "dynamic":
-        tensors, smooth = int8_tensors(artifact.config, artifact.tensors), ()
+        tensors = int8_tensors(artifact.config, artifact.tensors)
     else:
         if dataset is None:
             raise UserError("static needs calibration text: give --data, the data set of the run")
         plans, figures["calibration"] = calibrate(artifact, reference, dataset)
         tensors = int8_tensors(artifact.config, artifact.tensors, plans)
-        smooth = tuple(sorted(name.removesuffix(".smooth") for name in tensors if name.endswith(".smooth")))
+    smooth = tuple(sorted(name.removesuffix(".smooth") for name in tensors if name.endswith(".smooth")))
     model = int8_model(artifact.config, tensors)
     figures["parity"] = {**dataclasses.asdict(measure(model, probe)), "against": "Flax fp32"}
     if dataset is not None:
@@ -128,7 +128,9 @@ def _report(options: QuantizeOptions, artifact: Artifact, size: int, figures: di
     )
 
 
-def spread_windows(tokens: "np.ndarray[Any, np.dtype[np.uint16]]", block_size: int, count: int, shift: int) -> Int32[Tensor, "B T"]:
+def spread_windows(
+    tokens: "np.ndarray[Any, np.dtype[np.uint16]]", block_size: int, count: int, shift: int
+) -> Int32[Tensor, "B T"]:
     """Cut windows evenly spread over a split; another shift (0 or 1) gives windows that don't overlap them.
 
     Args:
@@ -193,7 +195,9 @@ def plan_layers(
 ) -> dict[str, InputPlan]:
     """Choose step and smoothing of every layer on its own."""
     return {
-        name: plan_input(layer, tensors["wte.weight" if name == HEAD else f"{name}.weight"], covered, strengths)
+        name: plan_input(
+            layer, tensors["wte.weight" if name == HEAD else f"{name}.weight"], covered, strengths
+        )
         for name, layer in inputs.items()
     }
 

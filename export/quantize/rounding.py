@@ -11,13 +11,13 @@ A smoothing vector of a layer is folded into whatever makes its input, where tha
 from collections.abc import Mapping
 
 import torch
+from jaxgpt.config import ModelConfig
 from torch import Tensor
 
 from export.arithmetic import quantize_rows
 from export.artifact import EMBEDDINGS, Tensors
 from export.model import layer_shapes, norm_names
 from export.quantize.calibration import InputPlan
-from jaxgpt.config import ModelConfig
 
 HEAD = "lm_head"
 

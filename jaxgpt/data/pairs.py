@@ -39,11 +39,11 @@ class Pair:
 
 def source_files(folder: Path) -> list[Path]:
     """List the .py files below a folder in a stable order, the skipped folders left out."""
-    found = []
-    for path in sorted(folder.rglob("*.py")):
-        if not SKIPPED_FOLDERS.intersection(path.relative_to(folder).parts[:-1]):
-            found.append(path)
-    return found
+    return [
+        path
+        for path in sorted(folder.rglob("*.py"))
+        if not SKIPPED_FOLDERS.intersection(path.relative_to(folder).parts[:-1])
+    ]
 
 
 def pairs_of_file(path: Path) -> Iterator[Pair]:

@@ -80,6 +80,8 @@ def prepare(options: PrepareOptions) -> Result:
         )
     say(f"{options.source}: {len(documents)} documents, {counts['duplicates']} duplicates left out")
     tokenizer = make_tokenizer(options.tokenizer, train)
+    if options.tokenizer != "gpt2" and tokenizer.vocab_size < int(options.tokenizer.partition(":")[2]):
+        say(f"{options.tokenizer}: the text has pairs for {tokenizer.vocab_size} tokens only")
     threads = options.threads or len(os.sched_getaffinity(0))
     train_tokens = encode(train, tokenizer, threads, "encoding train")
     val_tokens = encode(val, tokenizer, threads, "encoding val")
@@ -87,7 +89,9 @@ def prepare(options: PrepareOptions) -> Result:
     counts["val_overlapping"] = len(val) - len(kept)
     val = [val[i] for i in kept]
     if not val:
-        raise UserError(f"every validation document shares {OVERLAP_TOKENS} tokens with training; give more text")
+        raise UserError(
+            f"every validation document shares {OVERLAP_TOKENS} tokens with training; give more text"
+        )
     arrays = {
         "train": join(train_tokens, tokenizer.endoftext),
         "val": join([val_tokens[i] for i in kept], tokenizer.endoftext),
@@ -106,7 +110,8 @@ def prepare(options: PrepareOptions) -> Result:
             manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         write_json(folder / "manifest.json", manifest)
     say(
-        f"{options.out}: {counts['train_tokens']:,} training tokens ({counts['train_documents']:,} documents), "
+        f"{options.out}: {counts['train_tokens']:,} training tokens "
+        f"({counts['train_documents']:,} documents), "
         f"{counts['val_tokens']:,} validation tokens ({counts['val_documents']:,} documents; "
         f"{counts['val_overlapping']} dropped for sharing {OVERLAP_TOKENS} tokens with training), "
         f"vocabulary {tokenizer.vocab_size}"

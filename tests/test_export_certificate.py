@@ -1,0 +1,92 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, assert_one_line_error
+from safetensors.torch import load_file, save_file
+
+from export.certificate import probe_positions
+
+
+def verify(command: Command, folder: Path, *more: object) -> tuple[int, dict[str, object]]:
+    code, out, _ = command("jaxgpt-export", "verify", "--artifact", folder, "--json", *more)
+    return code, json.loads(out)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8_dynamic", "int8_static"])
+def test_untouched_artifact_passes_with_and_without_its_run(
+    command: Command, run: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(kind)
+    assert verify(command, folder)[0] == 0
+    code, figures = verify(command, folder, "--run", run)
+    assert code == 0
+    assert figures["passed"] is True
+    assert figures["flax_max_abs_logit_diff"] <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8_dynamic", "int8_static"])
+def test_swapped_layers_fail(
+    command: Command, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Two layers' matrices exchanged: every shape fits, hashes and logits do not."""
+    shutil.copytree(request.getfixturevalue(kind), tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(path)
+    prefix = "transformer." if kind == "fp32" else ""
+    for part in ("weight",) if kind == "fp32" else ("weight", "weight_scale"):
+        a, b = (f"{prefix}h.{i}.attn.c_attn.{part}" for i in (0, 1))
+        tensors[a], tensors[b] = tensors[b], tensors[a]
+    save_file(tensors, path, metadata={"format": "pt"})
+    code, figures = verify(command, tmp_path / "a")
+    assert code == 1
+    assert figures["altered_files"] == ["model.safetensors"]
+    assert sum(not passed for passed in figures["gates"].values()) >= 2  # the hash, and the logits
+
+
+def test_one_changed_byte_is_noticed(command: Command, fp32: Path, tmp_path: Path) -> None:
+    shutil.copytree(fp32, tmp_path / "a")
+    content = bytearray((tmp_path / "a" / "model.safetensors").read_bytes())
+    content[-3] ^= 1  # the last bits of a float: no loss would show it
+    (tmp_path / "a" / "model.safetensors").write_bytes(content)
+    code, figures = verify(command, tmp_path / "a")
+    assert code == 1
+    assert figures["altered_files"] == ["model.safetensors"]
+
+
+def test_another_run_s_logits_fail(command: Command, fp32: Path, tmp_path: Path) -> None:
+    shutil.copytree(fp32, tmp_path / "a")
+    path = tmp_path / "a" / "probe.safetensors"
+    probe = load_file(path)
+    save_file({**probe, "logits": probe["logits"] + 0.001 * torch.randn_like(probe["logits"])}, path)
+    code, figures = verify(command, tmp_path / "a")
+    assert code == 1
+    assert figures["altered_files"] == ["probe.safetensors"]
+    assert figures["parity"]["max_abs_logit_diff"] > 1e-4
+
+
+def test_certificate_of_an_unknown_version_or_none_is_one_line(
+    command: Command, fp32: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(fp32, tmp_path / "a")
+    path = tmp_path / "a" / "certificate.json"
+    certificate = json.loads(path.read_text())
+    path.write_text(json.dumps({**certificate, "format_version": 7}))
+    assert_one_line_error(
+        command("jaxgpt-export", "verify", "--artifact", tmp_path / "a"), "format version 7"
+    )
+    path.unlink()
+    assert_one_line_error(
+        command("jaxgpt-export", "verify", "--artifact", tmp_path / "a"), "certificate.json", "missing"
+    )
+
+
+def test_probe_positions_fit_the_size_and_hold_both_ends() -> None:
+    assert probe_positions(1024, 1000).tolist() == list(range(1024))
+    positions = probe_positions(4096, 50257)
+    assert positions[0] == 0
+    assert positions[-1] == 4095
+    assert len(positions) * 50257 * 4 <= 8_000_000
+    assert len(set(positions.tolist())) == len(positions)

@@ -1,0 +1,206 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command, assert_one_line_error, python
+
+from jaxgpt.shared.generation import generate
+from jaxgpt.shared.sampling import Sampling
+from jaxgpt.shared.tokenizer import load_tokenizer
+
+PROMPT = "Write a function to add the total by the"
+
+
+class Script:
+    """An engine that wants to say the given tokens."""
+
+    def __init__(self, tokens: list[int], vocab_size: int, block_size: int = 1000) -> None:
+        self.block_size = block_size
+        self._tokens, self._vocab_size, self._at = tokens, vocab_size, 0
+        self.taken: list[int] = []
+
+    def start(self, tokens: list[int]) -> np.ndarray:
+        self.taken += tokens
+        return self._next()
+
+    def step(self, token: int) -> np.ndarray:
+        self.taken.append(token)
+        return self._next()
+
+    def _next(self) -> np.ndarray:
+        logits = np.zeros(self._vocab_size, np.float32)
+        logits[self._tokens[self._at]] = 1
+        self._at += 1
+        return logits
+
+
+def say(data: Path, text: str, **options: object) -> tuple[list[str], object, Script]:
+    """What `generate` shows, piece by piece, when the model wants to say a text and end."""
+    tokenizer = load_tokenizer(data)
+    engine = Script([*tokenizer.encode(text), tokenizer.endoftext], tokenizer.vocab_size)
+    pieces: list[str] = []
+    greedy = Sampling(temperature=0.0)
+    settings = {"max_new_tokens": 500, "stop": [], **options}
+    done = generate(engine, tokenizer, "Go:", sampling=greedy, on_text=pieces.append, **settings)
+    return pieces, done, engine
+
+
+def test_text_streams_whole_characters_and_ends_at_endoftext(data: Path) -> None:
+    text = "print('日本 🎉')"
+    pieces, done, _ = say(data, text)
+    assert "".join(pieces) == done.text == text
+    assert all("�" not in piece for piece in pieces)
+    assert len([piece for piece in pieces if piece]) > 5
+    assert done.finish_reason == "endoftext"
+
+
+def test_stop_string_ends_the_text_before_it(data: Path) -> None:
+    pieces, done, engine = say(data, "return 1\n``` and more", stop=["```"])
+    assert "".join(pieces) == done.text == "return 1\n"
+    assert done.finish_reason == "stop"
+    assert len(engine.taken) < 20
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_max_new_tokens_is_exact_and_the_last_token_is_not_fed_back(data: Path, count: int) -> None:
+    _, done, engine = say(data, "one two three four five six", max_new_tokens=count)
+    assert len(done.tokens) == count
+    assert done.finish_reason == "length"
+    prompt = load_tokenizer(data).encode("Go:")
+    assert engine.taken == prompt + done.tokens[:-1]
+
+
+def test_context_that_fills_up_ends_with_its_reason(data: Path) -> None:
+    tokenizer = load_tokenizer(data)
+    prompt = tokenizer.encode("Go:")
+    engine = Script([5] * 100, tokenizer.vocab_size, block_size=len(prompt) + 3)
+    done = generate(engine, tokenizer, "Go:", 50, Sampling(temperature=0.0))
+    assert done.finish_reason == "context"
+    assert len(engine.taken) == engine.block_size
+    assert len(done.tokens) == 4
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8_dynamic", "int8_static"])
+def test_every_artifact_generates_the_run_s_greedy_text(
+    command: Command, run: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    arguments = ("--prompt", PROMPT, "--max-new-tokens", 12, "--temperature", 0, "--json")
+    flax = json.loads(command("jaxgpt", "sample", "--run", run, *arguments)[1])
+    folder = request.getfixturevalue(kind)
+    ours = json.loads(command("jaxgpt-export", "generate", "--artifact", folder, *arguments)[1])
+    if kind == "fp32":
+        assert ours["tokens"] == flax["tokens"]
+    assert ours["tokens"][0] == flax["tokens"][0]
+    assert ours["tokens_per_s"] > 0
+
+
+def test_same_seed_draws_alike_from_jax_and_pytorch(command: Command, run: Path, fp32: Path) -> None:
+    arguments = ("--prompt", PROMPT, "--max-new-tokens", 30, "--seed", 5, "--json")
+    flax = json.loads(command("jaxgpt", "sample", "--run", run, *arguments)[1])
+    ours = json.loads(command("jaxgpt-export", "generate", "--artifact", fp32, *arguments)[1])
+    assert ours["text"] == flax["text"]
+
+
+def test_text_goes_to_stdout_and_the_rest_to_stderr(command: Command, int8_dynamic: Path) -> None:
+    arguments = ("--artifact", int8_dynamic, "--prompt", PROMPT, "--max-new-tokens", 8)
+    code, out, err = command("jaxgpt-export", "generate", *arguments)
+    text = json.loads(command("jaxgpt-export", "generate", *arguments, "--json")[1])["text"]
+    assert code == 0
+    assert out == text + "\n"
+    assert "tokens/s" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (("--prompt", "xyz " * 300), "context holds 64"),
+        (("--max-new-tokens", 0), "max_new_tokens (0)"),
+        (("--temperature", -1), "temperature (-1.0)"),
+        (("--top-p", 2), "top_p (2.0)"),
+        (("--threads", -2), "threads (-2)"),
+    ],
+)
+def test_bad_requests_are_one_line(command: Command, fp32: Path, more: tuple[object, ...], part: str) -> None:
+    assert_one_line_error(command("jaxgpt-export", "generate", "--artifact", fp32, *more), part)
+
+
+def test_folder_that_is_no_artifact_is_one_line(command: Command, run: Path, tmp_path: Path) -> None:
+    assert_one_line_error(command("jaxgpt-export", "generate", "--artifact", tmp_path / "x"), "is missing")
+    assert_one_line_error(command("jaxgpt-export", "generate", "--artifact", run), "model_type")
+
+
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"blocked: {{name}}")
+sys.meta_path.insert(0, Block())
+"""
+
+
+def test_deployment_runs_without_jax(int8_dynamic: Path) -> None:
+    """Every module of export but convert, and a generated token, where JAX can't be imported."""
+    code = (
+        BLOCK.format(blocked={"jax", "jaxlib", "flax", "optax", "orbax"})
+        + f"""
+import importlib, pkgutil, export
+for module in pkgutil.walk_packages(export.__path__, "export."):
+    if module.name not in ("export.convert", "export.__main__"):
+        importlib.import_module(module.name)
+from export.cli import main
+code = main(["generate", "--artifact", {str(int8_dynamic)!r}, "--max-new-tokens", "1"])
+assert code == 0 and "jax" not in sys.modules
+assert main(["verify", "--artifact", {str(int8_dynamic)!r}]) == 0
+"""
+    )
+    arguments, environment = python(code)
+    subprocess.run(arguments, env=environment, check=True, capture_output=True, text=True)
+
+
+def test_training_never_imports_pytorch(data: Path) -> None:
+    """Every module of jaxgpt where torch, export and bench can't be imported."""
+    code = (
+        BLOCK.format(blocked={"torch", "export", "bench", "transformers"})
+        + """
+import importlib, pkgutil, jaxgpt
+for module in pkgutil.walk_packages(jaxgpt.__path__, "jaxgpt."):
+    if module.name != "jaxgpt.__main__":
+        importlib.import_module(module.name)
+"""
+    )
+    arguments, environment = python(code)
+    subprocess.run(arguments, env=environment, check=True, capture_output=True, text=True)
+
+
+def test_shared_modules_need_neither_jax_nor_pytorch(data: Path) -> None:
+    heavy = {"jax", "jaxlib", "flax", "torch", "datasets", "tokenizers"}
+    code = (
+        BLOCK.format(blocked=heavy)
+        + f"""
+import importlib, pkgutil, jaxgpt.shared, jaxgpt.config, jaxgpt.tokens
+from pathlib import Path
+for module in pkgutil.walk_packages(jaxgpt.shared.__path__, "jaxgpt.shared."):
+    importlib.import_module(module.name)
+jaxgpt.tokens.open_dataset(Path({str(data)!r}))
+"""
+    )
+    arguments, environment = python(code)
+    subprocess.run(arguments, env=environment, check=True, capture_output=True, text=True)
+
+
+def test_python_dash_m_is_the_console_command() -> None:
+    root = Path(__file__).resolve().parent.parent
+    for package in ("jaxgpt", "export", "bench"):
+        done = subprocess.run(
+            [sys.executable, "-m", package, "--help"],
+            cwd=root,
+            env=os.environ,
+            check=True,
+            capture_output=True,
+        )
+        assert b"usage: jaxgpt" in done.stderr

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from export.arithmetic import quantize_rows
+from export.layers import KERNELS, Int8Embedding, Int8Linear, is_exact, kernel_name
+
+
+def random_layer(static: bool, smooth: bool, O: int = 37, I: int = 64) -> tuple[Int8Linear, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q, scale = quantize_rows(torch.randn(O, I, generator=generator))
+    bias = torch.randn(O, generator=generator)
+    vector = torch.rand(I, generator=generator) + 0.5 if smooth else None
+    layer = Int8Linear(q, scale, bias, torch.tensor(0.02) if static else None, vector)
+    x = torch.randn(9, I, generator=generator)
+    x[4] = 0
+    return layer, x
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_layer_is_the_integer_formula(static: bool, smooth: bool) -> None:
+    layer, x = random_layer(static, smooth)
+    found = layer(x).numpy()
+    f = np.float32
+    xs = x.numpy() / layer.smooth.numpy() if layer.smooth is not None else x.numpy()
+    s_x = (
+        np.full((9, 1), 0.02, f)
+        if static
+        else np.maximum(np.abs(xs).max(axis=1, keepdims=True) / f(127), f(2.0**-126))
+    )
+    q_x = np.clip(np.rint(xs / s_x), -127, 127).astype(np.int64)
+    sums = (q_x @ layer.weight.numpy().astype(np.int64).T).astype(f)
+    expected = sums * (s_x * layer.weight_scale.numpy()) + layer.bias.numpy()
+    assert (layer.quantize_input(x)[0].numpy() == q_x).all()
+    assert (found == expected).all()  # single float32 operations in the written order: the same bits
+
+
+def test_layer_is_near_the_float_layer_and_keeps_any_batch_shape() -> None:
+    layer, x = random_layer(static=False, smooth=False)
+    weight = layer.weight.float() * layer.weight_scale[:, None]
+    exact = torch.nn.functional.linear(x, weight, layer.bias)
+    # Rounding an input moves it by at most half a step of max|x| / 127 in each of 64 products.
+    bound = 0.5 / 127 * x.abs().amax(dim=1, keepdim=True) * weight.abs().sum(dim=1)[None] + 1e-5
+    assert ((layer(x) - exact).abs() <= bound).all()
+    assert torch.equal(layer(x.reshape(3, 3, -1)).reshape(9, -1), layer(x))
+    assert torch.equal(layer(x[4:5]), layer.bias[None])  # a token of zeros
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_give_exact_sums_or_are_not_taken(name: str) -> None:
+    exact = is_exact(KERNELS[name])
+    assert exact or kernel_name() != name
+
+
+def test_a_saturating_kernel_is_noticed() -> None:
+    def make(weight: torch.Tensor):
+        def product(q: torch.Tensor) -> torch.Tensor:
+            pairs = (q[:, None, :].int() * weight[None].int()).reshape(len(q), len(weight), -1, 2).sum(-1)
+            return pairs.clamp(-32768, 32767).sum(-1).float()  # what vpmaddubsw does with u8 x s8
+
+        return product
+
+    assert not is_exact(lambda weight: lambda q: make(weight)(q.int() * 2))
+
+
+def test_kernels_give_the_same_integers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (200, 3072), generator=generator, dtype=torch.int8)
+    q = torch.randint(-127, 128, (17, 3072), generator=generator, dtype=torch.int8)
+    exact = (q.long() @ weight.long().t()).float()
+    for name, make in KERNELS.items():
+        if is_exact(make):
+            assert torch.equal(make(weight)(q), exact), name
+
+
+def test_embedding_returns_the_rounded_rows() -> None:
+    weight = torch.randn(11, 8, generator=torch.Generator().manual_seed(0))
+    q, scale = quantize_rows(weight)
+    smooth = torch.linspace(0.5, 2.0, 8)
+    tokens = torch.tensor([[3, 0], [10, 3]])
+    rows = (q.float() * scale[:, None])[tokens]
+    assert torch.equal(Int8Embedding(q, scale)(tokens), rows)
+    assert torch.equal(Int8Embedding(q, scale, smooth)(tokens), rows / smooth)

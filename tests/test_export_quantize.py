@@ -1,0 +1,214 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, assert_one_line_error, rows, write_jsonl
+
+from bench.generate import random_tensors
+from export.arithmetic import quantize_rows
+from export.artifact import int8_model, read_artifact
+from export.model import float_model, layer_shapes
+from export.quantize.calibration import (
+    COVERED,
+    STRENGTHS,
+    InputPlan,
+    LayerInput,
+    collect_inputs,
+    plan_input,
+    smoothing_vector,
+)
+from export.quantize.rounding import HEAD, fold_smoothing, int8_tensors
+from jaxgpt.config import ModelConfig
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import sha256_of
+
+CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=2, n_head=4, n_embd=32)
+
+
+def test_folded_smoothing_leaves_the_float_model_unchanged() -> None:
+    tensors = {name: tensor * 5 for name, tensor in random_tensors(CONFIG).items()}
+    generator = torch.Generator().manual_seed(0)
+    widths = {name: shape[1] for name, shape in layer_shapes(CONFIG).items() if name not in ("wte", "wpe")}
+    smooth = {name: torch.rand(I, generator=generator) * 3 + 0.2 for name, I in {**widths, HEAD: 32}.items()}
+    folded, kept = fold_smoothing(CONFIG, tensors, smooth)
+    assert set(kept) == {"h.0.mlp.c_proj.smooth", "h.1.mlp.c_proj.smooth", "wte.smooth"}
+    # What the artifact does at run time with the vectors that stay, in float:
+    model = float_model(CONFIG, folded)
+    for i, block in enumerate(model.h):
+        block.mlp.c_proj.register_forward_pre_hook(lambda m, a, i=i: (a[0] / smooth[f"h.{i}.mlp.c_proj"],))
+    model.wte.register_forward_hook(lambda m, a, out: out / smooth[HEAD])
+    tokens = torch.randint(97, (2, 24), generator=generator)
+    with torch.no_grad():
+        expected = float_model(CONFIG, tensors)(tokens)
+        # float32; every weight was multiplied and divided once
+        assert float((model(tokens) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert not torch.equal(folded["h.0.attn.c_attn.weight"], tensors["h.0.attn.c_attn.weight"])
+
+
+def outlier_layer() -> tuple[LayerInput, torch.Tensor]:
+    """An input with one channel 100 times the rest, as trained language models have them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 64, generator=generator)
+    x[:, 5] *= 100
+    weight = torch.randn(48, 64, generator=generator) * 0.1
+    return LayerInput(x.abs().amax(dim=0), x), weight
+
+
+def output_error(plan: InputPlan, layer: LayerInput, weight: torch.Tensor) -> float:
+    """Relative output error of a plan, with integers in int64, apart from the code under test."""
+    x = layer.sample if plan.smooth is None else layer.sample / plan.smooth
+    q_w, s_w = quantize_rows(weight if plan.smooth is None else weight * plan.smooth)
+    q_x = torch.round(x / plan.scale).clamp(-127, 127).long()
+    y = (q_x @ q_w.long().t()).double() * float(plan.scale) * s_w.double()
+    exact = layer.sample.double() @ weight.double().t()
+    return float((y - exact).square().mean() / exact.square().mean())
+
+
+def test_smoothing_saves_what_a_plain_maximum_ruins() -> None:
+    layer, weight = outlier_layer()
+    naive = plan_input(layer, weight, (1.0,), ())
+    best = plan_input(layer, weight, COVERED, STRENGTHS)
+    assert best.smooth is not None
+    for plan in (naive, best):
+        assert output_error(plan, layer, weight) == pytest.approx(plan.error, rel=0.02)
+    # Without the outlier channel's share of the output, what is left is rounded to almost nothing.
+    assert best.error < naive.error / 10
+
+
+def test_plan_is_the_best_of_all_that_were_to_try() -> None:
+    generator = torch.Generator().manual_seed(1)
+    u = torch.rand(20_000, 16, generator=generator) - 0.5
+    x = -u.sign() * torch.log1p(-2 * u.abs() + 1e-7)  # Laplace: long tails that are rare, so clipping pays
+    layer, weight = LayerInput(x.abs().amax(dim=0), x), torch.randn(8, 16, generator=generator)
+    plans = [plan_input(layer, weight, (share,), ()) for share in COVERED]
+    best = plan_input(layer, weight, COVERED, ())
+    assert best.error == min(plan.error for plan in plans) < plans[0].error
+
+
+def test_smoothing_vector_evens_out_and_survives_dead_channels() -> None:
+    layer, weight = outlier_layer()
+    largest = layer.largest.clone()
+    largest[7] = 0
+    vector = smoothing_vector(largest, weight, 0.5)
+    assert bool(torch.isfinite(vector).all())
+    assert bool((vector > 0).all())
+    smoothed = largest / vector
+    assert float(smoothed.max() / smoothed[smoothed > 0].median()) < 15  # it was about 100
+
+
+def test_calibration_sees_the_largest_inputs_of_every_layer() -> None:
+    model = float_model(CONFIG, random_tensors(CONFIG))
+    tokens = torch.randint(97, (3, 24), generator=torch.Generator().manual_seed(0)).int()
+    inputs = collect_inputs(model, tokens)
+    assert set(inputs) == {name for name in layer_shapes(CONFIG) if name not in ("wte", "wpe")} | {HEAD}
+    with torch.no_grad():
+        x = model.h[0].ln_1(model.wte(tokens.long()) + model.wpe(torch.arange(24)))
+    # The model runs row by row here, in one batch there: the same float32 sums but for their order.
+    torch.testing.assert_close(
+        inputs["h.0.attn.c_attn"].largest, x.abs().amax(dim=(0, 1)), rtol=1e-5, atol=1e-6
+    )
+    assert float(inputs["h.0.attn.c_attn"].sample.abs().max()) == float(
+        inputs["h.0.attn.c_attn"].largest.max()
+    )
+
+
+def test_nan_in_calibration_names_the_layer() -> None:
+    tensors = random_tensors(CONFIG)
+    tensors["h.1.ln_2.weight"] = torch.full((32,), float("nan"))
+    with pytest.raises(UserError, match=r"input of h\.1\.mlp\.c_fc holds NaN"):
+        collect_inputs(float_model(CONFIG, tensors), torch.zeros(1, 8, dtype=torch.int32))
+
+
+def test_artifact_holds_the_integers_of_the_module(fp32: Path, int8_dynamic: Path) -> None:
+    parent, artifact = read_artifact(fp32), read_artifact(int8_dynamic)
+    for name in layer_shapes(parent.config):
+        q, scale = quantize_rows(parent.tensors[f"{name}.weight"])
+        assert torch.equal(artifact.tensors[f"{name}.weight"], q)
+        assert torch.equal(artifact.tensors[f"{name}.weight_scale"], scale)
+    model = int8_model(parent.config, int8_tensors(parent.config, parent.tensors))
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(tokens), artifact.model()(tokens))
+
+
+@pytest.mark.parametrize(("method", "bound"), [("dynamic", 0.003), ("static", 0.02)])
+def test_loss_increase_is_small_and_recorded(
+    method: str, bound: float, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(f"int8_{method}")
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert abs(certificate["quality"]["loss_increase"]) <= bound
+    assert certificate["quality"]["tokens"] > 3000
+    assert certificate["kind"] == f"int8-{method}"
+    if method == "static":
+        assert set(certificate["calibration"]["observers"]) == {"min-max", "clipped", "clipped and smoothed"}
+        kl = {name: row["kl_mean"] for name, row in certificate["calibration"]["observers"].items()}
+        assert certificate["calibration"]["observer"] == min(kl, key=lambda name: kl[name])
+
+
+def test_int8_artifact_can_not_be_quantized_again(
+    command: Command, int8_dynamic: Path, tmp_path: Path
+) -> None:
+    arguments = ("--artifact", int8_dynamic, "--method", "dynamic", "--out", tmp_path / "a")
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "int8-dynamic", "float32")
+
+
+def test_static_without_data_is_one_line(command: Command, fp32: Path, tmp_path: Path) -> None:
+    arguments = ("--artifact", fp32, "--method", "static", "--out", tmp_path / "a")
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "--data")
+    assert os.listdir(tmp_path) == []
+
+
+def test_dynamic_needs_no_data(command: Command, fp32: Path, int8_dynamic: Path, tmp_path: Path) -> None:
+    arguments = ("--artifact", fp32, "--method", "dynamic", "--out", tmp_path / "a")
+    assert command("jaxgpt-export", "quantize", *arguments)[0] == 0
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
+        int8_dynamic / "model.safetensors"
+    ).read_bytes()
+
+
+def test_calibration_data_of_another_tokenizer_is_one_line(
+    command: Command, fp32: Path, tmp_path: Path
+) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", rows(100, seed=3))
+    arguments = ("--source", source, "--tokenizer", "bpe:300", "--val-fraction", 0.3, "--out", tmp_path / "d")
+    assert command("jaxgpt", "prepare", *arguments)[0] == 0
+    arguments = (
+        "--artifact",
+        fp32,
+        "--method",
+        "static",
+        "--data",
+        tmp_path / "d",
+        "--out",
+        tmp_path / "out",
+    )
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "another tokenizer")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_calibration_text_is_one_line(
+    command: Command, fp32: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "d")
+    tokens = np.fromfile(data / "train.bin", np.uint16)[:1000]
+    tokens.tofile(tmp_path / "d" / "train.bin")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["files"]["train.bin"] = {"bytes": 2000, "sha256": sha256_of(tmp_path / "d" / "train.bin")}
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
+    arguments = (
+        "--artifact",
+        fp32,
+        "--method",
+        "static",
+        "--data",
+        tmp_path / "d",
+        "--out",
+        tmp_path / "out",
+    )
+    result = command("jaxgpt-export", "quantize", *arguments)
+    assert_one_line_error(result, "has 1000 tokens", "at least 1024")
+    assert not (tmp_path / "out").exists()
