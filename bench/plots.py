@@ -83,7 +83,9 @@ def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("tokens/s", fontsize=9)
     axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(
+        frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -1.0 / len(rows) - 0.06)
+    )
     return _svg(figure)
 
 

@@ -122,23 +122,22 @@ def contenders(options: QualityOptions, dataset: Dataset) -> tuple[list[Contende
 
 
 def sample_prompts(texts: Sequence[str], tokenizer: Tokenizer, count: int, longest: int) -> list[str]:
-    """Return prompts from the first documents: all up to the code, where there is a fence.
+    """Return prompts from documents evenly spread: all up to the code, where there is a fence.
 
     Args:
       texts: the validation documents.
       tokenizer: of the models.
-      count: how many are wanted; fewer where there are fewer documents.
+      count: how many are wanted; fewer where fewer documents fit.
       longest: tokens a prompt may have; documents with a longer one are passed over.
     """
-    prompts: list[str] = []
+    found: list[str] = []
     for text in texts:
         head, fence, _ = text.partition(CODE_BEGIN)
         prompt = head + fence if fence else tokenizer.decode(tokenizer.encode(text)[: longest // 2])
         if len(tokenizer.encode(prompt)) <= longest:
-            prompts.append(prompt)
-        if len(prompts) == count:
-            break
-    return prompts
+            found.append(prompt)
+    chosen = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+    return [found[index] for index in chosen]
 
 
 def val_documents(val: Tokens, tokenizer: Tokenizer) -> list[str]:

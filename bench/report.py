@@ -109,9 +109,12 @@ def render(
     loader = jinja2.FileSystemLoader(folder)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     names = list(quality["samples"])
+    every = max(len(quality["prompts"]) // SHOWN_SAMPLES, 1)
     samples = [
         {"prompt": prompt, "texts": [(name, quality["samples"][name][index]) for name in names]}
-        for index, prompt in enumerate(quality["prompts"][:SHOWN_SAMPLES])
+        for index, prompt in list(enumerate(quality["prompts"]))[
+            :: max(len(quality["prompts"]) // SHOWN_SAMPLES, 1)
+        ]
     ]
     return environment.get_template("report.html.jinja").render(
         figures=figures,
