@@ -112,9 +112,9 @@ def render(
     every = max(len(quality["prompts"]) // SHOWN_SAMPLES, 1)
     samples = [
         {"prompt": prompt, "texts": [(name, quality["samples"][name][index]) for name in names]}
-        for index, prompt in list(enumerate(quality["prompts"]))[
-            :: max(len(quality["prompts"]) // SHOWN_SAMPLES, 1)
-        ]
+        for index, prompt in enumerate(quality["prompts"])
+        if index % every == 0
+    ]
     ]
     return environment.get_template("report.html.jinja").render(
         figures=figures,
