@@ -115,7 +115,6 @@ def render(
         for index, prompt in enumerate(quality["prompts"])
         if index % every == 0
     ]
-    ]
     return environment.get_template("report.html.jinja").render(
         figures=figures,
         train=figures["train"],
