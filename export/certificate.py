@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from export.artifact import Artifact, read_artifact
-from export.layers import kernel_name
+from export.layers import exact_kernels
 from export.model import GPT
 from export.parity import Parity, compare
 
@@ -204,7 +204,7 @@ def verify(options: VerifyOptions) -> Result:
         "parity": dataclasses.asdict(parity),
     }
     if artifact.quantization is not None:
-        figures["kernel"] = kernel_name()
+        figures["exact_kernels"] = list(exact_kernels())
     if options.run is not None:
         from export.convert import flax_logits  # the only module that knows JAX
 
