@@ -67,6 +67,6 @@ def test_the_file_tree_names_every_module() -> None:
     tree = TEXT.partition("## What is where")[2].partition("## How it works")[0]
     for package in ("jaxgpt", "export"):
         for path in (ROOT / package).iterdir():
-            if path.name.startswith("__") or path.name in ("cli.py", "ruff.toml"):
+            if path.name.startswith(("_", ".")) or path.name in ("cli.py", "ruff.toml"):
                 continue
             assert path.name in tree, f"{package}/{path.name} is not in the README's tree"
