@@ -83,7 +83,7 @@ def test_rate_rises_then_falls_to_its_final_share(cooldown: Literal["cosine", "l
     rates = [float(schedule(config, 2.0)(step)) for step in range(101)]
     assert rates[:11] == pytest.approx(np.linspace(2 / 11, 2.0, 11))
     assert max(rates) == rates[10] == pytest.approx(2.0)
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0.2)
     middle = 1.1  # halfway between 2.0 and 0.2, for a cosine and for a line
     assert rates[55] == pytest.approx(middle, abs=1e-5)
