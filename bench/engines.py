@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Contestant:
       folder: the artifact, or the run for jaxgpt-flax.
       threads: CPU threads.
       cached: with a KV cache.
+      every_logit: asks for the logits of every position, of which only the last are used, as
+        `model(ids).logits[:, -1]` does.
     """
 
     engine: str
@@ -35,17 +38,24 @@ class Contestant:
     folder: str
     threads: int
     cached: bool = True
+    every_logit: bool = False
 
     @property
     def name(self) -> str:
         """Name of the row."""
-        return f"{self.engine} {self.precision}" + ("" if self.cached else " without KV cache")
+        return row_name(dataclasses.asdict(self))
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """Name a row, given what a Contestant holds."""
+    how = ("" if row["cached"] else ", no KV cache") + (", every logit" if row["every_logit"] else "")
+    return f"{row['engine']} {row['precision']}{how}"
 
 
 class TransformersEngine:
     """Hugging Face's GPT-2, with its own cache or, as the original project ran it, without."""
 
-    def __init__(self, folder: str, cached: bool) -> None:
+    def __init__(self, folder: str, cached: bool, every_logit: bool) -> None:
         import torch
         import transformers
 
@@ -55,6 +65,7 @@ class TransformersEngine:
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.block_size = int(self._model.config.n_positions)
         self._cached = cached
+        self._logits_to_keep = 0 if every_logit else 1  # 0: all; 1 is what generate() asks for
         self._past: Any = None
         self._tokens: list[int] = []
 
@@ -70,12 +81,11 @@ class TransformersEngine:
 
     def _run(self, tokens: list[int]) -> Any:
         with self._torch.inference_mode():
-            # logits_to_keep=1: only the last position's logits are asked for, as generate() does.
             out = self._model(
                 self._torch.tensor([tokens]),
                 past_key_values=self._past if self._cached else None,
                 use_cache=self._cached,
-                logits_to_keep=1,
+                logits_to_keep=self._logits_to_keep,
             )
         self._past = out.past_key_values if self._cached else None
         return out.logits[0, -1].numpy()
@@ -93,7 +103,7 @@ def open_engine(contestant: Contestant) -> Engine:
 
     torch.set_num_threads(contestant.threads)
     if contestant.engine == "transformers":
-        return TransformersEngine(contestant.folder, contestant.cached)
+        return TransformersEngine(contestant.folder, contestant.cached, contestant.every_logit)
     from export.artifact import load
     from export.model import Session, UncachedSession
 

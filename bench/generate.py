@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from bench.engines import Contestant
+from bench.engines import Contestant, row_name
 from bench.machine import provenance, read_bandwidth
 from export.artifact import Artifact, Quantization, Tensors, read_artifact, write_artifact
 from export.generate import set_threads
@@ -54,7 +54,8 @@ class GenerateOptions:
       threads: CPU threads; 0 takes all cores that this process may use.
       rounds: in each of which every engine generates once.
       uncached: also without KV cache (slow: every token runs the whole text again).
-      peers: also transformers' GPT-2, with its cache and without.
+      peers: also transformers' GPT-2: with its cache, without, and without and with the logits of every
+        position (`model(ids).logits[:, -1]`, the original project's way).
       out: also write the figures into this JSON file.
       json: print one JSON document with all figures on stdout.
     """
@@ -173,7 +174,8 @@ def contestants(options: GenerateOptions, artifacts: Sequence[Artifact], threads
             found.append(dataclasses.replace(cached, cached=False))
         if options.peers and artifact.quantization is None:
             peer = dataclasses.replace(cached, engine="transformers")
-            found += [peer, dataclasses.replace(peer, cached=False)]
+            uncached = dataclasses.replace(peer, cached=False)
+            found += [peer, uncached, dataclasses.replace(uncached, every_logit=True)]
     if options.run is not None:
         found.append(Contestant("jaxgpt-flax", "fp32", str(options.run), threads))
     return found
@@ -235,7 +237,8 @@ def row(
     return {
         "engine": contestant.engine,
         "precision": contestant.precision,
-        "kv_cache": contestant.cached,
+        "cached": contestant.cached,
+        "every_logit": contestant.every_logit,
         "decode_tokens_per_s": decode,
         "prefill_tokens_per_s": spread([prompt_length / answer["prefill_s"] for answer in answers]),
         "seconds": spread([answer["prefill_s"] + answer["decode_s"] for answer in answers]),
@@ -317,15 +320,11 @@ def placeholder_tokenizer(vocab_size: int) -> Tokenizer:
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Lay the rows out for a terminal."""
-    table = Table(
-        "engine", "precision", "cache", "s", "tokens/s", "min-max", "of ceiling", "file MB", "peak MB"
-    )
+    table = Table("engine", "s", "tokens/s", "min-max", "of ceiling", "file MB", "peak MB")
     for line in rows:
         decode = line["decode_tokens_per_s"]
         table.add_row(
-            line["engine"],
-            line["precision"],
-            "yes" if line["kv_cache"] else "no",
+            row_name(line),
             f"{line['seconds']['median']:.2f}",
             f"{decode['median']:.1f}",
             f"{decode['min']:.0f}-{decode['max']:.0f}",

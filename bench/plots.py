@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.engines import row_name
+
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
 SMOOTH_STEPS = 20
 
@@ -66,7 +68,7 @@ def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
       title: what was measured.
     """
     figure, axes = _axes(7.2, 0.42 * len(rows) + 1.1)
-    names = [_name(row) for row in rows]
+    names = [row_name(row) for row in rows]
     places = range(len(rows))
     ceilings = [row["ceiling_tokens_per_s"] for row in rows]
     medians = [row["decode_tokens_per_s"]["median"] for row in rows]
@@ -87,7 +89,3 @@ def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
         frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -1.0 / len(rows) - 0.06)
     )
     return _svg(figure)
-
-
-def _name(row: dict[str, Any]) -> str:
-    return f"{row['engine']} {row['precision']}" + ("" if row["kv_cache"] else ", no KV cache")

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from bench.engines import row_name
 from bench.machine import commit
 from bench.plots import loss_curve, speed_bars
 from bench.quality import quality_cells
@@ -91,7 +92,7 @@ def model_entry(row: dict[str, Any], speed: dict[str, Any]) -> dict[str, Any]:
     """Join a quality row with the speed of its engine (KV cache); None where that was not measured."""
     engine = SPEED_ROWS.get(row["name"])
     found = [
-        line for line in speed["rows"] if (line["engine"], line["precision"]) == engine and line["kv_cache"]
+        line for line in speed["rows"] if (line["engine"], line["precision"]) == engine and line["cached"]
     ]
     rate = found[0]["decode_tokens_per_s"]["median"] if found else None
     return {**row, "tokens_per_s": rate}
@@ -157,13 +158,12 @@ def markdown_table(figures: dict[str, Any]) -> str:
         lines.append(f"| {name} | {loss} | {difference} | {kl} | {top1} | {size} | {rate} |")
     for speed in figures["speed"][1:]:
         lines += ["", f"Speed, {speed_title(speed)}, batch 1, greedy:", ""]
-        lines += ["| engine | KV cache | seconds | tokens/s (min-max) | of ceiling | file MB | peak MB |"]
-        lines += ["|---|---|---|---|---|---|---|"]
+        lines += ["| engine | seconds | tokens/s (min-max) | of ceiling | file MB | peak MB |"]
+        lines += ["|---|---|---|---|---|---|"]
         for row in speed["rows"]:
             decode = row["decode_tokens_per_s"]
             lines.append(
-                f"| {row['engine']} {row['precision']} | {'yes' if row['kv_cache'] else 'no'} "
-                f"| {row['seconds']['median']:.2f} "
+                f"| {row_name(row)} | {row['seconds']['median']:.2f} "
                 f"| {decode['median']:.1f} ({decode['min']:.1f}-{decode['max']:.1f}) "
                 f"| {row['ceiling_share']:.0%} | {row['file_mb']:.1f} | {row['peak_rss_mb']:.0f} |"
             )

@@ -35,7 +35,7 @@ MAX_INPUT_FEATURES = (2**31 - 1) // LEVELS**2
 
 def scale_of(largest: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """Return the step that puts the largest absolute value on 127."""
-    return (largest / LEVELS).clamp_min(MIN_SCALE)
+    return (largest / LEVELS).clamp_min_(MIN_SCALE)
 
 
 def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Float[Tensor, "O"]]:
@@ -63,17 +63,17 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
     return torch.round(weight / scale[:, None]).to(torch.int8), scale
 
 
-def quantize_tokens(x: Float[Tensor, "N I"]) -> tuple[Int8[Tensor, "N I"], Float[Tensor, "N 1"]]:
+def quantize_tokens(x: Float[Tensor, "*N I"]) -> tuple[Float[Tensor, "*N I"], Float[Tensor, "*N 1"]]:
     """Round each token's activations with the token's own step (dynamic input).
 
     Returns:
-      q: (N, I), integers in [-127, 127].
-      scale: (N, 1), activation units an integer step.
+      q: (..., I), integers in [-127, 127], in float32: what they are packed into is the kernel's business.
+      scale: (..., 1), activation units an integer step.
     """
-    scale = scale_of(x.abs().amax(dim=1, keepdim=True))
-    return torch.round(x / scale).to(torch.int8), scale
+    scale = scale_of(x.abs().amax(dim=-1, keepdim=True))
+    return (x / scale).round_(), scale
 
 
-def quantize_static(x: Float[Tensor, "N I"], scale: Float[Tensor, ""]) -> Int8[Tensor, "N I"]:
-    """Round activations with a stored step; values beyond 127 steps are clipped."""
-    return torch.round(x / scale).clamp(-LEVELS, LEVELS).to(torch.int8)
+def quantize_static(x: Float[Tensor, "*N I"], scale: Float[Tensor, ""]) -> Float[Tensor, "*N I"]:
+    """Round activations with a stored step to integers in float32; beyond 127 steps they are clipped."""
+    return (x / scale).round_().clamp_(-LEVELS, LEVELS)

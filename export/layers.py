@@ -1,44 +1,79 @@
 """Quantized layers that run real INT8 kernels.
 
-The integer product runs in oneDNN (int8 x int8 -> int32), through the operator that PyTorch's own
-quantized models use, on a copy of the weights that oneDNN packs for this CPU, or in `torch._int_mm`. Which of
+The integer product runs in FBGEMM or oneDNN (int8 x int8 -> int32), through the operators that PyTorch's own
+quantized models use, on a copy of the weights that they pack for this CPU, or in `torch._int_mm`. Which of
 them is exact is checked once, on the extreme values (older CPUs add pairs of products in 16 bits and
-saturate); of those each layer takes the faster one for its shape.
+saturate); of those each layer takes the fastest for its shape, one for generation and one for prompts.
 """
 
 import functools
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int8, Integer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from export.arithmetic import LEVELS, quantize_static, quantize_tokens
 
 Product = Callable[[Tensor], Tensor]
+FEW, MANY = 1, 64  # tokens for which kernels are compared
+FEW_LIMIT = 8  # up to so many tokens the kernel for few is taken
 TRIALS = 7  # timed calls of a kernel, the first of which prepares it
+
+
+def _fbgemm_product(weight: Int8[Tensor, "O I"]) -> Product:
+    engine = torch.backends.quantized.engine
+    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
+    try:
+        torch.backends.quantized.engine = "fbgemm"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch says that the class of quantized tensors will go
+            tensor = torch._make_per_channel_quantized_tensor(weight, ones, zeros, 0)
+        packed = torch.ops.quantized.linear_prepack(tensor, None)
+    finally:
+        torch.backends.quantized.engine = engine
+    operator = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+
+    def product(q: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        # Step 1 and zero point 128: the integers become unsigned bytes and the result is the sum.
+        return operator(q, 1.0, 128, packed)
+
+    return product
 
 
 def _onednn_product(weight: Int8[Tensor, "O I"]) -> Product:
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    ones = torch.ones(len(weight))
-    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    one, zero = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
     operator = torch.ops.onednn.qlinear_pointwise.default
 
-    def product(q: Int8[Tensor, "N I"]) -> Float[Tensor, "N O"]:
-        # Scales of 1 and no zero points: the result is the int32 sum, converted to float32.
-        return operator(q, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+    def product(q: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        # Steps of 1 and no zero points: the result is the int32 sum, converted to float32.
+        return operator(
+            q.to(torch.int8), 1.0, 0, packed, one, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
 
     return product
 
 
 def _int_mm_product(weight: Int8[Tensor, "O I"]) -> Product:
     transposed = weight.t()
-    return lambda q: torch._int_mm(q, transposed).float()
+
+    def product(q: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        sums = torch._int_mm(q.to(torch.int8).view(-1, q.shape[-1]), transposed)
+        return sums.float().view(*q.shape[:-1], -1)
+
+    return product
 
 
-KERNELS: dict[str, Callable[[Tensor], Product]] = {"onednn": _onednn_product, "int_mm": _int_mm_product}
+# Each takes integers in float32, as `export.arithmetic` rounds them, and returns their sums in float32.
+KERNELS: dict[str, Callable[[Tensor], Product]] = {
+    "fbgemm": _fbgemm_product,
+    "onednn": _onednn_product,
+    "int_mm": _int_mm_product,
+}
 
 
 @functools.cache
@@ -61,14 +96,15 @@ def exact_kernels() -> tuple[str, ...]:
 
 
 @functools.cache
-def fastest_kernel(O: int, I: int) -> str:
-    """Return the exact kernel that is fastest for one token and a weight of this shape, by trying.
+def fastest_kernel(O: int, I: int, tokens: int) -> str:
+    """Return the exact kernel that is fastest for so many tokens and a weight of this shape, by trying.
 
-    oneDNN wins on large matrices, but falls back to a loop for some small ones (128 x 512: 1800 us
-    against 11 us of _int_mm).
+    None is best everywhere: for one token FBGEMM takes 0.7 of oneDNN's time on GPT-2's matrices, for 64
+    tokens twice as much; oneDNN falls back to a loop for some small ones (128 x 512: 1800 us against 11 us
+    of _int_mm).
     """
     weight = torch.ones(O, I, dtype=torch.int8)
-    q = torch.ones(1, I, dtype=torch.int8)
+    q = torch.ones(tokens, I)
 
     def seconds(name: str) -> float:
         product = KERNELS[name](weight)
@@ -92,7 +128,7 @@ def is_exact(make: Callable[[Tensor], Product]) -> bool:
         product = make(weight)
         for q in (random[:1], random[:33], extreme[:2], extreme[1:2]):
             exact = (q.long() @ weight.long().t()).float()
-            if not torch.equal(product(q), exact):
+            if not torch.equal(product(q.float()), exact):
                 return False
     return True
 
@@ -128,13 +164,21 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("input_scale", input_scale)
         self.register_buffer("smooth", smooth)
-        self._product = KERNELS[fastest_kernel(*weight.shape)](weight)
+        self._products: dict[str, Product] = {}
+        self._few = self._product(FEW)
+        self._many: Product | None = None  # packed with the first prompt: some layers never see one
         self._static_scale = None if input_scale is None else input_scale * weight_scale
 
+    def _product(self, tokens: int) -> Product:
+        name = fastest_kernel(*self.weight.shape, tokens)
+        if name not in self._products:
+            self._products[name] = KERNELS[name](self.weight)
+        return self._products[name]
+
     def quantize_input(
-        self, x: Float[Tensor, "N I"]
-    ) -> tuple[Int8[Tensor, "N I"], Float[Tensor, "N 1"] | Float[Tensor, ""]]:
-        """Return the integers of the input and their step."""
+        self, x: Float[Tensor, "*N I"]
+    ) -> tuple[Float[Tensor, "*N I"], Float[Tensor, "*N 1"] | Float[Tensor, ""]]:
+        """Return the integers of the input, in float32, and their step."""
         if self.smooth is not None:
             x = x / self.smooth
         if self.input_scale is None:
@@ -143,12 +187,14 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         """Apply the layer."""
-        q, scale = self.quantize_input(x.reshape(-1, x.shape[-1]))
+        q, scale = self.quantize_input(x)
+        if q.numel() <= FEW_LIMIT * q.shape[-1]:
+            product = self._few
+        else:
+            product = self._many = self._many or self._product(MANY)
         step = scale * self.weight_scale if self._static_scale is None else self._static_scale
-        y = self._product(q) * step
-        if self.bias is not None:
-            y = y + self.bias
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        y = product(q).mul_(step)
+        return y if self.bias is None else y.add_(self.bias)
 
     def extra_repr(self) -> str:
         """Say what kind of layer it is."""
@@ -182,5 +228,5 @@ class Int8Embedding(nn.Module):
 
     def forward(self, tokens: Integer[Tensor, "*N"]) -> Float[Tensor, "*N C"]:
         """Return the rows of tokens as float32."""
-        rows = self.weight[tokens].float() * self.weight_scale[tokens][..., None]
+        rows = F.embedding(tokens, self.weight) * F.embedding(tokens, self.weight_scale[:, None])
         return rows if self.smooth is None else rows / self.smooth

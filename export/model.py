@@ -23,15 +23,15 @@ class Cache:
     """Keys and values of the tokens so far.
 
     Attributes:
-      keys: (L, B, H, S, D).
-      values: (L, B, H, S, D).
+      keys: (B, H, S, D) of each layer.
+      values: (B, H, S, D) of each layer.
       length: number of tokens in it.
     """
 
     def __init__(self, config: ModelConfig, batch: int) -> None:
         shape = (config.n_layer, batch, config.n_head, config.block_size, config.head_size)
-        self.keys = torch.zeros(shape)
-        self.values = torch.zeros(shape)
+        self.keys = torch.zeros(shape).unbind()
+        self.values = torch.zeros(shape).unbind()
         self.length = 0
 
 
@@ -54,9 +54,9 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             start, end = cache.length, cache.length + T
-            cache.keys[layer, :, :, start:end] = key
-            cache.values[layer, :, :, start:end] = value
-            key, value = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
+            cache.keys[layer].narrow(2, start, T).copy_(key)
+            cache.values[layer].narrow(2, start, T).copy_(value)
+            key, value = cache.keys[layer].narrow(2, 0, end), cache.values[layer].narrow(2, 0, end)
             if start and T > 1:
                 mask = torch.ones(T, end, dtype=torch.bool).tril(start)
         causal = mask is None and T > 1

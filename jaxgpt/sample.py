@@ -4,7 +4,6 @@ jaxgpt sample --run RUN --prompt "Return the mean of a list."
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from jaxgpt.config import ModelConfig
 from jaxgpt.model import Cache, Params, empty_cache, graph_of, merge
 from jaxgpt.runs import load_params, open_run
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.generation import generate
-from jaxgpt.shared.sampling import Sampling
+from jaxgpt.shared.generation import PromptOptions, generate_shown
 
 PREFILL_MULTIPLE = 32  # prompts are padded to a multiple, so that few lengths are compiled
 
@@ -71,51 +69,25 @@ class JaxEngine:
         return np.asarray(logits)
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleOptions(PromptOptions):
     """Continue a prompt with a trained run.
 
     Attributes:
       run: the run folder.
-      prompt: text to continue; an empty one starts a new document.
-      max_new_tokens: tokens to generate at most.
-      temperature: divides the logits; 0 takes the most probable token.
-      top_k: keep the k most probable tokens; 0 keeps all.
-      top_p: keep the fewest tokens whose probabilities reach p.
-      seed: of the random numbers.
-      stop: texts that end the generation.
       step: best, latest, or a stored step.
-      json: print one JSON document with text and figures on stdout instead of the text.
     """
 
     run: Path
-    prompt: str = ""
-    max_new_tokens: int = 200
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
     step: str = "best"
-    json: bool = False
 
 
 def sample(options: SampleOptions) -> Result:
     """Run `jaxgpt sample`: the text streams to stdout."""
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    options.sampling()  # a bad value is said before anything is loaded
     run = open_run(options.run)
-    model = run.config.model
     step, params = load_params(run, options.step)
 
-    def show(text: str) -> None:
-        if not options.json:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-
-    engine = JaxEngine(model, params)
-    done = generate(
-        engine, run.tokenizer, options.prompt, options.max_new_tokens, sampling, options.stop, show
-    )
-    show("\n")
+    done = generate_shown(JaxEngine(run.config.model, params), run.tokenizer, options)
     say(f"step {step}: {len(done.tokens)} tokens ({done.finish_reason})")
     return Result({"step": step, **dataclasses.asdict(done)})

@@ -91,13 +91,14 @@ def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tup
     figures = json.loads(speed.read_text())
     assert set(figures) >= {"machine", "settings", "rounds", "bandwidth_gb_s", "rows"}
     assert len(figures["bandwidth_gb_s"]) == figures["rounds"] == 2
-    names = {(row["engine"], row["precision"], row["kv_cache"]) for row in figures["rows"]}
+    names = {(row["engine"], row["precision"], row["cached"], row["every_logit"]) for row in figures["rows"]}
     kinds = ("fp32", "int8-dynamic", "int8-static")
-    expected = {("jaxgpt-torch", kind, cached) for kind in kinds for cached in (True, False)}
+    expected = {("jaxgpt-torch", kind, cached, False) for kind in kinds for cached in (True, False)}
     expected |= {
-        ("transformers", "fp32", True),
-        ("transformers", "fp32", False),
-        ("jaxgpt-flax", "fp32", True),
+        ("transformers", "fp32", True, False),
+        ("transformers", "fp32", False, False),
+        ("transformers", "fp32", False, True),
+        ("jaxgpt-flax", "fp32", True, False),
     }
     assert names == expected
     for row in figures["rows"]:

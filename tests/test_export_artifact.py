@@ -12,7 +12,7 @@ from export.artifact import Quantization, expected_tensors, load, read_artifact
 from export.certificate import read_probe
 from jaxgpt.config import find_preset
 
-FLAX_TOLERANCE = 1e-4  # the issue's own bound: float32 sums in three libraries' orders
+FLAX_TOLERANCE = 1e-4  # the project's bound: float32 sums in three libraries' orders
 
 
 @pytest.fixture(params=["fp32", "int8_dynamic", "int8_static"])

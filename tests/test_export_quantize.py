@@ -170,24 +170,19 @@ def test_dynamic_needs_no_data(command: Command, fp32: Path, int8_dynamic: Path,
     ).read_bytes()
 
 
+def assert_static_refuses(command: Command, fp32: Path, folder: Path, *words: str) -> None:
+    arguments = ("--artifact", fp32, "--method", "static", "--data", folder / "d", "--out", folder / "out")
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), *words)
+    assert not (folder / "out").exists()
+
+
 def test_calibration_data_of_another_tokenizer_is_one_line(
     command: Command, fp32: Path, tmp_path: Path
 ) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", rows(100, seed=3))
     arguments = ("--source", source, "--tokenizer", "bpe:300", "--val-fraction", 0.3, "--out", tmp_path / "d")
     assert command("jaxgpt", "prepare", *arguments)[0] == 0
-    arguments = (
-        "--artifact",
-        fp32,
-        "--method",
-        "static",
-        "--data",
-        tmp_path / "d",
-        "--out",
-        tmp_path / "out",
-    )
-    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "another tokenizer")
-    assert not (tmp_path / "out").exists()
+    assert_static_refuses(command, fp32, tmp_path, "another tokenizer")
 
 
 def test_too_little_calibration_text_is_one_line(
@@ -199,16 +194,4 @@ def test_too_little_calibration_text_is_one_line(
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["files"]["train.bin"] = {"bytes": 2000, "sha256": sha256_of(tmp_path / "d" / "train.bin")}
     (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
-    arguments = (
-        "--artifact",
-        fp32,
-        "--method",
-        "static",
-        "--data",
-        tmp_path / "d",
-        "--out",
-        tmp_path / "out",
-    )
-    result = command("jaxgpt-export", "quantize", *arguments)
-    assert_one_line_error(result, "has 1000 tokens", "at least 1024")
-    assert not (tmp_path / "out").exists()
+    assert_static_refuses(command, fp32, tmp_path, "has 1000 tokens", "at least 1024")

@@ -5,6 +5,7 @@ the logits of the next one. The loop draws, streams text and stops.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -56,6 +57,49 @@ class Generation:
     finish_reason: FinishReason
     prefill_s: float
     decode_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """What every command that continues a prompt takes.
+
+    Attributes:
+      prompt: text to continue; an empty one starts a new document.
+      max_new_tokens: tokens to generate at most.
+      temperature: divides the logits; 0 takes the most probable token.
+      top_k: keep the k most probable tokens; 0 keeps all.
+      top_p: keep the fewest tokens whose probabilities reach p.
+      seed: of the random numbers.
+      stop: texts that end the generation and are not shown.
+      json: print one JSON document with text and figures on stdout instead of the text.
+    """
+
+    prompt: str = ""
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    json: bool = False
+
+    def sampling(self) -> Sampling:
+        """Return how tokens are drawn; UserError for a value outside its range."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
+
+def generate_shown(engine: Engine, tokenizer: Tokenizer, options: PromptOptions) -> Generation:
+    """Continue a prompt as a command does: the text streams to stdout, unless that is kept for JSON."""
+
+    def show(text: str) -> None:
+        if not options.json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    sampling = options.sampling()
+    done = generate(engine, tokenizer, options.prompt, options.max_new_tokens, sampling, options.stop, show)
+    show("\n")
+    return done
 
 
 def generate(
