@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from jaxgpt.shared.errors import UserError, nearest
 
-RUN_FORMAT_VERSION = 1
+RUN_FORMAT_VERSION = 2
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 
 Optimizer = Literal["adamw", "muon"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def _require_positive(name: str, value: int) -> None:
@@ -102,6 +103,12 @@ class TrainConfig:
       beta2: second-moment decay of AdamW.
       momentum: momentum of Muon.
       grad_clip: largest global norm of a gradient.
+      precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
+        optimizer state and sums stay float32.
+      remat: keep only the stream between blocks for the backward pass.
+      loss_chunks: pieces in which the logits are computed, so that all of them never exist at once.
+      spike_guard: skip steps whose loss lies so many standard deviations above its running mean; 0 for none.
+      max_skipped: skipped steps in a row after which the training stops.
       seed: of initialization, data order and dropout.
       eval_every: steps between measurements of the validation loss.
       checkpoint_every: steps between checkpoints.
@@ -122,15 +129,29 @@ class TrainConfig:
     beta2: float = 0.95
     momentum: float = 0.95
     grad_clip: float = 1.0
+    precision: Precision = "fp32"
+    remat: bool = False
+    loss_chunks: int = 1
+    spike_guard: float = 0.0
+    max_skipped: int = 20
     seed: int = 0
     eval_every: int = 250
     checkpoint_every: int = 250
     sample_every: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "accumulate", "eval_every", "checkpoint_every"):
+        for name in (
+            "max_steps",
+            "batch_size",
+            "accumulate",
+            "loss_chunks",
+            "eval_every",
+            "checkpoint_every",
+        ):
             _require_positive(name, getattr(self, name))
-        for name in ("warmup_steps", "weight_decay", "final_rate", "sample_every", "seed"):
+        for name in (
+            "warmup_steps", "weight_decay", "final_rate", "sample_every", "seed", "spike_guard", "max_skipped"
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UserError(f"{name} ({getattr(self, name)}) must not be negative")
         for name in ("learning_rate", "embedding_rate", "grad_clip"):
@@ -142,6 +163,8 @@ class TrainConfig:
             )
         if self.optimizer not in ("adamw", "muon"):
             raise UserError(f"optimizer ({self.optimizer}) must be adamw or muon")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise UserError(f"precision ({self.precision}) must be fp32, bf16 or fp16")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> "TrainConfig":
@@ -166,7 +189,13 @@ class Preset:
 
 # GPT-3's table (arXiv:2005.14165, table 2.1) for the learning rates of GPT-2's sizes.
 _LARGE = TrainConfig(
-    max_steps=5000, batch_size=480, accumulate=40, warmup_steps=250, eval_every=250, checkpoint_every=250
+    max_steps=5000,
+    batch_size=480,
+    accumulate=40,
+    warmup_steps=250,
+    loss_chunks=8,
+    eval_every=250,
+    checkpoint_every=250,
 )
 
 PRESETS: dict[str, Preset] = {

@@ -2,11 +2,14 @@
 
     B batch, T time, C channels, H heads, D head size, V vocabulary, S cache length, L layers
 
-Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions, head tied to the token embedding. Parameters
+Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions, head tied to the token embedding. Linear layers
+and attention compute in `compute` (float32, bfloat16 or float16); parameters, the residual stream,
+LayerNorm, softmax and logits stay in the parameters' dtype. Parameters
 outside this file are a flat dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"), so that
 optimizer masks, checkpoints and the conversion all speak of the same names.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -36,30 +39,62 @@ class Cache(NamedTuple):
     length: Int[Array, ""]
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
-    """Zero a share of x and scale the rest up; x itself without a key."""
-    if key is None or rate == 0.0:
+class DTypes(NamedTuple):
+    """What is computed in which dtype.
+
+    Attributes:
+      params: parameters, residual stream, LayerNorm, softmax, logits.
+      compute: inputs and weights of matrix products.
+    """
+
+    params: Any = jnp.float32
+    compute: Any = jnp.float32
+
+
+FLOAT32 = DTypes()
+
+
+def dropout(x: Float[Array, "B ..."], rate: float, keys: jax.Array | None) -> Float[Array, "B ..."]:
+    """Zero a share of x and scale the rest up; x itself without keys.
+
+    A key a sequence, (B,), so that what is dropped does not depend on how the batch is split.
+    """
+    if keys is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0.0)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def _keys(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    return [None] * count if key is None else list(jax.random.split(key, count))
+def _keys(keys: jax.Array | None, count: int) -> list[jax.Array | None]:
+    if keys is None:
+        return [None] * count
+    return [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(count)]
 
 
-def _linear(inputs: int, outputs: int, std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
+def _matmul(equation: str, a: Float[Array, "..."], b: Float[Array, "..."], dtypes: DTypes) -> Array:
+    """Multiply in the compute dtype, sum and return in the parameters' dtype."""
+    # XLA's CPU backend has no float16 product with float32 sums; only tests compute so there.
+    emulated = dtypes.compute == jnp.float16 and jax.default_backend() == "cpu"
+    out = None if emulated else dtypes.params
+    product = jnp.einsum(
+        equation, a.astype(dtypes.compute), b.astype(dtypes.compute), preferred_element_type=out
+    )
+    return product.astype(dtypes.params)
+
+
+def _linear(inputs: int, outputs: int, std: float, dtypes: DTypes, rngs: nnx.Rngs) -> nnx.Linear:
     init = nnx.initializers.normal(std)
-    return nnx.Linear(inputs, outputs, kernel_init=init, param_dtype=dtype, dtype=dtype, rngs=rngs)
+    kwargs: dict[str, Any] = {"param_dtype": dtypes.params, "dtype": dtypes.compute}
+    return nnx.Linear(inputs, outputs, kernel_init=init, rngs=rngs, **kwargs)
 
 
-def _layer_norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def _layer_norm(channels: int, dtypes: DTypes, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         channels,
         epsilon=LAYER_NORM_EPSILON,
         use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits where a channel dominates
-        param_dtype=dtype,
-        dtype=dtype,
+        param_dtype=dtypes.params,
+        dtype=dtypes.params,
         rngs=rngs,
     )
 
@@ -67,11 +102,12 @@ def _layer_norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class Attention(nnx.Module):
     """Causal multi-head self-attention."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
         self.n_head, self.head_size, self.rate = config.n_head, config.head_size, config.dropout
+        self.dtypes = dtypes
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
-        self.c_attn = _linear(config.n_embd, 3 * config.n_embd, INIT_STD, dtype, rngs)
-        self.c_proj = _linear(config.n_embd, config.n_embd, residual_std, dtype, rngs)
+        self.c_attn = _linear(config.n_embd, 3 * config.n_embd, INIT_STD, dtypes, rngs)
+        self.c_proj = _linear(config.n_embd, config.n_embd, residual_std, dtypes, rngs)
 
     def __call__(
         self,
@@ -87,15 +123,18 @@ class Attention(nnx.Module):
             keys, values, start = cache
             k = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
             v = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
-        weights = attention_weights(query, k, start)  # (B, H, T, S)
+        weights = attention_weights(query, k, start, self.dtypes)  # (B, H, T, S)
         attention_key, residual_key = _keys(key, 2)
         weights = dropout(weights, self.rate, attention_key)
-        mixed = jnp.einsum("BHTS,BSHD->BTHD", weights, v).reshape(B, T, C)
+        mixed = _matmul("BHTS,BSHD->BTHD", weights, v, self.dtypes).reshape(B, T, C)
         return dropout(self.c_proj(mixed), self.rate, residual_key), None if cache is None else (k, v)
 
 
 def attention_weights(
-    query: Float[Array, "B T H D"], key: Float[Array, "B S H D"], start: Int[Array, ""] | int
+    query: Float[Array, "B T H D"],
+    key: Float[Array, "B S H D"],
+    start: Int[Array, ""] | int,
+    dtypes: DTypes = FLOAT32,
 ) -> Float[Array, "B H T S"]:
     """Softmax of the scaled scores over the positions that a token may see.
 
@@ -103,9 +142,10 @@ def attention_weights(
       query: of T tokens at positions start, start + 1, ...
       key: of the positions 0 to S - 1.
       start: position of the first query.
+      dtypes: of the product and of the softmax.
     """
     T, S = query.shape[1], key.shape[1]
-    scores = jnp.einsum("BTHD,BSHD->BHTS", query * query.shape[-1] ** -0.5, key)
+    scores = _matmul("BTHD,BSHD->BHTS", query * query.shape[-1] ** -0.5, key, dtypes)
     visible = jnp.arange(S)[None, :] <= jnp.arange(T)[:, None] + start  # (T, S)
     lowest = jnp.finfo(scores.dtype).min
     return jax.nn.softmax(jnp.where(visible[None, None], scores, lowest), axis=-1)
@@ -114,11 +154,11 @@ def attention_weights(
 class MLP(nnx.Module):
     """Two linear layers with GELU (tanh) between them."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
         self.rate = config.dropout
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
-        self.c_fc = _linear(config.n_embd, 4 * config.n_embd, INIT_STD, dtype, rngs)
-        self.c_proj = _linear(4 * config.n_embd, config.n_embd, residual_std, dtype, rngs)
+        self.c_fc = _linear(config.n_embd, 4 * config.n_embd, INIT_STD, dtypes, rngs)
+        self.c_proj = _linear(4 * config.n_embd, config.n_embd, residual_std, dtypes, rngs)
 
     def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None) -> Float[Array, "B T C"]:
         """Apply both layers."""
@@ -128,11 +168,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each on a normalized input and added to the stream."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> None:
-        self.ln_1 = _layer_norm(config.n_embd, dtype, rngs)
-        self.attn = Attention(config, dtype, rngs)
-        self.ln_2 = _layer_norm(config.n_embd, dtype, rngs)
-        self.mlp = MLP(config, dtype, rngs)
+    def __init__(self, config: ModelConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
+        self.ln_1 = _layer_norm(config.n_embd, dtypes, rngs)
+        self.attn = Attention(config, dtypes, rngs)
+        self.ln_2 = _layer_norm(config.n_embd, dtypes, rngs)
+        self.mlp = MLP(config, dtypes, rngs)
 
     def __call__(
         self,
@@ -153,53 +193,75 @@ class GPT(nnx.Module):
     Args:
       config: shape.
       rngs: source of the initial parameters: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 L)).
-      dtype: of parameters and arithmetic.
+      dtypes: of parameters and of matrix products.
 
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtypes: DTypes = FLOAT32) -> None:
         init = nnx.initializers.normal(INIT_STD)
+        dtype = dtypes.params
         kwargs: dict[str, Any] = {"embedding_init": init, "param_dtype": dtype, "dtype": dtype, "rngs": rngs}
-        self.rate = config.dropout
+        self.rate, self.dtypes = config.dropout, dtypes
         self.wte = nnx.Embed(config.vocab_size, config.n_embd, **kwargs)
         self.wpe = nnx.Embed(config.block_size, config.n_embd, **kwargs)
-        self.h = nnx.List([Block(config, dtype, rngs) for _ in range(config.n_layer)])
-        self.ln_f = _layer_norm(config.n_embd, dtype, rngs)
+        self.h = nnx.List([Block(config, dtypes, rngs) for _ in range(config.n_layer)])
+        self.ln_f = _layer_norm(config.n_embd, dtypes, rngs)
 
-    def __call__(self, tokens: Int[Array, "B T"], key: jax.Array | None = None) -> Float[Array, "B T V"]:
+    def __call__(self, tokens: Int[Array, "B T"], keys: jax.Array | None = None) -> Float[Array, "B T V"]:
         """Return the logits of the next token at every position.
 
         Args:
           tokens: ids in [0, V), T <= block_size.
-          key: random key for dropout; None for none.
+          keys: (B,), random keys for dropout; None for none.
         """
-        x, _ = self._stream(tokens, None, key)
-        return self.wte.attend(x)
+        return self.head(self.features(tokens, keys))
+
+    def features(
+        self, tokens: Int[Array, "B T"], keys: jax.Array | None = None, remat: bool = False
+    ) -> Float[Array, "B T C"]:
+        """Return what the head sees.
+
+        Args:
+          tokens: ids in [0, V), T <= block_size.
+          keys: (B,), random keys for dropout; None for none.
+          remat: keep only the stream between blocks for the backward pass and compute the rest again.
+        """
+        return self._stream(tokens, None, keys, remat)[0]
+
+    def head(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
+        """Return the logits of features."""
+        return _matmul("BTC,VC->BTV", x, self.wte.embedding[...], self.dtypes)
 
     def with_cache(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B T V"], Cache]:
         """Return the logits of tokens that follow those in the cache, and the cache with them."""
         x, new = self._stream(tokens, cache, None)
         assert new is not None
-        return self.wte.attend(x), new
+        return self.head(x), new
 
     def _stream(
-        self, tokens: Int[Array, "B T"], cache: Cache | None, key: jax.Array | None
+        self, tokens: Int[Array, "B T"], cache: Cache | None, keys: jax.Array | None, remat: bool = False
     ) -> tuple[Float[Array, "B T C"], Cache | None]:
         T = tokens.shape[1]
-        first, *layer_keys = _keys(key, 1 + len(self.h))
+        first, *layer_keys = _keys(keys, 1 + len(self.h))
         start = 0 if cache is None else cache.length
         x = self.wte(tokens) + self.wpe(start + jnp.arange(T))[None]
         x = dropout(x, self.rate, first)
-        keys, values = [], []
+        cached_keys, cached_values = [], []
         for index, (block, layer_key) in enumerate(zip(self.h, layer_keys, strict=True)):
             layer = None if cache is None else (cache.keys[index], cache.values[index], cache.length)
-            x, cached = block(x, layer, layer_key)
+            call = jax.checkpoint(functools.partial(_call, block)) if remat else block
+            x, cached = call(x, layer, layer_key)
             if cached is not None:
-                keys.append(cached[0])
-                values.append(cached[1])
-        new = None if cache is None else Cache(jnp.stack(keys), jnp.stack(values), cache.length + T)
-        return self.ln_f(x), new
+                cached_keys.append(cached[0])
+                cached_values.append(cached[1])
+        if cache is None:
+            return self.ln_f(x), None
+        return self.ln_f(x), Cache(jnp.stack(cached_keys), jnp.stack(cached_values), cache.length + T)
+
+
+def _call(block: Block, *arguments: Any) -> Any:
+    return block(*arguments)
 
 
 def empty_cache(config: ModelConfig, batch: int, dtype: Any = jnp.float32) -> Cache:
@@ -208,15 +270,15 @@ def empty_cache(config: ModelConfig, batch: int, dtype: Any = jnp.float32) -> Ca
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
-def graph_of(config: ModelConfig, dtype: Any = jnp.float32) -> nnx.GraphDef[GPT]:
+def graph_of(config: ModelConfig, dtypes: DTypes = FLOAT32) -> nnx.GraphDef[GPT]:
     """Return the model's structure without any array."""
-    abstract = nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), dtype))
+    abstract = nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), dtypes))
     return nnx.split(abstract, nnx.Param)[0]
 
 
 def init_params(config: ModelConfig, seed: int, dtype: Any = jnp.float32) -> Params:
     """Return new parameters: flat, under GPT-2's names."""
-    return params_of(GPT(config, nnx.Rngs(seed), dtype))
+    return params_of(GPT(config, nnx.Rngs(seed), DTypes(dtype, dtype)))
 
 
 def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

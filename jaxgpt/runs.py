@@ -23,7 +23,7 @@ from jaxgpt.model import Params, abstract_params
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
-from jaxgpt.steps import TrainState
+from jaxgpt.steps import Guard, TrainState
 from jaxgpt.tokens import Dataset
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each step of a save
@@ -156,7 +156,7 @@ class Checkpoints:
           position: JSON values that belong to it (step, tokens seen, cpu seconds); val_loss is added.
           val_loss: nats per token measured at this very step; None when it was not.
         """
-        rest = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
+        rest = _beside_params(state)
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(rest),
@@ -210,7 +210,7 @@ class Checkpoints:
         Returns:
           The state and its position.
         """
-        rest = {"opt_state": abstract.opt_state, "step": abstract.step, "rng": abstract.rng}
+        rest = _beside_params(abstract)
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract.params),
             opt_state=ocp.args.StandardRestore(rest),
@@ -218,8 +218,8 @@ class Checkpoints:
         )
         found = self._restore(step, args)
         rest = found["opt_state"]
-        state = TrainState(found["params"], rest["opt_state"], rest["step"], rest["rng"])
-        return state, dict(found["position"])
+        guard = Guard(**rest.pop("guard"))
+        return TrainState(params=found["params"], guard=guard, **rest), dict(found["position"])
 
     def restore_params(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> Params:
         """Read the parameters alone."""
@@ -241,6 +241,12 @@ class Checkpoints:
         """Wait for the saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _beside_params(state: TrainState) -> dict[str, Any]:
+    rest = state._asdict()
+    del rest["params"]
+    return {**rest, "guard": state.guard._asdict()}
 
 
 def _badness(metrics: dict[str, float]) -> float:

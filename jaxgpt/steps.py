@@ -7,9 +7,45 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.model import GPT, Params, merge
+from jaxgpt.config import TrainConfig
+from jaxgpt.model import GPT, DTypes, Params, merge
+
+FIRST_LOSS_SCALE = 2.0**15
+LARGEST_LOSS_SCALE = 2.0**24
+GROWTH_STEPS = 1000  # finite steps after which the loss scale doubles
+SPIKE_WARMUP = 100  # losses before the spike guard judges
+SPIKE_MEMORY = 0.98  # of its running mean and variance
+
+DTYPES = {
+    "fp32": DTypes(),
+    "bf16": DTypes(compute=jnp.bfloat16),
+    "fp16": DTypes(compute=jnp.float16),
+}
+
+
+class Guard(NamedTuple):
+    """What is remembered to keep bad steps out.
+
+    Attributes:
+      loss_scale: (), factor of the loss in the backward pass; 1 unless the precision is fp16.
+      since_growth: (), finite steps since the scale last changed.
+      skipped: (), steps that were not applied.
+      skipped_in_row: (), the same since the last one that was.
+      loss_mean: (), running mean of the loss.
+      loss_variance: (), running variance of the loss.
+      losses: (), how many entered them.
+    """
+
+    loss_scale: Array
+    since_growth: Array
+    skipped: Array
+    skipped_in_row: Array
+    loss_mean: Array
+    loss_variance: Array
+    losses: Array
 
 
 class TrainState(NamedTuple):
@@ -20,12 +56,25 @@ class TrainState(NamedTuple):
       opt_state: the optimizer's.
       step: (), steps done.
       rng: (2,), key data that dropout is derived from.
+      guard: loss scale and skipped steps.
     """
 
     params: Params
     opt_state: Any
     step: Array
     rng: Array
+    guard: Guard
+
+
+def first_state(
+    params: Params, optimizer: optax.GradientTransformation, seed: int, config: TrainConfig
+) -> TrainState:
+    """Return the state before the first step."""
+    dtype = params["wte.embedding"].dtype
+    scale = FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0
+    zero, none = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
+    guard = Guard(jnp.full((), scale, dtype), zero, zero, zero, none, none, zero)
+    return TrainState(params, optimizer.init(params), zero, jax.random.key_data(jax.random.key(seed)), guard)
 
 
 def summed_loss(
@@ -33,7 +82,10 @@ def summed_loss(
     params: Params,
     inputs: Int[Array, "B T"],
     targets: Int[Array, "B T"],
-    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
+    *,
+    chunks: int = 1,
+    remat: bool = False,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Cross entropy over the positions whose target is not negative.
 
@@ -42,64 +94,185 @@ def summed_loss(
       params: its parameters.
       inputs: tokens.
       targets: the tokens that follow; negative ones do not count.
-      key: for dropout.
+      keys: (B,), for dropout.
+      chunks: pieces of the time axis whose logits exist one after the other; rounded down to a divisor of T.
+      remat: compute the blocks again in the backward pass.
 
     Returns:
       The sum in nats, and the number of positions.
     """
-    logits = merge(graph, params)(inputs, key)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
-    counted = targets >= 0
-    return jnp.sum(jnp.where(counted, losses, 0.0)), jnp.sum(counted, dtype=jnp.int32)
+    model = merge(graph, params)
+    x = model.features(inputs, keys, remat)
+    B, T, C = x.shape
+    pieces = next(n for n in range(min(chunks, T), 0, -1) if T % n == 0)
+
+    def piece(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        features, wanted = part
+        losses = optax.softmax_cross_entropy_with_integer_labels(model.head(features), jnp.maximum(wanted, 0))
+        return total + jnp.sum(jnp.where(wanted >= 0, losses, 0.0)), None
+
+    zero = jnp.zeros((), x.dtype)
+    if pieces == 1:
+        total, _ = piece(zero, (x, targets))
+    else:
+        parts = (
+            jnp.moveaxis(x.reshape(B, pieces, T // pieces, C), 1, 0),
+            jnp.moveaxis(targets.reshape(B, pieces, T // pieces), 1, 0),
+        )
+        # checkpoint: the backward pass computes a piece's logits again instead of keeping all of them.
+        start = zero + 0 * jnp.sum(x[:0])  # varies over devices as the losses do
+        total, _ = jax.lax.scan(jax.checkpoint(piece), start, parts)
+    return total, jnp.sum(targets >= 0, dtype=jnp.int32)
+
+
+def make_gradients(
+    graph: nnx.GraphDef[GPT], mesh: Mesh, config: TrainConfig, dropout: bool
+) -> Callable[..., tuple[Array, Array, Params]]:
+    """Return a function that sums loss, count and gradient over micro-batches and devices.
+
+    It takes (params, factor, key, inputs, targets), the last two (A, B, T); gradients are those of
+    factor * loss. Each place on the `data` axis
+    adds up the gradients of its own sequences over all micro-batches; one reduction over the axis
+    follows. On the `fsdp` axis XLA gathers parameters where they are used and scatters gradients.
+    """
+    split = mesh.shape["data"] > 1  # else there is nothing to add up, and XLA lays out everything
+
+    def varying(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, "data", to="varying"), tree) if split else tree
+
+    def local(
+        params: Params,
+        factor: Array,
+        key: Array,
+        inputs: Int[Array, "A B T"],
+        targets: Int[Array, "A B T"],
+    ) -> tuple[Array, Array, Params]:
+        A, B, _ = inputs.shape
+        place = jax.lax.axis_index("data") if split else 0
+        params = varying(params)  # or the gradient of each micro-batch would be reduced
+
+        def scaled(params: Params, *batch: Any) -> tuple[Array, tuple[Array, Array]]:
+            loss, count = summed_loss(graph, params, *batch, chunks=config.loss_chunks, remat=config.remat)
+            return loss * factor, (loss, count)
+
+        def micro_step(carry: Any, batch: Any) -> tuple[Any, None]:
+            micro_inputs, micro_targets, index = batch
+            keys = None
+            if dropout:  # a key a sequence of the global batch
+                rows = (index * mesh.shape["data"] + place) * B + jnp.arange(B)
+                keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.wrap_key_data(key), row))(rows)
+            (_, (loss, count)), grads = jax.value_and_grad(scaled, has_aux=True)(
+                params, micro_inputs, micro_targets, keys
+            )
+            return jax.tree.map(jnp.add, carry, (loss, count, grads)), None
+
+        dtype = params["wte.embedding"].dtype
+        none = varying((jnp.zeros((), dtype), jnp.zeros((), jnp.int32)))
+        carry = (*none, jax.tree.map(jnp.zeros_like, params))
+        if A == 1:
+            carry, _ = micro_step(carry, (inputs[0], targets[0], 0))
+        else:
+            carry, _ = jax.lax.scan(micro_step, carry, (inputs, targets, jnp.arange(A)))
+        return jax.lax.psum(carry, "data") if split else carry
+
+    if not split:
+        return local
+    whole, batch = PartitionSpec(), PartitionSpec(None, "data")
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, batch, batch),
+        out_specs=whole,
+        axis_names={"data"},
+    )
 
 
 def make_train_step(
-    graph: nnx.GraphDef[GPT], optimizer: optax.GradientTransformation, dropout: bool
+    graph: nnx.GraphDef[GPT],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    config: TrainConfig,
+    dropout: bool,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """Return the step function.
 
     It takes a TrainState and inputs and targets of shape (A, B, T): A micro-batches whose gradients are
     summed, weighted by their number of targets, before one update. It returns the new state and
-    the mean loss in nats per token and the gradient's norm before clipping.
+    the mean loss in nats per token, the gradient's norm before clipping, the loss scale and the counts of
+    skipped steps. A step whose loss or gradient is not finite (or spikes, with `config.spike_guard`) counts
+    as done but changes neither parameters nor optimizer.
     """
+    gradients = make_gradients(graph, mesh, config, dropout)
 
     def train_step(
         state: TrainState, inputs: Int[Array, "A B T"], targets: Int[Array, "A B T"]
     ) -> tuple[TrainState, dict[str, Array]]:
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        grad_fn = jax.value_and_grad(lambda params, *batch: summed_loss(graph, params, *batch), has_aux=True)
-
-        def micro_step(carry: Any, batch: Any) -> tuple[Any, None]:
-            micro_inputs, micro_targets, index = batch
-            key = jax.random.fold_in(step_key, index) if dropout else None
-            (loss, count), grads = grad_fn(state.params, micro_inputs, micro_targets, key)
-            return jax.tree.map(jnp.add, carry, (loss, count, grads)), None
-
-        A = inputs.shape[0]
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        dtype = state.params["wte.embedding"].dtype
-        carry = (jnp.zeros((), dtype), jnp.zeros((), jnp.int32), zeros)
-        if A == 1:
-            carry, _ = micro_step(carry, (inputs[0], targets[0], 0))
-        else:
-            carry, _ = jax.lax.scan(micro_step, carry, (inputs, targets, jnp.arange(A)))
-        loss, count, grads = carry
-        scale = 1.0 / jnp.maximum(count, 1).astype(dtype)
-        grads = jax.tree.map(lambda g: g * scale, grads)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        guard = state.guard
+        factor = guard.loss_scale
+        if config.precision == "fp16":  # of the mean: a sum over many tokens would pass float16's 65,504
+            factor = factor / targets[0].size
+        total, count, grads = gradients(state.params, factor, jax.random.key_data(key), inputs, targets)
+        mean = 1.0 / jnp.maximum(count, 1).astype(total.dtype)
+        loss = total * mean
+        grads = jax.tree.map(lambda g: g * (mean / factor), grads)
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if config.spike_guard:
+            good &= ~_spikes(loss, guard, config.spike_guard)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss * scale, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(params, opt_state, state.step + 1, state.rng), metrics
+        kept_params, kept_opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        guard = _next_guard(guard, loss, norm, good, config)
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "loss_scale": guard.loss_scale,
+            "skipped": guard.skipped,
+            "skipped_in_row": guard.skipped_in_row,
+        }
+        return TrainState(kept_params, kept_opt_state, state.step + 1, state.rng, guard), metrics
 
     return train_step
 
 
-def make_eval_step(graph: nnx.GraphDef[GPT]) -> Callable[..., tuple[Array, Array]]:
+def _spikes(loss: Array, guard: Guard, limit: float) -> Array:
+    deviation = jnp.sqrt(guard.loss_variance) + 1e-6
+    return (guard.losses >= SPIKE_WARMUP) & (loss > guard.loss_mean + limit * deviation)
+
+
+def _next_guard(guard: Guard, loss: Array, norm: Array, good: Array, config: TrainConfig) -> Guard:
+    scale, since = guard.loss_scale, guard.since_growth
+    if config.precision == "fp16":
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        grows = finite & (since + 1 >= GROWTH_STEPS)
+        grown = jnp.where(grows, jnp.minimum(scale * 2, LARGEST_LOSS_SCALE), scale)
+        scale = jnp.where(finite, grown, jnp.maximum(scale / 2, 1.0))
+        since = jnp.where(finite & ~grows, since + 1, 0)
+    bad = (~good).astype(jnp.int32)
+    memory = jnp.where(guard.losses > 0, SPIKE_MEMORY, 0.0).astype(loss.dtype)
+    off = loss - guard.loss_mean
+    mean = jnp.where(good, guard.loss_mean + (1 - memory) * off, guard.loss_mean)
+    variance = jnp.where(guard.losses > 0, memory * (guard.loss_variance + (1 - memory) * off**2), 0.0)
+    return Guard(
+        scale,
+        since,
+        guard.skipped + bad,
+        jnp.where(good, 0, guard.skipped_in_row + 1),
+        mean,
+        jnp.where(good, variance, guard.loss_variance).astype(loss.dtype),
+        guard.losses + 1 - bad,
+    )
+
+
+def make_eval_step(graph: nnx.GraphDef[GPT], chunks: int = 1) -> Callable[..., tuple[Array, Array]]:
     """Return a function of (params, inputs, targets) that gives the summed loss and the number of targets."""
 
     def eval_step(
         params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]
     ) -> tuple[Array, Array]:
-        return summed_loss(graph, params, inputs, targets)
+        return summed_loss(graph, params, inputs, targets, chunks=chunks)
 
     return eval_step

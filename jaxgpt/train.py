@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 import tyro
 from jax.sharding import Mesh
@@ -32,7 +31,7 @@ from jaxgpt.shared.files import write_atomic, write_json
 from jaxgpt.shared.generation import generate
 from jaxgpt.shared.sampling import Sampling
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
-from jaxgpt.steps import TrainState, make_eval_step, make_train_step
+from jaxgpt.steps import DTYPES, TrainState, first_state, make_eval_step, make_train_step
 from jaxgpt.tokens import Dataset, open_dataset, windows
 
 SAMPLE_TOKENS = 200
@@ -162,12 +161,12 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
         self.mesh, self.folder = mesh, folder
-        self.graph = graph_of(config.model)
+        self.graph = graph_of(config.model, DTYPES[config.train.precision])
         self.optimizer = make_optimizer(config.train)
         self.abstract, self.shardings = abstract_state(config, self.optimizer, mesh)
-        step = make_train_step(self.graph, self.optimizer, config.model.dropout > 0)
+        step = make_train_step(self.graph, self.optimizer, mesh, config.train, config.model.dropout > 0)
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-        self.eval_step = jax.jit(make_eval_step(self.graph))
+        self.eval_step = jax.jit(make_eval_step(self.graph, config.train.loss_chunks))
         self.batches = Batches(
             dataset.train, config.model.block_size, config.train.batch_size, config.train.seed
         )
@@ -295,8 +294,7 @@ class Trainer:
 def initial_state(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step."""
     params = init_params(config.model, config.train.seed)
-    rng = jax.random.key_data(jax.random.key(config.train.seed))
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng)
+    return first_state(params, optimizer, config.train.seed, config.train)
 
 
 def abstract_state(

@@ -9,9 +9,9 @@ import pytest
 
 from jaxgpt.config import ModelConfig, TrainConfig
 from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings
-from jaxgpt.model import Params, graph_of, init_params, merge
+from jaxgpt.model import DTypes, Params, graph_of, init_params, merge
 from jaxgpt.optimizer import make_optimizer
-from jaxgpt.steps import TrainState, make_eval_step, make_train_step, summed_loss
+from jaxgpt.steps import DTYPES, TrainState, first_state, make_eval_step, make_train_step, summed_loss
 
 MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16)
 # Small and fixed, so that rounding is not amplified from step to step.
@@ -33,8 +33,7 @@ def batches() -> tuple[np.ndarray, np.ndarray]:
 def start(train: TrainConfig, dtype: jnp.dtype) -> tuple[TrainState, optax.GradientTransformation]:
     params = init_params(MODEL, 0, dtype)
     optimizer = make_optimizer(train)
-    key = jax.random.key_data(jax.random.key(0))
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key), optimizer
+    return first_state(params, optimizer, 0, train), optimizer
 
 
 @cache
@@ -47,9 +46,8 @@ def losses(
     mesh = make_mesh(mesh_text, devices)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
     state = jax.device_put(state, shardings)
-    step = jax.jit(
-        make_train_step(graph_of(model, dtype), optimizer, rate > 0), out_shardings=(shardings, None)
-    )
+    graph = graph_of(model, DTypes(dtype, dtype))
+    step = jax.jit(make_train_step(graph, optimizer, mesh, train, rate > 0), out_shardings=(shardings, None))
     sharding = batch_sharding(mesh, axis=1, ndim=3)
     found = []
     for inputs, targets in zip(*batches(), strict=True):
@@ -64,7 +62,7 @@ def losses(
 def pmap_losses(devices: int, dtype: jnp.dtype) -> np.ndarray:
     """Losses of the same steps written with jax.pmap: a gradient a device, psum, one update each."""
     state, optimizer = start(TRAIN, dtype)
-    graph = graph_of(MODEL, dtype)
+    graph = graph_of(MODEL, DTypes(dtype, dtype))
 
     @partial(jax.pmap, axis_name="devices")
     def step(params: Params, opt_state: object, inputs: jax.Array, targets: jax.Array) -> tuple[object, ...]:
@@ -133,3 +131,85 @@ def test_loss_is_the_float64_cross_entropy_of_the_counted_targets() -> None:
     expected = -sum(log_p[b, t, targets[b, t]] for b in range(8) for t in range(16) if targets[b, t] >= 0)
     assert int(count) == (targets >= 0).sum() == 8 * 16 - 11
     assert abs(float(total) - expected) < 1e-3  # a sum of 117 float32 losses of about 4.2
+
+
+def run_steps(
+    train: TrainConfig, poison: tuple[int, ...] = (), precision: str = "fp32", steps: int = STEPS
+) -> tuple[TrainState, list[dict[str, float]], list[TrainState]]:
+    """Train; the parameters of the steps in `poison` get one NaN before, and are mended after."""
+    state, optimizer = start(train, jnp.float32)
+    mesh = make_mesh("", 1)
+    step = jax.jit(make_train_step(graph_of(MODEL, DTYPES[precision]), optimizer, mesh, train, False))
+    metrics, states = [], [state]
+    for index, (inputs, targets) in enumerate(zip(*batches(), strict=True)):
+        if index == steps:
+            break
+        good = state.params
+        if index in poison:
+            bad = good["wpe.embedding"].at[0, 0].set(jnp.nan)
+            state = state._replace(params={**good, "wpe.embedding": bad})
+        state, found = step(state, inputs[None], targets[None])
+        if index in poison:
+            assert np.isnan(state.params["wpe.embedding"][0, 0])  # not applied: the NaN is still the only one
+            assert sum(int(jnp.isnan(leaf).sum()) for leaf in state.params.values()) == 1
+            state = state._replace(params=good)
+        metrics.append({name: float(value) for name, value in found.items()})
+        states.append(state)
+    return state, metrics, states
+
+
+def test_a_step_that_is_not_finite_is_counted_and_never_applied() -> None:
+    state, metrics, states = run_steps(TRAIN, poison=(3, 4, 7))
+    assert [m["skipped"] for m in metrics][:9] == [0, 0, 0, 1, 2, 2, 2, 3, 3]
+    assert [m["skipped_in_row"] for m in metrics][:9] == [0, 0, 0, 1, 2, 0, 0, 1, 0]
+    for index in (3, 4, 7):
+        before, after = states[index], states[index + 1]
+        same = jax.tree.map(
+            lambda a, b: bool((a == b).all()),
+            (before.params, before.opt_state),
+            (after.params, after.opt_state),
+        )
+        assert all(jax.tree.leaves(same))
+    assert int(state.step) == STEPS
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_loss_scale_halves_on_overflow_grows_after_good_steps_and_leaves_the_gradient_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jaxgpt.steps.GROWTH_STEPS", 5)
+    train = dataclasses.replace(TRAIN, precision="fp16")
+    _, metrics, _ = run_steps(train, poison=(2,), precision="fp16")
+    scales = [m["loss_scale"] for m in metrics]
+    assert scales[:2] == [2.0**15] * 2
+    assert scales[2:7] == [2.0**14] * 5
+    assert scales[7:12] == [2.0**15] * 5
+    _, plain, _ = run_steps(TRAIN)
+    # The gradient of the first step, after unscaling: float16 has 11 bits.
+    assert metrics[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_steps_stay_near_float32(precision: str) -> None:
+    _, plain, _ = run_steps(TRAIN)
+    state, low, _ = run_steps(dataclasses.replace(TRAIN, precision=precision), precision=precision)
+    assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype("float32")}
+    off = max(abs(a["loss"] - b["loss"]) for a, b in zip(plain, low, strict=True))
+    assert 0 < off < (0.02 if precision == "bf16" else 0.003)  # 8 and 11 bits, relative to a loss of 4
+    assert low[-1]["skipped"] == 0
+
+
+def test_spike_guard_skips_a_loss_far_above_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxgpt.steps.SPIKE_WARMUP", 5)
+    monkeypatch.setattr("jaxgpt.steps.SPIKE_MEMORY", 0.5)
+    train = dataclasses.replace(TRAIN, spike_guard=6.0, learning_rate=0.01, embedding_rate=0.01)
+    state, optimizer = start(train, jnp.float32)
+    step = jax.jit(make_train_step(graph_of(MODEL), optimizer, make_mesh("", 1), train, False))
+    inputs, targets = batches()
+    random = np.random.default_rng(1).integers(64, size=(8, 16))  # nothing that could be learned
+    skipped = []
+    for index in range(16):
+        wanted = random if index == 12 else targets[0]
+        state, metrics = step(state, inputs[:1], wanted[None].astype(np.int32))
+        skipped.append(int(metrics["skipped"]))
+    assert skipped == [0] * 12 + [1] * 4

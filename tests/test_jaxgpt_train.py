@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
 from jaxgpt.runs import Checkpoints, read_metrics
-from jaxgpt.steps import TrainState
+from jaxgpt.steps import Guard, TrainState
 
 
 def training_losses(run: Path) -> list[tuple[int, float]]:
@@ -86,9 +86,12 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(
 def test_latest_and_best_checkpoints_stay(tmp_path: Path) -> None:
     """The loss is lowest at step 20, and step 40 was saved without measuring it."""
     checkpoints = Checkpoints(tmp_path)
+    guard = Guard(*[jnp.zeros(())] * 7)
     for step, val_loss in ((10, 3.0), (20, 2.0), (30, 4.0), (40, None)):
         array = jnp.full((2, 2), float(step))
-        state = TrainState({"wte.embedding": array}, {"mu": array}, jnp.int32(step), jnp.zeros(2, jnp.uint32))
+        state = TrainState(
+            {"wte.embedding": array}, {"mu": array}, jnp.int32(step), jnp.zeros(2, jnp.uint32), guard
+        )
         checkpoints.save(state, {"step": step}, val_loss)
     checkpoints.close()
     kept = Checkpoints(tmp_path, read_only=True)

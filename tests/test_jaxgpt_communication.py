@@ -1,0 +1,108 @@
+"""What the devices say to each other in a step, and what lives in memory, read from the compiled program."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxgpt.config import ModelConfig, TrainConfig
+from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings
+from jaxgpt.model import DTypes, graph_of, init_params
+from jaxgpt.optimizer import make_optimizer
+from jaxgpt.steps import first_state, make_train_step, summed_loss
+
+MODEL = ModelConfig(vocab_size=80, block_size=24, n_layer=2, n_head=2, n_embd=32)
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+Shape = tuple[int, ...]
+
+
+def communication(
+    mesh_text: str, accumulate: int, sequences: int = 16
+) -> tuple[list[tuple[str, Shape]], list[Shape]]:
+    """Every (collective, result shape) of a compiled step over 8 devices, and the parameters' shapes."""
+    train = TrainConfig(batch_size=sequences * accumulate, accumulate=accumulate)
+    mesh, optimizer = make_mesh(mesh_text, 8), make_optimizer(train)
+    abstract = jax.eval_shape(lambda: first_state(init_params(MODEL, 0), optimizer, 0, train))
+    shardings = state_shardings(mesh, abstract)
+    step = make_train_step(graph_of(MODEL), optimizer, mesh, train, dropout=False)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    sharding = batch_sharding(mesh, axis=1, ndim=3)
+    batch = jax.ShapeDtypeStruct((accumulate, sequences, MODEL.block_size), jnp.int32, sharding=sharding)
+    jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+    text = jitted.lower(state, batch, batch).compile().as_text()
+    found = []
+    for line in text.splitlines():
+        match = re.search(rf"= (.*?) ({COLLECTIVES})(-start)?\(", line)
+        if match:
+            shapes = re.findall(r"[a-z]+\d+\[([\d,]*)\]", match[1])
+            found += [(match[2], tuple(int(n) for n in shape.split(",") if n)) for shape in shapes]
+    return found, [leaf.shape for leaf in abstract.params.values()]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(accumulate: int) -> None:
+    found, parameters = communication("data=8", accumulate)
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    values = sum(math.prod(shape) for _, shape in found)
+    gradient = sum(math.prod(shape) for shape in parameters)
+    assert gradient < values <= gradient + 4  # besides: loss and number of targets
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_fsdp_gathers_parameters_and_never_activations(accumulate: int) -> None:
+    found, parameters = communication("fsdp=8", accumulate)
+    gathered = [shape for kind, shape in found if kind == "all-gather"]
+    assert gathered
+    weights = {*parameters, *(shape[::-1] for shape in parameters)}
+    assert set(gathered) <= weights
+    assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    # What is reduced are gradients and scalars: nothing has the shape of 16 or 2 sequences of activations.
+    assert {shape for kind, shape in found if kind != "all-gather"} <= {*weights, *_shards(weights), ()}
+
+
+def _shards(shapes: set[Shape]) -> set[Shape]:
+    return {
+        tuple(n // 8 if i == axis else n for i, n in enumerate(shape))
+        for shape in shapes
+        for axis in range(len(shape))
+    }
+
+
+def test_chunked_cross_entropy_halves_the_peak_at_gpt2_s_vocabulary() -> None:
+    model = ModelConfig(vocab_size=50_257, block_size=256, n_layer=1, n_head=2, n_embd=64)
+    params = jax.eval_shape(lambda: init_params(model, 0))
+    tokens = jax.ShapeDtypeStruct((4, 256), jnp.int32)
+
+    def temporary_bytes(chunks: int) -> int:
+        def gradient(params: object, inputs: jax.Array, targets: jax.Array) -> object:
+            return jax.grad(lambda p: summed_loss(graph_of(model), p, inputs, targets, chunks=chunks)[0])(
+                params
+            )
+
+        compiled = jax.jit(gradient).lower(params, tokens, tokens).compile()
+        analysis = compiled.memory_analysis()
+        return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
+
+    assert temporary_bytes(8) <= temporary_bytes(1) / 2
+
+
+@pytest.mark.parametrize("chunks", [2, 8, 100])
+@pytest.mark.parametrize("remat", [False, True])
+def test_chunks_and_remat_change_memory_not_the_gradient(chunks: int, remat: bool) -> None:
+    with jax.enable_x64(True):
+        params = init_params(MODEL, 0, jnp.float64)
+        tokens = jax.random.randint(jax.random.key(0), (3, 25), 0, 80)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:].at[1, 7:].set(-1)
+        graph = graph_of(MODEL, DTypes(jnp.float64, jnp.float64))
+
+        def gradient(**how: object) -> dict[str, jax.Array]:
+            return jax.grad(lambda p: summed_loss(graph, p, inputs, targets, **how)[0])(params)
+
+        plain, other = gradient(), gradient(chunks=chunks, remat=remat)
+        assert max(float(jnp.abs(plain[k] - other[k]).max()) for k in plain) <= 1e-10
