@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxgpt.config import Precision
 from jaxgpt.shared.errors import UserError
 
 AXES = ("data", "fsdp")
@@ -47,6 +48,18 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def best_precision() -> Precision:
+    """Return what this device multiplies matrices best in: fp32, bf16 or fp16.
+
+    NVIDIA GPUs multiply bfloat16 from compute capability 8.0 on (A100), float16 from 7.0 on (V100, T4).
+    """
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return "fp32"
+    capability = float(getattr(device, "compute_capability", "8.0"))
+    return "bf16" if capability >= 8.0 else "fp16" if capability >= 7.0 else "fp32"
+
+
 def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     """Read "data=4,fsdp=2"; a missing axis takes the devices that are left.
 
@@ -76,8 +89,8 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
 
 
 def make_mesh(text: str = "", cpu_devices: int = 0) -> Mesh:
-    """Build the mesh over all devices (with cpu_devices, over the first so many)."""
-    devices = jax.devices()[: cpu_devices or None]
+    """Build the mesh over all devices (with cpu_devices, over the first so many of each process)."""
+    devices = jax.devices()[: cpu_devices * jax.process_count() or None]
     sizes = parse_mesh(text, len(devices))
     grid = np.array(devices).reshape(sizes["data"], sizes["fsdp"])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))

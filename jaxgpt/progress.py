@@ -9,12 +9,19 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from jaxgpt.processes import is_first
 from jaxgpt.runs import read_metrics
 from jaxgpt.shared.console import say, stderr
 from jaxgpt.shared.files import write_atomic
 
 RATE_STEPS = 50  # tokens/s is the mean over so many steps
 PLAIN_LINES = 20  # lines of progress where stderr is no terminal
+
+
+def make_recorder(folder: Path, first_step: int, max_steps: int, tokens_per_step: int) -> "Recorder":
+    """Return a recorder, in process 0 one that writes and shows."""
+    kind = Recorder if is_first() else SilentRecorder
+    return kind(folder, first_step, max_steps, tokens_per_step)
 
 
 class Recorder:
@@ -58,8 +65,11 @@ class Recorder:
         text = f"loss {values['loss']:.4f}{self._val} | {self.tokens_per_s:,.0f} tokens/s"
         self._display.update(self._task, completed=step, description=text)
         if not stderr.is_terminal and (step % self._every == 0 or step == self._max_steps):
-            left = (self._max_steps - step) * self._tokens_per_step / max(self.tokens_per_s, 1e-9)
-            say(f"step {step}/{self._max_steps} | {text} | {left:.0f} s left")
+            left = ""
+            if self.tokens_per_s:
+                seconds = (self._max_steps - step) * self._tokens_per_step / self.tokens_per_s
+                left = f" | {seconds:.0f} s left"
+            say(f"step {step}/{self._max_steps} | {text}{left}")
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Record a validation; `values` holds at least val_loss (nats per token)."""
@@ -89,3 +99,25 @@ class Recorder:
         self._display.stop()
         self._file.close()
         self._board.close()
+
+
+class SilentRecorder(Recorder):
+    """The recorder of every process but the first: it does nothing."""
+
+    def __init__(self, folder: Path, first_step: int, max_steps: int, tokens_per_step: int) -> None:
+        self.tokens_per_s = 0.0
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def pause(self) -> None:
+        """Do nothing."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -5,21 +5,32 @@ RUN/checkpoints/     Orbax: parameters, optimizer, rng, position; the latest and
 RUN/metrics.jsonl    a JSON object a line: step and loss, or step and val_loss
 RUN/summary.json     figures of the finished run
 RUN/tensorboard/  RUN/samples/  RUN/tokenizer/
+RUN/damaged/         checkpoints that could not be read or did not match their checksum, moved there
+RUN/.lock            held by the process that trains
 """
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
+import functools
 import json
 import logging
 import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxgpt.config import RUN_FORMAT_VERSION, ModelConfig, TrainConfig
 from jaxgpt.model import Params, abstract_params
+from jaxgpt.processes import all_agree, first_does
+from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
@@ -132,7 +143,7 @@ class Checkpoints:
     def __init__(self, folder: Path, read_only: bool = False) -> None:
         policy = preservation_policy.AnyPreservationPolicy(
             [
-                preservation_policy.LatestN(1),
+                preservation_policy.LatestN(2),  # one more, should the last be damaged
                 preservation_policy.BestN(get_metric_fn=_badness, reverse=True, n=1),
             ]
         )
@@ -157,13 +168,16 @@ class Checkpoints:
           val_loss: nats per token measured at this very step; None when it was not.
         """
         rest = _beside_params(state)
+        position = {**position, "val_loss": val_loss, "checksum": checksum(state)}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(rest),
-            position=ocp.args.JsonSave({**position, "val_loss": val_loss}),
+            position=ocp.args.JsonSave(position),
         )
         metrics = {"val_loss": math.inf if val_loss is None else val_loss}
-        if not self._manager.save(int(state.step), args=args, metrics=metrics, force=True):
+        with _full_disk_is_an_os_error(self.folder):  # also of the save before this one
+            saved = self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
+        if not saved:
             raise RuntimeError(f"Orbax did not save step {int(state.step)}")
 
     def steps(self) -> list[int]:
@@ -209,6 +223,9 @@ class Checkpoints:
 
         Returns:
           The state and its position.
+
+        Raises:
+          UserError: it can't be read, or is not what was saved.
         """
         rest = _beside_params(abstract)
         args = ocp.args.Composite(
@@ -219,7 +236,39 @@ class Checkpoints:
         found = self._restore(step, args)
         rest = found["opt_state"]
         guard = Guard(**rest.pop("guard"))
-        return TrainState(params=found["params"], guard=guard, **rest), dict(found["position"])
+        state, position = TrainState(params=found["params"], guard=guard, **rest), dict(found["position"])
+        if checksum(state) != position["checksum"]:
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} is damaged: its arrays do not have the checksum that "
+                f"they were saved with; stored steps: {self.steps()}"
+            )
+        return state, position
+
+    def restore_latest_whole(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Read the last checkpoint that is whole; damaged ones are moved to RUN/damaged, loudly.
+
+        Raises:
+          UserError: none is.
+        """
+        while (step := self.latest()) is not None:
+            found, reason = None, ""
+            try:
+                found = self.restore(step, abstract)
+            except UserError as error:
+                reason = str(error)
+            if all_agree(found is not None):
+                assert found is not None
+                return found
+            first_does(functools.partial(self._set_aside, step))
+            say(f"WARNING: {reason or 'another process can not read it'}")
+            say(f"WARNING: checkpoint {step} is moved to {self.folder.parent / 'damaged'}")
+            self._manager.reload()
+        raise UserError(f"no checkpoint in {self.folder} is whole; start anew with another --out")
+
+    def _set_aside(self, step: int) -> None:
+        target = self.folder.parent / "damaged" / f"{step}-{int(time.time())}"
+        target.parent.mkdir(exist_ok=True)
+        (self.folder / str(step)).rename(target)
 
     def restore_params(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> Params:
         """Read the parameters alone."""
@@ -237,10 +286,55 @@ class Checkpoints:
                 f"stored steps: {self.steps()}"
             ) from error
 
+    def wait(self) -> None:
+        """Wait for the saves under way.
+
+        Raises:
+          OSError: the disk is full; what was saved before is whole.
+        """
+        with _full_disk_is_an_os_error(self.folder):
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Wait for the saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Stop, after the saves under way."""
+        with contextlib.suppress(Exception):  # wait() is where a failed save is told
+            self._manager.wait_until_finished()
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore wrap it in several kinds
+        if "No space left" not in str(error) and "ENOSPC" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "no space left", str(folder)) from error
+
+
+def checksum(state: TrainState) -> int:
+    """Return a sum over all bits of a state; it changes with any single bit, and with the order.
+
+    Integer arithmetic: the same for every layout over devices.
+    """
+    return int(_checksum(state))
+
+
+@jax.jit
+def _checksum(state: TrainState) -> jax.Array:
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(state)):
+        size = leaf.dtype.itemsize
+        bits = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32))
+        place = jnp.zeros(bits.shape, jnp.uint32)
+        for axis in range(bits.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            place = place * jnp.uint32(1_000_003) + index
+        # odd weights: a changed bit 2^k moves the sum by an odd multiple of 2^k, never by 0
+        weights = (place + jnp.uint32(number)) * jnp.uint32(2) + jnp.uint32(1)
+        total += jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
+    return total
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
@@ -303,8 +397,25 @@ def claim_run(folder: Path, config: RunConfig) -> None:
     write_json(folder / "config.json", config.to_json())
 
 
+@contextlib.contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Hold a run folder; it is freed when the process ends, however it does.
+
+    Raises:
+      UserError: another process trains in it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another process trains in {folder}; wait for it, or choose another --out"
+            ) from None
+        yield
+
+
 # How often to look does not change what is trained.
-_FREE_SETTINGS = {"eval_every", "checkpoint_every", "sample_every"}
+_FREE_SETTINGS = {"eval_every", "checkpoint_every", "sample_every", "max_skipped"}
 
 
 def _require_same(old: RunConfig, new: RunConfig, folder: Path) -> None:

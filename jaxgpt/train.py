@@ -6,7 +6,9 @@ One program for one CPU, several GPUs and several simulated devices: `jax.jit` o
 same command again resumes from the last checkpoint, bit for bit.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +21,28 @@ from jax.sharding import Mesh
 from jaxgpt.batches import Batches
 from jaxgpt.config import find_preset
 from jaxgpt.evaluate import validation_loss
-from jaxgpt.mesh import batch_sharding, keep_freed_memory, make_mesh, state_shardings, use_cpu_devices
+from jaxgpt.mesh import (
+    batch_sharding,
+    best_precision,
+    keep_freed_memory,
+    make_mesh,
+    replicated,
+    state_shardings,
+    use_cpu_devices,
+)
 from jaxgpt.model import graph_of, init_params
 from jaxgpt.optimizer import make_optimizer
-from jaxgpt.progress import Recorder
-from jaxgpt.runs import Checkpoints, RunConfig, claim_run, data_entry, read_metrics
+from jaxgpt.processes import StopSignal, first_does, is_first, join_processes
+from jaxgpt.progress import Recorder, make_recorder
+from jaxgpt.runs import (
+    Checkpoints,
+    RunConfig,
+    claim_run,
+    data_entry,
+    lock_run,
+    read_metrics,
+    read_run_config,
+)
 from jaxgpt.sample import JaxEngine
 from jaxgpt.shared.console import Result, cpu_seconds, say
 from jaxgpt.shared.errors import UserError
@@ -47,7 +66,7 @@ class TrainOptions:
       out: the run folder.
       max_steps: optimizer steps.
       seed: of initialization, data order and dropout.
-      cpu_devices: simulate so many devices on the CPU; 0 takes the devices that JAX finds.
+      cpu_devices: simulate so many devices on the CPU (in each process); 0 takes the devices that JAX finds.
       mesh: layout of the devices, such as data=4,fsdp=2; all on data if not given.
       batch_size: sequences an optimizer step, all devices together.
       accumulate: micro-batches that a step's batch is cut into, to save memory.
@@ -63,9 +82,20 @@ class TrainOptions:
       warmup_steps: steps of linear rise.
       cooldown: shape of the fall, cosine or linear.
       weight_decay: of matrices.
+      precision: of matrix products, fp32, bf16 or fp16 (with loss scaling); if not given, what the device
+        is best at.
+      remat: compute blocks again in the backward pass, to save memory.
+      loss_chunks: pieces in which logits are computed, to save memory.
+      spike_guard: skip steps whose loss lies so many standard deviations above its mean; 0 for none.
+      max_skipped: skipped steps in a row after which the training stops.
       eval_every: steps between validations.
       checkpoint_every: steps between checkpoints.
       sample_every: steps between samples; 0 for none.
+      distributed: one of several processes that JAX finds by itself (Slurm, Kubernetes, Open MPI).
+      coordinator: host:port of process 0, where JAX can't find it.
+      process_count: number of processes, with coordinator.
+      process_index: which one this is, with coordinator.
+      join_timeout: seconds to wait for the other processes.
       json: print one JSON document with all figures on stdout.
     """
 
@@ -90,9 +120,19 @@ class TrainOptions:
     warmup_steps: int | None = None
     cooldown: Literal["cosine", "linear"] | None = None
     weight_decay: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    remat: bool | None = None
+    loss_chunks: int | None = None
+    spike_guard: float | None = None
+    max_skipped: int | None = None
     eval_every: int | None = None
     checkpoint_every: int | None = None
     sample_every: int | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    process_count: int | None = None
+    process_index: int | None = None
+    join_timeout: int = 300
     json: bool = False
 
 
@@ -103,6 +143,10 @@ def run_config(options: TrainOptions, dataset: Dataset) -> RunConfig:
     model = preset.model(dataset.vocab_size)
     model = dataclasses.replace(model, **_fields_of(model, given))
     train = dataclasses.replace(preset.train, **_fields_of(preset.train, given))
+    if options.precision is None:
+        there = options.out / "config.json"
+        precision = read_run_config(options.out).train.precision if there.exists() else best_precision()
+        train = dataclasses.replace(train, precision=precision)
     return RunConfig(options.preset, model, train, data_entry(dataset))
 
 
@@ -119,6 +163,14 @@ def train(options: TrainOptions) -> Result:
     """
     find_preset(options.preset)
     dataset = open_dataset(options.data)
+    use_cpu_devices(options.cpu_devices)
+    join_processes(
+        options.coordinator,
+        options.process_count,
+        options.process_index,
+        options.distributed,
+        options.join_timeout,
+    )
     config = run_config(options, dataset)
     windows(dataset.val, config.model.block_size)  # says now what would fail at the first validation
     if len(dataset.train) < config.model.block_size + 1:
@@ -129,7 +181,6 @@ def train(options: TrainOptions) -> Result:
     tokenizer = load_tokenizer(options.data, str(dataset.manifest["tokenizer"]["name"]))
     if tokenizer.sha256 != dataset.tokenizer_sha256:
         raise UserError(f"tokenizer files in {options.data} do not match its manifest; prepare it again")
-    use_cpu_devices(options.cpu_devices)
     mesh = make_mesh(options.mesh, options.cpu_devices)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -139,10 +190,17 @@ def train(options: TrainOptions) -> Result:
             f"a micro-batch of {micro} sequences (batch_size / accumulate) does not divide over "
             f"{mesh.size} devices; choose a multiple of {mesh.size * config.train.accumulate}"
         )
-    claim_run(options.out, config)
-    (options.out / "tokenizer").mkdir(exist_ok=True)
-    tokenizer.save(options.out / "tokenizer")
-    return Trainer(config, dataset, tokenizer, mesh, options.out).run()
+
+    with contextlib.ExitStack() as held:
+
+        def claim() -> None:
+            claim_run(options.out, config)
+            held.enter_context(lock_run(options.out))
+            (options.out / "tokenizer").mkdir(exist_ok=True)
+            tokenizer.save(options.out / "tokenizer")
+
+        first_does(claim)
+        return Trainer(config, dataset, tokenizer, mesh, options.out).run()
 
 
 class Trainer:
@@ -173,6 +231,8 @@ class Trainer:
         self.tokens_per_step = config.train.batch_size * config.model.block_size
         self.checkpoints = Checkpoints(folder)
         self.cpu_seconds_before = 0.0
+        self.skipped_in_row = 0
+        self.stop = StopSignal()
 
     def run(self) -> Result:
         """Train to max_steps; return the figures of summary.json."""
@@ -185,7 +245,9 @@ class Trainer:
             f"{settings.max_steps} steps" + (f", resuming after step {first}" if first else "")
         )
         figures: dict[str, float] = {}
-        recorder = Recorder(self.folder, first, settings.max_steps, self.tokens_per_step)
+        recorder = make_recorder(self.folder, first, settings.max_steps, self.tokens_per_step)
+        stopped: str | None = None
+        step = first
         try:
             pending: tuple[int, dict[str, jax.Array]] | None = None
             for step in range(first + 1, settings.max_steps + 1):
@@ -193,10 +255,15 @@ class Trainer:
                 if pending is not None:  # one step behind, so that the device never waits for us
                     self._record(recorder, *pending)
                 pending = (step, metrics)
+                if self.stop.requested(step):
+                    stopped = "asked to stop"
+                elif self.skipped_in_row > settings.max_skipped:
+                    stopped = f"{self.skipped_in_row} steps in a row were not finite or spiked"
                 last = step == settings.max_steps
-                evaluates = last or step % settings.eval_every == 0
-                saves = last or step % settings.checkpoint_every == 0
-                samples = settings.sample_every and (last or step % settings.sample_every == 0)
+                evaluates = not stopped and (last or step % settings.eval_every == 0)
+                saves = bool(stopped) or last or step % settings.checkpoint_every == 0
+                samples = not stopped and settings.sample_every
+                samples = samples and (last or step % settings.sample_every == 0)
                 if evaluates or saves or samples:
                     self._record(recorder, *pending)
                     pending = None
@@ -211,15 +278,22 @@ class Trainer:
                     recorder.sample(step, self._sample(state, step))
                 if evaluates or saves or samples:
                     recorder.pause()
+                if stopped:
+                    break
+            self.checkpoints.wait()
         finally:
             recorder.close()
             self.checkpoints.close()
+            self.stop.close()
+        if stopped and step < settings.max_steps:
+            say(f"{stopped}: step {step} is saved in {self.folder}; the same command goes on from there")
+            failed = self.skipped_in_row > settings.max_skipped
+            return Result({"stopped": stopped, "steps": step}, passed=not failed)
         return self._finish(first, count, recorder.tokens_per_s)
 
     def _start(self) -> tuple[TrainState, int]:
         """Return the state to go on from and the number of steps done."""
-        step = self.checkpoints.latest()
-        if step is None:
+        if self.checkpoints.latest() is None:
             init = jax.jit(lambda: initial_state(self.config, self.optimizer), out_shardings=self.shardings)
             return init(), 0
         placed = jax.tree.map(
@@ -227,23 +301,35 @@ class Trainer:
             self.abstract,
             self.shardings,
         )
-        state, position = self.checkpoints.restore(step, placed)
+        state, position = self.checkpoints.restore_latest_whole(placed)
         self.cpu_seconds_before = float(position["cpu_seconds"])
-        return state, step
+        return state, int(position["step"])
 
     def _batch(self, index: int) -> tuple[jax.Array, jax.Array]:
         """Return inputs and targets of a step, (A, B, T), split over the devices along B."""
         A = self.config.train.accumulate
         shape = (A, self.config.train.batch_size // A, self.config.model.block_size)
         sharding = batch_sharding(self.mesh, axis=1, ndim=3)
-        inputs, targets = (array.reshape(shape) for array in self.batches.at(index))
-        return (
-            jax.make_array_from_callback(shape, sharding, lambda part: inputs[part]),
-            jax.make_array_from_callback(shape, sharding, lambda part: targets[part]),
-        )
+        rows = functools.cache(lambda start, stop: self.batches.micro(index, A, slice(start, stop)))
+
+        def place(which: int) -> jax.Array:
+            def part(index: Any) -> Any:
+                return rows(*index[1].indices(shape[1])[:2])[which]
+
+            return jax.make_array_from_callback(shape, sharding, part)
+
+        return place(0), place(1)
 
     def _record(self, recorder: Recorder, step: int, metrics: dict[str, jax.Array]) -> None:
-        recorder.step(step, {name: float(value) for name, value in metrics.items()})
+        values = {name: float(value) for name, value in metrics.items()}
+        self.skipped_in_row = int(values.pop("skipped_in_row"))
+        if self.skipped_in_row:
+            say(
+                f"step {step} was skipped: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
+            )
+        if self.config.train.precision != "fp16":
+            del values["loss_scale"]
+        recorder.step(step, values)
 
     def _validate(self, state: TrainState) -> dict[str, float]:
         micro = self.config.train.batch_size // self.config.train.accumulate
@@ -259,7 +345,10 @@ class Trainer:
 
     def _sample(self, state: TrainState, step: int) -> str:
         """Write a sample beside the others and return it."""
-        local = jax.device_put(state.params, jax.local_devices()[0])
+        whole = jax.jit(lambda params: params, out_shardings=replicated(self.mesh))(state.params)
+        if not is_first():
+            return ""
+        local = {name: leaf.addressable_data(0) for name, leaf in whole.items()}
         engine = JaxEngine(self.config.model, local)
         sampling = Sampling(temperature=0.7, seed=self.config.train.seed)
         text = generate(engine, self.tokenizer, "", SAMPLE_TOKENS, sampling).text
@@ -271,7 +360,7 @@ class Trainer:
         """Write summary.json from what the checkpoints and metrics hold."""
         step = self.config.train.max_steps
         rows = [row for row in read_metrics(self.folder) if "val_loss" in row]
-        figures = {
+        figures: dict[str, Any] = {
             "preset": self.config.preset,
             "steps": step,
             "parameters": parameters,
@@ -282,6 +371,7 @@ class Trainer:
         if first < step:
             figures["tokens_per_s"] = round(tokens_per_s, 1)
             figures["cpu_seconds"] = round(self.cpu_seconds_before + cpu_seconds(), 1)
+        if first < step and is_first():
             write_json(self.folder / "summary.json", figures)
         say(
             f"{self.folder}: {step} steps done, validation loss {figures['val_loss']:.4f} nats/token, "

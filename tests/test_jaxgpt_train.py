@@ -84,10 +84,10 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(
 
 
 def test_latest_and_best_checkpoints_stay(tmp_path: Path) -> None:
-    """The loss is lowest at step 20, and step 40 was saved without measuring it."""
+    """The loss is lowest at step 20, and step 50 was saved without measuring it."""
     checkpoints = Checkpoints(tmp_path)
     guard = Guard(*[jnp.zeros(())] * 7)
-    for step, val_loss in ((10, 3.0), (20, 2.0), (30, 4.0), (40, None)):
+    for step, val_loss in ((10, 3.0), (20, 2.0), (30, 4.0), (40, 5.0), (50, None)):
         array = jnp.full((2, 2), float(step))
         state = TrainState(
             {"wte.embedding": array}, {"mu": array}, jnp.int32(step), jnp.zeros(2, jnp.uint32), guard
@@ -95,9 +95,9 @@ def test_latest_and_best_checkpoints_stay(tmp_path: Path) -> None:
         checkpoints.save(state, {"step": step}, val_loss)
     checkpoints.close()
     kept = Checkpoints(tmp_path, read_only=True)
-    assert kept.steps() == [20, 40]
+    assert kept.steps() == [20, 40, 50]
     assert kept.best() == kept.resolve("best") == 20
-    assert kept.latest() == kept.resolve("latest") == 40
+    assert kept.latest() == kept.resolve("latest") == 50
     abstract = {"wte.embedding": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
     assert float(kept.restore_params(20, abstract)["wte.embedding"][0, 0]) == 20.0
     kept.close()

@@ -1,0 +1,143 @@
+"""Several processes that train one model: joining them, and agreeing.
+
+JAX finds Slurm, Kubernetes (with a coordinator service), Open MPI and Cloud TPU by itself; elsewhere each
+process is told the coordinator's address, how many there are and which one it is.
+"""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxgpt.shared.errors import UserError
+
+RETRY_S = 0.5
+
+
+def join_processes(
+    coordinator: str | None, count: int | None, index: int | None, found_by_jax: bool, timeout_s: int
+) -> None:
+    """Connect the processes of a training; nothing when it is a single one.
+
+    Args:
+      coordinator: host:port of process 0.
+      count: number of processes.
+      index: which one this is, from 0.
+      found_by_jax: take all three from the cluster's environment.
+      timeout_s: how long to wait for the others.
+
+    Raises:
+      UserError: the flags do not fit each other, or the others can't be reached in time.
+    """
+    given = (coordinator, count, index)
+    if not found_by_jax and given == (None, None, None):
+        return
+    if found_by_jax:
+        if given != (None, None, None):
+            raise UserError("--distributed finds coordinator, count and index by itself; give it alone")
+    elif coordinator is None or count is None or index is None:
+        raise UserError("give --coordinator HOST:PORT, --process-count N and --process-index I together")
+    else:
+        if count < 1 or not 0 <= index < count:
+            raise UserError(f"--process-index {index} must lie in [0, {count}) (--process-count {count})")
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise UserError(f"--coordinator {coordinator!r} is no HOST:PORT, such as 10.0.0.1:8476")
+        if index > 0:
+            _wait_for(host, int(port), timeout_s)
+    try:
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=timeout_s)
+    except Exception as error:  # ValueError, RuntimeError and XlaRuntimeError
+        if found_by_jax and isinstance(error, ValueError):
+            raise UserError(
+                "--distributed: JAX finds no Slurm, Kubernetes or Open MPI job here; "
+                "give --coordinator HOST:PORT --process-count N --process-index I"
+            ) from None
+        line = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"the {count or 'other'} processes did not meet at {coordinator or 'the coordinator'} within "
+            f"{timeout_s} s ({line}); were all of them started, with the same address?"
+        ) from None
+
+
+def _wait_for(host: str, port: int, timeout_s: int) -> None:
+    """Return when a port answers (JAX itself would end the process without a Python exception)."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), RETRY_S)).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"coordinator {host}:{port} can't be reached within {timeout_s} s ({error}); "
+                    "is process 0 running there, and the port open?"
+                ) from None
+            time.sleep(RETRY_S)
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return bool(jax.process_index() == 0)
+
+
+def first_does(action: Callable[[], None]) -> None:
+    """Run an action in process 0 alone; every process goes on when it is done.
+
+    Raises:
+      UserError: the action raised one; all processes raise it then.
+    """
+    error: UserError | None = None
+    if is_first():
+        try:
+            action()
+        except UserError as caught:
+            error = caught
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            raise UserError("process 0 stopped with an error; its own message tells why")
+    if error is not None:
+        raise error
+
+
+def all_agree(ok: bool) -> bool:
+    """Whether every process says yes."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
+
+
+class StopSignal:
+    """Notices SIGTERM and Ctrl-C, so that the training can save and leave; a second Ctrl-C ends it at once.
+
+    With several processes JAX's preemption service spreads SIGTERM and makes all stop at the same step.
+    """
+
+    def __init__(self) -> None:
+        self._seen = False
+        self._before: dict[int, Any] = {}
+        self._alone = jax.process_count() == 1
+        if self._alone and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self._seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._seen = True
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step; every process must ask at every step."""
+        return self._seen if self._alone else bool(multihost_utils.reached_preemption_sync_point(step))
+
+    def close(self) -> None:
+        """Give the signal back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

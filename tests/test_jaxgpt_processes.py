@@ -1,0 +1,133 @@
+"""Several processes on this machine, joined as several hosts would be."""
+
+import socket
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
+
+from jaxgpt.runs import read_metrics
+
+FLOAT64_TOLERANCE = 1e-9
+FLOAT32_TOLERANCE = 1e-5
+SLOW = ("--learning-rate", 1e-3, "--embedding-rate", 1e-3)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def run_both(codes: list[str], timeout: float = 240) -> list[subprocess.CompletedProcess[str]]:
+    """Run a program a process, both at a time."""
+    started = []
+    for code in codes:
+        command, environment = python(code)
+        environment["PYTHONPATH"] += ":" + str(Path(__file__).parent)
+        started.append(
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    done = []
+    for process in started:
+        out, err = process.communicate(timeout=timeout)
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return done
+
+
+STEPS_CODE = """
+import jax, json
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize("127.0.0.1:{port}", 2, {index})
+import os; os.environ["JAXGPT_TEST_CHILD"] = "1"
+import jax.numpy as jnp
+from test_jaxgpt_steps import losses
+with jax.enable_x64(True):
+    double = [list(losses(2, mesh, jnp.float64)) for mesh in ("data=4", "fsdp=4", "data=2,fsdp=2")]
+single = [list(losses(2, mesh, jnp.float32)) for mesh in ("data=4", "fsdp=4", "data=2,fsdp=2")]
+print(json.dumps([double, single]))
+"""
+
+
+def test_fifty_steps_lose_the_same_in_two_processes_of_two_devices() -> None:
+    import json
+
+    from test_jaxgpt_steps import losses
+
+    port = free_port()
+    done = run_both([STEPS_CODE.format(port=port, index=index) for index in range(2)])
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr[-2000:] + done[1].stderr[-2000:]
+    first, second = (json.loads(process.stdout.splitlines()[-1]) for process in done)
+    assert first == second
+    with jax.enable_x64(True):
+        one = losses(1, "", jnp.float64)
+    assert np.abs(np.array(first[0]) - one).max() <= FLOAT64_TOLERANCE
+    assert np.abs(np.array(first[1]) - losses(1, "", jnp.float32)).max() <= FLOAT32_TOLERANCE
+
+
+def train_code(data: Path, out: Path, port: int, index: int, *more: object) -> str:
+    given = ("train", "tiny", "--data", data, "--out", out, "--cpu-devices", 2, *TINY_SHAPE, *TINY_TRAIN)
+    joined = ("--coordinator", f"127.0.0.1:{port}", "--process-count", 2, "--process-index", index)
+    argv = [str(argument) for argument in (*given, *SLOW, *joined, *more)]
+    return f"import sys; from jaxgpt.cli import main; sys.exit(main({argv!r}))"
+
+
+def test_two_processes_train_one_run_that_one_process_could_have_trained(
+    command: Command, data: Path, tmp_path: Path
+) -> None:
+    """Sharded state, checkpoints, validation and samples; then the same command has nothing left to do."""
+    out = tmp_path / "two"
+    for attempt in range(2):
+        port = free_port()
+        done = run_both([train_code(data, out, port, i, "--mesh", "data=2,fsdp=2") for i in range(2)])
+        assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+        assert ("nothing left to do" in done[0].stderr) == (attempt == 1)
+    given = ("--cpu-devices", 4, *TINY_SHAPE, *TINY_TRAIN, *SLOW)
+    assert command("jaxgpt", "train", "tiny", "--data", data, "--out", tmp_path / "one", *given)[0] == 0
+    one, two = (
+        [row.get("loss", row.get("val_loss")) for row in read_metrics(tmp_path / name)]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 42
+    assert np.abs(np.array(one) - np.array(two)).max() <= FLOAT32_TOLERANCE
+    assert (out / "samples" / "step_00000040.txt").read_text()
+    assert command("jaxgpt", "evaluate", "--run", out)[0] == 0
+
+
+def test_what_process_0_refuses_ends_both_with_code_2(run: Path, data: Path) -> None:
+    port = free_port()
+    done = run_both([train_code(data, run, port, index, "--seed", 5) for index in range(2)])
+    assert [process.returncode for process in done] == [2, 2], done[0].stderr + done[1].stderr
+    assert "train.seed was 0, now 5" in done[0].stderr
+    assert "process 0 stopped" in done[1].stderr
+
+
+def test_unreachable_coordinator_is_one_line_within_the_timeout(data: Path, tmp_path: Path) -> None:
+    code = train_code(data, tmp_path / "r", free_port(), 1, "--join-timeout", 2)
+    (done,) = run_both([code], timeout=60)
+    assert_one_line_error((done.returncode, done.stdout, done.stderr), "can't be reached within 2 s")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (("--process-count", 2), "--coordinator HOST:PORT, --process-count N and --process-index I together"),
+        (("--coordinator", "here", "--process-count", 2, "--process-index", 0), "no HOST:PORT"),
+        (("--coordinator", "a:1", "--process-count", 2, "--process-index", 2), "[0, 2)"),
+        (("--distributed", "--process-count", 2), "give it alone"),
+    ],
+)
+def test_flags_that_do_not_fit_are_one_line(
+    command: Command, data: Path, tmp_path: Path, more: tuple[object, ...], part: str
+) -> None:
+    result = command("jaxgpt", "train", "tiny", "--data", data, "--out", tmp_path / "r", *more)
+    assert_one_line_error(result, part)
+    assert not (tmp_path / "r").exists()
