@@ -17,7 +17,7 @@ from bench.machine import commit
 from bench.plots import loss_curve, speed_bars
 from bench.quality import quality_cells
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, write_atomic, write_json
 
 SHOWN_SAMPLES = 4
@@ -69,6 +69,8 @@ def report(options: ReportOptions) -> Result:
         )
     train = read_json(options.run / "summary.json", "summary of a finished run")
     certificate = read_json(options.fp32 / "certificate.json", "certificate")
+    with damaged(options.quality, "give what `jaxgpt-bench quality --out` wrote"):
+        _ = quality["xz_bits_per_byte"], quality["rows"], quality["machine"], quality["samples"]
     figures = {
         "commit": commit(),
         "train": {**train, "xz_bits_per_byte": quality["xz_bits_per_byte"]},
@@ -112,7 +114,7 @@ def render(
     names = list(quality["samples"])
     every = max(len(quality["prompts"]) // SHOWN_SAMPLES, 1)
     samples = [
-        {"prompt": prompt, "texts": [(name, quality["samples"][name][index]) for name in names]}
+        {"prompt": prompt, "texts": _distinct([(name, quality["samples"][name][index]) for name in names])}
         for index, prompt in enumerate(quality["prompts"])
         if index % every == 0
     ]
@@ -129,6 +131,14 @@ def render(
     )
 
 
+def _distinct(texts: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Join the names of models that wrote the same text."""
+    found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    for name, text in texts:
+        found.setdefault(text["text"], ([], text))[0].append(name)
+    return [(", ".join(names), text) for names, text in found.values()]
+
+
 def speed_title(speed: dict[str, Any]) -> str:
     """Say what a speed file measured."""
     settings = speed["settings"]
@@ -136,7 +146,7 @@ def speed_title(speed: dict[str, Any]) -> str:
     weights = f"{settings['preset']}, random weights" if settings["preset"] else "the trained model"
     return (
         f"{weights}: {model['n_layer']} layers x {model['n_embd']}, {settings['tokens']} tokens, "
-        f"{settings['threads']} threads"
+        f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
     )
 
 

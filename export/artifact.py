@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from jaxgpt.config import ModelConfig
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from safetensors import SafetensorError
@@ -123,6 +123,16 @@ class Artifact:
         return int8_model(self.config, self.tensors)
 
 
+# What every artifact computes; another value in a config.json would be ignored, so it is refused.
+FIXED_SETTINGS = {
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "tie_word_embeddings": True,
+}
+
+
 def load(folder: str | Path) -> GPT:
     """Return the module of an artifact folder; `model(tokens)` gives logits (B, T, V).
 
@@ -150,6 +160,9 @@ def read_artifact(folder: Path) -> Artifact:
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of an artifact?")
     config = ModelConfig(**{ours: value[theirs] for ours, theirs in names.items()})
+    for name, only in FIXED_SETTINGS.items():
+        if value.get(name, only) != only:
+            raise UserError(f"{path} has {name} {value[name]!r}; this program computes {only!r} only")
     tensors = _read_tensors(folder / "model.safetensors")
     check_tensors(tensors, expected_tensors(config, quantization), folder / "model.safetensors")
     if quantization is None:
@@ -175,7 +188,11 @@ def _read_quantization(value: dict[str, Any], path: Path) -> Quantization | None
             f"{path}: quantization method {section.get('method')!r} with {section.get('weight_bits')} bits "
             "is unknown; expected dynamic or static with 8"
         )
-    return Quantization(str(section["method"]), tuple(section.get("smooth", ())))
+    with damaged(path, "quantize the fp32 artifact again"):
+        found = Quantization(str(section["method"]), tuple(map(str, section["smooth"])))
+        if section != found.to_json():
+            raise ValueError(f"its quantization section says {section}, expected {found.to_json()}")
+        return found
 
 
 def _read_tensors(path: Path) -> Tensors:
@@ -311,15 +328,11 @@ def config_json(config: ModelConfig, quantization: Quantization | None, endoftex
         "n_embd": config.n_embd,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
         "initializer_range": 0.02,
         "attn_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
-        "scale_attn_weights": True,
-        "tie_word_embeddings": True,
+        **FIXED_SETTINGS,
         "bos_token_id": endoftext,
         "eos_token_id": endoftext,
         "dtype": "float32",

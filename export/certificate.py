@@ -13,14 +13,16 @@ probe.safetensors holds those Flax logits, so that `verify` needs no JAX:
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxgpt.config import ModelConfig
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, sha256_of, write_json
 from jaxgpt.tokens import windows
 from jaxtyping import Float, Int32
@@ -42,6 +44,7 @@ CERTIFIED_FILES = (
     "merges.txt",
     "probe.safetensors",
 )
+PARITY_FIGURES = ("max_abs_logit_diff", "kl_mean", "kl_max", "top1_agreement")
 PROBE_SEQUENCES = 4
 MAX_PROBE_BYTES = 8_000_000  # a GPT-2 vocabulary takes 0.2 MB a position
 # float32 on both sides, matrix products summed in different orders: measured 3e-6 to 2e-5 on logits of
@@ -93,12 +96,26 @@ def read_probe(artifact: Artifact) -> Probe:
         probe = Probe(fields["tokens"], fields["positions"], fields["logits"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); convert the run again") from None
-    if (
-        probe.logits.shape[1] != artifact.config.vocab_size
-        or probe.tokens.shape[1] > artifact.config.block_size
-    ):
-        raise UserError(f"{path} belongs to another model; convert the run again")
+    _check_probe(probe, artifact.config, path)
     return probe
+
+
+def _check_probe(probe: Probe, config: ModelConfig, path: Path) -> None:
+    """Raise UserError unless a probe's shapes and values are those of a model."""
+    tokens, positions, logits = probe.tokens, probe.positions, probe.logits
+    if tokens.ndim != 2 or positions.ndim != 1 or logits.shape != (len(positions), config.vocab_size):
+        raise UserError(f"{path} belongs to another model; convert the run again")
+    fits = (
+        tokens.shape[1] <= config.block_size
+        and tokens.numel()
+        and len(positions)
+        and 0 <= int(tokens.min()) <= int(tokens.max()) < config.vocab_size
+        and 0 <= int(positions.min()) <= int(positions.max()) < tokens.numel()
+        and bool((positions.diff() >= 0).all())
+        and bool(torch.isfinite(logits).all())
+    )
+    if not fits:
+        raise UserError(f"{path} is damaged or belongs to another model; convert the run again")
 
 
 @torch.inference_mode()
@@ -159,6 +176,10 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     missing = [key for key in ("kind", "origin", "parity", "files") if key not in certificate]
     if missing:
         raise UserError(f"{folder / 'certificate.json'} lacks {', '.join(missing)}; convert the run again")
+    with damaged(folder / "certificate.json", "convert the run again"):
+        certificate["origin"]["step"], certificate["files"].items()
+        if not all(math.isfinite(certificate["parity"][name]) for name in PARITY_FIGURES):
+            raise ValueError("figures that are not finite")
     return certificate
 
 
@@ -208,6 +229,12 @@ def verify(options: VerifyOptions) -> Result:
     if options.run is not None:
         from export.convert import flax_logits  # the only module that knows JAX
 
+        config = options.run / "config.json"
+        if config.exists() and sha256_of(config) != certificate["origin"].get("run_config_sha256"):
+            raise UserError(
+                f"{options.artifact} does not come from {options.run} but from "
+                f"{certificate['origin'].get('run')} (another configuration); give that run"
+            )
         logits = flax_logits(options.run, int(certificate["origin"]["step"]), probe)
         difference = float((logits - probe.logits).abs().max())
         figures["flax_max_abs_logit_diff"] = difference

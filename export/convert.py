@@ -18,7 +18,7 @@ from jaxgpt.model import Params, abstract_params, graph_of, merge
 from jaxgpt.runs import check_tokenizer, load_params, open_run
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import new_folder, sha256_of
+from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
 from jaxgpt.tokens import open_dataset
 from jaxtyping import Float, Int32
 from torch import Tensor
@@ -107,6 +107,7 @@ def flax_logits(run_folder: Path, step: int, probe: Probe) -> Float[Tensor, "P V
 
 def convert(options: ConvertOptions) -> Result:
     """Run `jaxgpt-export convert`; exit code 1, and no artifact, when module and Flax differ."""
+    check_replaceable(options.out, options.overwrite, "certificate.json", [options.run])
     run = open_run(options.run)
     model = run.config.model
     dataset = open_dataset(options.data or Path(run.config.data["folder"]))

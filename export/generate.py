@@ -4,6 +4,7 @@ jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompt "Return the me
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -30,8 +31,9 @@ class GenerateOptions(PromptOptions):
 
 def set_threads(count: int) -> None:
     """Let PyTorch use so many threads; 0 leaves its choice."""
-    if count < 0:
-        raise UserError(f"threads ({count}) must be 0 (PyTorch's choice) or more")
+    most = len(os.sched_getaffinity(0))
+    if not 0 <= count <= most:
+        raise UserError(f"threads ({count}) must lie in 0 (PyTorch's choice) to {most}, the cores there are")
     if count:
         torch.set_num_threads(count)
 

@@ -7,9 +7,11 @@ saturate); of those each layer takes the fastest for its shape, one for generati
 """
 
 import functools
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int8, Integer
@@ -21,20 +23,21 @@ from export.arithmetic import LEVELS, quantize_static, quantize_tokens
 Product = Callable[[Tensor], Tensor]
 FEW, MANY = 1, 64  # tokens for which kernels are compared
 FEW_LIMIT = 8  # up to so many tokens the kernel for few is taken
+_ENGINE = threading.Lock()  # PyTorch's choice of a quantized engine is one for all threads
 TRIALS = 7  # timed calls of a kernel, the first of which prepares it
 
 
 def _fbgemm_product(weight: Int8[Tensor, "O I"]) -> Product:
-    engine = torch.backends.quantized.engine
     ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
-    try:
-        torch.backends.quantized.engine = "fbgemm"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch says that the class of quantized tensors will go
-            tensor = torch._make_per_channel_quantized_tensor(weight, ones, zeros, 0)
-        packed = torch.ops.quantized.linear_prepack(tensor, None)
-    finally:
-        torch.backends.quantized.engine = engine
+    with warnings.catch_warnings(), _ENGINE:
+        warnings.simplefilter("ignore")  # PyTorch says that the class of quantized tensors will go
+        tensor = torch._make_per_channel_quantized_tensor(weight, ones, zeros, 0)
+        engine = torch.backends.quantized.engine
+        try:
+            torch.backends.quantized.engine = "fbgemm"
+            packed = torch.ops.quantized.linear_prepack(tensor, None)
+        finally:
+            torch.backends.quantized.engine = engine
     operator = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def product(q: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
@@ -164,10 +167,19 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("input_scale", input_scale)
         self.register_buffer("smooth", smooth)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Derive from the buffers what forward uses: kernels hold packed copies of the weights."""
         self._products: dict[str, Product] = {}
         self._few = self._product(FEW)
         self._many: Product | None = None  # packed with the first prompt: some layers never see one
-        self._static_scale = None if input_scale is None else input_scale * weight_scale
+        scale = self.input_scale
+        self._static_scale = None if scale is None else scale * self.weight_scale
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._prepare()
 
     def _product(self, tokens: int) -> Product:
         name = fastest_kernel(*self.weight.shape, tokens)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from jaxgpt.shared.errors import UserError
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,10 +43,10 @@ class ParityMeter:
           other: (N, V).
 
         Raises:
-          ValueError: NaN or infinity, which would pass every comparison.
+          UserError: NaN or infinity, which would pass every comparison.
         """
         if not bool(torch.isfinite(reference).all() and torch.isfinite(other).all()):
-            raise ValueError("logits hold NaN or infinity")
+            raise UserError("logits hold NaN or infinity: the model's weights are damaged or far too large")
         a, b = reference.double(), other.double()
         diff = (a - b).abs()
         log_a, log_b = F.log_softmax(a, dim=-1), F.log_softmax(b, dim=-1)

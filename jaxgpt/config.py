@@ -152,11 +152,13 @@ class TrainConfig:
         for name in (
             "warmup_steps", "weight_decay", "final_rate", "sample_every", "seed", "spike_guard", "max_skipped"
         ):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} ({getattr(self, name)}) must not be negative")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} ({getattr(self, name)}) must be 0 or more, and finite")
         for name in ("learning_rate", "embedding_rate", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} ({getattr(self, name)}) must be above 0")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} ({getattr(self, name)}) must be above 0, and finite")
+        if self.seed >= 2**31:
+            raise UserError(f"seed ({self.seed}) must be below 2^31")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size ({self.batch_size}) must be divisible by accumulate ({self.accumulate})"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -22,6 +21,7 @@ from jaxgpt.mesh import batch_sharding, make_mesh, use_cpu_devices
 from jaxgpt.model import Params, graph_of
 from jaxgpt.runs import check_tokenizer, load_params, open_run
 from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.errors import UserError
 from jaxgpt.steps import make_eval_step
 from jaxgpt.tokens import Dataset, open_dataset, windows
 
@@ -93,6 +93,8 @@ def validation_loss(
 
 def evaluate(options: EvaluateOptions) -> Result:
     """Run `jaxgpt evaluate`."""
+    if options.batch_size < 1:
+        raise UserError(f"batch_size ({options.batch_size}) must be at least 1")
     use_cpu_devices(options.cpu_devices)
     jax.config.update("jax_default_matmul_precision", "highest")
     run = open_run(options.run)
@@ -109,7 +111,10 @@ def evaluate(options: EvaluateOptions) -> Result:
         "val_bytes": dataset.val_bytes,
     }
     figures |= validation_loss(eval_step, placed, dataset, model.block_size, options.batch_size, mesh)
-    assert jnp.isfinite(figures["val_loss"])
+    if not math.isfinite(figures["val_loss"]):
+        raise UserError(
+            f"the validation loss of {options.run} step {step} is not finite; take another --step"
+        )
     say(
         f"{options.run} step {step}: {figures['val_loss']:.4f} nats/token, "
         f"{figures['val_bits_per_byte']:.4f} bits/byte over {figures['val_tokens']:,} tokens "

@@ -25,7 +25,9 @@ def use_cpu_devices(count: int) -> None:
     Raises:
       UserError: JAX has started already with other devices.
     """
-    if count <= 0:
+    if count < 0:
+        raise UserError(f"cpu_devices ({count}) must be 0 (the devices that JAX finds) or more")
+    if count == 0:
         return
     try:
         jax.config.update("jax_platforms", "cpu")

@@ -31,7 +31,7 @@ from jaxgpt.config import RUN_FORMAT_VERSION, ModelConfig, TrainConfig
 from jaxgpt.model import Params, abstract_params
 from jaxgpt.processes import all_agree, first_does
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.steps import Guard, TrainState
@@ -87,12 +87,12 @@ def read_run_config(folder: Path) -> RunConfig:
             f"{where} has format version {value.get('format_version')}, expected {RUN_FORMAT_VERSION}; "
             "is it a run of `jaxgpt train`?"
         )
-    try:
+    with damaged(where, "take another run"):
         model = ModelConfig.from_json(value["model"], str(where))
         train = TrainConfig.from_json(value["train"], str(where))
-        return RunConfig(value["preset"], model, train, dict(value["data"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{where} is damaged: {error}") from None
+        data = dict(value["data"])
+        _ = data["folder"], data["manifest_sha256"], data["tokenizer"]["name"], data["tokenizer"]["sha256"]
+        return RunConfig(value["preset"], model, train, data)
 
 
 def open_run(folder: Path) -> Run:
@@ -210,7 +210,7 @@ class Checkpoints:
             chosen = self.best() if which == "best" else self.latest()
             assert chosen is not None
             return chosen
-        if not which.isdigit() or int(which) not in steps:
+        if not (which.isascii() and which.isdigit()) or int(which) not in steps:
             raise UserError(f"step {which!r} is not stored; expected best, latest or one of {steps}")
         return int(which)
 
@@ -371,14 +371,15 @@ def load_params(run: Run, which: str) -> tuple[int, Params]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; a last line that a kill cut off is left out."""
+    """Read metrics.jsonl; lines that are none (a kill cut the last one off) are left out."""
     path = folder / "metrics.jsonl"
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 
@@ -391,7 +392,11 @@ def claim_run(folder: Path, config: RunConfig) -> None:
     if (folder / "config.json").exists():
         _require_same(read_run_config(folder), config, folder)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # A process killed while it made the folder leaves no more than these.
+    begun = (".lock", ".config.json.tmp-")
+    if folder.exists() and (
+        not folder.is_dir() or any(not path.name.startswith(begun) for path in folder.iterdir())
+    ):
         raise UserError(f"{folder} exists and is no run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_json())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, sha256_of
 
 DATASET_FORMAT_VERSION = 1
@@ -78,14 +78,15 @@ def open_dataset(folder: Path) -> Dataset:
             f"dataset {folder} has format version {manifest.get('format_version')}, "
             f"expected {DATASET_FORMAT_VERSION}; prepare it again"
         )
-    try:
+    with damaged(folder / "manifest.json", "prepare it again"):
         splits = {name: _open_tokens(folder, name, manifest["files"][f"{name}.bin"]) for name in SPLITS}
         dataset = Dataset(folder, manifest, **splits)
-        _ = dataset.vocab_size, dataset.tokenizer_sha256, dataset.val_bytes
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"dataset manifest {folder / 'manifest.json'} lacks {error}; prepare it again"
-        ) from None
+        _ = dataset.tokenizer_sha256, str(manifest["tokenizer"]["name"])
+        largest = max((int(tokens.max()) for tokens in splits.values() if len(tokens)), default=0)
+        if largest >= dataset.vocab_size:
+            raise ValueError(f"vocab_size {dataset.vocab_size}, but there is a token {largest}")
+        if dataset.val_bytes < 1:
+            raise ValueError(f"val_bytes {dataset.val_bytes}")
     return dataset
 
 

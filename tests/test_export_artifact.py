@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from export.artifact import Quantization, expected_tensors, load, read_artifact
 from export.certificate import read_probe
 from jaxgpt.config import find_preset
+from jaxgpt.shared.errors import UserError
 
 FLAX_TOLERANCE = 1e-4  # the project's bound: float32 sums in three libraries' orders
 
@@ -156,3 +157,16 @@ def test_int8_file_is_smaller_than_a_quarter_and_a_bit(fp32: Path, int8_dynamic:
     ]
     assert all(tensor.dtype == torch.int8 for tensor in matrices)
     assert len(matrices) == 2 + 2 * 4  # wte, wpe and four matrices a block; the head has none of its own
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("layer_norm_epsilon", 0.5), ("activation_function", "relu"), ("n_inner", 7)]
+)
+def test_a_setting_that_would_be_ignored_is_refused(
+    fp32: Path, tmp_path: Path, name: str, value: object
+) -> None:
+    shutil.copytree(fp32, tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(UserError, match=name):
+        read_artifact(tmp_path / "a")

@@ -90,3 +90,42 @@ def test_probe_positions_fit_the_size_and_hold_both_ends() -> None:
     assert positions[-1] == 4095
     assert len(positions) * 50257 * 4 <= 8_000_000
     assert len(set(positions.tolist())) == len(positions)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parity": [1]},
+        {"parity": {}},
+        {"parity": {"max_abs_logit_diff": 0, "kl_mean": float("inf"), "kl_max": 0, "top1_agreement": 1}},
+        {"origin": {}},
+        {"files": []},
+    ],
+)
+def test_a_damaged_certificate_is_one_line(
+    command: Command, int8_dynamic: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    shutil.copytree(int8_dynamic, tmp_path / "a")
+    path = tmp_path / "a" / "certificate.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert_one_line_error(command("jaxgpt-export", "verify", "--artifact", tmp_path / "a"), "is damaged")
+
+
+@pytest.mark.parametrize("field", ["tokens", "positions", "logits"])
+def test_a_damaged_probe_is_one_line(command: Command, fp32: Path, tmp_path: Path, field: str) -> None:
+    shutil.copytree(fp32, tmp_path / "a")
+    path = tmp_path / "a" / "probe.safetensors"
+    fields = load_file(path)
+    fields[field] = fields[field] + (torch.nan if field == "logits" else 100_000)
+    save_file(fields, path)
+    assert_one_line_error(command("jaxgpt-export", "verify", "--artifact", tmp_path / "a"), "damaged")
+
+
+def test_a_run_of_another_configuration_is_named(
+    command: Command, fp32: Path, run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    result = command("jaxgpt-export", "verify", "--artifact", fp32, "--run", tmp_path / "run")
+    assert_one_line_error(result, "does not come from")

@@ -92,3 +92,15 @@ def test_embedding_returns_the_rounded_rows() -> None:
     rows = (q.float() * scale[:, None])[tokens]
     assert torch.equal(Int8Embedding(q, scale)(tokens), rows)
     assert torch.equal(Int8Embedding(q, scale, smooth)(tokens), rows / smooth)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_loaded_state_is_what_is_computed(static: bool) -> None:
+    layer, x = random_layer(static, smooth=False)
+    layer(x)  # packs both kernels
+    other = Int8Linear(
+        layer.weight.flip(0), layer.weight_scale.flip(0), layer.bias, layer.input_scale, layer.smooth
+    )
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), other(x))
+    assert torch.equal(layer(x[:1]), other(x[:1]))

@@ -195,3 +195,15 @@ def test_too_little_calibration_text_is_one_line(
     manifest["files"]["train.bin"] = {"bytes": 2000, "sha256": sha256_of(tmp_path / "d" / "train.bin")}
     (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
     assert_static_refuses(command, fp32, tmp_path, "has 1000 tokens", "at least 1024")
+
+
+def test_an_altered_parent_is_not_certified(command: Command, fp32: Path, tmp_path: Path) -> None:
+    shutil.copytree(fp32, tmp_path / "a")
+    content = bytearray((tmp_path / "a" / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "a" / "model.safetensors").write_bytes(content)
+    arguments = ("--artifact", tmp_path / "a", "--method", "dynamic", "--out", tmp_path / "out")
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "model.safetensors changed")
+    assert not (tmp_path / "out").exists()
+    arguments = ("--artifact", fp32, "--method", "dynamic", "--out", fp32, "--overwrite")
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "which is read")

@@ -1,8 +1,10 @@
+import importlib.metadata
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Command, assert_one_line_error
+from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 
 
 @pytest.mark.parametrize("program", ["jaxgpt", "jaxgpt-export", "jaxgpt-bench"])
@@ -47,3 +49,50 @@ def test_no_json_means_nothing_on_stdout(command: Command, run: Path) -> None:
 def test_help_goes_out_with_code_0_and_no_command_with_code_2(command: Command) -> None:
     assert command("jaxgpt", "--help")[0] == 0
     assert command("jaxgpt")[0] == 2
+
+
+def test_text_with_colons_is_printed_as_it_is(command: Command, tmp_path: Path) -> None:
+    arguments = ("--source", "stdlib", "--tokenizer", "bpe:100:", "--out", tmp_path / "d")
+    assert_one_line_error(command("jaxgpt", "prepare", *arguments), "bpe:100:")
+
+
+def test_version_is_the_package_s(command: Command) -> None:
+    code, _, err = command("jaxgpt", "--version")
+    assert code == 0
+    assert err.strip() == f"jaxgpt {importlib.metadata.version('jaxgpt')}"
+
+
+@pytest.mark.parametrize("out", ["/dev/null/x", "x" * 300, "nowhere/../d\0"])
+def test_an_impossible_path_is_one_line(command: Command, tmp_path: Path, out: str) -> None:
+    if "\0" in out:
+        out = str(tmp_path / "f" / "d")
+        (tmp_path / "f").write_text("")
+    source = write_jsonl(tmp_path / "a.jsonl", rows(40))
+    target = out if out.startswith("/") else tmp_path / out
+    arguments = ("--source", source, "--tokenizer", "bpe:300", "--val-fraction", 0.3, "--out", target)
+    code, stdout, err = command("jaxgpt", "prepare", *arguments)
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert stdout == ""
+
+
+def test_what_is_not_installed_is_named_with_its_extra() -> None:
+    block = "import sys; sys.modules['jax'] = None"
+    command, environment = python(
+        f"{block}\nfrom jaxgpt.cli import main\nsys.exit(main(['train', '--help']))"
+    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert_one_line_error((done.returncode, done.stdout, done.stderr), "needs jax", "[train]")
+
+
+def test_a_reader_that_leaves_is_no_traceback(fp32: Path) -> None:
+    argv = ["generate", "--artifact", str(fp32), "--max-new-tokens", "40"]
+    command, environment = python(f"import sys; from export.cli import main; sys.exit(main({argv!r}))")
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 1
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err

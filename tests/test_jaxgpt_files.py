@@ -7,7 +7,7 @@ import pytest
 from conftest import python
 
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import new_folder, read_json, write_atomic, write_json
+from jaxgpt.shared.files import check_replaceable, new_folder, read_json, write_atomic, write_json
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,3 +83,17 @@ def test_damaged_json_is_named(tmp_path: Path, content: str) -> None:
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.json"):
         read_json(path, "configuration")
+
+
+def test_nothing_that_is_read_and_no_folder_of_others_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "art"
+    (target / "run").mkdir(parents=True)
+    (target / "certificate.json").write_text("{}")
+    with pytest.raises(UserError, match="which is read"):
+        check_replaceable(target, True, "certificate.json", [target / "run"])
+    with pytest.raises(UserError, match="which is read"):
+        check_replaceable(target, True, "certificate.json", [target])
+    with pytest.raises(UserError, match=r"folders of something else \(run\)"):
+        check_replaceable(target, True, "certificate.json", [tmp_path / "other"])
+    (target / "run").rmdir()
+    check_replaceable(target, True, "certificate.json", [tmp_path / "other"])

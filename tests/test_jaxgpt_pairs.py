@@ -80,3 +80,10 @@ def test_source_that_does_not_parse_has_no_pairs() -> None:
         list(pairs_of_source("def broken(:\n    '''A docstring of four words.'''\n    x = 1\n    y = 2\n"))
         == []
     )
+
+
+def test_a_form_feed_moves_no_line() -> None:
+    function = 'def add(a, b):\n    """Return the sum of both things."""\n    c = a + b\n    return c\n'
+    plain, shifted = list(pairs_of_source(function)), list(pairs_of_source("# page\n\x0c\n" + function))
+    assert len(plain) == 1
+    assert shifted == plain

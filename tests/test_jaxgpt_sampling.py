@@ -58,3 +58,16 @@ def test_same_seed_same_draws_other_seed_other_draws() -> None:
 def test_impossible_settings_are_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):
         Sampling(**setting)
+
+
+@pytest.mark.parametrize("temperature", [1e-2, 1e-300, 1e-308, 1e-310, 5e-324])
+def test_a_temperature_near_0_takes_one_of_the_largest(temperature: float) -> None:
+    sampler = Sampler(Sampling(temperature=temperature))
+    assert {sampler.draw(LOGITS) for _ in range(50)} == {1, 4}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(value: float) -> None:
+    for temperature in (0.0, 0.8):
+        with pytest.raises(UserError, match="NaN or infinity"):
+            Sampler(Sampling(temperature=temperature)).draw(np.array([1.0, value, 0.0], np.float32))

@@ -65,3 +65,23 @@ def test_windows_predict_every_token_but_the_first_exactly_once(length: int) -> 
 def test_split_without_a_full_window_is_refused() -> None:
     with pytest.raises(UserError, match="has 8 tokens, one window needs block_size \\+ 1 = 9"):
         windows(np.zeros(8, np.uint16), 8)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("tokenizer", "vocab_size", "abc"),
+        ("tokenizer", "vocab_size", 10),
+        ("tokenizer", "name", None),
+        ("counts", "val_bytes", 0),
+        ("files", "val.bin", {"bytes": "x"}),
+    ],
+)
+def test_a_damaged_manifest_is_said_to_be(copy: Path, section: str, name: str, value: object) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest[section][name] = value
+    if value is None:
+        del manifest[section][name]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="is damaged"):
+        open_dataset(copy)

@@ -146,3 +146,15 @@ def test_damaged_checkpoint_is_one_line(command: Command, run: Path, tmp_path: P
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     result = command("jaxgpt", "evaluate", "--run", tmp_path / "run", "--step", "40")
     assert_one_line_error(result, "checkpoints/40", "can't be read")
+
+
+@pytest.mark.parametrize("bad", [b"5\n", b"\xff\xfe\n", b"{]\n"])
+def test_damaged_metrics_lose_no_other_line(
+    command: Command, run: Path, data: Path, tmp_path: Path, bad: bytes
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:5], bad, *lines[6:]]))
+    assert command(*train_command(data, tmp_path / "run"))[0] == 0
+    assert len(read_metrics(tmp_path / "run")) == len(lines) - 1

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from export.artifact import Artifact, Quantization, Tensors, int8_model, read_artifact, write_artifact
 from export.certificate import (
+    altered_files,
     measure,
     read_certificate,
     read_probe,
@@ -73,11 +74,17 @@ class QuantizeOptions:
 
 def quantize(options: QuantizeOptions) -> Result:
     """Run `jaxgpt-export quantize`."""
-    check_replaceable(options.out, options.overwrite, "certificate.json")
+    inputs = [options.artifact, *([options.data] if options.data else [])]
+    check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
     artifact = read_artifact(options.artifact)
     if artifact.quantization is not None:
         raise UserError(f"{options.artifact} is {artifact.kind}; quantize takes the float32 artifact")
     parent = read_certificate(options.artifact)
+    if altered := altered_files(options.artifact, parent):
+        raise UserError(
+            f"{options.artifact} is not what its certificate was made for: {', '.join(altered)} changed; "
+            "convert the run again"
+        )
     tokenizer = artifact.tokenizer()
     probe = read_probe(artifact)
     dataset = None if options.data is None else open_dataset(options.data)

@@ -60,7 +60,7 @@ def pairs_of_source(source: str) -> Iterator[Pair]:
     tree = _parse(source)
     if tree is None:
         return
-    lines = source.splitlines()
+    lines = re.split(r"\r\n|\r|\n", source)  # as ast counts them; str.splitlines cuts at form feeds too
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             pair = _pair(node, lines)

@@ -64,14 +64,19 @@ def prepare(options: PrepareOptions) -> Result:
       UserError: the source can't be read, is empty, or leaves a split empty.
     """
     check_tokenizer_name(options.tokenizer)
-    check_replaceable(options.out, options.overwrite, "manifest.json")
+    check_replaceable(options.out, options.overwrite, "manifest.json", [Path(options.source or ".")])
+    if options.threads < 0:
+        raise UserError(f"threads ({options.threads}) must be 0 (all that there are) or more")
     if not 0.0 < options.val_fraction < 1.0:
         raise UserError(f"val_fraction ({options.val_fraction}) must lie between 0 and 1")
     source = open_source(options.source, options.text_column)
     counts: Counter[str] = Counter()
     documents = deduplicate(source.documents, counts)
     if not documents:
-        raise UserError(f"source {options.source!r} is empty: no document with text in it; check the path")
+        raise UserError(
+            f"source {options.source!r} is empty: no document with text in it; check the path (of .py files "
+            "only functions and classes with a docstring of 3 words or more and 3 lines of code are taken)"
+        )
     train, val = split(documents, options.val_fraction)
     if not train or not val:
         raise UserError(

@@ -7,6 +7,7 @@ PATH                  .jsonl, .json, .parquet, .txt, .py, or a folder of such fi
 """
 
 import dataclasses
+import glob
 import importlib.metadata
 import importlib.util
 import logging
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.data.pairs import interpreter, pairs_of_file, source_files, standard_library
+from jaxgpt.data.pairs import SKIPPED_FOLDERS, interpreter, pairs_of_file, source_files, standard_library
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
@@ -72,7 +73,7 @@ def open_source(name: str, text_column: str = "text") -> Source:
     if name == "hub" or name.startswith("hub:"):
         return _hub(name, text_column)
     path = Path(name)
-    if not path.exists():
+    if not name or not path.exists():
         raise UserError(
             f"source {name!r} is neither hub:NAME, stdlib, packages:NAME,... nor an existing path; "
             f"{OFFLINE_CHOICES}"
@@ -109,12 +110,18 @@ def _pairs(folder: Path, prefix: str) -> Iterator[Document]:
 
 
 def _files_of(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_content(p, path))
     known = [file for file in files if file.suffix in SUFFIXES]
     if not known:
         found = sorted({file.suffix or file.name for file in files})[:5]
         raise UserError(f"{path} holds no {', '.join(SUFFIXES)} file; found: {', '.join(found) or 'nothing'}")
     return known
+
+
+def _is_content(file: Path, root: Path) -> bool:
+    """Whether a file below a folder is text of the user's: hidden and generated folders are left out."""
+    folders = file.relative_to(root).parts[:-1]
+    return file.is_file() and not any(f.startswith(".") or f in SKIPPED_FOLDERS for f in folders)
 
 
 def _local(files: Sequence[Path], root: Path, text_column: str) -> Iterator[Document]:
@@ -158,10 +165,15 @@ def load_table(data_files: Sequence[str]) -> Any:
     datasets.disable_progress_bars()
     kind = "parquet" if data_files[0].endswith(".parquet") else "json"
     try:
-        return datasets.load_dataset(kind, data_files=list(data_files), split="train")
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        return datasets.load_dataset(kind, data_files=[_escaped(f) for f in data_files], split="train")
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
         cause = str(error.__cause__ or error).splitlines()[0][:200]
         raise UserError(f"{data_files[0]} is no readable {kind} table: {cause}") from None
+
+
+def _escaped(file: str) -> str:
+    """Keep `datasets` from reading brackets and stars in a local path as a pattern."""
+    return file if file.startswith("hf://") else glob.escape(file)
 
 
 def table_documents(table: Any, text_column: str, where: str) -> Iterator[Document]:

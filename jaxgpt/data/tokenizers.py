@@ -28,7 +28,7 @@ def check_tokenizer_name(name: str) -> None:
     if name == "gpt2":
         return
     kind, _, size = name.partition(":")
-    if kind != "bpe" or not size.isdigit():
+    if kind != "bpe" or not (size.isascii() and size.isdigit()):
         raise UserError(f"tokenizer {name!r} is unknown; expected gpt2 or bpe:N, such as bpe:4096")
     if not MIN_BPE <= int(size) <= MAX_VOCAB_SIZE:
         raise UserError(f"tokenizer {name}: N must lie in {MIN_BPE} to {MAX_VOCAB_SIZE}")

@@ -7,7 +7,9 @@ to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage 
 
 import contextlib
 import dataclasses
+import errno
 import importlib
+import importlib.metadata
 import io
 import json
 import os
@@ -25,7 +27,13 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:
     stderr.width = 120  # tables in a log keep their columns
 
-NO_SPACE_LEFT = 28  # errno.ENOSPC
+# What a command may lack, and the extra of pyproject.toml that brings it.
+EXTRA_OF = {
+    "jax": "train", "flax": "train", "optax": "train", "orbax": "train", "tensorboardX": "train",
+    "datasets": "train", "tokenizers": "train", "huggingface_hub": "train",
+    "torch": "export", "safetensors": "export",
+    "jinja2": "bench", "matplotlib": "bench", "transformers": "bench",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Result:
 
 def say(text: str) -> None:
     """Print a line of prose on stderr."""
-    stderr.print(text, markup=False)
+    stderr.print(text, markup=False, emoji=False)
 
 
 def run(prog: str, about: str, commands: Mapping[str, str], argv: Sequence[str] | None) -> int:
@@ -64,6 +72,9 @@ def run(prog: str, about: str, commands: Mapping[str, str], argv: Sequence[str] 
             usage = f"usage: {prog} COMMAND [options]\n\n{about}\n\ncommands: {', '.join(commands)}"
             say(f"{usage}\n\n{prog} COMMAND --help tells a command's options.")
             return 0 if arguments else 2
+        if arguments[0] == "--version":
+            say(f"{prog} {importlib.metadata.version('jaxgpt')}")
+            return 0
         name, *rest = arguments
         if name not in commands:
             raise UserError(f"{prog} has no command {name!r}; {nearest(name, commands)}")
@@ -72,23 +83,36 @@ def run(prog: str, about: str, commands: Mapping[str, str], argv: Sequence[str] 
         options = parse(getattr(module, options_name), f"{prog} {name}", rest)
         function: Callable[[Any], Result] = getattr(module, function_name)
         result = function(options)
+        if options.json:
+            sys.stdout.write(json.dumps(result.figures, allow_nan=False) + "\n")
+        sys.stdout.flush()
     except UserError as error:
         say(f"error: {' '.join(str(error).split())}")
         return 2
-    except OSError as error:
-        if error.errno != NO_SPACE_LEFT:
-            raise
-        where = error.filename or "while writing"
-        say(f"error: no space left on the device ({where}); free some and run again")
-        return 2
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        extra = EXTRA_OF[package]
+        say(
+            f"error: this command needs {package}, which is not installed; "
+            f"pip install -c constraints.txt -e '.[{extra}]'"
+        )
+        return 2
+    except OSError as error:
+        where = error.filename or "while writing"
+        if error.errno == errno.ENOSPC:
+            say(f"error: no space left on the device ({where}); free some and run again")
+        else:
+            reason = " ".join((error.strerror or str(error)).split())
+            say(f"error: {where}: {reason}; check the path and its permissions")
+        return 2
     except KeyboardInterrupt:
         say("interrupted; nothing half-written is left under a final name")
         return 130
-    if options.json:
-        sys.stdout.write(json.dumps(result.figures, allow_nan=False) + "\n")
-        sys.stdout.flush()
     return 0 if result.passed else 1
 
 
@@ -103,7 +127,10 @@ def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in (*flags, "--help", "--"):
-            raise UserError(f"{prog} has no option {flag!r}; {nearest(flag, flags)}")
+            raise UserError(
+                f"{prog} has no option {flag!r}; {nearest(flag, flags)} "
+                "(a value that begins with dashes is given as --option=VALUE)"
+            )
     captured = io.StringIO()
     config = (tyro.conf.FlagCreatePairsOff,)
     try:

@@ -1,7 +1,9 @@
 """The one exception that users are meant to see."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -10,6 +12,26 @@ class UserError(ValueError):
     Its message is one line: what was wrong, what was got, what was expected, what to do. The command
     line prints it and leaves with exit code 2.
     """
+
+
+@contextlib.contextmanager
+def damaged(path: Path, remedy: str) -> Iterator[None]:
+    """Say that a file is damaged when reading what it holds fails.
+
+    Args:
+      path: the file (JSON, say) whose values are used inside the block.
+      remedy: what to do, such as "prepare it again".
+
+    Raises:
+      UserError: in place of what a missing key, a wrong type or an impossible value raises.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {line}); {remedy}") from None
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

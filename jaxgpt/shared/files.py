@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"{what} {path} is missing; check the path") from None
     except NotADirectoryError:
         raise UserError(f"{what} {path} is missing: {path.parent} is a file, expected a folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{what} {path} is not JSON ({error}); it is damaged, make it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{what} {path} holds a {type(value).__name__}, expected a JSON object")
@@ -88,7 +88,6 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     target = target.absolute()
     check_replaceable(target, overwrite, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     temporary.mkdir()
     try:
@@ -102,8 +101,20 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_replaceable(target: Path, overwrite: bool, marker: str) -> None:
-    """Raise UserError unless `target` is free, empty, or of the kind that `overwrite` may replace."""
+def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequence[Path] = ()) -> None:
+    """Raise UserError unless `target` is free, empty, or of the kind that `overwrite` may replace.
+
+    Args:
+      target: the folder to make.
+      overwrite: an earlier one may be replaced.
+      marker: the file that tells such a folder.
+      inputs: what the command reads: nothing of it may lie in the target.
+    """
+    target = target.absolute()
+    remove_leftovers(target)
+    for path in inputs:
+        if path.resolve().is_relative_to(target.resolve()):
+            raise UserError(f"--out {target} is or holds {path}, which is read; choose another --out")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir():
@@ -112,6 +123,12 @@ def check_replaceable(target: Path, overwrite: bool, marker: str) -> None:
         raise UserError(f"{target} exists; choose another --out, or replace it with --overwrite")
     if not (target / marker).exists():
         raise UserError(f"{target} holds no {marker}, so it is not replaced; choose another --out")
+    folders = sorted(path.name for path in target.iterdir() if path.is_dir())
+    if folders:
+        raise UserError(
+            f"{target} holds folders of something else ({', '.join(folders)}), so it is not replaced; "
+            "choose another --out"
+        )
 
 
 def remove_leftovers(target: Path) -> None:

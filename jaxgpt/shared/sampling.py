@@ -53,11 +53,16 @@ class Sampler:
         """Choose a token.
 
         Args:
-          logits: (V,), finite.
+          logits: (V,).
 
         Returns:
           Its id. Ties go to the lower id.
+
+        Raises:
+          UserError: a logit is not finite.
         """
+        if not np.isfinite(logits).all():
+            raise UserError("the model's logits hold NaN or infinity; its weights are damaged")
         if self._sampling.temperature == 0:
             return int(np.argmax(logits))
         tokens, probabilities = _candidates(logits, self._sampling)
@@ -70,7 +75,9 @@ def _candidates(
     logits: npt.NDArray[np.float32], sampling: Sampling
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return the kept tokens, most probable first, and their probabilities (not renormalized)."""
-    scaled = logits.astype(np.float64) / sampling.temperature
+    off = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # a temperature near 0 makes all but the largest -inf, as it should
+        scaled = (off - off.max()) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
     if sampling.top_k:
         order = order[: sampling.top_k]

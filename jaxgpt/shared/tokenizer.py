@@ -130,7 +130,8 @@ def load_tokenizer(folder: Path, name: str = "bpe") -> Tokenizer:
     tokenizer = Tokenizer(parse_merges(merges_text, folder / "merges.txt"), name)
     if vocab != tokenizer.vocab():
         raise UserError(
-            f"tokenizer in {folder}: vocab.json ({len(vocab)} tokens) does not follow from merges.txt "
+            f"tokenizer in {folder}: vocab.json ({len(vocab) if isinstance(vocab, dict) else 'damaged'} "
+            f"tokens) does not follow from merges.txt "
             f"({tokenizer.vocab_size} tokens); restore both from the same place"
         )
     return tokenizer
