@@ -1,4 +1,4 @@
-"""The console command `jaxgpt`: prepare, train, evaluate, sample."""
+"""The console command `jaxgpt`: prepare, train, evaluate, sample, plan."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "jaxgpt.train:TrainOptions:train",
     "evaluate": "jaxgpt.evaluate:EvaluateOptions:evaluate",
     "sample": "jaxgpt.sample:SampleOptions:sample",
+    "plan": "jaxgpt.plan:PlanOptions:plan",
 }
 
 

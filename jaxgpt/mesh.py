@@ -55,11 +55,15 @@ def best_precision() -> Precision:
 
     NVIDIA GPUs multiply bfloat16 from compute capability 8.0 on (A100), float16 from 7.0 on (V100, T4).
     """
-    device = jax.devices()[0]
-    if device.platform == "cpu":
+    if jax.default_backend() == "cpu":
         return "fp32"
-    capability = float(getattr(device, "compute_capability", "8.0"))
+    capability = compute_capability() if jax.default_backend() == "gpu" else 8.0  # a TPU has bfloat16
     return "bf16" if capability >= 8.0 else "fp16" if capability >= 7.0 else "fp32"
+
+
+def compute_capability() -> float:
+    """Return the CUDA compute capability of this process's devices; 0.0 where there is none."""
+    return float(getattr(jax.local_devices()[0], "compute_capability", 0.0))
 
 
 def parse_mesh(text: str, device_count: int) -> dict[str, int]:

@@ -39,19 +39,21 @@ class Cache(NamedTuple):
     length: Int[Array, ""]
 
 
-class DTypes(NamedTuple):
-    """What is computed in which dtype.
+class Numerics(NamedTuple):
+    """How it is computed.
 
     Attributes:
-      params: parameters, residual stream, LayerNorm, softmax, logits.
-      compute: inputs and weights of matrix products.
+      params: dtype of parameters, residual stream, LayerNorm, softmax, logits.
+      compute: dtype of inputs and weights of matrix products.
+      flash: attention by cuDNN's fused kernel, which never writes the (T, T) weights; without a cache only.
     """
 
     params: Any = jnp.float32
     compute: Any = jnp.float32
+    flash: bool = False
 
 
-FLOAT32 = DTypes()
+FLOAT32 = Numerics()
 
 
 def dropout(x: Float[Array, "B ..."], rate: float, keys: jax.Array | None) -> Float[Array, "B ..."]:
@@ -71,30 +73,30 @@ def _keys(keys: jax.Array | None, count: int) -> list[jax.Array | None]:
     return [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(count)]
 
 
-def _matmul(equation: str, a: Float[Array, "..."], b: Float[Array, "..."], dtypes: DTypes) -> Array:
+def _matmul(equation: str, a: Float[Array, "..."], b: Float[Array, "..."], numerics: Numerics) -> Array:
     """Multiply in the compute dtype, sum and return in the parameters' dtype."""
     # XLA's CPU backend has no float16 product with float32 sums; only tests compute so there.
-    emulated = dtypes.compute == jnp.float16 and jax.default_backend() == "cpu"
-    out = None if emulated else dtypes.params
+    emulated = numerics.compute == jnp.float16 and jax.default_backend() == "cpu"
+    out = None if emulated else numerics.params
     product = jnp.einsum(
-        equation, a.astype(dtypes.compute), b.astype(dtypes.compute), preferred_element_type=out
+        equation, a.astype(numerics.compute), b.astype(numerics.compute), preferred_element_type=out
     )
-    return product.astype(dtypes.params)
+    return product.astype(numerics.params)
 
 
-def _linear(inputs: int, outputs: int, std: float, dtypes: DTypes, rngs: nnx.Rngs) -> nnx.Linear:
+def _linear(inputs: int, outputs: int, std: float, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
     init = nnx.initializers.normal(std)
-    kwargs: dict[str, Any] = {"param_dtype": dtypes.params, "dtype": dtypes.compute}
+    kwargs: dict[str, Any] = {"param_dtype": numerics.params, "dtype": numerics.compute}
     return nnx.Linear(inputs, outputs, kernel_init=init, rngs=rngs, **kwargs)
 
 
-def _layer_norm(channels: int, dtypes: DTypes, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def _layer_norm(channels: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         channels,
         epsilon=LAYER_NORM_EPSILON,
         use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits where a channel dominates
-        param_dtype=dtypes.params,
-        dtype=dtypes.params,
+        param_dtype=numerics.params,
+        dtype=numerics.params,
         rngs=rngs,
     )
 
@@ -102,12 +104,12 @@ def _layer_norm(channels: int, dtypes: DTypes, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class Attention(nnx.Module):
     """Causal multi-head self-attention."""
 
-    def __init__(self, config: ModelConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.n_head, self.head_size, self.rate = config.n_head, config.head_size, config.dropout
-        self.dtypes = dtypes
+        self.numerics = numerics
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
-        self.c_attn = _linear(config.n_embd, 3 * config.n_embd, INIT_STD, dtypes, rngs)
-        self.c_proj = _linear(config.n_embd, config.n_embd, residual_std, dtypes, rngs)
+        self.c_attn = _linear(config.n_embd, 3 * config.n_embd, INIT_STD, numerics, rngs)
+        self.c_proj = _linear(config.n_embd, config.n_embd, residual_std, numerics, rngs)
 
     def __call__(
         self,
@@ -123,18 +125,22 @@ class Attention(nnx.Module):
             keys, values, start = cache
             k = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
             v = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
-        weights = attention_weights(query, k, start, self.dtypes)  # (B, H, T, S)
         attention_key, residual_key = _keys(key, 2)
-        weights = dropout(weights, self.rate, attention_key)
-        mixed = _matmul("BHTS,BSHD->BTHD", weights, v, self.dtypes).reshape(B, T, C)
-        return dropout(self.c_proj(mixed), self.rate, residual_key), None if cache is None else (k, v)
+        if self.numerics.flash and cache is None:
+            mixed = jax.nn.dot_product_attention(query, k, v, is_causal=True, implementation="cudnn")
+        else:
+            weights = attention_weights(query, k, start, self.numerics)  # (B, H, T, S)
+            weights = dropout(weights, self.rate, attention_key)
+            mixed = _matmul("BHTS,BSHD->BTHD", weights, v, self.numerics)
+        out = self.c_proj(mixed.reshape(B, T, C))
+        return dropout(out, self.rate, residual_key), None if cache is None else (k, v)
 
 
 def attention_weights(
     query: Float[Array, "B T H D"],
     key: Float[Array, "B S H D"],
     start: Int[Array, ""] | int,
-    dtypes: DTypes = FLOAT32,
+    numerics: Numerics = FLOAT32,
 ) -> Float[Array, "B H T S"]:
     """Softmax of the scaled scores over the positions that a token may see.
 
@@ -142,10 +148,10 @@ def attention_weights(
       query: of T tokens at positions start, start + 1, ...
       key: of the positions 0 to S - 1.
       start: position of the first query.
-      dtypes: of the product and of the softmax.
+      numerics: of the product and of the softmax.
     """
     T, S = query.shape[1], key.shape[1]
-    scores = _matmul("BTHD,BSHD->BHTS", query * query.shape[-1] ** -0.5, key, dtypes)
+    scores = _matmul("BTHD,BSHD->BHTS", query * query.shape[-1] ** -0.5, key, numerics)
     visible = jnp.arange(S)[None, :] <= jnp.arange(T)[:, None] + start  # (T, S)
     lowest = jnp.finfo(scores.dtype).min
     return jax.nn.softmax(jnp.where(visible[None, None], scores, lowest), axis=-1)
@@ -154,11 +160,11 @@ def attention_weights(
 class MLP(nnx.Module):
     """Two linear layers with GELU (tanh) between them."""
 
-    def __init__(self, config: ModelConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.rate = config.dropout
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
-        self.c_fc = _linear(config.n_embd, 4 * config.n_embd, INIT_STD, dtypes, rngs)
-        self.c_proj = _linear(4 * config.n_embd, config.n_embd, residual_std, dtypes, rngs)
+        self.c_fc = _linear(config.n_embd, 4 * config.n_embd, INIT_STD, numerics, rngs)
+        self.c_proj = _linear(4 * config.n_embd, config.n_embd, residual_std, numerics, rngs)
 
     def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None) -> Float[Array, "B T C"]:
         """Apply both layers."""
@@ -168,11 +174,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each on a normalized input and added to the stream."""
 
-    def __init__(self, config: ModelConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
-        self.ln_1 = _layer_norm(config.n_embd, dtypes, rngs)
-        self.attn = Attention(config, dtypes, rngs)
-        self.ln_2 = _layer_norm(config.n_embd, dtypes, rngs)
-        self.mlp = MLP(config, dtypes, rngs)
+    def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.ln_1 = _layer_norm(config.n_embd, numerics, rngs)
+        self.attn = Attention(config, numerics, rngs)
+        self.ln_2 = _layer_norm(config.n_embd, numerics, rngs)
+        self.mlp = MLP(config, numerics, rngs)
 
     def __call__(
         self,
@@ -193,20 +199,20 @@ class GPT(nnx.Module):
     Args:
       config: shape.
       rngs: source of the initial parameters: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 L)).
-      dtypes: of parameters and of matrix products.
+      numerics: of parameters and of matrix products.
 
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtypes: DTypes = FLOAT32) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, numerics: Numerics = FLOAT32) -> None:
         init = nnx.initializers.normal(INIT_STD)
-        dtype = dtypes.params
+        dtype = numerics.params
         kwargs: dict[str, Any] = {"embedding_init": init, "param_dtype": dtype, "dtype": dtype, "rngs": rngs}
-        self.rate, self.dtypes = config.dropout, dtypes
+        self.rate, self.numerics = config.dropout, numerics
         self.wte = nnx.Embed(config.vocab_size, config.n_embd, **kwargs)
         self.wpe = nnx.Embed(config.block_size, config.n_embd, **kwargs)
-        self.h = nnx.List([Block(config, dtypes, rngs) for _ in range(config.n_layer)])
-        self.ln_f = _layer_norm(config.n_embd, dtypes, rngs)
+        self.h = nnx.List([Block(config, numerics, rngs) for _ in range(config.n_layer)])
+        self.ln_f = _layer_norm(config.n_embd, numerics, rngs)
 
     def __call__(self, tokens: Int[Array, "B T"], keys: jax.Array | None = None) -> Float[Array, "B T V"]:
         """Return the logits of the next token at every position.
@@ -231,7 +237,7 @@ class GPT(nnx.Module):
 
     def head(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
         """Return the logits of features."""
-        return _matmul("BTC,VC->BTV", x, self.wte.embedding[...], self.dtypes)
+        return _matmul("BTC,VC->BTV", x, self.wte.embedding[...], self.numerics)
 
     def with_cache(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B T V"], Cache]:
         """Return the logits of tokens that follow those in the cache, and the cache with them."""
@@ -270,19 +276,19 @@ def empty_cache(config: ModelConfig, batch: int, dtype: Any = jnp.float32) -> Ca
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
-def graph_of(config: ModelConfig, dtypes: DTypes = FLOAT32) -> nnx.GraphDef[GPT]:
+def graph_of(config: ModelConfig, numerics: Numerics = FLOAT32) -> nnx.GraphDef[GPT]:
     """Return the model's structure without any array."""
-    abstract = nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), dtypes))
+    abstract = nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), numerics))
     return nnx.split(abstract, nnx.Param)[0]
 
 
 def init_params(config: ModelConfig, seed: int, dtype: Any = jnp.float32) -> Params:
     """Return new parameters: flat, under GPT-2's names."""
-    return params_of(GPT(config, nnx.Rngs(seed), DTypes(dtype, dtype)))
+    return params_of(GPT(config, nnx.Rngs(seed), Numerics(dtype, dtype)))
 
 
 def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shapes and dtypes of the parameters, nothing allocated."""
+    """Return shapes and numerics of the parameters, nothing allocated."""
     return jax.eval_shape(lambda: init_params(config, 0))
 
 

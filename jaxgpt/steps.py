@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.config import TrainConfig
-from jaxgpt.model import GPT, DTypes, Params, merge
+from jaxgpt.config import ModelConfig, Precision, TrainConfig
+from jaxgpt.model import GPT, Numerics, Params, merge
 
 FIRST_LOSS_SCALE = 2.0**15
 LARGEST_LOSS_SCALE = 2.0**24
@@ -19,11 +19,39 @@ GROWTH_STEPS = 1000  # finite steps after which the loss scale doubles
 SPIKE_WARMUP = 100  # losses before the spike guard judges
 SPIKE_MEMORY = 0.98  # of its running mean and variance
 
-DTYPES = {
-    "fp32": DTypes(),
-    "bf16": DTypes(compute=jnp.bfloat16),
-    "fp16": DTypes(compute=jnp.float16),
-}
+COMPUTE_DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
+FLASH_CAPABILITY = 8.0  # cuDNN's fused attention needs an A100 or newer
+MAX_FLASH_HEAD_SIZE = 128
+
+
+def choose_numerics(
+    model: ModelConfig, precision: Precision, platform: str, capability: float
+) -> tuple[Numerics, str]:
+    """Decide how a model is trained on a device.
+
+    Args:
+      model: shape.
+      precision: of matrix products.
+      platform: of the device: cpu, gpu.
+      capability: CUDA compute capability; 0 where there is none.
+
+    Returns:
+      The numerics, and why attention is flash or not.
+    """
+    size = model.head_size
+    obstacles = {
+        f"the device is a {platform}, no GPU": platform != "gpu",
+        f"compute capability {capability} is below {FLASH_CAPABILITY}": platform == "gpu"
+        and capability < FLASH_CAPABILITY,
+        "precision is fp32": precision == "fp32",
+        f"head size {size} is no multiple of 8 up to {MAX_FLASH_HEAD_SIZE}": size % 8 > 0
+        or size > MAX_FLASH_HEAD_SIZE,
+        f"block_size {model.block_size} is odd": model.block_size % 2 > 0,
+        "dropout acts on attention weights": model.dropout > 0,
+    }
+    found = [text for text, true in obstacles.items() if true]
+    reason = f"attention by XLA ({found[0]})" if found else "flash attention by cuDNN"
+    return Numerics(compute=COMPUTE_DTYPES[precision], flash=not found), reason
 
 
 class Guard(NamedTuple):

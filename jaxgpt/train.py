@@ -24,6 +24,7 @@ from jaxgpt.evaluate import validation_loss
 from jaxgpt.mesh import (
     batch_sharding,
     best_precision,
+    compute_capability,
     keep_freed_memory,
     make_mesh,
     replicated,
@@ -50,7 +51,7 @@ from jaxgpt.shared.files import write_atomic, write_json
 from jaxgpt.shared.generation import generate
 from jaxgpt.shared.sampling import Sampling
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
-from jaxgpt.steps import DTYPES, TrainState, first_state, make_eval_step, make_train_step
+from jaxgpt.steps import TrainState, choose_numerics, first_state, make_eval_step, make_train_step
 from jaxgpt.tokens import Dataset, open_dataset, windows
 
 SAMPLE_TOKENS = 200
@@ -219,7 +220,10 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
         self.mesh, self.folder = mesh, folder
-        self.graph = graph_of(config.model, DTYPES[config.train.precision])
+        numerics, self.attention = choose_numerics(
+            config.model, config.train.precision, jax.default_backend(), compute_capability()
+        )
+        self.graph = graph_of(config.model, numerics)
         self.optimizer = make_optimizer(config.train)
         self.abstract, self.shardings = abstract_state(config, self.optimizer, mesh)
         step = make_train_step(self.graph, self.optimizer, mesh, config.train, config.model.dropout > 0)
@@ -239,10 +243,11 @@ class Trainer:
         settings = self.config.train
         state, first = self._start()
         count = sum(math.prod(leaf.shape) for leaf in self.abstract.params.values())
+        resuming = f", resuming after step {first}" if first else ""
         say(
             f"{self.config.preset}: {count:,} parameters, {self.mesh.size} {jax.default_backend()} device(s) "
             f"as {dict(self.mesh.shape)}, {self.tokens_per_step:,} tokens a step, "
-            f"{settings.max_steps} steps" + (f", resuming after step {first}" if first else "")
+            f"{settings.max_steps} steps, {settings.precision}, {self.attention}{resuming}"
         )
         figures: dict[str, float] = {}
         recorder = make_recorder(self.folder, first, settings.max_steps, self.tokens_per_step)

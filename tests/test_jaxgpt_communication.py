@@ -9,7 +9,7 @@ import pytest
 
 from jaxgpt.config import ModelConfig, TrainConfig
 from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings
-from jaxgpt.model import DTypes, graph_of, init_params
+from jaxgpt.model import Numerics, graph_of, init_params
 from jaxgpt.optimizer import make_optimizer
 from jaxgpt.steps import first_state, make_train_step, summed_loss
 
@@ -99,7 +99,7 @@ def test_chunks_and_remat_change_memory_not_the_gradient(chunks: int, remat: boo
         params = init_params(MODEL, 0, jnp.float64)
         tokens = jax.random.randint(jax.random.key(0), (3, 25), 0, 80)
         inputs, targets = tokens[:, :-1], tokens[:, 1:].at[1, 7:].set(-1)
-        graph = graph_of(MODEL, DTypes(jnp.float64, jnp.float64))
+        graph = graph_of(MODEL, Numerics(jnp.float64, jnp.float64))
 
         def gradient(**how: object) -> dict[str, jax.Array]:
             return jax.grad(lambda p: summed_loss(graph, p, inputs, targets, **how)[0])(params)

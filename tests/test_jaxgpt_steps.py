@@ -9,9 +9,9 @@ import pytest
 
 from jaxgpt.config import ModelConfig, TrainConfig
 from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings
-from jaxgpt.model import DTypes, Params, graph_of, init_params, merge
+from jaxgpt.model import Numerics, Params, graph_of, init_params, merge
 from jaxgpt.optimizer import make_optimizer
-from jaxgpt.steps import DTYPES, TrainState, first_state, make_eval_step, make_train_step, summed_loss
+from jaxgpt.steps import COMPUTE_DTYPES, TrainState, first_state, make_eval_step, make_train_step, summed_loss
 
 MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16)
 # Small and fixed, so that rounding is not amplified from step to step.
@@ -46,7 +46,7 @@ def losses(
     mesh = make_mesh(mesh_text, devices)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
     state = jax.device_put(state, shardings)
-    graph = graph_of(model, DTypes(dtype, dtype))
+    graph = graph_of(model, Numerics(dtype, dtype))
     step = jax.jit(make_train_step(graph, optimizer, mesh, train, rate > 0), out_shardings=(shardings, None))
     sharding = batch_sharding(mesh, axis=1, ndim=3)
     found = []
@@ -62,7 +62,7 @@ def losses(
 def pmap_losses(devices: int, dtype: jnp.dtype) -> np.ndarray:
     """Losses of the same steps written with jax.pmap: a gradient a device, psum, one update each."""
     state, optimizer = start(TRAIN, dtype)
-    graph = graph_of(MODEL, DTypes(dtype, dtype))
+    graph = graph_of(MODEL, Numerics(dtype, dtype))
 
     @partial(jax.pmap, axis_name="devices")
     def step(params: Params, opt_state: object, inputs: jax.Array, targets: jax.Array) -> tuple[object, ...]:
@@ -139,7 +139,11 @@ def run_steps(
     """Train; the parameters of the steps in `poison` get one NaN before, and are mended after."""
     state, optimizer = start(train, jnp.float32)
     mesh = make_mesh("", 1)
-    step = jax.jit(make_train_step(graph_of(MODEL, DTYPES[precision]), optimizer, mesh, train, False))
+    step = jax.jit(
+        make_train_step(
+            graph_of(MODEL, Numerics(compute=COMPUTE_DTYPES[precision])), optimizer, mesh, train, False
+        )
+    )
     metrics, states = [], [state]
     for index, (inputs, targets) in enumerate(zip(*batches(), strict=True)):
         if index == steps:

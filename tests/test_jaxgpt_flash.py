@@ -1,0 +1,78 @@
+"""cuDNN's flash attention, without a GPU: what the step would run, read from its lowering for CUDA."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxgpt.config import ModelConfig, TrainConfig
+from jaxgpt.mesh import make_mesh
+from jaxgpt.model import graph_of, init_params
+from jaxgpt.optimizer import make_optimizer
+from jaxgpt.steps import choose_numerics, first_state, make_train_step
+
+MODEL = ModelConfig(vocab_size=128, block_size=64, n_layer=2, n_head=2, n_embd=128)
+
+
+@pytest.fixture
+def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let JAX lower for a GPU that is not there: its checks of cuDNN and of the device are skipped."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    for name, answer in (
+        ("check_cudnn_version", 91000),
+        ("check_compute_capability", None),
+        ("is_cuda_compute_capability_equal", False),
+    ):
+        monkeypatch.setattr(fused, name, lambda *_, answer=answer: answer)
+
+
+def lowered(capability: float, **train: Any) -> str:
+    settings = TrainConfig(batch_size=4, **train)
+    numerics, _ = choose_numerics(MODEL, settings.precision, "gpu", capability)
+    optimizer = make_optimizer(settings)
+    state = jax.eval_shape(lambda: first_state(init_params(MODEL, 0), optimizer, 0, settings))
+    tokens = jax.ShapeDtypeStruct((1, 4, 64), jnp.int32)
+    step = make_train_step(graph_of(MODEL, numerics), optimizer, make_mesh("", 1), settings, dropout=False)
+    return jax.jit(step).trace(state, tokens, tokens).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_step_for_cuda_calls_the_fused_kernel_forward_and_backward(
+    pretend_a_gpu: None, precision: str, remat: bool
+) -> None:
+    text = lowered(9.0, precision=precision, remat=remat)
+    backward = text.count("__cudnn$fmhaSoftmaxBackward")
+    forward = text.count("__cudnn$fmhaSoftmax") - backward
+    assert backward >= 1
+    assert forward >= 1
+    assert "64x64xf32" not in text  # the weights of attention are never written
+
+
+def test_an_older_gpu_gets_xla_s_attention(pretend_a_gpu: None) -> None:
+    assert "cudnn" not in lowered(7.5, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "platform", "capability", "why"),
+    [
+        ({}, "bf16", "gpu", 8.0, "flash attention by cuDNN"),
+        ({}, "bf16", "cpu", 0.0, "no GPU"),
+        ({}, "fp16", "gpu", 7.5, "compute capability 7.5"),
+        ({}, "fp32", "gpu", 9.0, "precision is fp32"),
+        ({"n_head": 32}, "bf16", "gpu", 9.0, "head size 4"),
+        ({"n_embd": 320, "n_head": 2}, "bf16", "gpu", 9.0, "head size 160"),
+        ({"block_size": 65}, "bf16", "gpu", 9.0, "block_size 65 is odd"),
+        ({"dropout": 0.1}, "bf16", "gpu", 9.0, "dropout"),
+    ],
+)
+def test_the_reason_is_told(
+    changes: dict[str, Any], precision: Any, platform: str, capability: float, why: str
+) -> None:
+    import dataclasses
+
+    numerics, reason = choose_numerics(dataclasses.replace(MODEL, **changes), precision, platform, capability)
+    assert why in reason
+    assert numerics.flash == (why == "flash attention by cuDNN")
