@@ -27,7 +27,7 @@ from jaxgpt.shared.files import write_json
 
 SHAPE = ("--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "64", "--dropout", "0.1")
 STEPS_A_KILL = 150  # the training is long enough that all kills fall into it
-SAVE_EVERY = 10
+SAVE_EVERY = 40  # some kills fall between saves
 TIMEOUT_S = 300.0
 POLL_S = 0.001
 
@@ -86,6 +86,7 @@ class Training:
         self._running = [
             subprocess.Popen(
                 [sys.executable, "-m", "jaxgpt", "train", "tiny", *self._arguments, *flags],
+                stdout=subprocess.DEVNULL,  # Gloo talks there
                 stderr=subprocess.PIPE,
                 text=True,
                 env=environment,

@@ -7,8 +7,10 @@
     probe.safetensors        tokens and the logits of the run they came from; see certificate.py
 
 A float32 artifact IS a Hugging Face GPT-2 folder: names `transformer.h.0.attn.c_attn.weight`, Conv1D
-layout (I, O), tied head not stored. A quantized artifact has model_type "jaxgpt_gpt2", so that other
-loaders refuse it, the plain names (`h.0.attn.c_attn.weight`), rows first (O, I), and
+layout (I, O), tied head not stored. One with rotary positions has the same names and layout, no wpe,
+"positions": "rotary" and model_type "jaxgpt_gpt2", so that other loaders refuse it instead of reading it
+wrongly. A quantized artifact has that model_type too, the plain names (`h.0.attn.c_attn.weight`), rows
+first (O, I), and
 
     quantization.format_version    1
     quantization.method            dynamic | static (more to come)
@@ -44,7 +46,7 @@ from torch import Tensor, nn
 from export.layers import Int8Embedding, Int8Linear
 from export.model import GPT, float_model, layer_shapes, norm_names
 
-QUANTIZED_MODEL_TYPE = "jaxgpt_gpt2"
+OWN_MODEL_TYPE = "jaxgpt_gpt2"
 QUANTIZATION_FORMAT_VERSION = 1
 EMBEDDINGS = ("wte", "wpe")
 CONV1D_SUFFIXES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -159,7 +161,8 @@ def read_artifact(folder: Path) -> Artifact:
     missing = [theirs for theirs in names.values() if not isinstance(value.get(theirs), int)]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of an artifact?")
-    config = ModelConfig(**{ours: value[theirs] for ours, theirs in names.items()})
+    shape = {ours: value[theirs] for ours, theirs in names.items()}
+    config = ModelConfig(**shape, positions=value.get("positions", "learned"))
     for name, only in FIXED_SETTINGS.items():
         if value.get(name, only) != only:
             raise UserError(f"{path} has {name} {value[name]!r}; this program computes {only!r} only")
@@ -172,11 +175,13 @@ def read_artifact(folder: Path) -> Artifact:
 
 def _read_quantization(value: dict[str, Any], path: Path) -> Quantization | None:
     kind = value.get("model_type")
-    if kind == "gpt2":
+    if kind == "gpt2" and "positions" not in value:
         return None
-    if kind != QUANTIZED_MODEL_TYPE:
-        raise UserError(f"{path} has model_type {kind!r}, expected gpt2 or {QUANTIZED_MODEL_TYPE}")
+    if kind != OWN_MODEL_TYPE:
+        raise UserError(f"{path} has model_type {kind!r}, expected gpt2 or {OWN_MODEL_TYPE}")
     section = value.get("quantization")
+    if section is None and value.get("positions") == "rotary":
+        return None
     if not isinstance(section, dict) or section.get("format_version") != QUANTIZATION_FORMAT_VERSION:
         version = section.get("format_version") if isinstance(section, dict) else None
         raise UserError(
@@ -337,9 +342,12 @@ def config_json(config: ModelConfig, quantization: Quantization | None, endoftex
         "eos_token_id": endoftext,
         "dtype": "float32",
     }
-    if quantization is not None:
+    if config.positions != "learned":
+        value["positions"] = config.positions
+    if config.positions != "learned" or quantization is not None:
         value["architectures"] = ["JaxgptGPT2"]
-        value["model_type"] = QUANTIZED_MODEL_TYPE
+        value["model_type"] = OWN_MODEL_TYPE
+    if quantization is not None:
         value["quantization"] = quantization.to_json()
         del value["dtype"]
     return json.loads(json.dumps(value))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxgpt.config import ModelConfig
+from jaxgpt.config import ROTARY_BASE, ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
@@ -38,9 +38,12 @@ class Cache:
 class Attention(nn.Module):
     """Causal multi-head self-attention; c_attn and c_proj are float or INT8 layers."""
 
-    def __init__(self, n_head: int, c_attn: nn.Module, c_proj: nn.Module) -> None:
+    def __init__(
+        self, n_head: int, c_attn: nn.Module, c_proj: nn.Module, turns: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.n_head = n_head
+        self._turns = turns  # (2, block_size, D), cosines and sines of rotary positions
         self.c_attn = c_attn
         self.c_proj = c_proj
 
@@ -52,8 +55,12 @@ class Attention(nn.Module):
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)  # (B, H, T, D)
         mask = None
+        start = 0 if cache is None else cache.length
+        if self._turns is not None:
+            cosine, sine = self._turns.narrow(1, start, T)
+            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         if cache is not None:
-            start, end = cache.length, cache.length + T
+            end = start + T
             cache.keys[layer].narrow(2, start, T).copy_(key)
             cache.values[layer].narrow(2, start, T).copy_(value)
             key, value = cache.keys[layer].narrow(2, 0, end), cache.values[layer].narrow(2, 0, end)
@@ -62,6 +69,22 @@ class Attention(nn.Module):
         causal = mask is None and T > 1
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.c_proj(mixed.transpose(1, 2).reshape(B, T, C))
+
+
+def rotary_turns(config: ModelConfig) -> Float[Tensor, "2 S D"]:
+    """Return cosine and sine of every position and channel; see `jaxgpt.model.rotate`."""
+    half = config.head_size // 2
+    speeds = ROTARY_BASE ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = torch.arange(config.block_size, dtype=torch.float32)[:, None] * speeds.repeat(2)[None]
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(
+    x: Float[Tensor, "B H T D"], cosine: Float[Tensor, "T D"], sine: Float[Tensor, "T D"]
+) -> Float[Tensor, "B H T D"]:
+    """Turn each pair of channels (i, i + D/2) by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
 class MLP(nn.Module):
@@ -101,18 +124,20 @@ class GPT(nn.Module):
     Args:
       config: shape.
       layers: every embedding and linear layer by its GPT-2 name (wte, wpe, h.0.attn.c_attn, ...,
-        lm_head), of whatever class.
+        lm_head), of whatever class; no wpe where positions are rotary.
     """
 
     def __init__(self, config: ModelConfig, layers: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
         self.wte = layers["wte"]
-        self.wpe = layers["wpe"]
+        self.wpe = layers.get("wpe")
+        turns = None if self.wpe is not None else rotary_turns(config)
         self.h = nn.ModuleList()
         for index in range(config.n_layer):
             name = f"h.{index}"
-            attn = Attention(config.n_head, layers[f"{name}.attn.c_attn"], layers[f"{name}.attn.c_proj"])
+            linear = (layers[f"{name}.attn.c_attn"], layers[f"{name}.attn.c_proj"])
+            attn = Attention(config.n_head, *linear, turns)
             mlp = MLP(layers[f"{name}.mlp.c_fc"], layers[f"{name}.mlp.c_proj"])
             self.h.append(Block(config.n_embd, attn, mlp))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
@@ -135,7 +160,9 @@ class GPT(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.block_size:
             raise UserError(f"{end} tokens were given, the model's context holds {self.config.block_size}")
-        x = self.wte(tokens) + self.wpe(torch.arange(start, end, device=tokens.device))
+        x = self.wte(tokens)
+        if self.wpe is not None:
+            x = x + self.wpe(torch.arange(start, end, device=tokens.device))
         for layer, block in enumerate(self.h):
             x = block(x, cache, layer)
         if cache is not None:
@@ -146,7 +173,9 @@ class GPT(nn.Module):
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Return (O, I) of every matrix by layer name; (V, C) and (block_size, C) of the embeddings."""
     C = config.n_embd
-    shapes = {"wte": (config.vocab_size, C), "wpe": (config.block_size, C)}
+    shapes = {"wte": (config.vocab_size, C)}
+    if config.positions == "learned":
+        shapes["wpe"] = (config.block_size, C)
     for index in range(config.n_layer):
         shapes[f"h.{index}.attn.c_attn"] = (3 * C, C)
         shapes[f"h.{index}.attn.c_proj"] = (C, C)
@@ -172,7 +201,7 @@ def float_model(config: ModelConfig, tensors: dict[str, Tensor]) -> GPT:
         for name, (O, I) in layer_shapes(config).items():
             layers[name] = nn.Embedding(O, I) if name in ("wte", "wpe") else nn.Linear(I, O)
         layers["lm_head"] = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        model = GPT(config, layers)
+    model = GPT(config, layers)
     tied = {**tensors, "lm_head.weight": tensors["wte.weight"]}
     model.load_state_dict(tied, strict=True, assign=True)
     model.lm_head.weight = model.wte.weight

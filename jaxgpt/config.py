@@ -14,6 +14,8 @@ MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Positions = Literal["learned", "rotary"]
+ROTARY_BASE = 10_000.0
 
 
 def _require_positive(name: str, value: int) -> None:
@@ -46,6 +48,7 @@ class ModelConfig:
       n_head: H, attention heads a block.
       n_embd: C, channels.
       dropout: share of activations dropped in training, in [0, 1).
+      positions: "learned" (an embedding, as in GPT-2), or "rotary" (queries and keys are turned).
 
     Raises:
       UserError: a value that no GPT-2 can have.
@@ -57,6 +60,7 @@ class ModelConfig:
     n_head: int
     n_embd: int
     dropout: float = 0.0
+    positions: Positions = "learned"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -70,6 +74,10 @@ class ModelConfig:
                 f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}); "
                 f"nearest valid n_embd: {valid}"
             )
+        if self.positions not in ("learned", "rotary"):
+            raise UserError(f"positions ({self.positions}) must be learned or rotary")
+        if self.positions == "rotary" and self.head_size % 2:
+            raise UserError(f"rotary positions need an even head size, n_embd / n_head is {self.head_size}")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout ({self.dropout}) must lie in [0, 1)")
 

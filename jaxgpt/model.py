@@ -2,10 +2,9 @@
 
     B batch, T time, C channels, H heads, D head size, V vocabulary, S cache length, L layers
 
-Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions, head tied to the token embedding. Linear layers
-and attention compute in `compute` (float32, bfloat16 or float16); parameters, the residual stream,
-LayerNorm, softmax and logits stay in the parameters' dtype. Parameters
-outside this file are a flat dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"), so that
+Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions (or rotary ones), head tied to the token embedding.
+Linear layers and attention compute in `compute` (float32, bfloat16 or float16); parameters, the residual
+stream, LayerNorm, softmax and logits stay in the parameters' dtype. Parameters outside this file are a flat dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"), so that
 optimizer masks, checkpoints and the conversion all speak of the same names.
 """
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.config import ModelConfig
+from jaxgpt.config import ROTARY_BASE, ModelConfig
 
 LAYER_NORM_EPSILON = 1e-5
 INIT_STD = 0.02
@@ -106,7 +105,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.n_head, self.head_size, self.rate = config.n_head, config.head_size, config.dropout
-        self.numerics = numerics
+        self.numerics, self.rotary = numerics, config.positions == "rotary"
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
         self.c_attn = _linear(config.n_embd, 3 * config.n_embd, INIT_STD, numerics, rngs)
         self.c_proj = _linear(config.n_embd, config.n_embd, residual_std, numerics, rngs)
@@ -120,9 +119,12 @@ class Attention(nnx.Module):
         """Attend to the tokens up to each position, those in the cache included."""
         B, T, C = x.shape
         query, k, v = jnp.split(self.c_attn(x).reshape(B, T, 3 * self.n_head, self.head_size), 3, axis=2)
-        start: Int[Array, ""] | int = 0
+        start: Int[Array, ""] | int = 0 if cache is None else cache[2]
+        if self.rotary:
+            positions = start + jnp.arange(T)
+            query, k = rotate(query, positions), rotate(k, positions)
         if cache is not None:
-            keys, values, start = cache
+            keys, values, _ = cache
             k = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
             v = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
         attention_key, residual_key = _keys(key, 2)
@@ -134,6 +136,20 @@ class Attention(nnx.Module):
             mixed = _matmul("BHTS,BSHD->BTHD", weights, v, self.numerics)
         out = self.c_proj(mixed.reshape(B, T, C))
         return dropout(out, self.rate, residual_key), None if cache is None else (k, v)
+
+
+def rotate(x: Float[Array, "B T H D"], positions: Int[Array, "T"]) -> Float[Array, "B T H D"]:
+    """Turn each pair of channels (i, i + D/2) by position * 10000^(-2 i / D), in float32 or wider.
+
+    Source: Su et al. 2021, RoFormer, arXiv:2104.09864; pairs as in GPT-NeoX.
+    """
+    half = x.shape[-1] // 2
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    angles = positions[:, None].astype(dtype) * ROTARY_BASE ** (-jnp.arange(half, dtype=dtype) / half)[None]
+    cosine, sine = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]  # (1, T, 1, D/2)
+    first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 def attention_weights(
@@ -210,7 +226,9 @@ class GPT(nnx.Module):
         kwargs: dict[str, Any] = {"embedding_init": init, "param_dtype": dtype, "dtype": dtype, "rngs": rngs}
         self.rate, self.numerics = config.dropout, numerics
         self.wte = nnx.Embed(config.vocab_size, config.n_embd, **kwargs)
-        self.wpe = nnx.Embed(config.block_size, config.n_embd, **kwargs)
+        self.learned = config.positions == "learned"
+        if self.learned:
+            self.wpe = nnx.Embed(config.block_size, config.n_embd, **kwargs)
         self.h = nnx.List([Block(config, numerics, rngs) for _ in range(config.n_layer)])
         self.ln_f = _layer_norm(config.n_embd, numerics, rngs)
 
@@ -251,7 +269,9 @@ class GPT(nnx.Module):
         T = tokens.shape[1]
         first, *layer_keys = _keys(keys, 1 + len(self.h))
         start = 0 if cache is None else cache.length
-        x = self.wte(tokens) + self.wpe(start + jnp.arange(T))[None]
+        x = self.wte(tokens)
+        if self.learned:
+            x = x + self.wpe(start + jnp.arange(T))[None]
         x = dropout(x, self.rate, first)
         cached_keys, cached_values = [], []
         for index, (block, layer_key) in enumerate(zip(self.h, layer_keys, strict=True)):

@@ -1,13 +1,14 @@
 """`jaxgpt plan`: how much memory a training takes on each device, before anything is allocated.
 
-    jaxgpt plan gpt2 --mesh data=4 --memory 16GB --remat
+    jaxgpt plan gpt2 --mesh data=4 --memory 16GB
 
-Parameters and optimizer state follow from shapes and shardings. What a step needs besides comes from the
-compiler: the step is compiled for simulated devices, with one and with two sequences a device, and the
-line through both gives every other batch. A GPU's compiler orders and fuses differently, so leave it some
-room: the figures of a CPU compilation are an estimate for a GPU.
+Parameters and optimizer state follow from shapes and shardings. What a step needs at its peak is the
+compiler's own count: the step is compiled for simulated CPU devices, for the micro-batches that divide the
+batch, until the largest that fits is found. A GPU's compiler fuses and orders differently, so leave it some
+room. Rematerialization has no option here: the CPU's compiler undoes it.
 """
 
+import bisect
 import dataclasses
 import math
 import re
@@ -24,7 +25,7 @@ from jaxgpt.model import graph_of, init_params
 from jaxgpt.optimizer import make_optimizer
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.steps import choose_numerics, first_state, make_train_step
+from jaxgpt.steps import TrainState, choose_numerics, first_state, make_train_step
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -41,9 +42,7 @@ class PlanOptions:
       batch_size: sequences an optimizer step; the preset's if not given.
       block_size: longest context; the preset's if not given.
       precision: of matrix products.
-      remat: compute blocks again in the backward pass.
       loss_chunks: pieces in which logits are computed; the preset's if not given.
-      check: also compile with so many sequences a device, and say how far off the plan is; 0 for not.
       json: print one JSON document with all figures on stdout.
     """
 
@@ -54,38 +53,8 @@ class PlanOptions:
     batch_size: int | None = None
     block_size: int | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    remat: bool = False
     loss_chunks: int | None = None
-    check: int = 0
     json: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Need:
-    """Bytes on one device.
-
-    Attributes:
-      params: parameters.
-      gradients: of the parameters.
-      optimizer: optimizer state, and the few other numbers of a training state.
-      fixed: of a step whatever the batch, gradients included.
-      per_sequence: more for each sequence of the micro-batch.
-    """
-
-    params: int
-    gradients: int
-    optimizer: int
-    fixed: float
-    per_sequence: float
-
-    def total(self, sequences: int) -> float:
-        """Peak with so many sequences a device and micro-batch."""
-        return self.params + self.optimizer + self.fixed + sequences * self.per_sequence
-
-    def largest(self, memory: float) -> int:
-        """Most sequences a device and micro-batch that fit into so many bytes; 0 when none does."""
-        room = memory - self.params - self.optimizer - self.fixed
-        return max(int(room // self.per_sequence), 0)
 
 
 def step_memory(model: ModelConfig, train: TrainConfig, mesh: Mesh, sequences: int) -> float:
@@ -100,9 +69,7 @@ def step_memory(model: ModelConfig, train: TrainConfig, mesh: Mesh, sequences: i
     A, rows = train.accumulate, sequences * mesh.size
     train = dataclasses.replace(train, batch_size=rows * A)
     numerics, _ = choose_numerics(model, train.precision, "cpu", 0.0)
-    optimizer = make_optimizer(train)
-    abstract = jax.eval_shape(lambda: first_state(init_params(model, 0), optimizer, 0, train))
-    shardings = state_shardings(mesh, abstract)
+    abstract, shardings = _abstract_state(model, train, mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
@@ -110,7 +77,8 @@ def step_memory(model: ModelConfig, train: TrainConfig, mesh: Mesh, sequences: i
     )
     sharding = batch_sharding(mesh, axis=1, ndim=3)
     batch = jax.ShapeDtypeStruct((A, rows, model.block_size), jnp.int32, sharding=sharding)
-    step = make_train_step(graph_of(model, numerics), optimizer, mesh, train, model.dropout > 0)
+    graph, optimizer = graph_of(model, numerics), make_optimizer(train)
+    step = make_train_step(graph, optimizer, mesh, train, model.dropout > 0)
     jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
     return peak_bytes(jitted.lower(state, batch, batch).compile())
 
@@ -124,17 +92,6 @@ def peak_bytes(compiled: Any) -> float:
         + found.output_size_in_bytes
         - found.alias_size_in_bytes
     )
-
-
-def need(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> Need:
-    """Return what a training takes on each device of a mesh."""
-    optimizer = make_optimizer(train)
-    abstract = jax.eval_shape(lambda: first_state(init_params(model, 0), optimizer, 0, train))
-    shardings = state_shardings(mesh, abstract)
-    params = _shard_bytes(abstract.params, shardings.params)
-    state = _shard_bytes(abstract, shardings)
-    one, two = (step_memory(model, train, mesh, sequences) for sequences in (1, 2))
-    return Need(params, params, state - params, 2 * one - two - state, two - one)
 
 
 def _shard_bytes(tree: Any, shardings: Any) -> int:
@@ -162,60 +119,65 @@ def plan(options: PlanOptions) -> Result:
     model = preset.model(options.vocab_size)
     if options.block_size is not None:
         model = dataclasses.replace(model, block_size=options.block_size)
-    changes: dict[str, Any] = {"precision": options.precision, "remat": options.remat}
-    changes |= {} if options.loss_chunks is None else {"loss_chunks": options.loss_chunks}
     batch = options.batch_size or preset.train.batch_size
-    # Two micro-batches: with one, the compiler would not keep a sum of gradients.
-    train = dataclasses.replace(preset.train, batch_size=batch, accumulate=2 if batch % 2 == 0 else 1)
-    train = dataclasses.replace(train, **changes)
-    say(f"compiling {options.preset} for {dict(mesh.shape)}, twice; nothing is allocated")
-    found = need(model, train, mesh)
-    largest = found.largest(memory)
-    micro = _largest_divisor(batch, largest * devices, devices)
+    if batch % devices:
+        raise UserError(f"batch {batch} does not divide over {devices} devices; choose a multiple of them")
+    chunks = options.loss_chunks or preset.train.loss_chunks
+    train = dataclasses.replace(preset.train, precision=options.precision, loss_chunks=chunks)
+    abstract, shardings = _abstract_state(model, train, mesh)
+    params = _shard_bytes(abstract.params, shardings.params)
+    rest = _shard_bytes(abstract, shardings) - params
+    say(
+        f"each of {devices} device(s) as {dict(mesh.shape)}: parameters {_gb(params)}, "
+        f"gradients {_gb(params)}, optimizer {_gb(rest)}"
+    )
+    measured: dict[int, float] = {}
+
+    def peak(sequences: int) -> float:
+        if sequences not in measured:
+            accumulate = batch // (sequences * devices)
+            # Two micro-batches take what any number takes; a single one keeps no sum of gradients.
+            tried = dataclasses.replace(train, batch_size=batch, accumulate=min(accumulate, 2) or 1)
+            measured[sequences] = step_memory(model, tried, mesh, sequences)
+            text = f"{sequences} sequence(s) of {model.block_size} tokens a device and micro-batch"
+            say(f"  {text}: {_gb(measured[sequences])}, activations included")
+        return measured[sequences]
+
+    local = batch // devices
+    divisors = [n for n in range(1, local + 1) if local % n == 0]
+    fitting = bisect.bisect_right(divisors, memory, key=peak)
+    largest = divisors[fitting - 1] if fitting else 0
     figures = {
         "preset": options.preset,
         "mesh": dict(mesh.shape),
         "memory_bytes": memory,
-        "params_bytes": found.params,
-        "gradients_bytes": found.gradients,
-        "optimizer_bytes": found.optimizer,
-        "fixed_bytes": found.fixed,
-        "bytes_per_sequence": found.per_sequence,
+        "params_bytes": params,
+        "gradients_bytes": params,
+        "optimizer_bytes": rest,
+        "peak_bytes": {str(n): measured[n] for n in sorted(measured)},
         "largest_sequences_per_device": largest,
         "batch_size": batch,
-        "accumulate": batch // micro if micro else None,
-        "peak_bytes": found.total(micro // devices) if micro else found.total(1),
+        "accumulate": local // largest if largest else None,
     }
-    say(
-        f"each device: parameters {_gb(found.params)}, gradients {_gb(found.gradients)}, "
-        f"optimizer {_gb(found.optimizer)}, other fixed {_gb(max(found.fixed - found.gradients, 0))}, "
-        f"and {_gb(found.per_sequence)} for each sequence of {model.block_size} tokens"
-    )
-    if options.check > 0:
-        compiled = step_memory(model, train, mesh, options.check)
-        off = found.total(options.check) / compiled - 1
-        figures |= {"check_sequences": options.check, "check_bytes": compiled, "check_error": off}
-        say(f"checked with {options.check} sequences a device: compiled {_gb(compiled)}, plan {off:+.2%}")
-    if not largest:
+    if largest:
         say(
-            f"not even one sequence fits into {_gb(memory)} ({_gb(found.total(1))} are needed); "
-            "more devices on fsdp, --remat, --loss-chunks or a lower precision take less"
+            f"fits into {_gb(memory)}: --mesh {options.mesh} --batch-size {batch} "
+            f"--accumulate {local // largest}, {_gb(peak(largest))} a device"
         )
-    elif not micro:
-        say(f"batch {batch} does not divide over {devices} devices; at most {largest} sequences fit on each")
     else:
         say(
-            f"fits into {_gb(memory)}: at most {largest} sequences a device; for a batch of {batch}: "
-            f"--batch-size {batch} --accumulate {batch // micro}, {_gb(found.total(micro // devices))}"
+            f"not even one sequence fits into {_gb(memory)} ({_gb(peak(1))} are needed); more devices on "
+            "fsdp, --loss-chunks, --block-size or a lower --precision take less (and --remat, not counted)"
         )
     return Result(figures, passed=bool(largest))
 
 
-def _largest_divisor(batch: int, most: int, devices: int) -> int:
-    """Return the largest micro-batch that divides the batch, over the devices; 0 when there is none."""
-    fitting = [n for n in range(devices, min(batch, most) + 1, devices) if batch % n == 0]
-    return max(fitting, default=0)
+def _abstract_state(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """Return shapes and shardings of a training's state."""
+    optimizer = make_optimizer(train)
+    abstract = jax.eval_shape(lambda: first_state(init_params(model, 0), optimizer, 0, train))
+    return abstract, state_shardings(mesh, abstract)
 
 
-def _gb(count: float) -> str:
+def _gb(count: float | int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -76,6 +76,7 @@ class TrainOptions:
       n_head: attention heads.
       n_embd: channels.
       dropout: share of activations dropped.
+      positions: learned, or rotary.
       optimizer: adamw, or muon for the blocks' matrices.
       learning_rate: peak, of the blocks' matrices.
       embedding_rate: peak, of embeddings, gains and biases.
@@ -114,6 +115,7 @@ class TrainOptions:
     n_head: int | None = None
     n_embd: int | None = None
     dropout: float | None = None
+    positions: Literal["learned", "rotary"] | None = None
     optimizer: Literal["adamw", "muon"] | None = None
     learning_rate: float | None = None
     embedding_rate: float | None = None
