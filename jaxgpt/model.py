@@ -4,8 +4,9 @@
 
 Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions (or rotary ones), head tied to the token embedding.
 Linear layers and attention compute in `compute` (float32, bfloat16 or float16); parameters, the residual
-stream, LayerNorm, softmax and logits stay in the parameters' dtype. Parameters outside this file are a flat dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"), so that
-optimizer masks, checkpoints and the conversion all speak of the same names.
+stream, LayerNorm, softmax and logits stay in the parameters' dtype. Parameters outside this file are a flat
+dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"), so that optimizer masks, checkpoints and the
+conversion all speak of the same names.
 """
 
 import functools
