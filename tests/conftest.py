@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: PyTorch's threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest

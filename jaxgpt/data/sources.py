@@ -161,7 +161,7 @@ def load_table(data_files: Sequence[str]) -> Any:
     """Open .json, .jsonl or .parquet files (or hub paths of such) with `datasets`, as one table."""
     import datasets  # slow to import
 
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would log, our own line says
     datasets.disable_progress_bars()
     kind = "parquet" if data_files[0].endswith(".parquet") else "json"
     try:
