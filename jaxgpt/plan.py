@@ -57,17 +57,8 @@ class PlanOptions:
     json: bool = False
 
 
-def step_memory(model: ModelConfig, train: TrainConfig, mesh: Mesh, sequences: int) -> float:
-    """Return the peak bytes a device of a compiled step, as the compiler counts them.
-
-    Args:
-      model: shape.
-      train: settings; the batch is `sequences` on each device, `train.accumulate` times.
-      mesh: over simulated or real devices; nothing is allocated.
-      sequences: of a micro-batch, on each device.
-    """
-    A, rows = train.accumulate, sequences * mesh.size
-    train = dataclasses.replace(train, batch_size=rows * A)
+def compile_step(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> jax.stages.Compiled:
+    """Compile a training step for a mesh from shapes alone; nothing is allocated."""
     numerics, _ = choose_numerics(model, train.precision, "cpu", 0.0)
     abstract, shardings = _abstract_state(model, train, mesh)
     state = jax.tree.map(
@@ -76,11 +67,12 @@ def step_memory(model: ModelConfig, train: TrainConfig, mesh: Mesh, sequences: i
         shardings,
     )
     sharding = batch_sharding(mesh, axis=1, ndim=3)
-    batch = jax.ShapeDtypeStruct((A, rows, model.block_size), jnp.int32, sharding=sharding)
+    shape = (train.accumulate, train.batch_size // train.accumulate, model.block_size)
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     graph, optimizer = graph_of(model, numerics), make_optimizer(train)
     step = make_train_step(graph, optimizer, mesh, train, model.dropout > 0)
     jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
-    return peak_bytes(jitted.lower(state, batch, batch).compile())
+    return jitted.lower(state, batch, batch).compile()
 
 
 def peak_bytes(compiled: Any) -> float:
@@ -137,8 +129,9 @@ def plan(options: PlanOptions) -> Result:
         if sequences not in measured:
             accumulate = batch // (sequences * devices)
             # Two micro-batches take what any number takes; a single one keeps no sum of gradients.
-            tried = dataclasses.replace(train, batch_size=batch, accumulate=min(accumulate, 2) or 1)
-            measured[sequences] = step_memory(model, tried, mesh, sequences)
+            A = min(accumulate, 2)
+            tried = dataclasses.replace(train, batch_size=A * sequences * devices, accumulate=A)
+            measured[sequences] = peak_bytes(compile_step(model, tried, mesh))
             text = f"{sequences} sequence(s) of {model.block_size} tokens a device and micro-batch"
             say(f"  {text}: {_gb(measured[sequences])}, activations included")
         return measured[sequences]

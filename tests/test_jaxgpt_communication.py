@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgpt.config import ModelConfig, TrainConfig
-from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings
-from jaxgpt.model import Numerics, graph_of, init_params
-from jaxgpt.optimizer import make_optimizer
-from jaxgpt.steps import first_state, make_train_step, summed_loss
+from jaxgpt.mesh import make_mesh
+from jaxgpt.model import Numerics, abstract_params, graph_of, init_params
+from jaxgpt.plan import compile_step
+from jaxgpt.steps import summed_loss
 
 MODEL = ModelConfig(vocab_size=80, block_size=24, n_layer=2, n_head=2, n_embd=32)
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -23,26 +23,14 @@ def communication(
 ) -> tuple[list[tuple[str, Shape]], list[Shape]]:
     """Every (collective, result shape) of a compiled step over 8 devices, and the parameters' shapes."""
     train = TrainConfig(batch_size=sequences * accumulate, accumulate=accumulate)
-    mesh, optimizer = make_mesh(mesh_text, 8), make_optimizer(train)
-    abstract = jax.eval_shape(lambda: first_state(init_params(MODEL, 0), optimizer, 0, train))
-    shardings = state_shardings(mesh, abstract)
-    step = make_train_step(graph_of(MODEL), optimizer, mesh, train, dropout=False)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )
-    sharding = batch_sharding(mesh, axis=1, ndim=3)
-    batch = jax.ShapeDtypeStruct((accumulate, sequences, MODEL.block_size), jnp.int32, sharding=sharding)
-    jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
-    text = jitted.lower(state, batch, batch).compile().as_text()
+    text = compile_step(MODEL, train, make_mesh(mesh_text, 8)).as_text()
     found = []
     for line in text.splitlines():
         match = re.search(rf"= (.*?) ({COLLECTIVES})(-start)?\(", line)
         if match:
             shapes = re.findall(r"[a-z]+\d+\[([\d,]*)\]", match[1])
             found += [(match[2], tuple(int(n) for n in shape.split(",") if n)) for shape in shapes]
-    return found, [leaf.shape for leaf in abstract.params.values()]
+    return found, [leaf.shape for leaf in abstract_params(MODEL).values()]
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
