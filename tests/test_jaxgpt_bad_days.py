@@ -1,5 +1,6 @@
 """What happens to a training when the machine, the scheduler or the numbers misbehave."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -69,7 +70,7 @@ def damage(folder: Path, how: str) -> None:
         path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied"])
+@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied", "position of another", "position cut"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     command: Command, run: Path, data: Path, tmp_path: Path, how: str
 ) -> None:
@@ -77,6 +78,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     shutil.copytree(run, out)
     if how == "emptied":
         shutil.rmtree(out / "checkpoints" / "40" / "params")
+    elif how.startswith("position"):
+        path = out / "checkpoints" / "40" / "position" / "metadata"
+        position = json.loads(path.read_text())
+        path.write_text(json.dumps({"step": 40} if how.endswith("cut") else {**position, "step": 41}))
     else:
         damage(out / "checkpoints" / "40", how)
     code, _, err = command("jaxgpt", *arguments(data, out))
