@@ -1,4 +1,4 @@
-"""The console command `jaxgpt-bench`: quality, generate, resume-proof, report."""
+"""The console command `jaxgpt-bench`: quality, generate, train, resume-proof, report."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from jaxgpt.shared.console import run
 COMMANDS = {
     "quality": "bench.quality:QualityOptions:quality",
     "generate": "bench.generate:GenerateOptions:generate",
+    "train": "bench.train:TrainBenchOptions:train_bench",
     "resume-proof": "bench.resume_proof:ResumeProofOptions:resume_proof",
     "report": "bench.report:ReportOptions:report",
 }

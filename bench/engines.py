@@ -2,20 +2,16 @@
 
     python -m bench.engines '{"engine": "jaxgpt-torch", "precision": "fp32", "folder": "...", "threads": 2}'
 
-is what the bench starts: it loads the model, says so with a line of JSON, and then generates once for
-every line that it reads. A process of its own gives each engine its own threads and an honest peak of
-memory.
+is what the bench starts (see workers.py): it loads the model and then generates once for every line.
 """
 
 import dataclasses
-import json
-import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.workers import serve
 from jaxgpt.shared.generation import Engine
 
 
@@ -94,7 +90,8 @@ class TransformersEngine:
 def open_engine(contestant: Contestant) -> Engine:
     """Load a model."""
     if contestant.engine == "jaxgpt-flax":
-        from jaxgpt.runs import load_params, open_run
+        from jaxgpt.checkpoints import load_params
+        from jaxgpt.runs import open_run
         from jaxgpt.sample import JaxEngine
 
         run = open_run(Path(contestant.folder))
@@ -130,27 +127,11 @@ def timed_generation(engine: Engine, prompt: list[int], count: int) -> dict[str,
     return {"tokens": tokens, "prefill_s": first - started, "decode_s": time.perf_counter() - first}
 
 
-def peak_rss_bytes() -> int:
-    """Return the largest resident memory of this process so far (getrusage would count the parent's)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def serve(contestant: Contestant) -> None:
-    """Load, then answer each line {"prompt": [...], "count": N} with a line of figures."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    engine = open_engine(contestant)
-    channel.write(json.dumps({"ready": True}) + "\n")
-    channel.flush()
-    for line in sys.stdin:
-        order = json.loads(line)
-        done = timed_generation(engine, order["prompt"], order["count"])
-        channel.write(json.dumps({**done, "peak_rss_bytes": peak_rss_bytes()}) + "\n")
-        channel.flush()
+def prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Load an engine; return what answers {"prompt": [...], "count": N}."""
+    engine = open_engine(Contestant(**order))
+    return lambda question: timed_generation(engine, question["prompt"], question["count"])
 
 
 if __name__ == "__main__":
-    serve(Contestant(**json.loads(sys.argv[1])))
+    serve(prepare)

@@ -9,11 +9,8 @@ weights a token; reading a buffer of just that size is what is measured, once a 
 """
 
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +22,7 @@ from rich.table import Table
 
 from bench.engines import Contestant, row_name
 from bench.machine import provenance, read_bandwidth
+from bench.workers import Worker, spread
 from export.artifact import Artifact, Quantization, Tensors, read_artifact, write_artifact
 from export.generate import set_threads
 from export.model import float_model, layer_shapes, norm_names
@@ -71,44 +69,6 @@ class GenerateOptions:
     peers: bool = False
     out: Path | None = None
     json: bool = False
-
-
-class Worker:
-    """An engine in a process of its own."""
-
-    def __init__(self, contestant: Contestant) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(contestant.threads), "JAX_PLATFORMS": "cpu"}
-        order = json.dumps(dataclasses.asdict(contestant))
-        self.contestant = contestant
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.engines", order],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self._answer()
-
-    def generate(self, prompt: list[int], count: int) -> dict[str, Any]:
-        """Generate once; see `engines.timed_generation`."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompt": prompt, "count": count}) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            raise RuntimeError(f"{self.contestant.name} stopped with code {self._process.returncode}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
 
 
 def generate(options: GenerateOptions) -> Result:
@@ -201,26 +161,23 @@ def run_rounds(
     try:
         for contestant in line_up:
             say(f"loading {contestant.name}")
-            workers.append(Worker(contestant))
-            workers[-1].generate(prompt, min(WARMUP_TOKENS, options.tokens))
+            environment = {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+            order = dataclasses.asdict(contestant)
+            workers.append(Worker(contestant.name, "bench.engines", order, environment))
+            workers[-1].ask({"prompt": prompt, "count": min(WARMUP_TOKENS, options.tokens)})
         for number in range(options.rounds):
             bandwidths["memory"].append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, threads))
             for kind, size in sizes.items():
                 bandwidths[kind].append(read_bandwidth(size, threads))
             for worker in workers:
-                answer = worker.generate(prompt, options.tokens)
-                answers[worker.contestant.name].append(answer)
+                answer = worker.ask({"prompt": prompt, "count": options.tokens})
+                answers[worker.name].append(answer)
                 rate = (options.tokens - 1) / answer["decode_s"]
-                say(f"round {number + 1}/{options.rounds}  {worker.contestant.name}: {rate:.1f} tokens/s")
+                say(f"round {number + 1}/{options.rounds}  {worker.name}: {rate:.1f} tokens/s")
     finally:
         for worker in workers:
             worker.close()
     return answers, bandwidths
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, min and max."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def row(

@@ -81,8 +81,9 @@ def flax_contender(folder: Path, which: str) -> tuple[Contender, Tokenizer]:
     """Return a run's Flax model; its size is that of its parameters in float32."""
     import jax
 
+    from jaxgpt.checkpoints import load_params
     from jaxgpt.model import graph_of, merge
-    from jaxgpt.runs import load_params, open_run
+    from jaxgpt.runs import open_run
     from jaxgpt.sample import JaxEngine
 
     run = open_run(folder)

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from jaxgpt.checkpoints import load_params
 from jaxgpt.config import ModelConfig
 from jaxgpt.model import Params, abstract_params, graph_of, merge
-from jaxgpt.runs import check_tokenizer, load_params, open_run
+from jaxgpt.runs import check_tokenizer, open_run
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of

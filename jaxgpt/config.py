@@ -115,6 +115,8 @@ class TrainConfig:
         optimizer state and sums stay float32.
       remat: keep only the stream between blocks for the backward pass.
       loss_chunks: pieces in which the logits are computed, so that all of them never exist at once.
+      vocab_multiple: the token table is padded with rows of zeros to a multiple, which tensor cores like; the
+        logits of those rows count for nothing, and what is read from a checkpoint is without them.
       spike_guard: skip steps whose loss lies so many standard deviations above its running mean; 0 for none.
       max_skipped: skipped steps in a row after which the training stops.
       seed: of initialization, data order and dropout.
@@ -140,6 +142,7 @@ class TrainConfig:
     precision: Precision = "fp32"
     remat: bool = False
     loss_chunks: int = 1
+    vocab_multiple: int = 1
     spike_guard: float = 0.0
     max_skipped: int = 20
     seed: int = 0
@@ -153,6 +156,7 @@ class TrainConfig:
             "batch_size",
             "accumulate",
             "loss_chunks",
+            "vocab_multiple",
             "eval_every",
             "checkpoint_every",
         ):
@@ -204,6 +208,7 @@ _LARGE = TrainConfig(
     accumulate=40,
     warmup_steps=250,
     loss_chunks=8,
+    vocab_multiple=128,
     eval_every=250,
     checkpoint_every=250,
 )

@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgpt.batches import IGNORED
+from jaxgpt.checkpoints import load_params
 from jaxgpt.mesh import batch_sharding, make_mesh, use_cpu_devices
 from jaxgpt.model import Params, graph_of
-from jaxgpt.runs import check_tokenizer, load_params, open_run
+from jaxgpt.runs import check_tokenizer, open_run
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.steps import make_eval_step

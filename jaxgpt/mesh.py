@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxgpt.config import Precision
 from jaxgpt.shared.errors import UserError
 
 AXES = ("data", "fsdp")
@@ -48,22 +47,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
             mallopt(parameter, value)
-
-
-def best_precision() -> Precision:
-    """Return what this device multiplies matrices best in: fp32, bf16 or fp16.
-
-    NVIDIA GPUs multiply bfloat16 from compute capability 8.0 on (A100), float16 from 7.0 on (V100, T4).
-    """
-    if jax.default_backend() == "cpu":
-        return "fp32"
-    capability = compute_capability() if jax.default_backend() == "gpu" else 8.0  # a TPU has bfloat16
-    return "bf16" if capability >= 8.0 else "fp16" if capability >= 7.0 else "fp32"
-
-
-def compute_capability() -> float:
-    """Return the CUDA compute capability of this process's devices; 0.0 where there is none."""
-    return float(getattr(jax.local_devices()[0], "compute_capability", 0.0))
 
 
 def parse_mesh(text: str, device_count: int) -> dict[str, int]:

@@ -225,7 +225,7 @@ class GPT(nnx.Module):
         init = nnx.initializers.normal(INIT_STD)
         dtype = numerics.params
         kwargs: dict[str, Any] = {"embedding_init": init, "param_dtype": dtype, "dtype": dtype, "rngs": rngs}
-        self.rate, self.numerics = config.dropout, numerics
+        self.rate, self.numerics, self.vocab_size = config.dropout, numerics, config.vocab_size
         self.wte = nnx.Embed(config.vocab_size, config.n_embd, **kwargs)
         self.learned = config.positions == "learned"
         if self.learned:
@@ -255,8 +255,12 @@ class GPT(nnx.Module):
         return self._stream(tokens, None, keys, remat)[0]
 
     def head(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
-        """Return the logits of features."""
-        return _matmul("BTC,VC->BTV", x, self.wte.embedding[...], self.numerics)
+        """Return the logits of features; of rows that only pad the table, the lowest number there is."""
+        logits = _matmul("BTC,VC->BTV", x, self.wte.embedding[...], self.numerics)
+        rows = logits.shape[-1]
+        if rows == self.vocab_size:
+            return logits
+        return jnp.where(jnp.arange(rows)[None, None] < self.vocab_size, logits, jnp.finfo(logits.dtype).min)
 
     def with_cache(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B T V"], Cache]:
         """Return the logits of tokens that follow those in the cache, and the cache with them."""
@@ -306,6 +310,18 @@ def graph_of(config: ModelConfig, numerics: Numerics = FLOAT32) -> nnx.GraphDef[
 def init_params(config: ModelConfig, seed: int, dtype: Any = jnp.float32) -> Params:
     """Return new parameters: flat, under GPT-2's names."""
     return params_of(GPT(config, nnx.Rngs(seed), Numerics(dtype, dtype)))
+
+
+def pad_vocabulary(params: Params, multiple: int) -> Params:
+    """Return parameters whose token table has rows of zeros up to a multiple."""
+    table = params["wte.embedding"]
+    missing = -table.shape[0] % multiple
+    return {**params, "wte.embedding": jnp.pad(table, ((0, missing), (0, 0)))}
+
+
+def trim_vocabulary(params: Params, vocab_size: int) -> Params:
+    """Return parameters without the rows that pad the token table."""
+    return {**params, "wte.embedding": params["wte.embedding"][:vocab_size]}
 
 
 def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

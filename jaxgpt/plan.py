@@ -15,17 +15,14 @@ import re
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
-from jax.sharding import Mesh
 
-from jaxgpt.config import ModelConfig, TrainConfig, find_preset
-from jaxgpt.mesh import batch_sharding, make_mesh, parse_mesh, state_shardings, use_cpu_devices
-from jaxgpt.model import graph_of, init_params
-from jaxgpt.optimizer import make_optimizer
+from jaxgpt.config import find_preset
+from jaxgpt.mesh import make_mesh, parse_mesh, use_cpu_devices
+from jaxgpt.program import Program, peak_bytes
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.steps import TrainState, choose_numerics, first_state, make_train_step
+from jaxgpt.steps import choose_numerics
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -55,35 +52,6 @@ class PlanOptions:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_chunks: int | None = None
     json: bool = False
-
-
-def compile_step(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> jax.stages.Compiled:
-    """Compile a training step for a mesh from shapes alone; nothing is allocated."""
-    numerics, _ = choose_numerics(model, train.precision, "cpu", 0.0)
-    abstract, shardings = _abstract_state(model, train, mesh)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )
-    sharding = batch_sharding(mesh, axis=1, ndim=3)
-    shape = (train.accumulate, train.batch_size // train.accumulate, model.block_size)
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-    graph, optimizer = graph_of(model, numerics), make_optimizer(train)
-    step = make_train_step(graph, optimizer, mesh, train, model.dropout > 0)
-    jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
-    return jitted.lower(state, batch, batch).compile()
-
-
-def peak_bytes(compiled: Any) -> float:
-    """Return arguments + temporaries + results that don't reuse an argument, in bytes a device."""
-    found = compiled.memory_analysis()
-    return float(
-        found.argument_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-    )
 
 
 def _shard_bytes(tree: Any, shardings: Any) -> int:
@@ -116,9 +84,10 @@ def plan(options: PlanOptions) -> Result:
         raise UserError(f"batch {batch} does not divide over {devices} devices; choose a multiple of them")
     chunks = options.loss_chunks or preset.train.loss_chunks
     train = dataclasses.replace(preset.train, precision=options.precision, loss_chunks=chunks)
-    abstract, shardings = _abstract_state(model, train, mesh)
-    params = _shard_bytes(abstract.params, shardings.params)
-    rest = _shard_bytes(abstract, shardings) - params
+    numerics, _ = choose_numerics(model, train.precision, "cpu", 0.0)
+    program = Program(model, train, mesh, numerics)
+    params = _shard_bytes(program.abstract.params, program.shardings.params)
+    rest = _shard_bytes(program.abstract, program.shardings) - params
     say(
         f"each of {devices} device(s) as {dict(mesh.shape)}: parameters {_gb(params)}, "
         f"gradients {_gb(params)}, optimizer {_gb(rest)}"
@@ -131,7 +100,7 @@ def plan(options: PlanOptions) -> Result:
             # Two micro-batches take what any number takes; a single one keeps no sum of gradients.
             A = min(accumulate, 2)
             tried = dataclasses.replace(train, batch_size=A * sequences * devices, accumulate=A)
-            measured[sequences] = peak_bytes(compile_step(model, tried, mesh))
+            measured[sequences] = peak_bytes(Program(model, tried, mesh, numerics).compile_step())
             text = f"{sequences} sequence(s) of {model.block_size} tokens a device and micro-batch"
             say(f"  {text}: {_gb(measured[sequences])}, activations included")
         return measured[sequences]
@@ -163,13 +132,6 @@ def plan(options: PlanOptions) -> Result:
             "fsdp, --loss-chunks, --block-size or a lower --precision take less (and --remat, not counted)"
         )
     return Result(figures, passed=bool(largest))
-
-
-def _abstract_state(model: ModelConfig, train: TrainConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """Return shapes and shardings of a training's state."""
-    optimizer = make_optimizer(train)
-    abstract = jax.eval_shape(lambda: first_state(init_params(model, 0), optimizer, 0, train))
-    return abstract, state_shardings(mesh, abstract)
 
 
 def _gb(count: float | int) -> str:

@@ -16,12 +16,15 @@ from jaxgpt.shared.files import write_atomic
 
 RATE_STEPS = 50  # tokens/s is the mean over so many steps
 PLAIN_LINES = 20  # lines of progress where stderr is no terminal
+SHOWN_INPUT_WAIT = 0.02  # share of the time from which on waiting for input is shown
 
 
-def make_recorder(folder: Path, first_step: int, max_steps: int, tokens_per_step: int) -> "Recorder":
+def make_recorder(
+    folder: Path, first_step: int, max_steps: int, tokens_per_step: int, peak_tokens_per_s: float | None
+) -> "Recorder":
     """Return a recorder, in process 0 one that writes and shows."""
     kind = Recorder if is_first() else SilentRecorder
-    return kind(folder, first_step, max_steps, tokens_per_step)
+    return kind(folder, first_step, max_steps, tokens_per_step, peak_tokens_per_s)
 
 
 class Recorder:
@@ -32,15 +35,26 @@ class Recorder:
       first_step: steps done already; records after it are removed, they will come again.
       max_steps: where the training ends.
       tokens_per_step: of the global batch.
+      peak_tokens_per_s: of all devices at their peak rate, which MFU (model FLOPs utilization) is the share
+        of; None where no peak is known.
     """
 
-    def __init__(self, folder: Path, first_step: int, max_steps: int, tokens_per_step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        max_steps: int,
+        tokens_per_step: int,
+        peak_tokens_per_s: float | None,
+    ) -> None:
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
         write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._max_steps, self._tokens_per_step = max_steps, tokens_per_step
+        self._peak_tokens_per_s = peak_tokens_per_s
         self._times: deque[float] = deque(maxlen=RATE_STEPS + 1)
+        self._waits: deque[float] = deque(maxlen=RATE_STEPS)
         self.tokens_per_s = 0.0  # mean over the last steps; compilation and validation are left out
         self._val = ""
         self._every = max(max_steps // PLAIN_LINES, 1)
@@ -55,14 +69,32 @@ class Recorder:
         self._task = self._display.add_task("compiling", total=max_steps, completed=first_step)
         self._display.start()
 
-    def step(self, step: int, values: dict[str, float]) -> None:
-        """Record a training step; `values` holds at least loss (nats per token)."""
+    def step(self, step: int, values: dict[str, float], input_wait_s: float) -> None:
+        """Record a training step.
+
+        Args:
+          step: its number.
+          values: at least loss (nats per token).
+          input_wait_s: seconds in which the devices had nothing to do because the batch was not ready.
+        """
         self._times.append(time.perf_counter())
-        passed = self._times[-1] - self._times[0]
+        if len(self._times) > 1:
+            self._waits.append(input_wait_s)
+        passed, steps = self._times[-1] - self._times[0], len(self._times) - 1
+        rates: dict[str, float] = {}
         if passed > 0:
-            self.tokens_per_s = (len(self._times) - 1) * self._tokens_per_step / passed
-        self._write(step, {**values, "tokens_per_s": round(self.tokens_per_s, 1)})
-        text = f"loss {values['loss']:.4f}{self._val} | {self.tokens_per_s:,.0f} tokens/s"
+            self.tokens_per_s = steps * self._tokens_per_step / passed
+            rates["step_ms"] = round(passed / steps * 1e3, 2)
+            rates["input_wait"] = round(sum(self._waits) / passed, 4)
+        rates["tokens_per_s"] = round(self.tokens_per_s, 1)
+        utilization = ""
+        if self._peak_tokens_per_s:
+            rates["mfu"] = round(self.tokens_per_s / self._peak_tokens_per_s, 4)
+            utilization = f" | MFU {rates['mfu']:.1%}"
+        if rates.get("input_wait", 0.0) >= SHOWN_INPUT_WAIT:
+            utilization += f" | {rates['input_wait']:.0%} waiting for input"
+        self._write(step, {**values, **rates})
+        text = f"loss {values['loss']:.4f}{self._val} | {self.tokens_per_s:,.0f} tokens/s{utilization}"
         self._display.update(self._task, completed=step, description=text)
         if not stderr.is_terminal and (step % self._every == 0 or step == self._max_steps):
             left = ""
@@ -83,6 +115,7 @@ class Recorder:
     def pause(self) -> None:
         """Leave the time until the next step out of tokens/s."""
         self._times.clear()
+        self._waits.clear()
 
     def sample(self, step: int, text: str) -> None:
         """Record a sample text."""
@@ -104,10 +137,17 @@ class Recorder:
 class SilentRecorder(Recorder):
     """The recorder of every process but the first: it does nothing."""
 
-    def __init__(self, folder: Path, first_step: int, max_steps: int, tokens_per_step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        max_steps: int,
+        tokens_per_step: int,
+        peak_tokens_per_s: float | None,
+    ) -> None:
         self.tokens_per_s = 0.0
 
-    def step(self, step: int, values: dict[str, float]) -> None:
+    def step(self, step: int, values: dict[str, float], input_wait_s: float) -> None:
         """Do nothing."""
 
     def validation(self, step: int, values: dict[str, float]) -> None:

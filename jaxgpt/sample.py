@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float, Int
 
+from jaxgpt.checkpoints import load_params
 from jaxgpt.config import ModelConfig
 from jaxgpt.model import Cache, Params, empty_cache, graph_of, merge
-from jaxgpt.runs import load_params, open_run
+from jaxgpt.runs import open_run
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.generation import PromptOptions, generate_shown
 

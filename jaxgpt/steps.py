@@ -1,16 +1,19 @@
 """The pure functions that are compiled: the loss, a training step, an evaluation step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import ModelConfig, Precision, TrainConfig
+from jaxgpt.mesh import AXES, state_shardings
 from jaxgpt.model import GPT, Numerics, Params, merge
 
 FIRST_LOSS_SCALE = 2.0**15
@@ -19,6 +22,7 @@ GROWTH_STEPS = 1000  # finite steps after which the loss scale doubles
 SPIKE_WARMUP = 100  # losses before the spike guard judges
 SPIKE_MEMORY = 0.98  # of its running mean and variance
 
+GATHERED = "gathered"  # name of parameters that fsdp brought together
 COMPUTE_DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 FLASH_CAPABILITY = 8.0  # cuDNN's fused attention needs an A100 or newer
 MAX_FLASH_HEAD_SIZE = 128
@@ -159,35 +163,55 @@ def make_gradients(
     """Return a function that sums loss, count and gradient over micro-batches and devices.
 
     It takes (params, factor, key, inputs, targets), the last two (A, B, T); gradients are those of
-    factor * loss. Each place on the `data` axis
-    adds up the gradients of its own sequences over all micro-batches; one reduction over the axis
-    follows. On the `fsdp` axis XLA gathers parameters where they are used and scatters gradients.
+    factor * loss and lie as the parameters do. What the devices say to each other is written out here, not
+    left to the partitioner: on the `fsdp` axis split parameters are gathered for each micro-batch, again for
+    its backward pass, and their gradients summed and scattered; all else is summed up over the micro-batches
+    first and reduced once. Activations never travel.
     """
-    split = mesh.shape["data"] > 1  # else there is nothing to add up, and XLA lays out everything
+    axes = tuple(axis for axis in AXES if mesh.shape[axis] > 1)
 
-    def varying(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, "data", to="varying"), tree) if split else tree
+    def varying(tree: Any, over: tuple[str, ...]) -> Any:
+        """Say that a value may differ along axes, or its gradient would be summed over them at once."""
+        return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, over, to="varying"), tree) if over else tree
+
+    def gathered(shards: Params, specs: dict[str, PartitionSpec]) -> Params:
+        def whole(name: str, shard: Array) -> Array:
+            if "fsdp" not in specs[name]:
+                return shard
+            axis = specs[name].index("fsdp")
+            return checkpoint_name(jax.lax.all_gather(shard, "fsdp", axis=axis, tiled=True), GATHERED)
+
+        return {name: whole(name, shard) for name, shard in shards.items()}
 
     def local(
+        specs: dict[str, PartitionSpec],
         params: Params,
         factor: Array,
         key: Array,
         inputs: Int[Array, "A B T"],
         targets: Int[Array, "A B T"],
     ) -> tuple[Array, Array, Params]:
+        """Do the work of one device, on its shards of the parameters and of the batch."""
         A, B, _ = inputs.shape
-        place = jax.lax.axis_index("data") if split else 0
-        params = varying(params)  # or the gradient of each micro-batch would be reduced
+        place = jax.lax.axis_index(axes) if axes else 0
+        split = {name: "fsdp" in spec for name, spec in specs.items()}
+        missing = {name: tuple(a for a in axes if a != "fsdp" or not split[name]) for name in params}
+        params = {name: varying(leaf, missing[name]) for name, leaf in params.items()}
 
         def scaled(params: Params, *batch: Any) -> tuple[Array, tuple[Array, Array]]:
-            loss, count = summed_loss(graph, params, *batch, chunks=config.loss_chunks, remat=config.remat)
+            whole = gathered(params, specs)
+            loss, count = summed_loss(graph, whole, *batch, chunks=config.loss_chunks, remat=config.remat)
             return loss * factor, (loss, count)
+
+        if any(split.values()):  # gathered parameters are not kept for the backward pass
+            policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+            scaled = jax.checkpoint(scaled, policy=policy)
 
         def micro_step(carry: Any, batch: Any) -> tuple[Any, None]:
             micro_inputs, micro_targets, index = batch
             keys = None
             if dropout:  # a key a sequence of the global batch
-                rows = (index * mesh.shape["data"] + place) * B + jnp.arange(B)
+                rows = (index * mesh.size + place) * B + jnp.arange(B)
                 keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.wrap_key_data(key), row))(rows)
             (_, (loss, count)), grads = jax.value_and_grad(scaled, has_aux=True)(
                 params, micro_inputs, micro_targets, keys
@@ -195,24 +219,40 @@ def make_gradients(
             return jax.tree.map(jnp.add, carry, (loss, count, grads)), None
 
         dtype = params["wte.embedding"].dtype
-        none = varying((jnp.zeros((), dtype), jnp.zeros((), jnp.int32)))
+        none = varying((jnp.zeros((), dtype), jnp.zeros((), jnp.int32)), axes)
         carry = (*none, jax.tree.map(jnp.zeros_like, params))
         if A == 1:
             carry, _ = micro_step(carry, (inputs[0], targets[0], 0))
         else:
             carry, _ = jax.lax.scan(micro_step, carry, (inputs, targets, jnp.arange(A)))
-        return jax.lax.psum(carry, "data") if split else carry
+        loss, count, grads = carry
+        if not axes:
+            return loss, count, grads
+        # One reduction for all that has the same axes to cross.
+        crossing: dict[tuple[str, ...], Params] = {}
+        for name, grad in grads.items():
+            crossing.setdefault(missing[name], {})[name] = grad
+        whole_sums = crossing.pop(axes, {})
+        loss, count, summed = jax.lax.psum((loss, count, whole_sums), axes)
+        for over, part in crossing.items():
+            summed |= jax.lax.psum(part, over) if over else part
+        return loss, count, {name: summed[name] for name in grads}
 
-    if not split:
-        return local
-    whole, batch = PartitionSpec(), PartitionSpec(None, "data")
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(whole, whole, whole, batch, batch),
-        out_specs=whole,
-        axis_names={"data"},
-    )
+    def gradients(params: Params, *rest: Array) -> tuple[Array, Array, Params]:
+        specs = {name: sharding.spec for name, sharding in state_shardings(mesh, params).items()}
+        if not axes:
+            return local(specs, params, *rest)
+        none, batch = PartitionSpec(), PartitionSpec(None, axes)
+        call = jax.shard_map(
+            partial(local, specs),
+            mesh=mesh,
+            in_specs=(specs, none, none, batch, batch),
+            out_specs=(none, none, specs),
+            axis_names=set(axes),
+        )
+        return call(params, *rest)
+
+    return gradients
 
 
 def make_train_step(

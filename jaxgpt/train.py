@@ -10,39 +10,38 @@ import contextlib
 import dataclasses
 import functools
 import math
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import optax
 import tyro
 from jax.sharding import Mesh
 
 from jaxgpt.batches import Batches
+from jaxgpt.checkpoints import Checkpoints
 from jaxgpt.config import find_preset
 from jaxgpt.evaluate import validation_loss
-from jaxgpt.mesh import (
-    batch_sharding,
+from jaxgpt.hardware import (
     best_precision,
     compute_capability,
-    keep_freed_memory,
-    make_mesh,
-    replicated,
-    state_shardings,
-    use_cpu_devices,
+    flops_per_token,
+    free_device_bytes,
+    peak_flops,
 )
-from jaxgpt.model import graph_of, init_params
-from jaxgpt.optimizer import make_optimizer
-from jaxgpt.processes import StopSignal, first_does, is_first, join_processes
+from jaxgpt.mesh import keep_freed_memory, make_mesh, replicated, use_cpu_devices
+from jaxgpt.model import abstract_params, trim_vocabulary
+from jaxgpt.processes import StopSignal, all_agree, first_does, is_first, join_processes
+from jaxgpt.program import Program, peak_bytes
 from jaxgpt.progress import Recorder, make_recorder
 from jaxgpt.runs import (
-    Checkpoints,
     RunConfig,
     claim_run,
     data_entry,
     lock_run,
     read_metrics,
     read_run_config,
+    require_claimable,
 )
 from jaxgpt.sample import JaxEngine
 from jaxgpt.shared.console import Result, cpu_seconds, say
@@ -51,7 +50,7 @@ from jaxgpt.shared.files import write_atomic, write_json
 from jaxgpt.shared.generation import generate
 from jaxgpt.shared.sampling import Sampling
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
-from jaxgpt.steps import TrainState, choose_numerics, first_state, make_eval_step, make_train_step
+from jaxgpt.steps import TrainState, choose_numerics, make_eval_step
 from jaxgpt.tokens import Dataset, open_dataset, windows
 
 SAMPLE_TOKENS = 200
@@ -88,6 +87,7 @@ class TrainOptions:
         is best at.
       remat: compute blocks again in the backward pass, to save memory.
       loss_chunks: pieces in which logits are computed, to save memory.
+      vocab_multiple: pad the token table to a multiple while training; checkpoints are read without it.
       spike_guard: skip steps whose loss lies so many standard deviations above its mean; 0 for none.
       max_skipped: skipped steps in a row after which the training stops.
       eval_every: steps between validations.
@@ -126,6 +126,7 @@ class TrainOptions:
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     remat: bool | None = None
     loss_chunks: int | None = None
+    vocab_multiple: int | None = None
     spike_guard: float | None = None
     max_skipped: int | None = None
     eval_every: int | None = None
@@ -194,6 +195,10 @@ def train(options: TrainOptions) -> Result:
             f"{mesh.size} devices; choose a multiple of {mesh.size * config.train.accumulate}"
         )
 
+    trainer = Trainer(config, dataset, tokenizer, mesh, options.out)
+    first_does(functools.partial(require_claimable, options.out, config))
+    if not (options.out / "summary.json").exists():  # else there is nothing left to do
+        trainer.require_room()
     with contextlib.ExitStack() as held:
 
         def claim() -> None:
@@ -203,7 +208,7 @@ def train(options: TrainOptions) -> Result:
             tokenizer.save(options.out / "tokenizer")
 
         first_does(claim)
-        return Trainer(config, dataset, tokenizer, mesh, options.out).run()
+        return trainer.run()
 
 
 class Trainer:
@@ -225,43 +230,61 @@ class Trainer:
         numerics, self.attention = choose_numerics(
             config.model, config.train.precision, jax.default_backend(), compute_capability()
         )
-        self.graph = graph_of(config.model, numerics)
-        self.optimizer = make_optimizer(config.train)
-        self.abstract, self.shardings = abstract_state(config, self.optimizer, mesh)
-        step = make_train_step(self.graph, self.optimizer, mesh, config.train, config.model.dropout > 0)
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-        self.eval_step = jax.jit(make_eval_step(self.graph, config.train.loss_chunks))
+        self.program = Program(config.model, config.train, mesh, numerics)
+        self.eval_step = jax.jit(make_eval_step(self.program.graph, config.train.loss_chunks))
         self.batches = Batches(
             dataset.train, config.model.block_size, config.train.batch_size, config.train.seed
         )
         self.tokens_per_step = config.train.batch_size * config.model.block_size
-        self.checkpoints = Checkpoints(folder)
         self.cpu_seconds_before = 0.0
         self.skipped_in_row = 0
         self.stop = StopSignal()
 
+    @functools.cached_property
+    def train_step(self) -> jax.stages.Compiled:
+        """The compiled step."""
+        say("compiling")
+        return self.program.compile_step()
+
+    def require_room(self) -> None:
+        """Raise UserError when a step would take more memory than a device has left."""
+        needed, free = peak_bytes(self.train_step), free_device_bytes()
+        fits = free is None or needed <= free
+        if not all_agree(fits):
+            has = f"{free / 1e9:.2f} GB are free" if free and not fits else "another process has less"
+            raise UserError(
+                f"a training step needs {needed / 1e9:.2f} GB on each device, {has}; raise --accumulate or "
+                "--loss-chunks, give --remat, or split the model: --mesh fsdp=N (jaxgpt plan says what fits)"
+            )
+
     def run(self) -> Result:
         """Train to max_steps; return the figures of summary.json."""
         settings = self.config.train
+        self.checkpoints = Checkpoints(self.folder)
         state, first = self._start()
-        count = sum(math.prod(leaf.shape) for leaf in self.abstract.params.values())
+        count = sum(math.prod(leaf.shape) for leaf in abstract_params(self.config.model).values())
         resuming = f", resuming after step {first}" if first else ""
         say(
             f"{self.config.preset}: {count:,} parameters, {self.mesh.size} {jax.default_backend()} device(s) "
             f"as {dict(self.mesh.shape)}, {self.tokens_per_step:,} tokens a step, "
             f"{settings.max_steps} steps, {settings.precision}, {self.attention}{resuming}"
         )
+        peak = self._peak_tokens_per_s()
         figures: dict[str, float] = {}
-        recorder = make_recorder(self.folder, first, settings.max_steps, self.tokens_per_step)
+        recorder = make_recorder(self.folder, first, settings.max_steps, self.tokens_per_step, peak)
         stopped: str | None = None
         step = first
         try:
-            pending: tuple[int, dict[str, jax.Array]] | None = None
+            pending: tuple[int, dict[str, Any], float] | None = None
             for step in range(first + 1, settings.max_steps + 1):
-                state, metrics = self.train_step(state, *self._batch(step - 1))
+                started = time.perf_counter()
+                batch = self._batch(step - 1)
+                idle = pending is None or pending[1]["loss"].is_ready()
+                input_wait_s = time.perf_counter() - started if idle else 0.0
+                state, metrics = self.train_step(state, *batch)
                 if pending is not None:  # one step behind, so that the device never waits for us
                     self._record(recorder, *pending)
-                pending = (step, metrics)
+                pending = (step, metrics, input_wait_s)
                 if self.stop.requested(step):
                     stopped = "asked to stop"
                 elif self.skipped_in_row > settings.max_skipped:
@@ -301,34 +324,39 @@ class Trainer:
     def _start(self) -> tuple[TrainState, int]:
         """Return the state to go on from and the number of steps done."""
         if self.checkpoints.latest() is None:
-            init = jax.jit(lambda: initial_state(self.config, self.optimizer), out_shardings=self.shardings)
-            return init(), 0
-        placed = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            self.abstract,
-            self.shardings,
-        )
-        state, position = self.checkpoints.restore_latest_whole(placed)
+            return self.program.first_state(), 0
+        state, position = self.checkpoints.restore_latest_whole(self.program.placed())
         self.cpu_seconds_before = float(position["cpu_seconds"])
         return state, int(position["step"])
 
     def _batch(self, index: int) -> tuple[jax.Array, jax.Array]:
         """Return inputs and targets of a step, (A, B, T), split over the devices along B."""
-        A = self.config.train.accumulate
-        shape = (A, self.config.train.batch_size // A, self.config.model.block_size)
-        sharding = batch_sharding(self.mesh, axis=1, ndim=3)
+        A, B, _ = shape = self.program.batch_shape
         rows = functools.cache(lambda start, stop: self.batches.micro(index, A, slice(start, stop)))
 
         def place(which: int) -> jax.Array:
             def part(index: Any) -> Any:
-                return rows(*index[1].indices(shape[1])[:2])[which]
+                return rows(*index[1].indices(B)[:2])[which]
 
-            return jax.make_array_from_callback(shape, sharding, part)
+            return jax.make_array_from_callback(shape, self.program.batch_sharding, part)
 
         return place(0), place(1)
 
-    def _record(self, recorder: Recorder, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
+    def _peak_tokens_per_s(self) -> float | None:
+        """Return what all devices would do at their peak rate, and say what that rests on."""
+        device, precision = jax.devices()[0], self.config.train.precision
+        peak, work = peak_flops(device.device_kind, precision), flops_per_token(self.config.model)
+        if peak is None:
+            say(f"{work:.3g} FLOPs a token; no MFU: no {precision} peak of {device.device_kind!r} is known")
+            return None
+        say(
+            f"{work:.3g} FLOPs a token; MFU is of {peak / 1e12:g} TFLOP/s {precision} "
+            f"on each {device.device_kind} (datasheet, dense)"
+        )
+        return peak * self.mesh.size / work
+
+    def _record(self, recorder: Recorder, step: int, metrics: dict[str, Any], input_wait_s: float) -> None:
+        values = {name: value.item() for name, value in metrics.items()}
         self.skipped_in_row = int(values.pop("skipped_in_row"))
         if self.skipped_in_row:
             say(
@@ -336,7 +364,7 @@ class Trainer:
             )
         if self.config.train.precision != "fp16":
             del values["loss_scale"]
-        recorder.step(step, values)
+        recorder.step(step, values, input_wait_s)
 
     def _validate(self, state: TrainState) -> dict[str, float]:
         micro = self.config.train.batch_size // self.config.train.accumulate
@@ -356,7 +384,8 @@ class Trainer:
         if not is_first():
             return ""
         local = {name: leaf.addressable_data(0) for name, leaf in whole.items()}
-        engine = JaxEngine(self.config.model, local)
+        model = self.config.model
+        engine = JaxEngine(model, trim_vocabulary(local, model.vocab_size))
         sampling = Sampling(temperature=0.7, seed=self.config.train.seed)
         text = generate(engine, self.tokenizer, "", SAMPLE_TOKENS, sampling).text
         (self.folder / "samples").mkdir(exist_ok=True)
@@ -386,17 +415,3 @@ class Trainer:
             + ("" if first < step else " (nothing left to do)")
         )
         return Result(figures)
-
-
-def initial_state(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return the state before the first step."""
-    params = init_params(config.model, config.train.seed)
-    return first_state(params, optimizer, config.train.seed, config.train)
-
-
-def abstract_state(
-    config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[TrainState, TrainState]:
-    """Return shapes and shardings of the training state, nothing allocated."""
-    abstract = jax.eval_shape(lambda: initial_state(config, optimizer))
-    return abstract, state_shardings(mesh, abstract)

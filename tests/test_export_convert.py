@@ -84,7 +84,8 @@ def test_folder_that_is_no_run_is_one_line(command: Command, tmp_path: Path, fp3
 
 
 def test_artifact_tensors_are_the_checkpoint_s(fp32: Path, run: Path) -> None:
-    from jaxgpt.runs import load_params, open_run
+    from jaxgpt.checkpoints import load_params
+    from jaxgpt.runs import open_run
 
     _, params = load_params(open_run(run), "best")
     tensors = read_artifact(fp32).tensors

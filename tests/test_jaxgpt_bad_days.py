@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
-from jaxgpt.runs import checksum, lock_run, read_metrics
+from jaxgpt.checkpoints import checksum
+from jaxgpt.runs import lock_run, read_metrics
 from jaxgpt.steps import Guard, TrainState
 
 

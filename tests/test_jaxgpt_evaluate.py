@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
+from jaxgpt.checkpoints import load_params
 from jaxgpt.model import graph_of, merge
-from jaxgpt.runs import load_params, open_run
+from jaxgpt.runs import open_run
 from jaxgpt.tokens import open_dataset
 
 

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import ModelConfig
-from jaxgpt.model import Params, dropout, empty_cache, graph_of, init_params, merge
+from jaxgpt.model import (
+    Params,
+    dropout,
+    empty_cache,
+    graph_of,
+    init_params,
+    merge,
+    pad_vocabulary,
+    trim_vocabulary,
+)
+from jaxgpt.steps import summed_loss
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=3, n_head=4, n_embd=32)
 # float32 with sums in another order; logits here are of size 1 to 30 and differ by 1e-6 to 1e-5.
@@ -118,3 +128,23 @@ def test_initial_loss_is_that_of_a_uniform_guess() -> None:
     log_p = jax.nn.log_softmax(merge(graph_of(config), init_params(config, 0))(tokens))
     loss = -float(jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1).mean())
     assert abs(loss - np.log(512)) < 0.1
+
+
+def test_a_padded_token_table_changes_neither_loss_nor_gradient_nor_what_is_drawn() -> None:
+    params = random_params(CONFIG)
+    padded = pad_vocabulary(params, 64)
+    assert padded["wte.embedding"].shape == (128, 32)
+    tokens = jnp.asarray(np.random.default_rng(1).integers(97, size=(2, 25)))
+
+    def loss(params: Params) -> jax.Array:
+        return summed_loss(graph_of(CONFIG), params, tokens[:, :-1], tokens[:, 1:])[0]
+
+    (plain, grads), (other, padded_grads) = jax.value_and_grad(loss)(params), jax.value_and_grad(loss)(padded)
+    assert abs(float(plain) - float(other)) <= 1e-6 * float(plain)
+    assert not np.asarray(padded_grads["wte.embedding"][97:]).any()
+    trimmed = trim_vocabulary(padded_grads, 97)
+    for name, grad in grads.items():
+        scale = float(jnp.abs(grad).max())
+        assert np.abs(np.asarray(grad - trimmed[name])).max() <= 1e-5 * scale, name
+    out = merge(graph_of(CONFIG), padded)(tokens[:, :24])
+    assert np.asarray(jax.nn.softmax(out)[..., 97:]).max() == 0.0

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -5,7 +6,11 @@ import jax.numpy as jnp
 import pytest
 from conftest import Command, assert_one_line_error
 
-from jaxgpt.plan import parse_memory, peak_bytes
+from jaxgpt.config import find_preset
+from jaxgpt.mesh import make_mesh
+from jaxgpt.model import Numerics
+from jaxgpt.plan import parse_memory
+from jaxgpt.program import Program, peak_bytes
 from jaxgpt.shared.errors import UserError
 
 TINY = ("plan", "tiny", "--vocab-size", 512, "--block-size", 32)
@@ -30,6 +35,29 @@ def test_the_largest_micro_batch_that_fits_is_found_by_compiling(command: Comman
     assert figures["accumulate"] * largest * 2 == figures["batch_size"]
     state = figures["params_bytes"] + figures["optimizer_bytes"]
     assert min(peaks.values()) > state + figures["gradients_bytes"]
+
+
+@pytest.mark.parametrize("mesh", ["data=2", "fsdp=2", "data=2,fsdp=2"])
+@pytest.mark.parametrize("preset", ["tiny", "small", "gpt2"])
+def test_plan_reports_the_bytes_of_the_step_that_training_compiles(
+    preset: str, mesh: str, command: Command
+) -> None:
+    """The training's own step, with all its micro-batches, against the plan's, which compiles two at most."""
+    size = {"tiny": (16, 64), "small": (16, 64), "gpt2": (12, 32)}[preset]
+    shape = ("--batch-size", size[0], "--block-size", size[1], "--vocab-size", 512)
+    code, out, _ = command("jaxgpt", "plan", preset, "--mesh", mesh, *shape, "--memory", "80GB", "--json")
+    assert code == 0
+    planned = {int(n): value for n, value in json.loads(out)["peak_bytes"].items()}
+    found = find_preset(preset)
+    devices = 2 if mesh.count("=") == 1 else 4
+    largest = max(planned)
+    for sequences in (largest, min(planned)):
+        train = dataclasses.replace(
+            found.train, batch_size=size[0], accumulate=size[0] // (sequences * devices)
+        )
+        model = dataclasses.replace(found.model(512), block_size=size[1])
+        step = Program(model, train, make_mesh(mesh, devices), Numerics()).compile_step()
+        assert planned[sequences] == pytest.approx(peak_bytes(step), rel=0.1)
 
 
 def test_fsdp_splits_what_data_copies(command: Command) -> None:

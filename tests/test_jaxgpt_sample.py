@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error
 
+from jaxgpt.checkpoints import load_params
 from jaxgpt.model import graph_of, merge
-from jaxgpt.runs import load_params, open_run
+from jaxgpt.runs import open_run
 from jaxgpt.sample import JaxEngine
 
 PROMPT = "Write a function to add the total by the"

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
-from jaxgpt.runs import Checkpoints, read_metrics
+import jaxgpt.train
+from jaxgpt.checkpoints import Checkpoints, load_params
+from jaxgpt.hardware import flops_per_token
+from jaxgpt.runs import open_run, read_metrics, read_run_config
 from jaxgpt.steps import Guard, TrainState
 
 
@@ -47,6 +50,57 @@ def test_training_lowers_the_loss_and_records_every_step(run: Path) -> None:
     assert summary["cpu_seconds"] > 0
     assert list((run / "tensorboard").iterdir())
     assert (run / "samples" / "step_00000040.txt").read_text().strip()
+
+
+def test_every_step_records_its_rates(run: Path) -> None:
+    rows = [row for row in read_metrics(run) if "loss" in row]
+    assert all(isinstance(row["skipped"], int) for row in rows)
+    timed = [row for row in rows if "step_ms" in row]
+    assert len(timed) == 38  # not the first one, nor the first one after the validation of step 20
+    for row in timed:
+        assert row["step_ms"] > 0
+        assert 0 <= row["input_wait"] < 1
+        assert row["tokens_per_s"] == pytest.approx(8 * 64 / row["step_ms"] * 1e3, rel=1e-2)
+        assert "mfu" not in row  # no datasheet gives a CPU's
+
+
+def test_mfu_is_the_share_of_the_devices_peak(
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxgpt.train, "peak_flops", lambda kind, precision: 1e12)
+    arguments = (*train_command(data, tmp_path / "run"), "--max-steps", 5, "--sample-every", 0)
+    code, _, err = command(*arguments)
+    assert code == 0
+    assert "MFU is of 1 TFLOP/s fp32 on each cpu" in err
+    row = [row for row in read_metrics(tmp_path / "run") if "loss" in row][-1]
+    model = read_run_config(tmp_path / "run").model
+    assert row["mfu"] == pytest.approx(row["tokens_per_s"] * flops_per_token(model) / 2e12, abs=1e-4)
+
+
+def test_a_step_that_would_not_fit_is_one_line_and_leaves_no_run(
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxgpt.train, "free_device_bytes", lambda: 1e6)
+    code, _, err = command(*train_command(data, tmp_path / "run"))
+    assert code == 2
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: a training step needs 0.00") or "GB on each device" in last
+    assert "0.00 GB are free" in last
+    assert "--accumulate" in last
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_padded_token_table_is_read_without_its_padding(
+    command: Command, run: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert command(*train_command(data, out, "--vocab-multiple", 500))[0] == 0
+    for (_, plain), (_, padded) in zip(training_losses(run), training_losses(out), strict=True):
+        assert padded == pytest.approx(plain, abs=2e-3)  # 40 steps amplify rounding
+    _, params = load_params(open_run(out), "latest")
+    assert params["wte.embedding"].shape == (384, 32)
+    assert command("jaxgpt", "sample", "--run", out, "--prompt", "Write", "--max-new-tokens", 5)[0] == 0
+    assert command("jaxgpt-export", "convert", "--run", out, "--out", tmp_path / "fp32")[0] == 0
 
 
 def test_killed_training_resumes_bit_for_bit(run: Path, data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Processes that are measured: each answers a line of JSON with a line of JSON.
+
+A process of its own gives each contestant its own threads and an honest peak of memory.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Worker:
+    """A contestant in a process of its own; it is ready when this returns.
+
+    Args:
+      name: for messages.
+      module: run with `python -m`; its main part calls serve().
+      order: what the process is to be, as JSON.
+      environment: variables beside those of this process.
+    """
+
+    def __init__(
+        self, name: str, module: str, order: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, json.dumps(order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self._answer()
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a question and wait for its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise RuntimeError(f"{self.name} stopped with code {self._process.returncode}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(prepare: Callable[[dict[str, Any]], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    """Be a worker: prepare from the order in argv, then answer each line of stdin.
+
+    Args:
+      prepare: takes the order, returns what answers a question.
+    """
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    answer = prepare(json.loads(sys.argv[1]))
+    channel.write(json.dumps({"ready": True}) + "\n")
+    channel.flush()
+    for line in sys.stdin:
+        channel.write(json.dumps({**answer(json.loads(line)), "peak_rss_bytes": peak_rss_bytes()}) + "\n")
+        channel.flush()
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident memory of this process so far (getrusage would count the parent's)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, min and max."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
