@@ -44,14 +44,14 @@ class TrainBenchOptions:
     Attributes:
       preset: tiny, small, gpt2, gpt2-medium, gpt2-large or gpt2-xl.
       vocab_size: number of tokens.
-      batch_size: sequences a step on one device; the preset's if not given.
+      batch_size: sequences a step; the preset's if not given. On GPUs of each device; the devices of a CPU
+        share it, as they share the cores.
       block_size: context, tokens; the preset's if not given.
       accumulate: micro-batches of a step.
       precision: of matrix products; if not given, what the device is best at.
       loss_chunks: pieces in which this trainer computes logits.
       vocab_multiple: this trainer pads the token table to a multiple.
-      devices: numbers of devices that this trainer is measured with; the first is compared with PyTorch on
-        as many (1). batch_size is of each device.
+      devices: numbers of devices that this trainer is measured with. PyTorch takes one GPU, or all cores.
       rounds: in each of which every trainer takes its turn.
       steps: of a turn.
       peers: also PyTorch.
@@ -103,19 +103,26 @@ def train_bench(options: TrainBenchOptions) -> Result:
     platform = "gpu" if jax.default_backend() == "gpu" else "cpu"
     if platform == "gpu" and max(options.devices) > jax.device_count():
         raise UserError(f"--devices {max(options.devices)}: there are {jax.device_count()} GPUs")
+    micro = train.batch_size // train.accumulate
+    if platform == "cpu" and any(micro % devices for devices in options.devices):
+        raise UserError(
+            f"a micro-batch of {micro} sequences (batch_size / accumulate) does not divide over "
+            f"{max(options.devices)} devices; choose another --batch-size or --devices"
+        )
     if platform == "gpu" and options.peers and not torch.cuda.is_available():
         raise UserError("JAX sees a GPU, PyTorch does not: install its CUDA build, or give --no-peers")
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
         weights = str(weights_file(model, Path(scratch)))
 
         def contestant(engine: str, devices: int) -> Contestant:
-            scaled = dataclasses.replace(train, batch_size=train.batch_size * devices)
+            batch = train.batch_size * (devices if platform == "gpu" else 1)
+            scaled = dataclasses.replace(train, batch_size=batch)
             given = (dataclasses.asdict(model), dataclasses.asdict(scaled), weights)
             return Contestant(engine, devices, platform, *given)
 
         line_up = [contestant("jaxgpt", devices) for devices in options.devices]
         if options.peers:
-            line_up.insert(1, contestant("pytorch", 1))
+            line_up.append(contestant("pytorch", 1))
         answers, products = run_rounds(line_up, options, train.precision, platform)
     product = statistics.median(products)
     rows = [row(each, answers[each.name], options, model, product) for each in line_up]
@@ -126,7 +133,8 @@ def train_bench(options: TrainBenchOptions) -> Result:
         "settings": {
             "preset": options.preset,
             "model": dataclasses.asdict(model),
-            "batch_size_per_device": train.batch_size,
+            "batch_size": train.batch_size,
+            "batch_size_is": "of each device" if platform == "gpu" else "of all devices",
             "accumulate": train.accumulate,
             "precision": train.precision,
             "loss_chunks": train.loss_chunks,
@@ -142,7 +150,10 @@ def train_bench(options: TrainBenchOptions) -> Result:
         "rows": rows,
     }
     if options.peers:
-        figures["against_pytorch"] = comparison(answers[line_up[0].name], answers[line_up[1].name])
+        theirs = answers[line_up[-1].name]
+        for each, line in zip(line_up[:-1], rows[:-1], strict=True):
+            if line["tokens_per_step"] == rows[-1]["tokens_per_step"]:
+                line["against_pytorch"] = comparison(answers[each.name], theirs)
     stderr.print(step_table(rows))
     show(figures)
     if options.out is not None:
@@ -187,7 +198,7 @@ def product_rate(precision: Precision, platform: str) -> float:
     device = "cuda" if platform == "gpu" and torch.cuda.is_available() else "cpu"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size = PRODUCT_SIZE["gpu" if device == "cuda" else "cpu"]
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(PRODUCT_PASSES):
@@ -271,11 +282,14 @@ def show(figures: dict[str, Any]) -> None:
         f"{figures['flops_per_token']:.3g} FLOPs a token; a plain product reaches "
         f"{figures['product_tflops']['median']:.3g} TFLOP/s; datasheet of {figures['device']}: {known}"
     )
-    if "against_pytorch" in figures:
-        found = figures["against_pytorch"]
+    for line in figures["rows"]:
+        if "against_pytorch" not in line:
+            continue
+        found = line["against_pytorch"]
         step, cpu = found["step_time_ratio"], found["cpu_time_ratio"]
         say(
-            f"against PyTorch: {step['median']:.2f} ({step['min']:.2f}-{step['max']:.2f}) of its step time, "
+            f"{line['engine']} x{line['devices']} against PyTorch: "
+            f"{step['median']:.2f} ({step['min']:.2f}-{step['max']:.2f}) of its step time, "
             f"{cpu['median']:.2f} ({cpu['min']:.2f}-{cpu['max']:.2f}) of its cpu time; "
             f"losses apart by {found['first_losses_differ_by']:.1e} at first"
         )

@@ -64,18 +64,20 @@ def jaxgpt_step(contestant: Contestant, model: ModelConfig, train: TrainConfig) 
     import jax.numpy as jnp
     from safetensors.numpy import load_file
 
-    from jaxgpt.hardware import compute_capability
-    from jaxgpt.mesh import keep_freed_memory, make_mesh, use_cpu_devices
+    from jaxgpt.hardware import compute_capability, keep_freed_memory, reserve_memory
+    from jaxgpt.mesh import make_mesh, use_cpu_devices
     from jaxgpt.model import pad_vocabulary
-    from jaxgpt.program import Program
+    from jaxgpt.program import Program, peak_bytes
     from jaxgpt.steps import choose_numerics
 
     if contestant.platform == "cpu":
+        keep_freed_memory(model, train, contestant.devices)
         use_cpu_devices(contestant.devices)
-        keep_freed_memory()
     numerics, _ = choose_numerics(model, train.precision, jax.default_backend(), compute_capability())
     program = Program(model, train, make_mesh(f"data={contestant.devices}"), numerics)
     compiled = program.compile_step()
+    if contestant.platform == "cpu":
+        reserve_memory(peak_bytes(compiled) * contestant.devices)
     state = program.first_state()
     weights = {name: jnp.asarray(array) for name, array in load_file(contestant.weights).items()}
     params = pad_vocabulary(weights, train.vocab_multiple)
@@ -101,7 +103,8 @@ def pytorch_step(contestant: Contestant, model: ModelConfig, train: TrainConfig)
     from export.convert import hf_name
 
     device = torch.device("cuda" if contestant.platform == "gpu" else "cpu")
-    torch.set_float32_matmul_precision("high")
+    # On a GPU TensorFloat-32, as JAX does by itself; on a CPU float32 stays float32 on both sides.
+    torch.set_float32_matmul_precision("high" if contestant.platform == "gpu" else "highest")
     config = transformers.GPT2Config(
         vocab_size=model.vocab_size,
         n_positions=model.block_size,

@@ -4,7 +4,6 @@ The mesh has two axes. The batch is split over both; parameters and optimizer st
 `data` and split over `fsdp`.
 """
 
-import ctypes
 import re
 from typing import Any
 
@@ -15,7 +14,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxgpt.shared.errors import UserError
 
 AXES = ("data", "fsdp")
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 
 
 def use_cpu_devices(count: int) -> None:
@@ -35,18 +33,6 @@ def use_cpu_devices(count: int) -> None:
         if jax.default_backend() != "cpu" or jax.device_count() < count:
             there = f"{jax.device_count()} {jax.default_backend()} devices"
             raise UserError(f"--cpu-devices {count}: JAX already runs on {there}") from None
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep the buffers that XLA frees after each step on the CPU.
-
-    glibc returns large buffers to the system and takes them again page by page: 217 instead of 257
-    cpu-ms a step for the tiny preset. Nothing happens where the C library has no mallopt.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
-            mallopt(parameter, value)
 
 
 def parse_mesh(text: str, device_count: int) -> dict[str, int]:

@@ -90,6 +90,16 @@ def _linear(inputs: int, outputs: int, std: float, numerics: Numerics, rngs: nnx
     return nnx.Linear(inputs, outputs, kernel_init=init, rngs=rngs, **kwargs)
 
 
+def apply_to_rows(layer: nnx.Linear, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+    """Apply a linear layer to (B * T, I).
+
+    With two axes left out of its product, XLA's CPU backend would transpose a copy of x for the gradient of
+    the weights, and compute again whatever x was fused from.
+    """
+    B, T, I = x.shape
+    return layer(x.reshape(B * T, I)).reshape(B, T, -1)
+
+
 def _layer_norm(channels: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         channels,
@@ -119,7 +129,8 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T C"], tuple[Float[Array, "B S H D"], Float[Array, "B S H D"]] | None]:
         """Attend to the tokens up to each position, those in the cache included."""
         B, T, C = x.shape
-        query, k, v = jnp.split(self.c_attn(x).reshape(B, T, 3 * self.n_head, self.head_size), 3, axis=2)
+        qkv = apply_to_rows(self.c_attn, x).reshape(B, T, 3 * self.n_head, self.head_size)
+        query, k, v = jnp.split(qkv, 3, axis=2)
         start: Int[Array, ""] | int = 0 if cache is None else cache[2]
         if self.rotary:
             positions = start + jnp.arange(T)
@@ -135,7 +146,7 @@ class Attention(nnx.Module):
             weights = attention_weights(query, k, start, self.numerics)  # (B, H, T, S)
             weights = dropout(weights, self.rate, attention_key)
             mixed = _matmul("BHTS,BSHD->BTHD", weights, v, self.numerics)
-        out = self.c_proj(mixed.reshape(B, T, C))
+        out = apply_to_rows(self.c_proj, mixed.reshape(B, T, C))
         return dropout(out, self.rate, residual_key), None if cache is None else (k, v)
 
 
@@ -185,7 +196,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None) -> Float[Array, "B T C"]:
         """Apply both layers."""
-        return dropout(self.c_proj(jax.nn.gelu(self.c_fc(x), approximate=True)), self.rate, key)
+        inner = jax.nn.gelu(apply_to_rows(self.c_fc, x), approximate=True)
+        return dropout(apply_to_rows(self.c_proj, inner), self.rate, key)
 
 
 class Block(nnx.Module):
@@ -255,12 +267,10 @@ class GPT(nnx.Module):
         return self._stream(tokens, None, keys, remat)[0]
 
     def head(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
-        """Return the logits of features; of rows that only pad the table, the lowest number there is."""
-        logits = _matmul("BTC,VC->BTV", x, self.wte.embedding[...], self.numerics)
-        rows = logits.shape[-1]
-        if rows == self.vocab_size:
-            return logits
-        return jnp.where(jnp.arange(rows)[None, None] < self.vocab_size, logits, jnp.finfo(logits.dtype).min)
+        """Return the logits of features."""
+        B, T, C = x.shape
+        logits = logits_of(x.reshape(B * T, C), self.wte.embedding[...], self.vocab_size, self.numerics)
+        return logits.reshape(B, T, -1)
 
     def with_cache(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B T V"], Cache]:
         """Return the logits of tokens that follow those in the cache, and the cache with them."""
@@ -293,6 +303,17 @@ class GPT(nnx.Module):
 
 def _call(block: Block, *arguments: Any) -> Any:
     return block(*arguments)
+
+
+def logits_of(
+    x: Float[Array, "N C"], table: Float[Array, "V2 C"], vocab_size: int, numerics: Numerics
+) -> Float[Array, "N V2"]:
+    """Return the logits of features; of rows that only pad the table, the lowest number there is."""
+    logits = _matmul("NC,VC->NV", x, table, numerics)
+    if len(table) == vocab_size:
+        return logits
+    real = jnp.arange(len(table))[None] < vocab_size
+    return jnp.where(real, logits, jnp.finfo(logits.dtype).min)
 
 
 def empty_cache(config: ModelConfig, batch: int, dtype: Any = jnp.float32) -> Cache:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import ModelConfig, Precision, TrainConfig
 from jaxgpt.mesh import AXES, state_shardings
-from jaxgpt.model import GPT, Numerics, Params, merge
+from jaxgpt.model import GPT, Numerics, Params, logits_of, merge
 
 FIRST_LOSS_SCALE = 2.0**15
 LARGEST_LOSS_SCALE = 2.0**24
@@ -109,6 +109,114 @@ def first_state(
     return TrainState(params, optimizer.init(params), zero, jax.random.key_data(jax.random.key(seed)), guard)
 
 
+class Head(NamedTuple):
+    """What the loss needs to know of the head.
+
+    Attributes:
+      vocab_size: V; the table may have more rows.
+      numerics: of the product.
+      chunks: pieces of the positions whose logits exist one after the other.
+    """
+
+    vocab_size: int
+    numerics: Numerics
+    chunks: int
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def head_loss(
+    head: Head,
+    x: Float[Array, "B T C"],
+    table: Float[Array, "V2 C"],
+    targets: Int[Array, "B T"],
+    factor: Float[Array, ""],
+) -> Float[Array, ""]:
+    """Sum the cross entropy of the head's logits over the positions whose target is not negative.
+
+    Differentiated, the gradient of each chunk is computed while its logits are at hand, so that they are
+    neither kept nor computed again: one product less than rematerialization takes, and less memory.
+
+    Args:
+      head: sizes and numerics.
+      x: features.
+      table: token embedding, which is the head.
+      targets: the tokens that follow.
+      factor: what the loss will be multiplied by: gradients in float16 are formed with it. It has no
+        gradient itself.
+
+    Source: Hsu et al. 2024, Liger Kernel, arXiv:2410.10989 (fused linear cross entropy).
+    """
+
+    def chunk(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        features, wanted = part
+        logits = logits_of(features, table, head.vocab_size, head.numerics)
+        return total + _cross_entropy(logits, wanted)[0], None
+
+    return _over_chunks(chunk, _like(x, ()), x, targets, head.chunks)[0]
+
+
+def _head_loss_forward(
+    head: Head, x: Array, table: Array, targets: Array, factor: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    def chunk(carry: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        (total, table_gradient), (features, wanted) = carry, part
+        logits, backward = jax.vjp(
+            lambda x, table: logits_of(x, table, head.vocab_size, head.numerics), features, table
+        )
+        loss, gradient = _cross_entropy(logits, wanted)
+        features_gradient, more = backward(gradient * factor)
+        return (total + loss, table_gradient + more), features_gradient
+
+    start = (_like(x, ()), _like(x, table.shape))
+    (loss, table_gradient), x_gradient = _over_chunks(chunk, start, x, targets, head.chunks)
+    return loss, (x_gradient, table_gradient, factor)
+
+
+def _head_loss_backward(
+    head: Head, kept: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, None, None]:
+    x_gradient, table_gradient, factor = kept
+    ratio = gradient / factor  # 1 where the caller multiplies by what it said
+    return x_gradient * ratio, table_gradient * ratio, None, None
+
+
+head_loss.defvjp(_head_loss_forward, _head_loss_backward)
+
+
+def _cross_entropy(
+    logits: Float[Array, "N V2"], targets: Int[Array, "N"]
+) -> tuple[Float[Array, ""], Float[Array, "N V2"]]:
+    """Return the summed loss and its gradient: softmax - one-hot where a target counts."""
+    counted = targets >= 0
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    powers = jnp.exp(logits - largest)
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)
+    losses = jnp.where(counted[:, None], jnp.log(total) + largest - chosen, 0.0)
+    hits = jnp.arange(logits.shape[-1])[None] == targets[:, None]
+    gradient = powers * (counted[:, None] / total) - hits.astype(logits.dtype)  # no hit where it is < 0
+    return jnp.sum(losses), gradient
+
+
+def _over_chunks(
+    body: Callable[..., Any], start: Any, x: Array, targets: Array, chunks: int
+) -> tuple[Any, Any]:
+    """Scan over pieces of the positions; return the carry and what came out, in x's shape, if anything."""
+    N = targets.size
+    pieces = next(n for n in range(min(chunks, N), 0, -1) if N % n == 0)
+    parts = (x.reshape(pieces, N // pieces, -1), targets.reshape(pieces, N // pieces))
+    if pieces == 1:
+        carry, out = body(start, (parts[0][0], parts[1][0]))
+    else:
+        carry, out = jax.lax.scan(body, start, parts)
+    return carry, None if out is None else out.reshape(x.shape)
+
+
+def _like(x: Array, shape: tuple[int, ...]) -> Array:
+    """Return zeros of another shape that vary over devices as x does."""
+    return jnp.broadcast_to(jnp.sum(x[:0]), shape)
+
+
 def summed_loss(
     graph: nnx.GraphDef[GPT],
     params: Params,
@@ -118,6 +226,7 @@ def summed_loss(
     *,
     chunks: int = 1,
     remat: bool = False,
+    factor: Float[Array, ""] | float = 1.0,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Cross entropy over the positions whose target is not negative.
 
@@ -127,34 +236,18 @@ def summed_loss(
       inputs: tokens.
       targets: the tokens that follow; negative ones do not count.
       keys: (B,), for dropout.
-      chunks: pieces of the time axis whose logits exist one after the other; rounded down to a divisor of T.
+      chunks: pieces of the positions whose logits exist one after the other; rounded down to a divisor.
       remat: compute the blocks again in the backward pass.
+      factor: what the loss will be multiplied by before it is differentiated; see head_loss.
 
     Returns:
       The sum in nats, and the number of positions.
     """
     model = merge(graph, params)
     x = model.features(inputs, keys, remat)
-    B, T, C = x.shape
-    pieces = next(n for n in range(min(chunks, T), 0, -1) if T % n == 0)
-
-    def piece(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        features, wanted = part
-        losses = optax.softmax_cross_entropy_with_integer_labels(model.head(features), jnp.maximum(wanted, 0))
-        return total + jnp.sum(jnp.where(wanted >= 0, losses, 0.0)), None
-
-    zero = jnp.zeros((), x.dtype)
-    if pieces == 1:
-        total, _ = piece(zero, (x, targets))
-    else:
-        parts = (
-            jnp.moveaxis(x.reshape(B, pieces, T // pieces, C), 1, 0),
-            jnp.moveaxis(targets.reshape(B, pieces, T // pieces), 1, 0),
-        )
-        # checkpoint: the backward pass computes a piece's logits again instead of keeping all of them.
-        start = zero + 0 * jnp.sum(x[:0])  # varies over devices as the losses do
-        total, _ = jax.lax.scan(jax.checkpoint(piece), start, parts)
-    return total, jnp.sum(targets >= 0, dtype=jnp.int32)
+    head = Head(model.vocab_size, model.numerics, chunks)
+    loss = head_loss(head, x, model.wte.embedding[...], targets, jnp.asarray(factor, x.dtype))
+    return loss, jnp.sum(targets >= 0, dtype=jnp.int32)
 
 
 def make_gradients(
@@ -200,7 +293,8 @@ def make_gradients(
 
         def scaled(params: Params, *batch: Any) -> tuple[Array, tuple[Array, Array]]:
             whole = gathered(params, specs)
-            loss, count = summed_loss(graph, whole, *batch, chunks=config.loss_chunks, remat=config.remat)
+            how: dict[str, Any] = {"chunks": config.loss_chunks, "remat": config.remat, "factor": factor}
+            loss, count = summed_loss(graph, whole, *batch, **how)
             return loss * factor, (loss, count)
 
         if any(split.values()):  # gathered parameters are not kept for the backward pass

@@ -27,9 +27,11 @@ from jaxgpt.hardware import (
     compute_capability,
     flops_per_token,
     free_device_bytes,
+    keep_freed_memory,
     peak_flops,
+    reserve_memory,
 )
-from jaxgpt.mesh import keep_freed_memory, make_mesh, replicated, use_cpu_devices
+from jaxgpt.mesh import make_mesh, replicated, use_cpu_devices
 from jaxgpt.model import abstract_params, trim_vocabulary
 from jaxgpt.processes import StopSignal, all_agree, first_does, is_first, join_processes
 from jaxgpt.program import Program, peak_bytes
@@ -141,17 +143,20 @@ class TrainOptions:
 
 
 def run_config(options: TrainOptions, dataset: Dataset) -> RunConfig:
-    """Combine preset, data and options."""
+    """Combine preset, data and options; the precision is the preset's where none is given."""
     preset = find_preset(options.preset)
     given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
     model = preset.model(dataset.vocab_size)
     model = dataclasses.replace(model, **_fields_of(model, given))
     train = dataclasses.replace(preset.train, **_fields_of(preset.train, given))
-    if options.precision is None:
-        there = options.out / "config.json"
-        precision = read_run_config(options.out).train.precision if there.exists() else best_precision()
-        train = dataclasses.replace(train, precision=precision)
     return RunConfig(options.preset, model, train, data_entry(dataset))
+
+
+def _with_precision(config: RunConfig, folder: Path) -> RunConfig:
+    """Take the precision that a run began with, or what this device is best at."""
+    began = (folder / "config.json").exists()
+    precision = read_run_config(folder).train.precision if began else best_precision()
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
 
 def _fields_of(target: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +172,9 @@ def train(options: TrainOptions) -> Result:
     """
     find_preset(options.preset)
     dataset = open_dataset(options.data)
+    config = run_config(options, dataset)
     use_cpu_devices(options.cpu_devices)
+    keep_freed_memory(config.model, config.train, max(options.cpu_devices, 1))
     join_processes(
         options.coordinator,
         options.process_count,
@@ -175,7 +182,8 @@ def train(options: TrainOptions) -> Result:
         options.distributed,
         options.join_timeout,
     )
-    config = run_config(options, dataset)
+    if options.precision is None:
+        config = _with_precision(config, options.out)
     windows(dataset.val, config.model.block_size)  # says now what would fail at the first validation
     if len(dataset.train) < config.model.block_size + 1:
         raise UserError(
@@ -186,8 +194,6 @@ def train(options: TrainOptions) -> Result:
     if tokenizer.sha256 != dataset.tokenizer_sha256:
         raise UserError(f"tokenizer files in {options.data} do not match its manifest; prepare it again")
     mesh = make_mesh(options.mesh, options.cpu_devices)
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     micro = config.train.batch_size // config.train.accumulate
     if micro % mesh.size:
         raise UserError(
@@ -244,7 +250,10 @@ class Trainer:
     def train_step(self) -> jax.stages.Compiled:
         """The compiled step."""
         say("compiling")
-        return self.program.compile_step()
+        compiled = self.program.compile_step()
+        if jax.default_backend() == "cpu":
+            reserve_memory(peak_bytes(compiled) * jax.local_device_count())
+        return compiled
 
     def require_room(self) -> None:
         """Raise UserError when a step would take more memory than a device has left."""

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, assert_one_line_error
 
-SMALL = ("tiny", "--vocab-size", 300, "--block-size", 32, "--batch-size", 2)
+SMALL = ("tiny", "--vocab-size", 300, "--block-size", 32, "--batch-size", 4)
 
 
 def test_both_trainers_do_the_same_work_and_are_timed_in_turns(command: Command, tmp_path: Path) -> None:
@@ -18,20 +18,20 @@ def test_both_trainers_do_the_same_work_and_are_timed_in_turns(command: Command,
     assert {"machine", "date", "commit", "command"} <= figures.keys()
     assert [(row["engine"], row["devices"]) for row in figures["rows"]] == [
         ("jaxgpt", 1),
-        ("pytorch", 1),
         ("jaxgpt", 2),
+        ("pytorch", 1),
     ]
-    assert figures["rows"][2]["tokens_per_step"] == 2 * figures["rows"][0]["tokens_per_step"] == 128
+    assert {row["tokens_per_step"] for row in figures["rows"]} == {128}
     for row in figures["rows"]:
         assert row["step_ms"]["min"] > 0
         assert row["step_cpu_ms"]["min"] > 0
         assert 0 < row["product_share"] < 1
         assert row["mfu"] is None
         assert len(row["losses"]) == 3 + 2 * 3
-    against = figures["against_pytorch"]
-    assert against["step_time_ratio"]["min"] > 0
-    # float32 sums in another order, a few steps of AdamW
-    assert against["losses_differ_by"] <= 1e-4
+    for row in figures["rows"][:2]:
+        assert row["against_pytorch"]["step_time_ratio"]["min"] > 0
+        # float32 sums in another order, a few steps of AdamW
+        assert row["against_pytorch"]["losses_differ_by"] <= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,7 @@ def test_both_trainers_do_the_same_work_and_are_timed_in_turns(command: Command,
         (("--rounds", 0), "--rounds"),
         (("--devices", 0), "--devices"),
         (("--batch-size", 3, "--accumulate", 2), "divisible by accumulate"),
+        (("--batch-size", 4, "--devices", 3), "does not divide over 3 devices"),
     ],
 )
 def test_bad_settings_are_one_line(command: Command, more: tuple[object, ...], said: str) -> None:
