@@ -220,7 +220,8 @@ def row(
     tokens = contestant.train["batch_size"] * model.block_size
     rates = spread([tokens * options.steps / answer["seconds"] for answer in timed])
     peak = peak_flops(jax.devices()[0].device_kind, contestant.train["precision"])
-    achieved = rates["median"] * flops_per_token(model) / contestant.devices
+    places = contestant.devices if contestant.platform == "gpu" else 1  # a CPU's devices share its cores
+    achieved = rates["median"] * flops_per_token(model) / places
     return {
         "engine": contestant.engine,
         "devices": contestant.devices,
