@@ -115,6 +115,8 @@ def pytorch_step(contestant: Contestant, model: ModelConfig, train: TrainConfig)
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
         attn_implementation="sdpa",
     )
     gpt = transformers.GPT2LMHeadModel(config)

@@ -1,4 +1,4 @@
-"""The console command `jaxgpt-export`: convert, quantize, verify, generate."""
+"""The console command `jaxgpt-export`: convert, quantize, compare, verify, generate."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from jaxgpt.shared.console import run
 COMMANDS = {
     "convert": "export.convert:ConvertOptions:convert",
     "quantize": "export.quantize.command:QuantizeOptions:quantize",
+    "compare": "export.parity.command:CompareOptions:compare_command",
     "verify": "export.certificate:VerifyOptions:verify",
     "generate": "export.generate:GenerateOptions:run",
 }

@@ -6,13 +6,17 @@ Names are a table, layouts agree (Flax kernels and Hugging Face's Conv1D are bot
 folded or transposed; the certificate says how far the module's logits are from Flax's.
 """
 
+import contextlib
 import dataclasses
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 from jaxgpt.checkpoints import load_params
 from jaxgpt.config import ModelConfig
 from jaxgpt.model import Params, abstract_params, graph_of, merge
@@ -21,7 +25,7 @@ from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
 from jaxgpt.tokens import open_dataset
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Integer
 from torch import Tensor
 
 from export.artifact import HF_PREFIX, Tensors, from_hf_layout, from_hf_name, write_artifact
@@ -104,6 +108,60 @@ def flax_logits(run_folder: Path, step: int, probe: Probe) -> Float[Tensor, "P V
     run = open_run(run_folder)
     _, params = load_params(run, str(step))
     return all_flax_logits(run.config.model, params, probe.tokens)[probe.positions]
+
+
+class FlaxModel:
+    """A run's best checkpoint, computed by Flax; a `Comparable` of `export.parity`.
+
+    Args:
+      folder: the run folder.
+    """
+
+    quantized = False
+
+    def __init__(self, folder: Path) -> None:
+        run = open_run(folder)
+        self.name, self._config = str(folder), run.config.model
+        self._params = load_params(run, "best")[1]
+        self._model = merge(graph_of(self._config), self._params)
+
+    def logits(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Return the logits of every position."""
+        flat = all_flax_logits(self._config, self._params, tokens.to(torch.int32))
+        return flat.view(*tokens.shape, -1)
+
+    def outputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N O"]]:
+        """Return what each layer puts out, computed operator by operator."""
+        found: dict[str, Tensor] = {}
+        names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(self._model)}
+
+        def watched(kind: Any) -> Any:
+            original = kind.__call__
+
+            def call(layer: Any, *arguments: Any) -> Any:
+                out = original(layer, *arguments)
+                found[names[id(layer)]] = torch.from_numpy(np.array(out, np.float32)).flatten(0, -2)
+                return out
+
+            return unittest.mock.patch.object(kind, "__call__", call)
+
+        with contextlib.ExitStack() as held:
+            held.enter_context(jax.default_matmul_precision("highest"))
+            for kind in (nnx.Linear, nnx.LayerNorm, nnx.Embed):
+                held.enter_context(watched(kind))
+            logits = self._model(jnp.asarray(tokens.to(torch.int32).numpy()))
+        found["lm_head"] = torch.from_numpy(np.array(logits, np.float32)).flatten(0, -2)
+        return found
+
+    def tensors(self, layer: str) -> dict[str, Tensor]:
+        """Return the weight (O, I) and bias of a layer."""
+        found = {}
+        for name, array in self._params.items():
+            stem, _, leaf = name.rpartition(".")
+            if stem == ("wte" if layer == "lm_head" else layer):
+                tensor = torch.from_numpy(np.array(array, np.float32))
+                found["bias" if leaf == "bias" else "weight"] = tensor.t() if leaf == "kernel" else tensor
+        return found
 
 
 def convert(options: ConvertOptions) -> Result:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,30 @@ def run(work: Path, data: Path) -> Path:
     arguments = ("tiny", "--data", data, "--out", work / "run", "--cpu-devices", 2, *TINY_SHAPE, *TINY_TRAIN)
     assert run_command("jaxgpt", "train", *arguments) == 0
     return work / "run"
+
+
+@pytest.fixture(scope="session")
+def run_alone(work: Path, data: Path) -> Path:
+    """The same training in a process of its own, to compare bits with others of such processes.
+
+    XLA takes a thread for each device, these tests simulate 8, and the order in which sums are formed depends
+    on the number of threads.
+    """
+    arguments = (
+        "tiny",
+        "--data",
+        data,
+        "--out",
+        work / "alone",
+        "--cpu-devices",
+        2,
+        *TINY_SHAPE,
+        *TINY_TRAIN,
+    )
+    code = f"from jaxgpt.cli import main; main({['train', *map(str, arguments)]!r})"
+    command, environment = python(code)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return work / "alone"
 
 
 @pytest.fixture(scope="session")

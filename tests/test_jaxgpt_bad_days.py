@@ -42,7 +42,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(
-    command: Command, run: Path, data: Path, tmp_path: Path, number: int
+    run_alone: Path, data: Path, tmp_path: Path, number: int
 ) -> None:
     out = tmp_path / "run"
     process = start(*arguments(data, out, "--sample-every", 0))
@@ -54,10 +54,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert f"step {done} is saved" in err
     assert "the same command goes on" in err
     assert (out / "checkpoints" / str(done)).is_dir()
-    code, _, err = command("jaxgpt", *arguments(data, out, "--sample-every", 0))
-    assert code == 0
+    again = start(*arguments(data, out, "--sample-every", 0))
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
     assert done == 40 or f"resuming after step {done}" in err
-    assert losses(out) == losses(run)
+    assert losses(out) == losses(run_alone)
 
 
 def damage(folder: Path, how: str) -> None:

@@ -103,7 +103,7 @@ def test_a_padded_token_table_is_read_without_its_padding(
     assert command("jaxgpt-export", "convert", "--run", out, "--out", tmp_path / "fp32")[0] == 0
 
 
-def test_killed_training_resumes_bit_for_bit(run: Path, data: Path, tmp_path: Path) -> None:
+def test_killed_training_resumes_bit_for_bit(run_alone: Path, data: Path, tmp_path: Path) -> None:
     """kill -9 after the checkpoint of step 20; the other 20 steps must give the very same losses."""
     out = tmp_path / "run"
     code = f"from jaxgpt.cli import main; main({[str(a) for a in train_command(data, out)[1:]]!r})"
@@ -119,7 +119,7 @@ def test_killed_training_resumes_bit_for_bit(run: Path, data: Path, tmp_path: Pa
     (out / "metrics.jsonl").open("a").write('{"step": 99, "lo')  # what a kill may leave
     done = subprocess.run(arguments, env=environment, check=True, capture_output=True, text=True)
     assert "resuming after step" in done.stderr
-    assert training_losses(out) == training_losses(run)
+    assert training_losses(out) == training_losses(run_alone)
 
 
 def test_running_a_finished_training_again_changes_nothing(command: Command, run: Path, data: Path) -> None:

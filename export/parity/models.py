@@ -1,0 +1,156 @@
+"""What can be compared: run folders, artifacts, Hugging Face folders, modules, with their layers in sight."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxgpt.shared.errors import UserError
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from export.artifact import read_artifact
+
+# The layers of a GPT-2 under its own names, whatever a library puts before them.
+LAYER = re.compile(
+    r"(?:^|\.)(wte|wpe|h\.\d+\.(?:ln_1|attn\.c_attn|attn\.c_proj|ln_2|mlp\.c_fc|mlp\.c_proj)|ln_f|lm_head)$"
+)
+
+
+@runtime_checkable
+class Comparable(Protocol):
+    """A model that can be compared.
+
+    Attributes:
+      name: for messages.
+      quantized: whether it rounds, so that layers may differ by more than float sums do.
+    """
+
+    name: str
+    quantized: bool
+
+    def logits(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Return the logits of every position."""
+        ...
+
+    def outputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N O"]]:
+        """Return what each layer puts out, by GPT-2's name, in the order of the computation.
+
+        Points that a model scales on purpose (smoothing that is folded into its weights) are left out.
+        """
+        ...
+
+    def tensors(self, layer: str) -> dict[str, Tensor]:
+        """Return the float weight (O, I) and bias (O,) of a layer, where it has them."""
+        ...
+
+
+class ModuleModel:
+    """A PyTorch module whose layers have GPT-2's names: this project's, transformers', a user's.
+
+    Args:
+      module: called with tokens (B, T); gives logits (B, T, V), or an object that has them as `logits`.
+      name: for messages.
+      folded: its static smoothing is folded into norms and value columns, which then differ on purpose.
+    """
+
+    def __init__(self, module: nn.Module, name: str, folded: bool = False) -> None:
+        self.name, self._module, self._folded = name, module.eval(), folded
+        self._layers = {
+            match[1]: layer for path, layer in module.named_modules() if (match := LAYER.search(path))
+        }
+        self.quantized = any(hasattr(layer, "weight_scale") for layer in self._layers.values())
+
+    @torch.inference_mode()
+    def logits(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Return the logits of every position."""
+        out = self._module(tokens.long())
+        return getattr(out, "logits", out)
+
+    def outputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N O"]]:
+        """Return what each layer puts out."""
+        found: dict[str, Tensor] = {}
+        with self._watched(found):
+            self.logits(tokens)
+        if self._folded:
+            found = {name: rows for name, rows in found.items() if ".ln_" not in name and name != "ln_f"}
+            for name in [name for name in found if name.endswith("c_attn")]:
+                found[name] = found[name][:, : found[name].shape[1] * 2 // 3]  # queries and keys
+        return found
+
+    @contextlib.contextmanager
+    def _watched(self, found: dict[str, Tensor]) -> Iterator[None]:
+        def keep(name: str, out: Tensor) -> None:
+            found[name] = out.detach().reshape(-1, out.shape[-1]).clone()
+
+        handles = [
+            layer.register_forward_hook(lambda module, args, out, name=name: keep(name, out))
+            for name, layer in self._layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def tensors(self, layer: str) -> dict[str, Tensor]:
+        """Return the float weight (O, I) and bias of a layer."""
+        module: Any = self._layers[layer]
+        found = {}
+        for part in ("weight", "bias"):
+            tensor = getattr(module, part, None)
+            if isinstance(tensor, Tensor):
+                found[part] = tensor.detach()
+        if hasattr(module, "weight_scale"):
+            found["weight"] = found["weight"] * module.weight_scale[:, None]
+            if module.smooth is not None:
+                found["weight"] = found["weight"] / module.smooth
+        if type(module).__name__ == "Conv1D":  # transformers' linear layers hold (I, O)
+            found["weight"] = found["weight"].t()
+        return found
+
+
+def open_model(subject: str | Path | nn.Module) -> Comparable:
+    """Open whatever can be compared.
+
+    Args:
+      subject: a run folder (its best checkpoint, computed by Flax), an artifact, another Hugging Face GPT-2
+        folder (computed by transformers, which has to be installed), or a module.
+
+    Raises:
+      UserError: the folder is none of these.
+    """
+    if isinstance(subject, nn.Module):
+        return ModuleModel(subject, type(subject).__name__)
+    folder = Path(subject)
+    if (folder / "checkpoints").is_dir():
+        from export.convert import FlaxModel  # the only module that knows JAX
+
+        return FlaxModel(folder)
+    if (folder / "certificate.json").exists():
+        artifact = read_artifact(folder)
+        static = artifact.quantization is not None and artifact.quantization.method == "static"
+        return ModuleModel(artifact.model(), str(folder), folded=static)
+    if (folder / "config.json").exists():
+        return ModuleModel(_from_transformers(folder), str(folder))
+    raise UserError(
+        f"{folder} is no run folder, artifact or Hugging Face folder; expected checkpoints/, "
+        "certificate.json or config.json in it"
+    )
+
+
+def _from_transformers(folder: Path) -> nn.Module:
+    import transformers  # an option: only folders of others need it
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"transformers can't load {folder} ({line})") from None
+    return model

@@ -1,0 +1,164 @@
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, python
+from safetensors.torch import load_file, save_file
+
+from export.artifact import read_artifact
+from export.parity import (
+    assert_logits_close,
+    assert_quantization_loss,
+    compare_models,
+    first_deviation,
+    open_model,
+)
+from export.parity.whole import layer_errors
+from jaxgpt.shared.errors import UserError
+from jaxgpt.tokens import open_dataset, windows
+
+MAX_KL = 2e-5  # the good INT8 artifacts of these tests: 4e-6
+
+
+@pytest.fixture(scope="module")
+def tokens(data: Path) -> torch.Tensor:
+    inputs, _ = windows(open_dataset(data).val, 64)
+    return torch.from_numpy(inputs[:4])
+
+
+def broken(artifact: Path, folder: Path, change: str) -> Path:
+    """Copy an artifact and damage its h.1.attn.c_attn or h.1.attn.c_proj in a way that loads."""
+    shutil.copytree(artifact, folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    prefix = "transformer." if "transformer.wte.weight" in tensors else ""
+    name = f"{prefix}h.1.attn.{'c_proj' if change == 'transposed' else 'c_attn'}.weight"
+    if change == "transposed":
+        tensors[name] = tensors[name].t().contiguous()
+    else:  # queries and values swapped
+        axis = 1 if prefix else 0
+        q, k, v = tensors[name].chunk(3, dim=axis)
+        tensors[name] = torch.cat([v, k, q], dim=axis).contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_run_its_artifact_and_transformers_agree_as_a_whole_and_in_every_layer(
+    run: Path, fp32: Path, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    shutil.copytree(fp32, tmp_path / "hf", ignore=shutil.ignore_patterns("certificate.json"))
+    flax, ours, theirs = open_model(run), open_model(fp32), open_model(tmp_path / "hf")
+    for other in (ours, theirs):
+        found = assert_logits_close(flax, other, tokens)
+        assert found.loss_increase == pytest.approx(0, abs=1e-5)
+        errors = layer_errors(flax, other, tokens)
+        assert list(errors)[:3] == ["wte", "wpe", "h.0.ln_1"]
+        assert list(errors)[-2:] == ["ln_f", "lm_head"]
+        assert len(errors) == 2 + 2 * 6 + 2
+        assert max(errors.values()) < 1e-4
+        assert first_deviation(flax, other, tokens) is None
+
+
+def test_losses_and_greedy_texts_are_compared(fp32: Path, int8_dynamic: Path, tokens: torch.Tensor) -> None:
+    reference, model = open_model(fp32), open_model(int8_dynamic)
+    found = compare_models(reference, model, tokens, greedy_tokens=8)
+    logits = read_artifact(fp32).model()(tokens[:, :-1].long()).double()
+    log_p = logits - logits.logsumexp(-1, keepdim=True)
+    expected = -log_p.gather(-1, tokens[:, 1:].long()[..., None]).mean()
+    assert found.reference_loss == pytest.approx(float(expected), abs=1e-5)
+    assert 0 < abs(found.loss_increase) < 0.05
+    assert compare_models(reference, reference, tokens, greedy_tokens=8).greedy_parts_at is None
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8_dynamic", "int8_static"])
+@pytest.mark.parametrize(
+    ("change", "layer"), [("swapped", "h.1.attn.c_attn"), ("transposed", "h.1.attn.c_proj")]
+)
+def test_a_damaged_layer_is_named_with_its_tensor(
+    kind: str,
+    change: str,
+    layer: str,
+    fp32: Path,
+    tokens: torch.Tensor,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    artifact = request.getfixturevalue(kind)
+    reference = open_model(fp32)
+    assert first_deviation(reference, open_model(artifact), tokens) is None
+    model = open_model(broken(artifact, tmp_path / "broken", change))
+    deviation = first_deviation(reference, model, tokens)
+    assert deviation is not None
+    assert (deviation.layer, deviation.tensor) == (layer, "weight")
+    # The loss of a model after 40 steps hardly depends on its attention, its distribution does.
+    check = assert_logits_close if kind == "fp32" else partial(assert_quantization_loss, max_kl=MAX_KL)
+    with pytest.raises(AssertionError, match=rf"{layer}.*look at {layer}\.weight"):
+        check(reference, model, tokens)
+
+
+def test_models_of_other_vocabularies_and_other_folders_are_one_clear_line(
+    fp32: Path, tmp_path: Path, tokens: torch.Tensor
+) -> None:
+    with pytest.raises(UserError, match="no run folder, artifact or Hugging Face folder"):
+        open_model(tmp_path)
+
+    class Other(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(*tokens.shape, 7)
+
+    with pytest.raises(UserError, match="different vocabularies"):
+        compare_models(open_model(fp32), open_model(Other()), tokens)
+
+
+USERS_TEST = """
+from export.parity import assert_quantization_loss
+
+def test_int8_costs_little(parity_reference, parity_model, parity_tokens):
+    assert parity_tokens.shape[1] == 64
+    assert_quantization_loss(parity_reference, parity_model, parity_tokens, max_increase=0.05, max_kl=2e-5)
+"""
+
+
+def users_pytest(folder: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    """Run pytest in a user's folder, with the plugin as an installation gives it."""
+    (folder / "test_mine.py").write_text(USERS_TEST)
+    plugin = ["-p", "export.parity.pytest_plugin", "-p", "no:cacheprovider"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", *plugin, *map(str, options), str(folder)],
+        cwd=folder,
+        env={**python("")[1], "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_plugin_holds_a_user_s_artifact_to_a_bound_and_names_what_broke_it(
+    run: Path, int8_dynamic: Path, data: Path, tmp_path: Path
+) -> None:
+    given = ("--parity-reference", run, "--parity-data", data, "--parity-tokens", 512)
+    good = users_pytest(tmp_path, *given, "--parity-model", int8_dynamic)
+    assert good.returncode == 0, good.stdout
+    assert "1 passed" in good.stdout
+    bad_model = broken(int8_dynamic, tmp_path / "broken", "swapped")
+    bad = users_pytest(tmp_path, *given, "--parity-model", bad_model)
+    assert bad.returncode == 1
+    assert "h.1.attn.c_attn.weight" in bad.stdout
+    without = users_pytest(tmp_path)
+    assert without.returncode == 0
+    assert "give --parity-reference" in without.stdout
+
+
+def test_compare_shows_both_and_gates(command: Command, run: Path, int8_dynamic: Path, data: Path) -> None:
+    arguments = ("compare", "--reference", run, "--model", int8_dynamic, "--data", data, "--tokens", 512)
+    code, _, err = command("jaxgpt-export", *arguments, "--greedy-tokens", 4)
+    assert code == 0
+    assert "KL" in err
+    assert "h.1.mlp.c_proj" in err
+    code, _, err = command("jaxgpt-export", *arguments, "--max-loss-increase", -1.0)
+    assert code == 1
+    assert "FAIL" in err
