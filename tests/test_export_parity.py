@@ -126,9 +126,18 @@ def test_int8_costs_little(parity_reference, parity_model, parity_tokens):
 def users_pytest(folder: Path, *options: object) -> subprocess.CompletedProcess[str]:
     """Run pytest in a user's folder, with the plugin as an installation gives it."""
     (folder / "test_mine.py").write_text(USERS_TEST)
-    plugin = ["-p", "export.parity.pytest_plugin", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", *plugin, *map(str, options), str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            *map(str, options),
+            str(folder),
+        ],
         cwd=folder,
         env={**python("")[1], "PYTEST_ADDOPTS": ""},
         capture_output=True,
