@@ -1,6 +1,7 @@
 # make setup  builds .venv alone
 # make demo   builds .venv, then runs the whole pipeline on real input on the CPU
 # make test   builds .venv, then lint, type check, tests
+# make reference  builds .venv, then trains the reference model, about an hour on two cores
 # make lint   lint and type check alone
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo reference test lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -21,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/demo.sh $(DEMO)
+
+reference: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/reference.sh runs/reference
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
