@@ -54,7 +54,7 @@ class TrainBenchOptions:
       devices: numbers of devices that this trainer is measured with. PyTorch takes one GPU, or all cores.
       rounds: in each of which every trainer takes its turn.
       steps: of a turn.
-      peers: also PyTorch.
+      alone: leave PyTorch out.
       out: also write the figures into this JSON file.
       json: print one JSON document with all figures on stdout.
     """
@@ -70,7 +70,7 @@ class TrainBenchOptions:
     devices: tuple[int, ...] = (1,)
     rounds: int = 5
     steps: int = 10
-    peers: bool = True
+    alone: bool = False
     out: Path | None = None
     json: bool = False
 
@@ -83,7 +83,7 @@ def settings_of(options: TrainBenchOptions) -> tuple[ModelConfig, TrainConfig]:
         model = dataclasses.replace(model, block_size=options.block_size)
     train = TrainConfig(
         max_steps=10**6,
-        batch_size=options.batch_size or preset.train.batch_size,
+        batch_size=preset.train.batch_size if options.batch_size is None else options.batch_size,
         accumulate=options.accumulate,
         warmup_steps=0,
         final_rate=1.0,
@@ -109,8 +109,8 @@ def train_bench(options: TrainBenchOptions) -> Result:
             f"a micro-batch of {micro} sequences (batch_size / accumulate) does not divide over "
             f"{max(options.devices)} devices; choose another --batch-size or --devices"
         )
-    if platform == "gpu" and options.peers and not torch.cuda.is_available():
-        raise UserError("JAX sees a GPU, PyTorch does not: install its CUDA build, or give --no-peers")
+    if platform == "gpu" and not options.alone and not torch.cuda.is_available():
+        raise UserError("JAX sees a GPU, PyTorch does not: install its CUDA build, or give --alone")
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
         weights = str(weights_file(model, Path(scratch)))
 
@@ -121,7 +121,7 @@ def train_bench(options: TrainBenchOptions) -> Result:
             return Contestant(engine, devices, platform, *given)
 
         line_up = [contestant("jaxgpt", devices) for devices in options.devices]
-        if options.peers:
+        if not options.alone:
             line_up.append(contestant("pytorch", 1))
         answers, products = run_rounds(line_up, options, train.precision, platform)
     product = statistics.median(products)
@@ -149,7 +149,7 @@ def train_bench(options: TrainBenchOptions) -> Result:
         "datasheet_tflops": None if peak is None else peak / 1e12,
         "rows": rows,
     }
-    if options.peers:
+    if not options.alone:
         theirs = answers[line_up[-1].name]
         for each, line in zip(line_up[:-1], rows[:-1], strict=True):
             if line["tokens_per_step"] == rows[-1]["tokens_per_step"]:

@@ -122,6 +122,7 @@ class FlaxModel:
     def __init__(self, folder: Path) -> None:
         run = open_run(folder)
         self.name, self._config = str(folder), run.config.model
+        self.block_size: int | None = run.config.model.block_size
         self._params = load_params(run, "best")[1]
         self._model = merge(graph_of(self._config), self._params)
 

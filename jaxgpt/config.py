@@ -11,6 +11,7 @@ from jaxgpt.shared.errors import UserError, nearest
 
 RUN_FORMAT_VERSION = 2
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
+MAX_BLOCK_SIZE = 2**20
 
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -67,6 +68,8 @@ class ModelConfig:
             _require_positive(name, getattr(self, name))
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise UserError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB_SIZE}")
+        if self.block_size > MAX_BLOCK_SIZE:
+            raise UserError(f"block_size ({self.block_size}) must be at most {MAX_BLOCK_SIZE}")
         if self.n_embd % self.n_head:
             below = self.n_embd // self.n_head * self.n_head
             valid = " or ".join(str(n) for n in (below, below + self.n_head) if n)
@@ -171,6 +174,8 @@ class TrainConfig:
                 raise UserError(f"{name} ({getattr(self, name)}) must be above 0, and finite")
         if self.seed >= 2**31:
             raise UserError(f"seed ({self.seed}) must be below 2^31")
+        if self.vocab_multiple > MAX_VOCAB_SIZE:
+            raise UserError(f"vocab_multiple ({self.vocab_multiple}) must be at most {MAX_VOCAB_SIZE}")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size ({self.batch_size}) must be divisible by accumulate ({self.accumulate})"

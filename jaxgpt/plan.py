@@ -24,7 +24,8 @@ from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.steps import choose_numerics
 
-UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TB": 1e12, "TIB": 2**40}
+MAX_DEVICES = 1024  # simulated at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,8 @@ def _shard_bytes(tree: Any, shardings: Any) -> int:
 
 def parse_memory(text: str) -> float:
     """Return the bytes of "16GB", "15.8 GiB" or "16000MB"."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
-    if not match:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
+    if not match or not float(match[1]):
         raise UserError(f"memory {text!r} is no size; expected such as 16GB")
     return float(match[1]) * UNITS[match[2].upper()]
 
@@ -73,16 +74,22 @@ def plan(options: PlanOptions) -> Result:
     memory = parse_memory(options.memory)
     sizes = re.findall(r"=(\d+)", options.mesh)
     devices = math.prod(map(int, sizes)) or 1
-    parse_mesh(options.mesh, devices)
+    if devices > MAX_DEVICES:
+        raise UserError(
+            f"mesh {options.mesh!r} has {devices} devices; at most {MAX_DEVICES} can be simulated"
+        )
+    layout = ",".join(f"{axis}={size}" for axis, size in parse_mesh(options.mesh, devices).items())
     use_cpu_devices(devices)
     mesh = make_mesh(options.mesh, devices)
     model = preset.model(options.vocab_size)
     if options.block_size is not None:
         model = dataclasses.replace(model, block_size=options.block_size)
-    batch = options.batch_size or preset.train.batch_size
+    batch = preset.train.batch_size if options.batch_size is None else options.batch_size
+    if batch < 1:
+        raise UserError(f"batch_size ({batch}) must be at least 1")
     if batch % devices:
         raise UserError(f"batch {batch} does not divide over {devices} devices; choose a multiple of them")
-    chunks = options.loss_chunks or preset.train.loss_chunks
+    chunks = preset.train.loss_chunks if options.loss_chunks is None else options.loss_chunks
     train = dataclasses.replace(preset.train, precision=options.precision, loss_chunks=chunks)
     numerics, _ = choose_numerics(model, train.precision, "cpu", 0.0)
     program = Program(model, train, mesh, numerics)
@@ -123,8 +130,9 @@ def plan(options: PlanOptions) -> Result:
     }
     if largest:
         say(
-            f"fits into {_gb(memory)}: --mesh {options.mesh} --batch-size {batch} "
-            f"--accumulate {local // largest}, {_gb(peak(largest))} a device"
+            f"fits into {_gb(memory)}, {_gb(peak(largest))} a device: --mesh {layout} --batch-size {batch} "
+            f"--accumulate {local // largest} --block-size {model.block_size} --loss-chunks {chunks} "
+            f"--precision {options.precision}"
         )
     else:
         say(

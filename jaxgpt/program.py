@@ -60,11 +60,15 @@ class Program:
 
         The state is donated; inputs and targets have batch_shape and lie as batch_sharding says.
         """
+        return self.lower_step().compile()
+
+    def lower_step(self) -> jax.stages.Lowered:
+        """Return the step before XLA optimizes it."""
         dropout = self._model.dropout > 0
         step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, dropout)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
         batch = jax.ShapeDtypeStruct(self.batch_shape, jnp.int32, sharding=self.batch_sharding)
-        return jitted.lower(self.placed(), batch, batch).compile()
+        return jitted.lower(self.placed(), batch, batch)
 
 
 def peak_bytes(compiled: Any) -> float:

@@ -75,7 +75,8 @@ class Recorder:
         Args:
           step: its number.
           values: at least loss (nats per token).
-          input_wait_s: seconds in which the devices had nothing to do because the batch was not ready.
+          input_wait_s: at most so many seconds the devices had nothing to do because the batch was not
+            ready.
         """
         self._times.append(time.perf_counter())
         if len(self._times) > 1:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -22,7 +21,17 @@ GROWTH_STEPS = 1000  # finite steps after which the loss scale doubles
 SPIKE_WARMUP = 100  # losses before the spike guard judges
 SPIKE_MEMORY = 0.98  # of its running mean and variance
 
-GATHERED = "gathered"  # name of parameters that fsdp brought together
+# What stands between a shard and the first use of its parameter: as none of it is kept, no whole one is.
+GATHERED_AGAIN = {
+    "all_gather",
+    "broadcast_in_dim",
+    "convert_element_type",
+    "pcast",
+    "pvary",
+    "reshape",
+    "squeeze",
+    "transpose",
+}
 COMPUTE_DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 FLASH_CAPABILITY = 8.0  # cuDNN's fused attention needs an A100 or newer
 MAX_FLASH_HEAD_SIZE = 128
@@ -272,7 +281,7 @@ def make_gradients(
             if "fsdp" not in specs[name]:
                 return shard
             axis = specs[name].index("fsdp")
-            return checkpoint_name(jax.lax.all_gather(shard, "fsdp", axis=axis, tiled=True), GATHERED)
+            return jax.lax.all_gather(shard, "fsdp", axis=axis, tiled=True)
 
         return {name: whole(name, shard) for name, shard in shards.items()}
 
@@ -297,9 +306,8 @@ def make_gradients(
             loss, count = summed_loss(graph, whole, *batch, **how)
             return loss * factor, (loss, count)
 
-        if any(split.values()):  # gathered parameters are not kept for the backward pass
-            policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-            scaled = jax.checkpoint(scaled, policy=policy)
+        if any(split.values()):
+            scaled = jax.checkpoint(scaled, policy=_kept_for_backward)
 
         def micro_step(carry: Any, batch: Any) -> tuple[Any, None]:
             micro_inputs, micro_targets, index = batch
@@ -347,6 +355,11 @@ def make_gradients(
         return call(params, *rest)
 
     return gradients
+
+
+def _kept_for_backward(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keep what was computed; gather parameters, and cast or lay out anything, again."""
+    return primitive.name not in GATHERED_AGAIN
 
 
 def make_train_step(

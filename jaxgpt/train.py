@@ -302,7 +302,7 @@ class Trainer:
                 evaluates = not stopped and (last or step % settings.eval_every == 0)
                 saves = bool(stopped) or last or step % settings.checkpoint_every == 0
                 samples = not stopped and settings.sample_every
-                samples = samples and (last or step % settings.sample_every == 0)
+                samples = samples and (last or step % settings.sample_every == 0) and self._holds_whole_model
                 if evaluates or saves or samples:
                     self._record(recorder, *pending)
                     pending = None
@@ -374,6 +374,16 @@ class Trainer:
         if self.config.train.precision != "fp16":
             del values["loss_scale"]
         recorder.step(step, values, input_wait_s)
+
+    @functools.cached_property
+    def _holds_whole_model(self) -> bool:
+        """Whether a device has room for all parameters, which a sample takes, beside the training."""
+        free = free_device_bytes()
+        whole = sum(math.prod(leaf.shape) * 4 for leaf in self.program.abstract.params.values())
+        holds = all_agree(free is None or self.mesh.shape["fsdp"] == 1 or whole <= free / 2)
+        if not holds:
+            say("no samples are drawn: the whole model does not fit on one device beside the training")
+        return holds
 
     def _validate(self, state: TrainState) -> dict[str, float]:
         micro = self.config.train.batch_size // self.config.train.accumulate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command, python
+from conftest import Command, assert_one_line_error, python
 from safetensors.torch import load_file, save_file
 
 from export.artifact import read_artifact
@@ -114,6 +114,25 @@ def test_models_of_other_vocabularies_and_other_folders_are_one_clear_line(
         compare_models(open_model(fp32), open_model(Other()), tokens)
 
 
+def test_a_folder_that_transformers_would_fill_up_is_refused(
+    command: Command, fp32: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(fp32, tmp_path / "hf", ignore=shutil.ignore_patterns("certificate.json"))
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["transformer.h.1.attn.c_attn.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    arguments = ("compare", "--reference", fp32, "--model", tmp_path / "hf", "--data", data)
+    assert_one_line_error(command("jaxgpt-export", *arguments), "missing tensors", "h.1.attn.c_attn.weight")
+    path.write_bytes(path.read_bytes()[:2000])
+    assert_one_line_error(command("jaxgpt-export", *arguments), "can't load")
+
+
+def test_longer_windows_than_a_model_holds_are_one_line(command: Command, run: Path, data: Path) -> None:
+    arguments = ("compare", "--reference", run, "--model", run, "--data", data, "--block-size", 65)
+    assert_one_line_error(command("jaxgpt-export", *arguments), "65 tokens", "holds 64")
+
+
 USERS_TEST = """
 from export.parity import assert_quantization_loss
 
@@ -157,6 +176,10 @@ def test_the_plugin_holds_a_user_s_artifact_to_a_bound_and_names_what_broke_it(
     bad = users_pytest(tmp_path, *given, "--parity-model", bad_model)
     assert bad.returncode == 1
     assert "h.1.attn.c_attn.weight" in bad.stdout
+    nowhere = users_pytest(tmp_path, *given[2:], "--parity-reference", run, "--parity-model", "nowhere")
+    assert nowhere.returncode == 1
+    assert "is no run folder, artifact or Hugging Face folder" in nowhere.stdout
+    assert "Traceback" not in nowhere.stdout
     without = users_pytest(tmp_path)
     assert without.returncode == 0
     assert "give --parity-reference" in without.stdout

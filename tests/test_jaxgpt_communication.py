@@ -2,16 +2,17 @@
 
 import math
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgpt.config import ModelConfig, TrainConfig
+from jaxgpt.config import ModelConfig, Precision, TrainConfig
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model import Numerics, abstract_params, graph_of, init_params
 from jaxgpt.program import Program
-from jaxgpt.steps import summed_loss
+from jaxgpt.steps import COMPUTE_DTYPES, summed_loss
 
 MODEL = ModelConfig(vocab_size=80, block_size=24, n_layer=2, n_head=2, n_embd=32)
 # As wide as GPT-2, with a padded table: the partitioner left to itself moves activations here.
@@ -33,8 +34,12 @@ def communication(mesh_text: str, accumulate: int, model: ModelConfig = MODEL) -
     return found
 
 
+def named_shapes(model: ModelConfig) -> dict[str, Shape]:
+    return {name: leaf.shape for name, leaf in abstract_params(model).items()}
+
+
 def shapes_of(model: ModelConfig) -> list[Shape]:
-    return [leaf.shape for leaf in abstract_params(model).values()]
+    return list(named_shapes(model).values())
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -77,6 +82,28 @@ def test_fsdp_gathers_parameters_and_never_activations(
     assert 0 < len(scattered) <= len(parameters)
     # Reduced are gradients (of shards over data, of what is not split over both) and scalars.
     assert {shape for kind, shape in found if kind == "all-reduce"} <= {*parameters, *shards, ()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_fsdp_gathers_matrices_again_for_the_backward_pass(accumulate: int, precision: Precision) -> None:
+    """Read before XLA optimizes: once for the forward pass, once more for the gradient of its input.
+
+    The embeddings are not needed again: the head's gradient is formed in the forward pass.
+    """
+    train = TrainConfig(batch_size=16 * accumulate, accumulate=accumulate, precision=precision)
+    numerics = Numerics(compute=COMPUTE_DTYPES[precision])
+    text = Program(MODEL, train, make_mesh("fsdp=8", 8), numerics).lower_step().as_text()
+    found = re.findall(r"stablehlo.all_gather.*?-> tensor<([\dx]+)xf32>", text, re.DOTALL)
+    gathered = Counter(tuple(map(int, shape.split("x"))) for shape in found)
+    parameters = Counter(shapes_of(MODEL))
+    kernels = {shape for name, shape in named_shapes(MODEL).items() if name.endswith("kernel")}
+    matrices = {shape: count for shape, count in gathered.items() if len(shape) == 2}
+    assert matrices == {
+        shape: count * (2 if shape in kernels else 1)
+        for shape, count in parameters.items()
+        if len(shape) == 2
+    }
 
 
 def test_chunked_cross_entropy_halves_the_peak_at_gpt2_s_vocabulary() -> None:

@@ -85,4 +85,7 @@ def test_bad_input_is_one_line(command: Command) -> None:
         parse_memory("sixteen")
     assert_one_line_error(command("jaxgpt", "plan", "tiny", "--mesh", "date=2"), "no axis")
     assert_one_line_error(command("jaxgpt", "plan", "tiny", "--memory", "-3"), "no size")
+    assert_one_line_error(command("jaxgpt", "plan", "tiny", "--memory", "0GB"), "no size")
+    assert_one_line_error(command("jaxgpt", *TINY, "--batch-size", 0), "batch_size (0)")
+    assert_one_line_error(command("jaxgpt", *TINY, "--mesh", "data=5000"), "5000 devices")
     assert_one_line_error(command("jaxgpt", *TINY, "--mesh", "data=3"), "batch 8", "3 devices")

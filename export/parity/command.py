@@ -4,6 +4,7 @@ jaxgpt-export compare --reference runs/demo/run --model runs/demo/int8-static --
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from export.parity.models import open_model
 from export.parity.whole import Deviation, compare_models, first_deviation, layer_errors
 
 LAYER_ROWS = 2  # windows on which layers are compared
+DEFAULT_BLOCK_SIZE = 64  # where no model says what it holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class CompareOptions:
       model: another one.
       data: dataset folder whose validation split is compared on.
       tokens: of it to compare on.
-      block_size: window length; at most what both models hold.
+      block_size: window length; if not given, what both models hold.
       greedy_tokens: also continue two texts greedily by so many tokens and say where they part.
       max_logit_diff: bound on the largest difference of a logit.
       max_loss_increase: bound on the loss above the reference's, nats per token.
@@ -37,7 +39,7 @@ class CompareOptions:
     model: Path
     data: Path
     tokens: int = 4096
-    block_size: int = 64
+    block_size: int | None = None
     greedy_tokens: int = 0
     max_logit_diff: float | None = None
     max_loss_increase: float | None = None
@@ -46,12 +48,19 @@ class CompareOptions:
 
 def compare_command(options: CompareOptions) -> Result:
     """Run `jaxgpt-export compare`."""
-    if options.tokens < 2 or options.block_size < 2 or options.greedy_tokens < 0:
+    asked = options.block_size
+    if options.tokens < 2 or (asked is not None and asked < 2) or options.greedy_tokens < 0:
         raise UserError("--tokens and --block-size must be at least 2, --greedy-tokens 0 or more")
-    inputs, targets = windows(open_dataset(options.data).val, options.block_size)
-    full = inputs[(targets >= 0).all(axis=1)]
-    tokens = torch.from_numpy(full[: max(options.tokens // options.block_size, 1)])
+    for bound in (options.max_logit_diff, options.max_loss_increase):
+        if bound is not None and not math.isfinite(bound):
+            raise UserError(f"a bound ({bound}) must be a finite number")
+    dataset = open_dataset(options.data)
     reference, model = open_model(options.reference), open_model(options.model)
+    held = [each.block_size for each in (reference, model) if each.block_size is not None]
+    block_size = asked if asked is not None else min(held, default=DEFAULT_BLOCK_SIZE)
+    inputs, targets = windows(dataset.val, block_size)
+    full = inputs[(targets >= 0).all(axis=1)]
+    tokens = torch.from_numpy(full[: max(options.tokens // block_size, 1)])
     found = compare_models(reference, model, tokens)
     parity = found.parity
     say(

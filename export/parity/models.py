@@ -4,11 +4,12 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxgpt.shared.errors import UserError
 from jaxtyping import Float, Integer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from export.artifact import read_artifact
@@ -26,10 +27,12 @@ class Comparable(Protocol):
     Attributes:
       name: for messages.
       quantized: whether it rounds, so that layers may differ by more than float sums do.
+      block_size: longest context, tokens; None where it does not say.
     """
 
     name: str
     quantized: bool
+    block_size: int | None
 
     def logits(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Return the logits of every position."""
@@ -61,6 +64,8 @@ class ModuleModel:
         self._layers = {
             match[1]: layer for path, layer in module.named_modules() if (match := LAYER.search(path))
         }
+        config = getattr(module, "config", None)
+        self.block_size = getattr(config, "block_size", getattr(config, "n_positions", None))
         self.quantized = any(hasattr(layer, "weight_scale") for layer in self._layers.values())
 
     @torch.inference_mode()
@@ -147,10 +152,18 @@ def _from_transformers(folder: Path) -> nn.Module:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        line = str(error).strip().splitlines()[0][:200]
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"transformers can't load {folder} ({line})") from None
-    return model
+    # transformers fills what is missing with random numbers and leaves out what it does not know
+    wrong = [
+        f"{kind} tensors: {', '.join(sorted(map(str, found[f'{kind}_keys'])))}"
+        for kind in ("missing", "unexpected", "mismatched")
+        if found[f"{kind}_keys"]
+    ]
+    if wrong:
+        raise UserError(f"{folder} does not fit its config.json: {'; '.join(wrong)[:400]}")
+    return cast(nn.Module, model)

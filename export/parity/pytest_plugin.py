@@ -1,6 +1,6 @@
 """A pytest plugin: hold your own model to a bound in your own CI.
 
-    pytest --parity-reference runs/mine --parity-model runs/mine-int8 --parity-data data/mine
+    pytest --parity-reference=runs/mine --parity-model=runs/mine-int8 --parity-data=data/mine
 
 gives the fixtures `parity_reference`, `parity_model` and `parity_tokens`; a test that asks for one is
 skipped, with the reason, where its option is not given:
@@ -11,6 +11,8 @@ skipped, with the reason, where its option is not given:
         assert_quantization_loss(parity_reference, parity_model, parity_tokens, max_increase=0.003)
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,15 +47,22 @@ def _given(config: pytest.Config, option: str) -> Any:
 
 
 def _open(config: pytest.Config, option: str) -> Any:
-    from jaxgpt.shared.errors import UserError
-
     from export.parity.models import open_model
 
     folder = _given(config, option)
-    try:
+    with _one_line(option):
         return open_model(folder)
+
+
+@contextlib.contextmanager
+def _one_line(option: str) -> Iterator[None]:
+    """Fail with the line of an error alone, no traceback."""
+    from jaxgpt.shared.errors import UserError
+
+    try:
+        yield
     except UserError as error:
-        raise pytest.UsageError(f"{option}: {error}") from None
+        pytest.fail(f"{option}: {error}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +83,10 @@ def parity_tokens(pytestconfig: pytest.Config) -> "Tensor":
     import torch
     from jaxgpt.tokens import open_dataset, windows
 
-    dataset = open_dataset(_given(pytestconfig, "--parity-data"))
-    block_size = _block_size(_given(pytestconfig, "--parity-model"))
-    inputs, targets = windows(dataset.val, block_size)
+    data, model = _given(pytestconfig, "--parity-data"), _given(pytestconfig, "--parity-model")
+    with _one_line("--parity-data"):
+        block_size = _block_size(model)
+        inputs, targets = windows(open_dataset(data).val, block_size)
     full = inputs[(targets >= 0).all(axis=1)]
     return torch.from_numpy(full[: max(pytestconfig.getoption("--parity-tokens") // block_size, 1)])
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from export.parity.metrics import Parity, compare
+from export.parity.metrics import Parity, ParityMeter
 from export.parity.models import Comparable
 
 # RMS error of a layer's output over its RMS. Float sums in another order: 1e-6 to 1e-5. INT8: 0.01 to 0.1
@@ -82,20 +82,23 @@ def compare_models(
     Raises:
       UserError: the vocabularies differ, or logits are not finite.
     """
-    expected, found = reference.logits(tokens), model.logits(tokens)
-    if expected.shape != found.shape:
-        raise UserError(
-            f"{reference.name} gives logits {tuple(expected.shape)}, {model.name} {tuple(found.shape)}: "
-            "they have different vocabularies"
-        )
-    targets = tokens[:, 1:].long().flatten()
-
-    def loss(logits: Tensor) -> float:
-        return float(F.cross_entropy(logits[:, :-1].flatten(0, 1).double(), targets))
-
-    parity = compare(expected.flatten(0, 1), found.flatten(0, 1))
+    for each in (reference, model):
+        if each.block_size is not None and tokens.shape[1] > each.block_size:
+            raise UserError(f"{tokens.shape[1]} tokens a row were given, {each.name} holds {each.block_size}")
+    meter, losses = ParityMeter(), [0.0, 0.0]  # of the reference, of the model
+    for row in tokens:  # one at a time: float64 copies of all logits would take gigabytes
+        expected, found = reference.logits(row[None])[0], model.logits(row[None])[0]
+        if expected.shape != found.shape:
+            raise UserError(
+                f"{reference.name} gives logits {tuple(expected.shape)}, {model.name} {tuple(found.shape)}: "
+                "they have different vocabularies"
+            )
+        meter.add(expected, found)
+        for index, logits in enumerate((expected, found)):
+            loss = F.cross_entropy(logits[:-1].double(), row[1:].long(), reduction="sum")
+            losses[index] += float(loss) / tokens[:, 1:].numel()
     parts_at = greedy_parting(reference, model, tokens, greedy_tokens) if greedy_tokens else None
-    return Comparison(parity, loss(expected), loss(found), parts_at, greedy_tokens)
+    return Comparison(meter.result(), losses[0], losses[1], parts_at, greedy_tokens)
 
 
 def greedy_parting(
