@@ -38,7 +38,14 @@ def test_the_largest_micro_batch_that_fits_is_found_by_compiling(command: Comman
 
 
 @pytest.mark.parametrize("mesh", ["data=2", "fsdp=2", "data=2,fsdp=2"])
-@pytest.mark.parametrize(("preset", "sequences"), [("tiny", 8), ("small", 1), ("gpt2", 1)])
+@pytest.mark.parametrize(
+    ("preset", "sequences"),
+    [
+        ("tiny", 8),
+        pytest.param("small", 1, marks=pytest.mark.slow),
+        pytest.param("gpt2", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_plan_reports_the_bytes_of_the_step_that_training_compiles(
     preset: str, sequences: int, mesh: str, command: Command
 ) -> None:

@@ -50,8 +50,8 @@ import os; os.environ["JAXGPT_TEST_CHILD"] = "1"
 import jax.numpy as jnp
 from test_jaxgpt_steps import losses
 with jax.enable_x64(True):
-    double = [list(losses(2, mesh, jnp.float64)) for mesh in ("data=4", "fsdp=4", "data=2,fsdp=2")]
-single = [list(losses(2, mesh, jnp.float32)) for mesh in ("data=4", "fsdp=4", "data=2,fsdp=2")]
+    double = [list(losses(2, mesh, jnp.float64)) for mesh in ("data=4", "data=2,fsdp=2")]
+single = [list(losses(2, "data=2,fsdp=2", jnp.float32))]
 print(json.dumps([double, single]))
 """
 
