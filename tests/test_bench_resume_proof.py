@@ -7,6 +7,7 @@ from conftest import Command, assert_one_line_error
 import bench.resume_proof
 
 
+@pytest.mark.slow  # six trainings, three of them in two processes
 def test_killed_trainings_lose_nothing_in_one_process_and_in_two(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

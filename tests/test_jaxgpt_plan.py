@@ -37,7 +37,14 @@ def test_the_largest_micro_batch_that_fits_is_found_by_compiling(command: Comman
     assert min(peaks.values()) > state + figures["gradients_bytes"]
 
 
-@pytest.mark.parametrize("mesh", ["data=2", "fsdp=2", "data=2,fsdp=2"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param("data=2", marks=pytest.mark.slow),
+        pytest.param("fsdp=2", marks=pytest.mark.slow),
+        "data=2,fsdp=2",
+    ],
+)
 @pytest.mark.parametrize(
     ("preset", "sequences"),
     [
