@@ -138,14 +138,7 @@ class Recorder:
 class SilentRecorder(Recorder):
     """The recorder of every process but the first: it does nothing."""
 
-    def __init__(
-        self,
-        folder: Path,
-        first_step: int,
-        max_steps: int,
-        tokens_per_step: int,
-        peak_tokens_per_s: float | None,
-    ) -> None:
+    def __init__(self, *_: Any) -> None:
         self.tokens_per_s = 0.0
 
     def step(self, step: int, values: dict[str, float], input_wait_s: float) -> None:
