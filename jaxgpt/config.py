@@ -50,6 +50,9 @@ class ModelConfig:
       n_embd: C, channels.
       dropout: share of activations dropped in training, in [0, 1).
       positions: "learned" (an embedding, as in GPT-2), or "rotary" (queries and keys are turned).
+      tied: the head is the token embedding; else it has a matrix of its own.
+      qat: weights and inputs of every linear layer are rounded as a static INT8 artifact rounds them, with an
+        input step a layer that is trained (quantization-aware training).
 
     Raises:
       UserError: a value that no GPT-2 can have.
@@ -62,6 +65,8 @@ class ModelConfig:
     n_embd: int
     dropout: float = 0.0
     positions: Positions = "learned"
+    tied: bool = True
+    qat: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
