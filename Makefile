@@ -17,7 +17,7 @@ setup: $(STAMP)
 # pip, not uv: pip finds a CPU build of torch where the machine provides one.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export,bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export,gguf,bench,dev]'
 	touch $@
 
 demo: $(STAMP)

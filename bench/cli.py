@@ -1,4 +1,4 @@
-"""The console command `jaxgpt-bench`: quality, generate, train, resume-proof, report."""
+"""The console command `jaxgpt-bench`: quality, outliers, agreement, generate, train, resume-proof, report."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,8 @@ from jaxgpt.shared.console import run
 
 COMMANDS = {
     "quality": "bench.quality:QualityOptions:quality",
+    "outliers": "bench.outliers:OutliersOptions:outliers",
+    "agreement": "bench.agreement:AgreementOptions:agreement",
     "generate": "bench.generate:GenerateOptions:generate",
     "train": "bench.train:TrainBenchOptions:train_bench",
     "resume-proof": "bench.resume_proof:ResumeProofOptions:resume_proof",

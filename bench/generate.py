@@ -23,11 +23,12 @@ from rich.table import Table
 from bench.engines import Contestant, row_name
 from bench.machine import provenance, read_bandwidth
 from bench.workers import Worker, spread
-from export.artifact import Artifact, Quantization, Tensors, read_artifact, write_artifact
+from export.artifact import Artifact, Tensors, read_artifact, to_hf_name, write_artifact
 from export.generate import set_threads
-from export.model import float_model, layer_shapes, norm_names
+from export.model import EMBEDDINGS, float_model, layer_shapes, norm_names
+from export.quantization import HEAD, Quantization, linear_layers
 from export.quantize.calibration import collect_inputs, plan_input
-from export.quantize.rounding import HEAD, int8_tensors
+from export.quantize.rounding import rounded_tensors
 from jaxgpt.config import ModelConfig, find_preset
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
@@ -237,19 +238,20 @@ def random_artifacts(preset: str, scratch: Path) -> list[Path]:
     tokenizer = placeholder_tokenizer(config.vocab_size)
     hf = {}
     for name, tensor in tensors.items():
-        conv1d = tensor.ndim == 2 and not name.startswith(("wte", "wpe"))
-        hf[f"transformer.{name}"] = tensor.t() if conv1d else tensor
+        conv1d = tensor.ndim == 2 and not name.startswith((*EMBEDDINGS, HEAD))
+        hf[to_hf_name(name)] = tensor.t() if conv1d else tensor
     model = float_model(config, tensors)
     tokens = torch.randint(config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
     plans = {
-        name: plan_input(layer, tensors["wte.weight" if name == HEAD else f"{name}.weight"], (1.0,), ())
-        for name, layer in collect_inputs(model, tokens.int()).items()
+        name: plan_input(seen, tensors[f"{linear_layers(config)[name]}.weight"], (1.0,), ())
+        for name, seen in collect_inputs(model, tokens.int()).items()
     }
     del model
+    bits = dict.fromkeys(layer_shapes(config), 8)
     made: list[tuple[str, Quantization | None, Tensors]] = [
         ("fp32", None, hf),
-        ("int8-dynamic", Quantization("dynamic"), int8_tensors(config, tensors)),
-        ("int8-static", Quantization("static"), int8_tensors(config, tensors, plans)),
+        ("int8-dynamic", Quantization("dynamic", bits), rounded_tensors(config, tensors, bits)),
+        ("int8-static", Quantization("static", bits), rounded_tensors(config, tensors, bits, plans)),
     ]
     for name, quantization, content in made:
         (scratch / name).mkdir()
@@ -263,7 +265,7 @@ def random_tensors(config: ModelConfig) -> Tensors:
     tensors: Tensors = {}
     for name, (O, I) in layer_shapes(config).items():
         tensors[f"{name}.weight"] = torch.randn(O, I, generator=generator) * 0.02
-        if name not in ("wte", "wpe"):
+        if name not in (*EMBEDDINGS, HEAD):
             tensors[f"{name}.bias"] = torch.randn(O, generator=generator) * 0.02
     for name in norm_names(config):
         tensors[f"{name}.weight"] = 1 + torch.randn(config.n_embd, generator=generator) * 0.02

@@ -100,7 +100,7 @@ def pytorch_step(contestant: Contestant, model: ModelConfig, train: TrainConfig)
     import transformers
     from safetensors.torch import load_file
 
-    from export.convert import hf_name
+    from jaxgpt.shared.huggingface import hf_name
 
     device = torch.device("cuda" if contestant.platform == "gpu" else "cpu")
     # On a GPU TensorFloat-32, as JAX does by itself; on a CPU float32 stays float32 on both sides.

@@ -1,4 +1,4 @@
-"""The arithmetic of the INT8 artifacts, written once.
+"""The arithmetic of the quantized artifacts, written once.
 
 Every executor (this PyTorch code, quantization-aware training in JAX, a native engine) computes this and
 nothing else. All floats are IEEE float32, all operations single ones in the order written; no fused
@@ -17,20 +17,29 @@ multiply-add, no reciprocal in place of a division. `round` rounds halves to eve
     output          y[t, o] = float32(sum_i q_x[t, i] q_w[o, i]) * (s_x[t] * s_w[o]) + bias[o]
     embedding row   e[v, i] = float32(q_w[v, i]) * s_w[v], divided by smooth[i] where the head has one
 
-The sum is exact in int32: |sum| <= 127^2 I < 2^31 for I < 133,144. -128 is never used, so that a product
-fits 15 bits and negation is safe. Symmetric: float 0 is integer 0, no zero point is stored.
+    weight-only     the input stays float: y[t, o] = sum_i x[t, i] w[o, i] + bias[o], float32, in any order
+        8 bits      w[o, i] = float32(q_w[o, i]) * s_w[o], rounded as above
+        4 bits      w[o, i] = float32(q[o, i]) * s[o, i // G]: G input channels share a step. q lies in
+                    [-8, 7] and s is bfloat16 with a sign, so that a group's extreme of either sign can be -8
+        byte        (q[o, 2 k] + 8) + 16 (q[o, 2 k + 1] + 8)
+
+Which 4-bit integers and steps are chosen is the quantizer's business (`export.quantize.gptq`); those of 8
+bits follow from the weights alone. The integer sum is exact in int32: |sum| <= 127^2 I < 2^31 for
+I < 133,144. -128 is never used, so that a product fits 15 bits and negation is safe. Symmetric: float 0 is
+integer 0, no zero point is stored.
 
 Why m / 127 never needs clipping: s >= m / 127 (1 - 2^-24), so |x| / s <= 127 (1 + 2^-23), which rounds
 to 127.
 """
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import BFloat16, Float, Int8, UInt8
 from torch import Tensor
 
 LEVELS = 127
 MIN_SCALE = 2.0**-126
 MAX_INPUT_FEATURES = (2**31 - 1) // LEVELS**2
+INT4_LOWEST, INT4_HIGHEST = -8, 7
 
 
 def scale_of(largest: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
@@ -77,3 +86,40 @@ def quantize_tokens(x: Float[Tensor, "*N I"]) -> tuple[Float[Tensor, "*N I"], Fl
 def quantize_static(x: Float[Tensor, "*N I"], scale: Float[Tensor, ""]) -> Float[Tensor, "*N I"]:
     """Round activations with a stored step to integers in float32; beyond 127 steps they are clipped."""
     return (x / scale).round_().clamp_(-LEVELS, LEVELS)
+
+
+def int4_scale(extreme: Float[Tensor, "*N"]) -> BFloat16[Tensor, "*N"]:
+    """Return the step that puts a value, usually a group's largest in size, on -8."""
+    scale = (extreme / INT4_LOWEST).to(torch.bfloat16)
+    tiny = torch.full_like(scale, MIN_SCALE)
+    return torch.where(scale.abs() >= MIN_SCALE, scale, tiny)
+
+
+def round_int4(weight: Float[Tensor, "*N"], scale: BFloat16[Tensor, "*N"]) -> Int8[Tensor, "*N"]:
+    """Round weights with a step of the same shape to integers in [-8, 7]; what lies beyond is clipped."""
+    return torch.round(weight / scale.float()).clamp_(INT4_LOWEST, INT4_HIGHEST).to(torch.int8)
+
+
+def pack_int4(q: Int8[Tensor, "O I"]) -> UInt8[Tensor, "O I2"]:
+    """Put two integers in [-8, 7] into a byte, the even channel into its lower half."""
+    unsigned = (q - INT4_LOWEST).to(torch.uint8)
+    return unsigned[:, ::2] + unsigned[:, 1::2] * 16
+
+
+def unpack_int4(packed: UInt8[Tensor, "*N I2"]) -> Int8[Tensor, "*N I"]:
+    """Return the integers of bytes; the inverse of pack_int4."""
+    pairs = torch.stack([packed & 15, packed >> 4], dim=-1)
+    return pairs.flatten(-2).to(torch.int8) + INT4_LOWEST
+
+
+def dequantize(weight: Tensor, scale: Tensor) -> Float[Tensor, "*N I"]:
+    """Return the float32 weights that rows of integers stand for.
+
+    Args:
+      weight: (..., I) int8, or (..., I / 2) uint8 with 4-bit integers.
+      scale: (...) float32 for 8 bits, (..., I / G) bfloat16 for 4.
+    """
+    if weight.dtype == torch.int8:
+        return weight.float() * scale[..., None]
+    q = unpack_int4(weight).float()
+    return (q.unflatten(-1, (scale.shape[-1], -1)) * scale.float()[..., None]).flatten(-2)

@@ -7,26 +7,15 @@
     probe.safetensors        tokens and the logits of the run they came from; see certificate.py
 
 A float32 artifact IS a Hugging Face GPT-2 folder: names `transformer.h.0.attn.c_attn.weight`, Conv1D
-layout (I, O), tied head not stored. One with rotary positions has the same names and layout, no wpe,
+layout (I, O), a tied head not stored. One with rotary positions has the same names and layout, no wpe,
 "positions": "rotary" and model_type "jaxgpt_gpt2", so that other loaders refuse it instead of reading it
 wrongly. A quantized artifact has that model_type too, the plain names (`h.0.attn.c_attn.weight`), rows
-first (O, I), and
+first (O, I), and a section `quantization`: see quantization.py. One of a quantization-aware training has
 
-    quantization.format_version    1
-    quantization.method            dynamic | static (more to come)
-    quantization.weight_bits       8 (4 is reserved)
-    quantization.group_size        0: one step a row (groups of input channels are reserved)
-    quantization.smooth            names of the layers that have a smoothing vector
+    qat.safetensors          NAME.input_scale, the trained step of each linear layer's input, and `logits`,
+                             those of the probe as the training computed them, rounded
 
-    NAME.weight         (O, I) int8        wte, wpe and the four matrices of each block
-    NAME.weight_scale   (O,) float32
-    NAME.input_scale    () float32         static input; also lm_head.input_scale
-    NAME.smooth         (I,) float32       by which the input is divided (wte: by which rows are divided)
-    NAME.bias, ln_*     float32
-
-The head has no tensor but its input_scale: it is wte.weight. For 4 bits `NAME.weight_packed`
-(O, I / 2) uint8 and `NAME.weight_scale` (O, I / group_size) are reserved. `export.arithmetic` says what
-the numbers mean. Nothing is pickled.
+Nothing is pickled.
 """
 
 import dataclasses
@@ -36,46 +25,29 @@ from typing import Any
 
 import torch
 from jaxgpt.config import ModelConfig
-from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_json
+from jaxgpt.shared.huggingface import FIXED_SETTINGS, OWN_MODEL_TYPE, PREFIX, SHAPE_FIELDS
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from export.layers import Int8Embedding, Int8Linear
-from export.model import GPT, float_model, layer_shapes, norm_names
+from export.model import EMBEDDINGS, GPT, PARTS, float_model, layer_shapes, norm_names
+from export.quantization import (
+    HEAD,
+    Quantization,
+    Shapes,
+    linear_layers,
+    quantized_model,
+    quantized_shapes,
+    read_quantization,
+)
 
-OWN_MODEL_TYPE = "jaxgpt_gpt2"
-QUANTIZATION_FORMAT_VERSION = 1
-EMBEDDINGS = ("wte", "wpe")
+TRAINED_FILE = "qat.safetensors"
 CONV1D_SUFFIXES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-HF_PREFIX = "transformer."
 
 Tensors = dict[str, Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantization:
-    """The section `quantization` of config.json.
-
-    Attributes:
-      method: dynamic or static.
-      smooth: layers with a smoothing vector, in order.
-    """
-
-    method: str
-    smooth: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what config.json holds."""
-        return {
-            "format_version": QUANTIZATION_FORMAT_VERSION,
-            "method": self.method,
-            "weight_bits": 8,
-            "group_size": 0,
-            "smooth": list(self.smooth),
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +59,25 @@ class Artifact:
       config: shape.
       quantization: None for float32.
       tensors: by module name, matrices (O, I), whatever the file's layout.
+      trained: what qat.safetensors holds; empty without one.
     """
 
     folder: Path
     config: ModelConfig
     quantization: Quantization | None
     tensors: Tensors
+    trained: Tensors = dataclasses.field(default_factory=dict)
 
     @property
     def kind(self) -> str:
-        """Row name in reports without the engine: fp32, int8-dynamic or int8-static."""
-        return "fp32" if self.quantization is None else f"int8-{self.quantization.method}"
+        """Row name in reports without the engine: fp32, int8-dynamic, int4-weight-only, ..."""
+        return "fp32" if self.quantization is None else self.quantization.kind
+
+    @property
+    def input_scales(self) -> Tensors:
+        """The input step that a quantization-aware training learned for each linear layer; else empty."""
+        end = ".input_scale"
+        return {name.removesuffix(end): step for name, step in self.trained.items() if name.endswith(end)}
 
     @property
     def file_bytes(self) -> int:
@@ -122,17 +102,7 @@ class Artifact:
         """Build the PyTorch module."""
         if self.quantization is None:
             return float_model(self.config, self.tensors)
-        return int8_model(self.config, self.tensors)
-
-
-# What every artifact computes; another value in a config.json would be ignored, so it is refused.
-FIXED_SETTINGS = {
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "tie_word_embeddings": True,
-}
+        return quantized_model(self.config, self.quantization, self.tensors)
 
 
 def load(folder: str | Path) -> GPT:
@@ -150,19 +120,16 @@ def read_artifact(folder: Path) -> Artifact:
         raise UserError(f"artifact folder {folder} is missing; make one with: jaxgpt-export convert")
     path = folder / "config.json"
     value = read_json(path, "artifact configuration")
-    quantization = _read_quantization(value, path)
-    names = {
-        "vocab_size": "vocab_size",
-        "block_size": "n_positions",
-        "n_layer": "n_layer",
-        "n_head": "n_head",
-        "n_embd": "n_embd",
-    }
-    missing = [theirs for theirs in names.values() if not isinstance(value.get(theirs), int)]
+    plain = _is_plain(value, path)
+    missing = [theirs for theirs in SHAPE_FIELDS.values() if not isinstance(value.get(theirs), int)]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of an artifact?")
-    shape = {ours: value[theirs] for ours, theirs in names.items()}
-    config = ModelConfig(**shape, positions=value.get("positions", "learned"))
+    shape = {ours: value[theirs] for ours, theirs in SHAPE_FIELDS.items()}
+    tied = value.get("tie_word_embeddings", True)
+    if not isinstance(tied, bool):
+        raise UserError(f"{path} has tie_word_embeddings {tied!r}, expected true or false")
+    config = ModelConfig(**shape, positions=value.get("positions", "learned"), tied=tied)
+    quantization = None if plain else read_quantization(value.get("quantization"), config, path)
     for name, only in FIXED_SETTINGS.items():
         if value.get(name, only) != only:
             raise UserError(f"{path} has {name} {value[name]!r}; this program computes {only!r} only")
@@ -170,34 +137,28 @@ def read_artifact(folder: Path) -> Artifact:
     check_tensors(tensors, expected_tensors(config, quantization), folder / "model.safetensors")
     if quantization is None:
         tensors = {from_hf_name(name): from_hf_layout(name, tensor) for name, tensor in tensors.items()}
-    return Artifact(folder, config, quantization, tensors)
+    return Artifact(folder, config, quantization, tensors, _read_trained(folder / TRAINED_FILE, config))
 
 
-def _read_quantization(value: dict[str, Any], path: Path) -> Quantization | None:
+def _is_plain(value: dict[str, Any], path: Path) -> bool:
+    """Whether a config.json is of a float32 artifact; UserError when it is of something else altogether."""
     kind = value.get("model_type")
     if kind == "gpt2" and "positions" not in value:
-        return None
+        return True
     if kind != OWN_MODEL_TYPE:
         raise UserError(f"{path} has model_type {kind!r}, expected gpt2 or {OWN_MODEL_TYPE}")
-    section = value.get("quantization")
-    if section is None and value.get("positions") == "rotary":
-        return None
-    if not isinstance(section, dict) or section.get("format_version") != QUANTIZATION_FORMAT_VERSION:
-        version = section.get("format_version") if isinstance(section, dict) else None
-        raise UserError(
-            f"{path}: quantization format version {version}, this program reads "
-            f"{QUANTIZATION_FORMAT_VERSION}; quantize the fp32 artifact again"
-        )
-    if section.get("method") not in ("dynamic", "static") or section.get("weight_bits") != 8:
-        raise UserError(
-            f"{path}: quantization method {section.get('method')!r} with {section.get('weight_bits')} bits "
-            "is unknown; expected dynamic or static with 8"
-        )
-    with damaged(path, "quantize the fp32 artifact again"):
-        found = Quantization(str(section["method"]), tuple(map(str, section["smooth"])))
-        if section != found.to_json():
-            raise ValueError(f"its quantization section says {section}, expected {found.to_json()}")
-        return found
+    return value.get("positions") == "rotary" and value.get("quantization") is None
+
+
+def _read_trained(path: Path, config: ModelConfig) -> Tensors:
+    if not path.exists():
+        return {}
+    tensors = _read_tensors(path)
+    expected: Shapes = {f"{name}.input_scale": (torch.float32, ()) for name in linear_layers(config)}
+    logits = tensors.get("logits", torch.empty(0, 0))
+    expected["logits"] = (torch.float32, (len(logits), config.vocab_size))
+    check_tensors(tensors, expected, path)
+    return tensors
 
 
 def _read_tensors(path: Path) -> Tensors:
@@ -211,29 +172,19 @@ def _read_tensors(path: Path) -> Tensors:
         ) from None
 
 
-def expected_tensors(
-    config: ModelConfig, quantization: Quantization | None
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def expected_tensors(config: ModelConfig, quantization: Quantization | None) -> Shapes:
     """Return dtype and shape of every tensor that model.safetensors must hold, by its name there."""
-    C = config.n_embd
-    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    if quantization is not None:
+        return quantized_shapes(config, quantization)
+    expected: Shapes = {}
     for name in norm_names(config):
-        expected[f"{name}.weight"] = expected[f"{name}.bias"] = (torch.float32, (C,))
+        for part in PARTS:
+            expected[to_hf_name(f"{name}.{part}")] = (torch.float32, (config.n_embd,))
     for name, (O, I) in layer_shapes(config).items():
-        if name not in EMBEDDINGS:
-            expected[f"{name}.bias"] = (torch.float32, (O,))
-        if quantization is None:
-            expected[f"{name}.weight"] = (torch.float32, (O, I) if name in EMBEDDINGS else (I, O))
-            continue
-        expected[f"{name}.weight"] = (torch.int8, (O, I))
-        expected[f"{name}.weight_scale"] = (torch.float32, (O,))
-        if name in quantization.smooth:
-            expected[f"{name}.smooth"] = (torch.float32, (I,))
-        if quantization.method == "static" and name != "wpe":
-            head_or_layer = "lm_head" if name == "wte" else name
-            expected[f"{head_or_layer}.input_scale"] = (torch.float32, ())
-    if quantization is None:
-        return {HF_PREFIX + name: entry for name, entry in expected.items()}
+        conv1d = name not in (*EMBEDDINGS, HEAD)
+        if conv1d:
+            expected[to_hf_name(f"{name}.bias")] = (torch.float32, (O,))
+        expected[to_hf_name(f"{name}.weight")] = (torch.float32, (I, O) if conv1d else (O, I))
     return expected
 
 
@@ -260,41 +211,25 @@ def check_tensors(
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: {name} holds NaN or infinity; the file or its training is damaged")
-        if name.endswith(("_scale", ".smooth")) and not bool((tensor > 0).all()):
+        signed = tensor.dtype == torch.bfloat16  # steps of 4-bit weights
+        positive = tensor.abs() > 0 if signed else tensor > 0
+        if name.endswith(("_scale", ".smooth")) and not bool(positive.all()):
             raise UserError(f"{where}: {name} holds a step that is not positive; the file is damaged")
+
+
+def to_hf_name(name: str) -> str:
+    """Return Hugging Face's name of a module's tensor."""
+    return name if name.startswith(HEAD) else PREFIX + name
 
 
 def from_hf_name(name: str) -> str:
     """Return the module's name of a tensor of a Hugging Face GPT-2 file."""
-    return name.removeprefix(HF_PREFIX)
+    return name.removeprefix(PREFIX)
 
 
 def from_hf_layout(name: str, tensor: Tensor) -> Tensor:
     """Turn a Conv1D weight (I, O) into (O, I); others stay."""
     return tensor.t().contiguous() if name.endswith(CONV1D_SUFFIXES) else tensor
-
-
-def int8_model(config: ModelConfig, tensors: Tensors) -> GPT:
-    """Build the INT8 module from an artifact's tensors."""
-
-    def get(name: str) -> Tensor | None:
-        return tensors.get(name)
-
-    layers: dict[str, nn.Module] = {}
-    for name in layer_shapes(config):
-        weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
-        smooth = get(f"{name}.smooth")
-        if name in EMBEDDINGS:
-            layers[name] = Int8Embedding(weight, scale, smooth)
-        else:
-            layers[name] = Int8Linear(weight, scale, get(f"{name}.bias"), get(f"{name}.input_scale"), smooth)
-    # The head's own smoothing is folded into ln_f, so only the rows of the embedding are divided.
-    head = (tensors["wte.weight"], tensors["wte.weight_scale"], None, get("lm_head.input_scale"))
-    layers["lm_head"] = Int8Linear(*head)
-    model = GPT(config, layers)
-    norms = {f"{n}.{p}": tensors[f"{n}.{p}"] for n in norm_names(config) for p in ("weight", "bias")}
-    model.load_state_dict(norms, strict=False)
-    return model.eval().requires_grad_(False)
 
 
 def write_artifact(
@@ -338,6 +273,7 @@ def config_json(config: ModelConfig, quantization: Quantization | None, endoftex
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         **FIXED_SETTINGS,
+        "tie_word_embeddings": config.tied,
         "bos_token_id": endoftext,
         "eos_token_id": endoftext,
         "dtype": "float32",

@@ -9,6 +9,8 @@ probe.safetensors holds those Flax logits, so that `verify` needs no JAX:
     tokens      (B, T) int32     text of the run's validation split
     positions   (P,) int32       flat positions b T + t whose logits are kept
     logits      (P, V) float32   Flax, float32, of the run's checkpoint
+
+An imported model has no run: its origin names the source, its logits come from `parity.against`.
 """
 
 import dataclasses
@@ -30,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from export.artifact import Artifact, read_artifact
+from export.artifact import TRAINED_FILE, Artifact, read_artifact
 from export.layers import exact_kernels
 from export.model import GPT
 from export.parity import Parity, compare
@@ -44,12 +46,14 @@ CERTIFIED_FILES = (
     "merges.txt",
     "probe.safetensors",
 )
+OPTIONAL_FILES = (TRAINED_FILE,)
 PARITY_FIGURES = ("max_abs_logit_diff", "kl_mean", "kl_max", "top1_agreement")
 PROBE_SEQUENCES = 4
 MAX_PROBE_BYTES = 8_000_000  # a GPT-2 vocabulary takes 0.2 MB a position
 # float32 on both sides, matrix products summed in different orders: measured 3e-6 to 2e-5 on logits of
 # size 10; 1e-4 leaves room for another BLAS and none for a wrong epsilon, GELU or transposition.
 MAX_FP32_LOGIT_DIFF = 1e-4
+FP32_LOGIT_SIZE = 10.0  # float32 errors grow with the logits: beyond this size the bound does too
 # INT8 against what was certified: another CPU may round float sums differently, which moves single
 # integers by one step; KL then moves by a few per cent, a wrong scale or layer by orders of magnitude.
 INT8_KL_FACTOR = 1.5
@@ -78,6 +82,11 @@ def probe_positions(tokens: int, vocab_size: int) -> Int32[Tensor, "P"]:
     """Choose flat positions, evenly spread with first and last, whose logits fit into 8 MB."""
     count = max(min(tokens, MAX_PROBE_BYTES // (4 * vocab_size)), 2)
     return torch.linspace(0, tokens - 1, count).round().to(torch.int32)
+
+
+def fp32_bound(probe: Probe) -> float:
+    """Return how far float32 logits may be from those of a probe."""
+    return MAX_FP32_LOGIT_DIFF * max(1.0, float(probe.logits.abs().max()) / FP32_LOGIT_SIZE)
 
 
 def write_probe(folder: Path, probe: Probe) -> None:
@@ -147,7 +156,7 @@ def write_certificate(
 
     Args:
       folder: of the artifact, every other file in place.
-      kind: fp32, int8-dynamic, int8-static.
+      kind: fp32, int8-dynamic, int4-weight-only, ...
       origin: run, step and versions of the run that it came from.
       figures: what was measured.
 
@@ -159,7 +168,7 @@ def write_certificate(
         "kind": kind,
         "origin": origin,
         **figures,
-        "files": {name: sha256_of(folder / name) for name in CERTIFIED_FILES},
+        "files": {name: sha256_of(folder / name) for name in _present(folder)},
     }
     write_json(folder / "certificate.json", certificate)
     return certificate
@@ -186,11 +195,16 @@ def read_certificate(folder: Path) -> dict[str, Any]:
 def altered_files(folder: Path, certificate: dict[str, Any]) -> list[str]:
     """Return the names of files that are not those that were certified."""
     files = certificate["files"]
+    known = {*CERTIFIED_FILES, *_present(folder), *files}
     return [
         name
-        for name in CERTIFIED_FILES
-        if not (folder / name).exists() or sha256_of(folder / name) != files.get(name)
+        for name in (*CERTIFIED_FILES, *OPTIONAL_FILES)
+        if name in known and (not (folder / name).exists() or sha256_of(folder / name) != files.get(name))
     ]
+
+
+def _present(folder: Path) -> list[str]:
+    return [*CERTIFIED_FILES, *(name for name in OPTIONAL_FILES if (folder / name).exists())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +232,7 @@ def verify(options: VerifyOptions) -> Result:
     gates["files are the certified ones"] = not altered
     gates[f"kind is {certificate['kind']}"] = certificate["kind"] == artifact.kind
     parity = measure(artifact.model(), probe)
-    gates |= parity_gates(artifact, parity, certificate)
+    gates |= parity_gates(artifact, parity, certificate, fp32_bound(probe))
     figures: dict[str, Any] = {
         "kind": artifact.kind,
         "altered_files": altered,
@@ -227,6 +241,11 @@ def verify(options: VerifyOptions) -> Result:
     if artifact.quantization is not None:
         figures["exact_kernels"] = list(exact_kernels())
     if options.run is not None:
+        if certificate["origin"]["step"] is None:
+            raise UserError(
+                f"{options.artifact} was imported from {certificate['origin'].get('source')}, "
+                "no run made it; verify it without --run"
+            )
         from export.convert import flax_logits  # the only module that knows JAX
 
         config = options.run / "config.json"
@@ -235,7 +254,8 @@ def verify(options: VerifyOptions) -> Result:
                 f"{options.artifact} does not come from {options.run} but from "
                 f"{certificate['origin'].get('run')} (another configuration); give that run"
             )
-        logits = flax_logits(options.run, int(certificate["origin"]["step"]), probe)
+        step, rounded = int(certificate["origin"]["step"]), artifact.kind == "int8-static-qat"
+        logits = flax_logits(options.run, step, probe, rounded)
         difference = float((logits - probe.logits).abs().max())
         figures["flax_max_abs_logit_diff"] = difference
         text = f"Flax logits of the run, max abs difference {difference:.2e} <= {MAX_FP32_LOGIT_DIFF:.0e}"
@@ -249,22 +269,32 @@ def verify(options: VerifyOptions) -> Result:
     return Result(figures, passed=figures["passed"])
 
 
-def parity_gates(artifact: Artifact, parity: Parity, certificate: dict[str, Any]) -> dict[str, bool]:
-    """Return the gates on the distance from Flax, each with its figures as text."""
+def parity_gates(
+    artifact: Artifact, parity: Parity, certificate: dict[str, Any], bound: float
+) -> dict[str, bool]:
+    """Return the gates on the distance from the probe's logits, each with its figures as text.
+
+    Args:
+      artifact: what was measured.
+      parity: its distance.
+      certificate: of the artifact.
+      bound: on a logit's difference, for float32.
+    """
+    certified = certificate["parity"]
+    against = certified.get("against", "Flax fp32")
     if artifact.quantization is None:
         largest = parity.max_abs_logit_diff
-        text = f"logits against Flax: max abs difference {largest:.2e} <= {MAX_FP32_LOGIT_DIFF:.0e}"
-        return {text: largest <= MAX_FP32_LOGIT_DIFF}
-    certified = certificate["parity"]
+        text = f"logits against {against}: max abs difference {largest:.2e} <= {bound:.1e}"
+        return {text: largest <= bound}
     kl_bound = {
         name: INT8_KL_FACTOR * float(certified[name]) + INT8_KL_SLACK for name in ("kl_mean", "kl_max")
     }
     top1_bound = float(certified["top1_agreement"]) - INT8_TOP1_SLACK
+    mean_text = f"KL from {against}: mean {parity.kl_mean:.2e} <= {kl_bound['kl_mean']:.2e}"
+    max_text = f"KL from {against}: max {parity.kl_max:.2e} <= {kl_bound['kl_max']:.2e}"
+    top1_text = f"top-1 agreement with {against} {parity.top1_agreement:.4f} >= {top1_bound:.4f}"
     return {
-        f"KL from Flax: mean {parity.kl_mean:.2e} <= {kl_bound['kl_mean']:.2e}": parity.kl_mean
-        <= kl_bound["kl_mean"],
-        f"KL from Flax: max {parity.kl_max:.2e} <= {kl_bound['kl_max']:.2e}": parity.kl_max
-        <= kl_bound["kl_max"],
-        f"top-1 agreement with Flax {parity.top1_agreement:.4f} >= {top1_bound:.4f}": parity.top1_agreement
-        >= top1_bound,
+        mean_text: parity.kl_mean <= kl_bound["kl_mean"],
+        max_text: parity.kl_max <= kl_bound["kl_max"],
+        top1_text: parity.top1_agreement >= top1_bound,
     }

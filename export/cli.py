@@ -1,4 +1,4 @@
-"""The console command `jaxgpt-export`: convert, quantize, compare, verify, generate."""
+"""The console command `jaxgpt-export`: convert or import, quantize, compare, verify, generate, hand on."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,14 @@ from jaxgpt.shared.console import run
 
 COMMANDS = {
     "convert": "export.convert:ConvertOptions:convert",
+    "import-hf": "export.interchange.import_hf:ImportHfOptions:import_hf",
+    "import-nanogpt": "export.interchange.import_nanogpt:ImportNanogptOptions:import_nanogpt",
     "quantize": "export.quantize.command:QuantizeOptions:quantize",
     "compare": "export.parity.command:CompareOptions:compare_command",
     "verify": "export.certificate:VerifyOptions:verify",
     "generate": "export.generate:GenerateOptions:run",
+    "gguf": "export.interchange.gguf_file:GgufOptions:gguf_command",
+    "program": "export.interchange.program:ProgramOptions:program_command",
 }
 
 

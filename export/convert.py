@@ -3,12 +3,14 @@
     jaxgpt-export convert --run runs/demo/run --out runs/demo/fp32
 
 Names are a table, layouts agree (Flax kernels and Hugging Face's Conv1D are both (I, O)), so nothing is
-folded or transposed; the certificate says how far the module's logits are from Flax's.
+folded or transposed; the certificate says how far the module's logits are from Flax's. A run with `qat` gives
+its float weights, and in qat.safetensors its input steps with the logits that it computed, rounded.
 """
 
 import contextlib
 import dataclasses
 import unittest.mock
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,26 @@ import torch
 from flax import nnx
 from jaxgpt.checkpoints import load_params
 from jaxgpt.config import ModelConfig
-from jaxgpt.model import Params, abstract_params, graph_of, merge
+from jaxgpt.model import LMHead, Params, abstract_params, graph_of, merge
+from jaxgpt.rounding import (
+    INPUT_SCALE,
+    RoundedEmbed,
+    RoundedLinear,
+    round_inputs,
+    round_weight,
+    without_scales,
+)
 from jaxgpt.runs import check_tokenizer, open_run
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
+from jaxgpt.shared.huggingface import hf_name
 from jaxgpt.tokens import open_dataset
-from jaxtyping import Float, Int32, Integer
+from jaxtyping import Float, Int8, Int32, Integer
+from safetensors.torch import save_file
 from torch import Tensor
 
-from export.artifact import HF_PREFIX, Tensors, from_hf_layout, from_hf_name, write_artifact
+from export.artifact import TRAINED_FILE, Tensors, from_hf_layout, from_hf_name, write_artifact
 from export.certificate import (
     MAX_FP32_LOGIT_DIFF,
     Probe,
@@ -40,9 +52,6 @@ from export.certificate import (
 )
 from export.model import float_model
 from export.parity import ParityMeter
-
-# The last part of a Flax name -> of the PyTorch name; the rest is GPT-2's own on both sides.
-LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +75,12 @@ class ConvertOptions:
     json: bool = False
 
 
-def hf_name(name: str) -> str:
-    """Return Hugging Face's name of a Flax parameter."""
-    stem, _, leaf = name.rpartition(".")
-    return f"{HF_PREFIX}{stem}.{LEAF_NAMES[leaf]}"
-
-
 def hf_tensors(params: Params, config: ModelConfig) -> Tensors:
     """Copy Flax parameters into tensors of a Hugging Face GPT-2 file.
 
     Args:
-      params: flat, under GPT-2's names.
-      config: shape.
+      params: flat, under GPT-2's names, without input steps.
+      config: shape, qat off.
 
     Raises:
       UserError: names every missing and unexpected parameter.
@@ -92,6 +95,15 @@ def hf_tensors(params: Params, config: ModelConfig) -> Tensors:
     return {hf_name(name): torch.from_numpy(np.array(array, np.float32)) for name, array in params.items()}
 
 
+def input_scales(params: Params) -> Tensors:
+    """Return the input steps of a quantization-aware training: "h.0.attn.c_attn.input_scale", ..."""
+    return {
+        name: torch.from_numpy(np.array(array, np.float32))
+        for name, array in params.items()
+        if name.endswith(INPUT_SCALE)
+    }
+
+
 def all_flax_logits(
     config: ModelConfig, params: Params, tokens: Int32[Tensor, "B T"]
 ) -> Float[Tensor, "N V"]:
@@ -103,11 +115,21 @@ def all_flax_logits(
     return torch.from_numpy(np.concatenate(rows))
 
 
-def flax_logits(run_folder: Path, step: int, probe: Probe) -> Float[Tensor, "P V"]:
-    """Recompute the Flax logits of a probe from its run; UserError when the step is no longer stored."""
+def flax_logits(run_folder: Path, step: int, probe: Probe, rounded: bool = False) -> Float[Tensor, "P V"]:
+    """Recompute the Flax logits of a probe from its run; UserError when the step is no longer stored.
+
+    Args:
+      run_folder: the run.
+      step: of the checkpoint.
+      probe: whose tokens and positions are taken.
+      rounded: as quantization-aware training computes them, where the run is one.
+    """
     run = open_run(run_folder)
     _, params = load_params(run, str(step))
-    return all_flax_logits(run.config.model, params, probe.tokens)[probe.positions]
+    model = run.config.model
+    if not rounded:
+        model, params = dataclasses.replace(model, qat=False), without_scales(params)
+    return all_flax_logits(model, params, probe.tokens)[probe.positions]
 
 
 class FlaxModel:
@@ -117,10 +139,9 @@ class FlaxModel:
       folder: the run folder.
     """
 
-    quantized = False
-
     def __init__(self, folder: Path) -> None:
         run = open_run(folder)
+        self.quantized = run.config.model.qat
         self.name, self._config = str(folder), run.config.model
         self.block_size: int | None = run.config.model.block_size
         self._params = load_params(run, "best")[1]
@@ -134,25 +155,63 @@ class FlaxModel:
     def outputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N O"]]:
         """Return what each layer puts out, computed operator by operator."""
         found: dict[str, Tensor] = {}
+
+        def keep(layer: str, arguments: Any, out: Any) -> None:
+            found[layer] = _as_rows(out)  # the outer of two calls of one layer ends last
+
+        kinds = [(kind, "__call__") for kind in (nnx.Linear, nnx.LayerNorm, nnx.Embed)]
+        kinds += [(kind, "__call__") for kind in (RoundedLinear, RoundedEmbed)]
+        found["lm_head"] = _as_rows(self._watched(tokens, kinds, keep))
+        return found
+
+    def inputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N I"]]:
+        """Return what enters each linear layer that rounds it; nothing unless the run is with `qat`."""
+        found: dict[str, Tensor] = {}
+
+        def keep(layer: str, arguments: Any, out: Any) -> None:
+            found[layer] = _as_rows(arguments[0])
+
+        if self.quantized:
+            self._watched(tokens, [(RoundedLinear, "__call__"), (LMHead, "factors")], keep)
+        return found
+
+    def round_input(self, layer: str, x: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
+        """Return the integers that a layer makes of an input, compiled as in training."""
+        scale = self._params[f"{layer}.{INPUT_SCALE}"]
+        return torch.from_numpy(np.array(jax.jit(round_inputs)(jnp.asarray(x.numpy()), scale)))
+
+    def weight_integers(self, layer: str) -> Int8[Tensor, "O I"]:
+        """Return the integers of a layer's weights, compiled as in training."""
+        name = ("wte.embedding" if self._config.tied else "lm_head.embedding") if layer == "lm_head" else ""
+        kernel = self._params[name or f"{layer}.kernel"]
+        q = jax.jit(lambda weight: round_weight(weight, 1 if name else 0)[0])(kernel)
+        integers = torch.from_numpy(np.array(q)).to(torch.int8)
+        return integers if name else integers.t()
+
+    def _watched(
+        self,
+        tokens: Integer[Tensor, "B T"],
+        methods: Sequence[tuple[type, str]],
+        keep: Callable[[str, Any, Any], None],
+    ) -> jax.Array:
+        """Run the model operator by operator; show the calls of some methods, by layer, as they end."""
         names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(self._model)}
 
-        def watched(kind: Any) -> Any:
-            original = kind.__call__
+        def watched(kind: Any, method: str) -> Any:
+            original = getattr(kind, method)
 
             def call(layer: Any, *arguments: Any) -> Any:
                 out = original(layer, *arguments)
-                found[names[id(layer)]] = torch.from_numpy(np.array(out, np.float32)).flatten(0, -2)
+                keep(names[id(layer)], arguments, out)
                 return out
 
-            return unittest.mock.patch.object(kind, "__call__", call)
+            return unittest.mock.patch.object(kind, method, call)
 
         with contextlib.ExitStack() as held:
             held.enter_context(jax.default_matmul_precision("highest"))
-            for kind in (nnx.Linear, nnx.LayerNorm, nnx.Embed):
-                held.enter_context(watched(kind))
-            logits = self._model(jnp.asarray(tokens.to(torch.int32).numpy()))
-        found["lm_head"] = torch.from_numpy(np.array(logits, np.float32)).flatten(0, -2)
-        return found
+            for kind, method in methods:
+                held.enter_context(watched(kind, method))
+            return self._model(jnp.asarray(tokens.to(torch.int32).numpy()))
 
     def tensors(self, layer: str) -> dict[str, Tensor]:
         """Return the weight (O, I) and bias of a layer."""
@@ -165,14 +224,19 @@ class FlaxModel:
         return found
 
 
+def _as_rows(array: Any) -> Float[Tensor, "N O"]:
+    return torch.from_numpy(np.array(array, np.float32)).flatten(0, -2)
+
+
 def convert(options: ConvertOptions) -> Result:
     """Run `jaxgpt-export convert`; exit code 1, and no artifact, when module and Flax differ."""
     check_replaceable(options.out, options.overwrite, "certificate.json", [options.run])
     run = open_run(options.run)
-    model = run.config.model
+    model = dataclasses.replace(run.config.model, qat=False)
     dataset = open_dataset(options.data or Path(run.config.data["folder"]))
     check_tokenizer(run.config, dataset)
-    step, params = load_params(run, options.step)
+    step, trained = load_params(run, options.step)
+    params = without_scales(trained)
     tensors = hf_tensors(params, model)
     tokens = probe_tokens(dataset.val, model.block_size)
     reference = all_flax_logits(model, params, tokens)
@@ -202,6 +266,9 @@ def convert(options: ConvertOptions) -> Result:
     with new_folder(options.out, options.overwrite, "certificate.json") as folder:
         write_artifact(folder, model, None, tensors, run.tokenizer)
         write_probe(folder, Probe(tokens, positions, reference[positions]))
+        if run.config.model.qat:
+            rounded = all_flax_logits(run.config.model, trained, tokens)[positions]
+            save_file({**input_scales(trained), "logits": rounded}, folder / TRAINED_FILE)
         figures = {"parity": {**parity, "positions": tokens.numel(), "against": "Flax fp32"}}
         certificate = write_certificate(folder, "fp32", origin, figures)
         size = (folder / "model.safetensors").stat().st_size

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LAYER_NORM_EPSILON = 1e-5
+EMBEDDINGS = ("wte", "wpe")
+PARTS = ("weight", "bias")
 
 
 class Cache:
@@ -57,7 +59,7 @@ class Attention(nn.Module):
         mask = None
         start = 0 if cache is None else cache.length
         if self._turns is not None:
-            cosine, sine = self._turns.narrow(1, start, T)
+            cosine, sine = (part.narrow(0, start, T) for part in self._turns)
             query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         if cache is not None:
             end = start + T
@@ -66,7 +68,8 @@ class Attention(nn.Module):
             key, value = cache.keys[layer].narrow(2, 0, end), cache.values[layer].narrow(2, 0, end)
             if start and T > 1:
                 mask = torch.ones(T, end, dtype=torch.bool).tril(start)
-        causal = mask is None and T > 1
+        # Without a cache always, whatever T: so that a torch.export program may leave T open.
+        causal = mask is None and (cache is None or T > 1)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.c_proj(mixed.transpose(1, 2).reshape(B, T, C))
 
@@ -171,7 +174,10 @@ class GPT(nn.Module):
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return (O, I) of every matrix by layer name; (V, C) and (block_size, C) of the embeddings."""
+    """Return (O, I) of every matrix by layer name; (V, C) and (block_size, C) of the embeddings.
+
+    A tied head is not among them.
+    """
     C = config.n_embd
     shapes = {"wte": (config.vocab_size, C)}
     if config.positions == "learned":
@@ -181,6 +187,8 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
         shapes[f"h.{index}.attn.c_proj"] = (C, C)
         shapes[f"h.{index}.mlp.c_fc"] = (4 * C, C)
         shapes[f"h.{index}.mlp.c_proj"] = (C, 4 * C)
+    if not config.tied:
+        shapes["lm_head"] = (config.vocab_size, C)
     return shapes
 
 
@@ -197,15 +205,29 @@ def float_model(config: ModelConfig, tensors: dict[str, Tensor]) -> GPT:
       tensors: by module name: "wte.weight", "h.0.attn.c_attn.weight" (O, I), ".bias", "ln_f.weight", ...
     """
     layers: dict[str, nn.Module] = {}
-    with torch.device("meta"):
-        for name, (O, I) in layer_shapes(config).items():
-            layers[name] = nn.Embedding(O, I) if name in ("wte", "wpe") else nn.Linear(I, O)
-        layers["lm_head"] = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+    for name in layer_shapes(config):
+        weight = tensors[f"{name}.weight"]
+        if name in EMBEDDINGS:
+            layers[name] = nn.Embedding.from_pretrained(weight)
+        else:
+            layers[name] = float_linear(weight, tensors.get(f"{name}.bias"))
+    if config.tied:
+        layers["lm_head"] = float_linear(tensors["wte.weight"], None)
+        layers["lm_head"].weight = layers["wte"].weight
     model = GPT(config, layers)
-    tied = {**tensors, "lm_head.weight": tensors["wte.weight"]}
-    model.load_state_dict(tied, strict=True, assign=True)
-    model.lm_head.weight = model.wte.weight
+    norms = {f"{name}.{part}": tensors[f"{name}.{part}"] for name in norm_names(config) for part in PARTS}
+    model.load_state_dict(norms, strict=False)
     return model.eval().requires_grad_(False)
+
+
+def float_linear(weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None) -> nn.Linear:
+    """Return a float32 layer that holds these very tensors."""
+    O, I = weight.shape
+    layer = nn.Linear(I, O, bias=bias is not None, device="meta")
+    layer.load_state_dict(
+        {"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True
+    )
+    return layer.requires_grad_(False)
 
 
 class Session:

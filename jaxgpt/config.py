@@ -110,7 +110,7 @@ class TrainConfig:
       accumulate: micro-batches that a step's batch is cut into.
       optimizer: "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest).
       learning_rate: peak, of the blocks' matrices.
-      embedding_rate: peak, of everything else (embeddings, gains, biases).
+      embedding_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to them).
       final_rate: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
       cooldown: "cosine" from the peak on, or "linear" from the peak on.

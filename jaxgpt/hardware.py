@@ -69,13 +69,14 @@ def peak_flops(device_kind: str, precision: Precision) -> float | None:
 def flops_per_token(model: ModelConfig) -> float:
     """Return the floating point operations of training on one token.
 
-    6 for each parameter that takes part in a product (wpe does not), and 12 * layers * channels * context
-    for attention (the whole square, as is usual, though half of it is masked).
+    6 for each parameter that takes part in a product (wpe does not, wte only as the head), and 12 * layers *
+    channels * context for attention (the whole square, as is usual, though half of it is masked).
 
     Source: Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B.
     """
     counts = {name: math.prod(leaf.shape) for name, leaf in abstract_params(model).items()}
-    used = sum(count for name, count in counts.items() if not name.startswith("wpe."))
+    looked_up = "wpe." if model.tied else ("wpe.", "wte.")
+    used = sum(count for name, count in counts.items() if not name.startswith(looked_up))
     return 6.0 * used + 12.0 * model.n_layer * model.n_embd * model.block_size
 
 

@@ -2,7 +2,8 @@
 
     B batch, T time, C channels, H heads, D head size, V vocabulary, S cache length, L layers
 
-Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions (or rotary ones), head tied to the token embedding.
+Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions (or rotary ones), head tied to the token embedding
+or with a matrix of its own. With `config.qat` linear layers and embeddings are those of rounding.py.
 Linear layers and attention compute in `compute` (float32, bfloat16 or float16); parameters, the residual
 stream, LayerNorm, softmax and logits stay in the parameters' dtype. Parameters outside this file are a flat
 dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"), so that optimizer masks, checkpoints and the
@@ -14,15 +15,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import ROTARY_BASE, ModelConfig
+from jaxgpt.rounding import RoundedEmbed, RoundedLinear, round_inputs, rounded_rows
 
 LAYER_NORM_EPSILON = 1e-5
 INIT_STD = 0.02
 
+TABLES = ("wte.embedding", "lm_head.embedding")  # a row a token
+
 Params = dict[str, jax.Array]
+HostParam = npt.NDArray[np.float32]
+HostParams = dict[str, HostParam]
 
 
 class Cache(NamedTuple):
@@ -84,10 +92,13 @@ def _matmul(equation: str, a: Float[Array, "..."], b: Float[Array, "..."], numer
     return product.astype(numerics.params)
 
 
-def _linear(inputs: int, outputs: int, std: float, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
+def _linear(
+    inputs: int, outputs: int, std: float, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs
+) -> nnx.Linear:
     init = nnx.initializers.normal(std)
     kwargs: dict[str, Any] = {"param_dtype": numerics.params, "dtype": numerics.compute}
-    return nnx.Linear(inputs, outputs, kernel_init=init, rngs=rngs, **kwargs)
+    kind = RoundedLinear if config.qat else nnx.Linear
+    return kind(inputs, outputs, kernel_init=init, rngs=rngs, **kwargs)
 
 
 def apply_to_rows(layer: nnx.Linear, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
@@ -118,8 +129,8 @@ class Attention(nnx.Module):
         self.n_head, self.head_size, self.rate = config.n_head, config.head_size, config.dropout
         self.numerics, self.rotary = numerics, config.positions == "rotary"
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
-        self.c_attn = _linear(config.n_embd, 3 * config.n_embd, INIT_STD, numerics, rngs)
-        self.c_proj = _linear(config.n_embd, config.n_embd, residual_std, numerics, rngs)
+        self.c_attn = _linear(config.n_embd, 3 * config.n_embd, INIT_STD, config, numerics, rngs)
+        self.c_proj = _linear(config.n_embd, config.n_embd, residual_std, config, numerics, rngs)
 
     def __call__(
         self,
@@ -191,8 +202,8 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.rate = config.dropout
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
-        self.c_fc = _linear(config.n_embd, 4 * config.n_embd, INIT_STD, numerics, rngs)
-        self.c_proj = _linear(4 * config.n_embd, config.n_embd, residual_std, numerics, rngs)
+        self.c_fc = _linear(config.n_embd, 4 * config.n_embd, INIT_STD, config, numerics, rngs)
+        self.c_proj = _linear(4 * config.n_embd, config.n_embd, residual_std, config, numerics, rngs)
 
     def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None) -> Float[Array, "B T C"]:
         """Apply both layers."""
@@ -222,6 +233,35 @@ class Block(nnx.Module):
         return x + self.mlp(self.ln_2(x), mlp_key), cached
 
 
+class LMHead(nnx.Module):
+    """What the head has besides the token embedding.
+
+    Attributes:
+      embedding: (V, C), its own table; None where it is tied to the token embedding.
+      input_scale: (), step of its input, trained; None without `config.qat`.
+      observing: compute in floats and sow the input; see calibration.py.
+    """
+
+    def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        init, shape = nnx.initializers.normal(INIT_STD), (config.vocab_size, config.n_embd)
+        dtype = numerics.params
+        self.embedding = None if config.tied else nnx.Param(init(rngs.params(), shape, dtype))
+        self.input_scale = nnx.Param(jnp.ones((), dtype)) if config.qat else None
+        self.observing = False
+
+    def factors(
+        self, x: Float[Array, "*N C"], wte: Float[Array, "V2 C"]
+    ) -> tuple[Float[Array, "*N C"], Float[Array, "V2 C"]]:
+        """Return features and table as they are multiplied."""
+        table = wte if self.embedding is None else self.embedding[...]
+        if self.observing:
+            self.sow(nnx.Intermediate, "inputs", x)
+        if self.input_scale is None or self.observing:
+            return x, table
+        scale = self.input_scale[...]
+        return round_inputs(x, scale) * scale, rounded_rows(table)
+
+
 class GPT(nnx.Module):
     """GPT-2.
 
@@ -238,12 +278,14 @@ class GPT(nnx.Module):
         dtype = numerics.params
         kwargs: dict[str, Any] = {"embedding_init": init, "param_dtype": dtype, "dtype": dtype, "rngs": rngs}
         self.rate, self.numerics, self.vocab_size = config.dropout, numerics, config.vocab_size
-        self.wte = nnx.Embed(config.vocab_size, config.n_embd, **kwargs)
+        embed = RoundedEmbed if config.qat else nnx.Embed
+        self.wte = embed(config.vocab_size, config.n_embd, **kwargs)
         self.learned = config.positions == "learned"
         if self.learned:
-            self.wpe = nnx.Embed(config.block_size, config.n_embd, **kwargs)
+            self.wpe = embed(config.block_size, config.n_embd, **kwargs)
         self.h = nnx.List([Block(config, numerics, rngs) for _ in range(config.n_layer)])
         self.ln_f = _layer_norm(config.n_embd, numerics, rngs)
+        self.lm_head = LMHead(config, numerics, rngs)
 
     def __call__(self, tokens: Int[Array, "B T"], keys: jax.Array | None = None) -> Float[Array, "B T V"]:
         """Return the logits of the next token at every position.
@@ -269,8 +311,12 @@ class GPT(nnx.Module):
     def head(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
         """Return the logits of features."""
         B, T, C = x.shape
-        logits = logits_of(x.reshape(B * T, C), self.wte.embedding[...], self.vocab_size, self.numerics)
-        return logits.reshape(B, T, -1)
+        rows, table = self.factors(x.reshape(B * T, C))
+        return logits_of(rows, table, self.vocab_size, self.numerics).reshape(B, T, -1)
+
+    def factors(self, x: Float[Array, "*N C"]) -> tuple[Float[Array, "*N C"], Float[Array, "V2 C"]]:
+        """Return what the logits are the products of: features, and the table that is the head."""
+        return self.lm_head.factors(x, self.wte.embedding[...])
 
     def with_cache(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B T V"], Cache]:
         """Return the logits of tokens that follow those in the cache, and the cache with them."""
@@ -334,15 +380,15 @@ def init_params(config: ModelConfig, seed: int, dtype: Any = jnp.float32) -> Par
 
 
 def pad_vocabulary(params: Params, multiple: int) -> Params:
-    """Return parameters whose token table has rows of zeros up to a multiple."""
-    table = params["wte.embedding"]
-    missing = -table.shape[0] % multiple
-    return {**params, "wte.embedding": jnp.pad(table, ((0, missing), (0, 0)))}
+    """Return parameters whose tables have rows of zeros up to a multiple."""
+    tables = {name: params[name] for name in TABLES if name in params}
+    padded = {name: jnp.pad(t, ((0, -t.shape[0] % multiple), (0, 0))) for name, t in tables.items()}
+    return {**params, **padded}
 
 
 def trim_vocabulary(params: Params, vocab_size: int) -> Params:
-    """Return parameters without the rows that pad the token table."""
-    return {**params, "wte.embedding": params["wte.embedding"][:vocab_size]}
+    """Return parameters without the rows that pad the tables."""
+    return {name: array[:vocab_size] if name in TABLES else array for name, array in params.items()}
 
 
 def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxgpt.config import ModelConfig, TrainConfig
 from jaxgpt.mesh import batch_sharding, state_shardings
-from jaxgpt.model import Numerics, graph_of, init_params, pad_vocabulary
+from jaxgpt.model import HostParam, HostParams, Numerics, Params, graph_of, init_params, pad_vocabulary
 from jaxgpt.optimizer import make_optimizer
 from jaxgpt.steps import TrainState, first_state, make_train_step
 
@@ -33,19 +34,35 @@ class Program:
     def __init__(self, model: ModelConfig, train: TrainConfig, mesh: Mesh, numerics: Numerics) -> None:
         self._model, self._train, self._mesh = model, train, mesh
         self.graph = graph_of(model, numerics)
-        self._optimizer = make_optimizer(train)
+        self._optimizer = make_optimizer(train, model.qat)
         self.abstract: TrainState = jax.eval_shape(self._first_state)
         self.shardings: TrainState = state_shardings(mesh, self.abstract)
         self.batch_shape = (train.accumulate, train.batch_size // train.accumulate, model.block_size)
         self.batch_sharding = batch_sharding(mesh, axis=1, ndim=3)
 
-    def _first_state(self) -> TrainState:
-        params = pad_vocabulary(init_params(self._model, self._train.seed), self._train.vocab_multiple)
+    def _first_state(self, params: Params | None = None) -> TrainState:
+        if params is None:
+            params = pad_vocabulary(init_params(self._model, self._train.seed), self._train.vocab_multiple)
         return first_state(params, self._optimizer, self._train.seed, self._train)
 
-    def first_state(self) -> TrainState:
-        """Return the state before the first step, on the devices."""
-        return jax.jit(self._first_state, out_shardings=self.shardings)()
+    def first_state(self, params: HostParams | None = None) -> TrainState:
+        """Return the state before the first step, on the devices.
+
+        Args:
+          params: what to begin with, without padding; new ones if not given.
+        """
+        placed = None if params is None else self._place(params)
+        return jax.jit(self._first_state, out_shardings=self.shardings)(placed)
+
+    def _place(self, params: HostParams) -> Params:
+        """Put each device's part of the parameters on it."""
+
+        def place(array: HostParam, leaf: Any, sharding: Any) -> jax.Array:
+            missing = [(0, new - old) for new, old in zip(leaf.shape, array.shape, strict=True)]
+            whole = np.pad(array, missing) if array.shape != leaf.shape else array
+            return jax.make_array_from_callback(leaf.shape, sharding, whole.__getitem__)
+
+        return jax.tree.map(place, params, self.abstract.params, self.shardings.params)
 
     def placed(self) -> TrainState:
         """Return shapes, dtypes and shardings of the state, to read a checkpoint into."""

@@ -47,7 +47,7 @@ class Recorder:
         tokens_per_step: int,
         peak_tokens_per_s: float | None,
     ) -> None:
-        kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
+        kept = [row for row in read_metrics(folder) if row["step"] <= first_step] if first_step else []
         write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)

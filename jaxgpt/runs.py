@@ -32,12 +32,15 @@ class RunConfig:
       model: shape.
       train: settings.
       data: folder, manifest hash, tokenizer name and hash.
+      init: what it began with: folder, kind (run or artifact), step of the run, sha256 (of model.safetensors,
+        or of the run's config.json); None for new parameters.
     """
 
     preset: str
     model: ModelConfig
     train: TrainConfig
     data: dict[str, Any]
+    init: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what config.json holds."""
@@ -75,7 +78,9 @@ def read_run_config(folder: Path) -> RunConfig:
         train = TrainConfig.from_json(value["train"], str(where))
         data = dict(value["data"])
         _ = data["folder"], data["manifest_sha256"], data["tokenizer"]["name"], data["tokenizer"]["sha256"]
-        return RunConfig(value["preset"], model, train, data)
+        init = None if value.get("init") is None else dict(value["init"])
+        _ = init is None or (init["folder"], init["kind"], init["step"], init["sha256"])
+        return RunConfig(value["preset"], model, train, data, init)
 
 
 def open_run(folder: Path) -> Run:
@@ -181,11 +186,21 @@ def _require_same(old: RunConfig, new: RunConfig, folder: Path) -> None:
     }
     if old.data["manifest_sha256"] != new.data["manifest_sha256"]:
         pairs["data"] = (old.data["folder"], new.data["folder"])
+    if _identity(old.init) != _identity(new.init):
+        pairs["init"] = (_identity(old.init) or "none", _identity(new.init) or "none")
     if pairs:
         text = "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in pairs.items())
         raise UserError(
             f"{folder} holds another training ({text}); choose another --out, or the old settings"
         )
+
+
+def _identity(init: dict[str, Any] | None) -> str:
+    """Say what a run began with; a folder that was moved is the same."""
+    if init is None:
+        return ""
+    step = "" if init["step"] is None else f" step {init['step']}"
+    return f"{init['kind']} {init['sha256'][:12]}...{step}"
 
 
 def _differences(section: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

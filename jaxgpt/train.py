@@ -12,18 +12,17 @@ import functools
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import tyro
 from jax.sharding import Mesh
 
 from jaxgpt.batches import Batches
+from jaxgpt.calibration import with_scales
 from jaxgpt.checkpoints import Checkpoints
 from jaxgpt.config import find_preset
 from jaxgpt.evaluate import validation_loss
 from jaxgpt.hardware import (
-    best_precision,
     compute_capability,
     flops_per_token,
     free_device_bytes,
@@ -31,18 +30,18 @@ from jaxgpt.hardware import (
     peak_flops,
     reserve_memory,
 )
+from jaxgpt.initial import open_initial
 from jaxgpt.mesh import make_mesh, replicated, use_cpu_devices
-from jaxgpt.model import abstract_params, trim_vocabulary
+from jaxgpt.model import HostParams, abstract_params, trim_vocabulary
+from jaxgpt.options import TrainOptions, run_config, with_precision
 from jaxgpt.processes import StopSignal, all_agree, first_does, is_first, join_processes
 from jaxgpt.program import Program, peak_bytes
 from jaxgpt.progress import Recorder, make_recorder
 from jaxgpt.runs import (
     RunConfig,
     claim_run,
-    data_entry,
     lock_run,
     read_metrics,
-    read_run_config,
     require_claimable,
 )
 from jaxgpt.sample import JaxEngine
@@ -58,112 +57,6 @@ from jaxgpt.tokens import Dataset, open_dataset, windows
 SAMPLE_TOKENS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Train a GPT-2; running the same command again resumes.
-
-    Attributes:
-      preset: tiny, small, gpt2, gpt2-medium, gpt2-large or gpt2-xl.
-      data: dataset folder of `jaxgpt prepare`; the vocabulary comes from it.
-      out: the run folder.
-      max_steps: optimizer steps.
-      seed: of initialization, data order and dropout.
-      cpu_devices: simulate so many devices on the CPU (in each process); 0 takes the devices that JAX finds.
-      mesh: layout of the devices, such as data=4,fsdp=2; all on data if not given.
-      batch_size: sequences an optimizer step, all devices together.
-      accumulate: micro-batches that a step's batch is cut into, to save memory.
-      block_size: longest context, tokens.
-      n_layer: blocks.
-      n_head: attention heads.
-      n_embd: channels.
-      dropout: share of activations dropped.
-      positions: learned, or rotary.
-      optimizer: adamw, or muon for the blocks' matrices.
-      learning_rate: peak, of the blocks' matrices.
-      embedding_rate: peak, of embeddings, gains and biases.
-      final_rate: share of the peak that is left at the end.
-      warmup_steps: steps of linear rise.
-      cooldown: shape of the fall, cosine or linear.
-      weight_decay: of matrices.
-      precision: of matrix products, fp32, bf16 or fp16 (with loss scaling); if not given, what the device
-        is best at.
-      remat: compute blocks again in the backward pass, to save memory.
-      loss_chunks: pieces in which logits are computed, to save memory.
-      vocab_multiple: pad the token table to a multiple while training; checkpoints are read without it.
-      spike_guard: skip steps whose loss lies so many standard deviations above its mean; 0 for none.
-      max_skipped: skipped steps in a row after which the training stops.
-      eval_every: steps between validations.
-      checkpoint_every: steps between checkpoints.
-      sample_every: steps between samples; 0 for none.
-      distributed: one of several processes that JAX finds by itself (Slurm, Kubernetes, Open MPI).
-      coordinator: host:port of process 0, where JAX can't find it.
-      process_count: number of processes, with coordinator.
-      process_index: which one this is, with coordinator.
-      join_timeout: seconds to wait for the other processes.
-      json: print one JSON document with all figures on stdout.
-    """
-
-    preset: tyro.conf.Positional[str]
-    data: Path
-    out: Path
-    max_steps: int | None = None
-    seed: int | None = None
-    cpu_devices: int = 0
-    mesh: str = ""
-    batch_size: int | None = None
-    accumulate: int | None = None
-    block_size: int | None = None
-    n_layer: int | None = None
-    n_head: int | None = None
-    n_embd: int | None = None
-    dropout: float | None = None
-    positions: Literal["learned", "rotary"] | None = None
-    optimizer: Literal["adamw", "muon"] | None = None
-    learning_rate: float | None = None
-    embedding_rate: float | None = None
-    final_rate: float | None = None
-    warmup_steps: int | None = None
-    cooldown: Literal["cosine", "linear"] | None = None
-    weight_decay: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    remat: bool | None = None
-    loss_chunks: int | None = None
-    vocab_multiple: int | None = None
-    spike_guard: float | None = None
-    max_skipped: int | None = None
-    eval_every: int | None = None
-    checkpoint_every: int | None = None
-    sample_every: int | None = None
-    distributed: bool = False
-    coordinator: str | None = None
-    process_count: int | None = None
-    process_index: int | None = None
-    join_timeout: int = 300
-    json: bool = False
-
-
-def run_config(options: TrainOptions, dataset: Dataset) -> RunConfig:
-    """Combine preset, data and options; the precision is the preset's where none is given."""
-    preset = find_preset(options.preset)
-    given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
-    model = preset.model(dataset.vocab_size)
-    model = dataclasses.replace(model, **_fields_of(model, given))
-    train = dataclasses.replace(preset.train, **_fields_of(preset.train, given))
-    return RunConfig(options.preset, model, train, data_entry(dataset))
-
-
-def _with_precision(config: RunConfig, folder: Path) -> RunConfig:
-    """Take the precision that a run began with, or what this device is best at."""
-    began = (folder / "config.json").exists()
-    precision = read_run_config(folder).train.precision if began else best_precision()
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
-
-
-def _fields_of(target: Any, given: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(target)}
-    return {name: value for name, value in given.items() if name in names}
-
-
 def train(options: TrainOptions) -> Result:
     """Run `jaxgpt train`.
 
@@ -172,7 +65,8 @@ def train(options: TrainOptions) -> Result:
     """
     find_preset(options.preset)
     dataset = open_dataset(options.data)
-    config = run_config(options, dataset)
+    initial = None if options.init is None else open_initial(options.init)
+    config = run_config(options, dataset, initial)
     use_cpu_devices(options.cpu_devices)
     keep_freed_memory(config.model, config.train, max(options.cpu_devices, 1))
     join_processes(
@@ -183,7 +77,7 @@ def train(options: TrainOptions) -> Result:
         options.join_timeout,
     )
     if options.precision is None:
-        config = _with_precision(config, options.out)
+        config = with_precision(config, options.out)
     windows(dataset.val, config.model.block_size)  # says now what would fail at the first validation
     if len(dataset.train) < config.model.block_size + 1:
         raise UserError(
@@ -201,7 +95,11 @@ def train(options: TrainOptions) -> Result:
             f"{mesh.size} devices; choose a multiple of {mesh.size * config.train.accumulate}"
         )
 
-    trainer = Trainer(config, dataset, tokenizer, mesh, options.out)
+    params = None
+    if initial is not None:
+        params, entry = initial.read(config.model)
+        config = dataclasses.replace(config, init=entry)
+    trainer = Trainer(config, dataset, tokenizer, mesh, options.out, params)
     first_does(functools.partial(require_claimable, options.out, config))
     if not (options.out / "summary.json").exists():  # else there is nothing left to do
         trainer.require_room()
@@ -226,13 +124,20 @@ class Trainer:
       tokenizer: the data set's.
       mesh: over which devices.
       folder: the run folder, with its config.json.
+      params: what it begins with, in the memory of the host; None for new ones.
     """
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, tokenizer: Tokenizer, mesh: Mesh, folder: Path
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        folder: Path,
+        params: HostParams | None = None,
     ) -> None:
         self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
-        self.mesh, self.folder = mesh, folder
+        self.mesh, self.folder, self._params = mesh, folder, params
         numerics, self.attention = choose_numerics(
             config.model, config.train.precision, jax.default_backend(), compute_capability()
         )
@@ -284,6 +189,8 @@ class Trainer:
         stopped: str | None = None
         step = first
         try:
+            if first == 0 and self.config.init is not None:
+                recorder.validation(0, self._validate(state))  # where it goes on from
             pending: tuple[int, dict[str, Any], float] | None = None
             for step in range(first + 1, settings.max_steps + 1):
                 started = time.perf_counter()
@@ -333,7 +240,12 @@ class Trainer:
     def _start(self) -> tuple[TrainState, int]:
         """Return the state to go on from and the number of steps done."""
         if self.checkpoints.latest() is None:
-            return self.program.first_state(), 0
+            settings, params = self.config.train, self._params
+            if self.config.model.qat:
+                params = with_scales(self.config.model, params, self.dataset.train, settings.seed)
+            self._params = None
+            return self.program.first_state(params), 0
+        self._params = None
         state, position = self.checkpoints.restore_latest_whole(self.program.placed())
         self.cpu_seconds_before = float(position["cpu_seconds"])
         return state, int(position["step"])

@@ -152,7 +152,7 @@ def fp32(work: Path, run: Path) -> Path:
 
 
 def _quantized(method: str, work: Path, fp32: Path, data: Path) -> Path:
-    out = work / f"int8-{method}"
+    out = work / method
     arguments = ("--artifact", fp32, "--method", method, "--data", data, "--out", out)
     assert run_command("jaxgpt-export", "quantize", *arguments) == 0
     return out
@@ -168,6 +168,39 @@ def int8_dynamic(work: Path, fp32: Path, data: Path) -> Path:
 def int8_static(work: Path, fp32: Path, data: Path) -> Path:
     """The INT8 artifact with static inputs."""
     return _quantized("static", work, fp32, data)
+
+
+@pytest.fixture(scope="session")
+def int8_weight_only(work: Path, fp32: Path, data: Path) -> Path:
+    """The artifact with int8 weights and float inputs."""
+    return _quantized("weight-only-int8", work, fp32, data)
+
+
+@pytest.fixture(scope="session")
+def int4(work: Path, fp32: Path, data: Path) -> Path:
+    """The artifact with int4 weights, by GPTQ, and float inputs."""
+    return _quantized("weight-only-int4", work, fp32, data)
+
+
+@pytest.fixture(scope="session")
+def qat_run(work: Path, run: Path, data: Path) -> Path:
+    """The run, trained on with the rounding of a static artifact."""
+    arguments = ("tiny", "--data", data, "--out", work / "qat", "--init", run, "--qat", *TINY_TRAIN)
+    assert run_command("jaxgpt", "train", *arguments, "--max-steps", 10, "--learning-rate", 0.001) == 0
+    return work / "qat"
+
+
+@pytest.fixture(scope="session")
+def qat_fp32(work: Path, qat_run: Path) -> Path:
+    """The float32 artifact of the quantization-aware training, with its input steps."""
+    assert run_command("jaxgpt-export", "convert", "--run", qat_run, "--out", work / "qat-fp32") == 0
+    return work / "qat-fp32"
+
+
+@pytest.fixture(scope="session")
+def int8_static_qat(work: Path, qat_fp32: Path, data: Path) -> Path:
+    """The INT8 artifact with the input steps that were trained."""
+    return _quantized("static-qat", work, qat_fp32, data)
 
 
 def python(code: str) -> tuple[list[str], dict[str, str]]:

@@ -8,15 +8,17 @@ import torch
 from conftest import Command, assert_one_line_error
 from safetensors.torch import load_file, save_file
 
-from export.artifact import Quantization, expected_tensors, load, read_artifact
+from export.artifact import expected_tensors, load, read_artifact
 from export.certificate import read_probe
+from export.model import layer_shapes
+from export.quantization import Quantization
 from jaxgpt.config import find_preset
 from jaxgpt.shared.errors import UserError
 
 FLAX_TOLERANCE = 1e-4  # the project's bound: float32 sums in three libraries' orders
 
 
-@pytest.fixture(params=["fp32", "int8_dynamic", "int8_static"])
+@pytest.fixture(params=["fp32", "int8_dynamic", "int8_static", "int4"])
 def copy(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of an artifact, to be damaged."""
     shutil.copytree(request.getfixturevalue(request.param), tmp_path / "artifact")
@@ -73,7 +75,7 @@ def test_truncated_file_is_one_line(command: Command, copy: Path) -> None:
 def test_config_that_disagrees_with_the_tensors_is_one_line(command: Command, copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "n_layer": 1}))
-    assert_one_line_error(generate(command, copy), "h.1.mlp.c_fc.bias", "does not fit its config.json")
+    assert_one_line_error(generate(command, copy), "h.1.mlp.c_fc", "config.json")
     (copy / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
     assert_one_line_error(generate(command, copy), "'llama'", "expected gpt2")
     del config["n_embd"]
@@ -84,9 +86,36 @@ def test_config_that_disagrees_with_the_tensors_is_one_line(command: Command, co
 def test_format_of_another_version_is_refused(command: Command, int8_static: Path, tmp_path: Path) -> None:
     shutil.copytree(int8_static, tmp_path / "a")
     config = json.loads((tmp_path / "a" / "config.json").read_text())
-    config["quantization"]["format_version"] = 2
+    config["quantization"]["format_version"] = 1
     (tmp_path / "a" / "config.json").write_text(json.dumps(config))
-    assert_one_line_error(generate(command, tmp_path / "a"), "format version 2", "reads 1")
+    assert_one_line_error(generate(command, tmp_path / "a"), "format version 1", "reads 2")
+
+
+def damage_quantization(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"] |= fields
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"method": "weight-only-int3"}, "weight-only-int3"),
+        ({"method": "dynamic"}, "no layers of 4 bits"),
+        ({"bits": {"wte": 8}}, "disagree on the layers h.0.attn.c_attn"),
+        ({"group_size": 0}, "group_size 0"),
+        ({"group_size": 12}, "group_size 12"),
+        ({"smooth": ["wte"]}, "smoothing of wte"),
+        ({"surprise": 1}, "unknown fields"),
+        ({"bits": 7}, "config.json"),
+    ],
+)
+def test_a_quantization_section_that_no_artifact_has_is_one_line(
+    command: Command, int4: Path, tmp_path: Path, fields: dict[str, object], words: str
+) -> None:
+    shutil.copytree(int4, tmp_path / "a")
+    damage_quantization(tmp_path / "a", **fields)
+    assert_one_line_error(generate(command, tmp_path / "a"), words)
 
 
 def test_step_that_is_zero_is_refused(command: Command, int8_static: Path, tmp_path: Path) -> None:
@@ -138,7 +167,8 @@ def test_load_returns_a_module_that_gives_logits(copy: Path) -> None:
 def test_a_124m_int8_model_fits_into_127_mb() -> None:
     config = find_preset("gpt2").model(50257)
     smooth = (*tuple(f"h.{i}.mlp.c_proj" for i in range(12)), "wte")
-    expected = expected_tensors(config, Quantization("static", smooth))
+    bits = dict.fromkeys(layer_shapes(config), 8)
+    expected = expected_tensors(config, Quantization("static", bits, smooth=smooth))
     size = sum(
         torch.empty((), dtype=dtype).element_size() * torch.Size(shape).numel()
         for dtype, shape in expected.values()

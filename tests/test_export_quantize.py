@@ -10,8 +10,9 @@ from conftest import Command, assert_one_line_error, rows, write_jsonl
 
 from bench.generate import random_tensors
 from export.arithmetic import quantize_rows
-from export.artifact import int8_model, read_artifact
+from export.artifact import read_artifact
 from export.model import float_model, layer_shapes
+from export.quantization import HEAD, Quantization, quantized_model
 from export.quantize.calibration import (
     COVERED,
     STRENGTHS,
@@ -21,7 +22,7 @@ from export.quantize.calibration import (
     plan_input,
     smoothing_vector,
 )
-from export.quantize.rounding import HEAD, fold_smoothing, int8_tensors
+from export.quantize.rounding import fold_smoothing, rounded_tensors
 from jaxgpt.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
@@ -123,28 +124,37 @@ def test_nan_in_calibration_names_the_layer() -> None:
         collect_inputs(float_model(CONFIG, tensors), torch.zeros(1, 8, dtype=torch.int32))
 
 
-def test_artifact_holds_the_integers_of_the_module(fp32: Path, int8_dynamic: Path) -> None:
-    parent, artifact = read_artifact(fp32), read_artifact(int8_dynamic)
+def test_artifact_holds_the_integers_of_the_module(fp32: Path, int8_weight_only: Path) -> None:
+    parent, artifact = read_artifact(fp32), read_artifact(int8_weight_only)
     for name in layer_shapes(parent.config):
         q, scale = quantize_rows(parent.tensors[f"{name}.weight"])
         assert torch.equal(artifact.tensors[f"{name}.weight"], q)
         assert torch.equal(artifact.tensors[f"{name}.weight_scale"], scale)
-    model = int8_model(parent.config, int8_tensors(parent.config, parent.tensors))
+    bits = dict.fromkeys(layer_shapes(parent.config), 8)
+    tensors = rounded_tensors(parent.config, parent.tensors, bits)
+    model = quantized_model(parent.config, Quantization("weight-only-int8", bits), tensors)
     tokens = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(tokens), artifact.model()(tokens))
 
 
-@pytest.mark.parametrize(("method", "bound"), [("dynamic", 0.003), ("static", 0.02)])
+@pytest.mark.parametrize(
+    ("method", "bound"),
+    [("int8_dynamic", 0.003), ("int8_static", 0.02), ("int8_weight_only", 0.0005), ("int4", 0.03)],
+)
 def test_loss_increase_is_small_and_recorded(
     method: str, bound: float, request: pytest.FixtureRequest
 ) -> None:
-    folder = request.getfixturevalue(f"int8_{method}")
+    folder = request.getfixturevalue(method)
     certificate = json.loads((folder / "certificate.json").read_text())
     assert abs(certificate["quality"]["loss_increase"]) <= bound
     assert certificate["quality"]["tokens"] > 3000
-    assert certificate["kind"] == f"int8-{method}"
-    if method == "static":
-        assert set(certificate["calibration"]["observers"]) == {"min-max", "clipped", "clipped and smoothed"}
+    assert certificate["kind"] == read_artifact(folder).kind
+    observers = {
+        "int8_dynamic": {"plain", "smoothed"},
+        "int8_static": {"min-max", "clipped", "clipped and smoothed"},
+    }
+    if method in observers:
+        assert set(certificate["calibration"]["observers"]) == observers[method]
         kl = {name: row["kl_mean"] for name, row in certificate["calibration"]["observers"].items()}
         assert certificate["calibration"]["observer"] == min(kl, key=lambda name: kl[name])
 
@@ -162,12 +172,34 @@ def test_static_without_data_is_one_line(command: Command, fp32: Path, tmp_path:
     assert os.listdir(tmp_path) == []
 
 
-def test_dynamic_needs_no_data(command: Command, fp32: Path, int8_dynamic: Path, tmp_path: Path) -> None:
-    arguments = ("--artifact", fp32, "--method", "dynamic", "--out", tmp_path / "a")
+@pytest.mark.parametrize("method", ["dynamic", "weight-only-int8"])
+def test_what_follows_from_the_weights_needs_no_data(
+    command: Command, fp32: Path, int8_weight_only: Path, tmp_path: Path, method: str
+) -> None:
+    arguments = ("--artifact", fp32, "--method", method, "--out", tmp_path / "a")
     assert command("jaxgpt-export", "quantize", *arguments)[0] == 0
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
-        int8_dynamic / "model.safetensors"
-    ).read_bytes()
+    content = [(f / "model.safetensors").read_bytes() for f in (tmp_path / "a", int8_weight_only)]
+    assert content[0] == content[1]
+
+
+def test_a_smoothed_dynamic_layer_is_nearer_where_a_channel_stands_out() -> None:
+    layer, weight = outlier_layer()
+    plain, best = plan_input(layer, weight, (), ()), plan_input(layer, weight, (), STRENGTHS)
+    assert plain.scale is best.scale is None
+    assert best.smooth is not None
+    assert best.error < plain.error / 10
+
+
+def test_smoothing_undoes_what_was_scaled_up_and_down() -> None:
+    """A model with outliers that do not change its function is rounded as it was without them."""
+    layer, weight = outlier_layer()
+    factor = torch.ones(64)
+    factor[[9, 20]] = torch.tensor([100.0, 30.0])
+    scaled = LayerInput(layer.largest * factor, layer.sample * factor)
+    for covered in ((), COVERED):
+        before = plan_input(layer, weight, covered, STRENGTHS)
+        after = plan_input(scaled, weight / factor, covered, STRENGTHS)
+        assert after.error == pytest.approx(before.error, rel=0.01)
 
 
 def assert_static_refuses(command: Command, fp32: Path, folder: Path, *words: str) -> None:

@@ -1,5 +1,6 @@
 """What the devices say to each other in a step, and what lives in memory, read from the compiled program."""
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgpt.config import ModelConfig, Precision, TrainConfig
+from jaxgpt.loss import summed_loss
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model import Numerics, abstract_params, graph_of, init_params
 from jaxgpt.program import Program
-from jaxgpt.steps import COMPUTE_DTYPES, summed_loss
+from jaxgpt.steps import COMPUTE_DTYPES
 
 MODEL = ModelConfig(vocab_size=80, block_size=24, n_layer=2, n_head=2, n_embd=32)
 # As wide as GPT-2, with a padded table: the partitioner left to itself moves activations here.
@@ -85,14 +87,18 @@ def test_fsdp_gathers_parameters_and_never_activations(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_fsdp_gathers_matrices_again_for_the_backward_pass(accumulate: int, precision: Precision) -> None:
+@pytest.mark.parametrize("qat", [False, True])
+def test_fsdp_gathers_matrices_again_for_the_backward_pass(
+    accumulate: int, precision: Precision, qat: bool
+) -> None:
     """Read before XLA optimizes: once for the forward pass, once more for the gradient of its input.
 
     The embeddings are not needed again: the head's gradient is formed in the forward pass.
     """
     train = TrainConfig(batch_size=16 * accumulate, accumulate=accumulate, precision=precision)
     numerics = Numerics(compute=COMPUTE_DTYPES[precision])
-    text = Program(MODEL, train, make_mesh("fsdp=8", 8), numerics).lower_step().as_text()
+    model = dataclasses.replace(MODEL, qat=qat)
+    text = Program(model, train, make_mesh("fsdp=8", 8), numerics).lower_step().as_text()
     found = re.findall(r"stablehlo.all_gather.*?-> tensor<([\dx]+)xf32>", text, re.DOTALL)
     gathered = Counter(tuple(map(int, shape.split("x"))) for shape in found)
     parameters = Counter(shapes_of(MODEL))

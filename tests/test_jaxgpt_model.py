@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import ModelConfig
+from jaxgpt.loss import summed_loss
 from jaxgpt.model import (
     Params,
     dropout,
@@ -14,7 +15,6 @@ from jaxgpt.model import (
     pad_vocabulary,
     trim_vocabulary,
 )
-from jaxgpt.steps import summed_loss
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=3, n_head=4, n_embd=32)
 # float32 with sums in another order; logits here are of size 1 to 30 and differ by 1e-6 to 1e-5.

@@ -91,3 +91,35 @@ def test_rate_rises_then_falls_to_its_final_share(cooldown: Literal["cosine", "l
 
 def test_parameters_are_classified_by_their_names() -> None:
     assert [kind_of(name) for name in PARAMS] == ["kernel", "embedding", "vector", "vector"]
+    assert kind_of("h.0.attn.c_attn.input_scale") == kind_of("lm_head.input_scale") == "scale"
+
+
+def test_input_steps_move_by_shares_of_themselves_and_count_for_no_norm() -> None:
+    """The same gradients move a step of 10 and one of 1e-3 by the same share; neither is decayed."""
+    config = dataclasses.replace(CONFIG, grad_clip=0.5, warmup_steps=0)
+    optimizer, without = make_optimizer(config, qat=True), make_optimizer(config)
+    params = {"a.input_scale": jnp.float32(10.0), "b.input_scale": jnp.float32(1e-3), "c.bias": jnp.ones(2)}
+    state, other = optimizer.init(params), without.init({"c.bias": params["c.bias"]})
+    plain = {"c.bias": params["c.bias"]}
+    m, v, expected = 0.0, 0.0, 1.0
+    for t, g in enumerate((0.3, -0.1, 0.2), 1):
+        grads = {name: jnp.full_like(value, g) for name, value in params.items()}
+        rate = float(schedule(config, config.embedding_rate)(t - 1))
+        update, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, update)
+        update, other = without.update({"c.bias": grads["c.bias"]}, other, plain)
+        plain = optax.apply_updates(plain, update)
+        m = config.beta1 * m + (1 - config.beta1) * g
+        v = config.beta2 * v + (1 - config.beta2) * g * g
+        expected *= 1 - rate * m / (1 - config.beta1**t) / ((v / (1 - config.beta2**t)) ** 0.5 + 1e-8)
+        assert float(params["a.input_scale"]) == pytest.approx(10 * expected, rel=1e-5)
+        assert float(params["b.input_scale"]) == pytest.approx(1e-3 * expected, rel=1e-5)
+        assert np.array_equal(params["c.bias"], plain["c.bias"])
+
+
+def test_input_steps_stay_positive_at_any_rate() -> None:
+    config = dataclasses.replace(CONFIG, embedding_rate=50.0, warmup_steps=0)
+    optimizer = make_optimizer(config, qat=True)
+    params = {"a.input_scale": jnp.float32(1.0)}
+    update, _ = optimizer.update({"a.input_scale": jnp.float32(1.0)}, optimizer.init(params), params)
+    assert float(optax.apply_updates(params, update)["a.input_scale"]) == 0.5

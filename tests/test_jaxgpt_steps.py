@@ -8,10 +8,11 @@ import optax
 import pytest
 
 from jaxgpt.config import ModelConfig, TrainConfig
+from jaxgpt.loss import summed_loss
 from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings
 from jaxgpt.model import Numerics, Params, graph_of, init_params, merge
 from jaxgpt.optimizer import make_optimizer
-from jaxgpt.steps import COMPUTE_DTYPES, TrainState, first_state, make_eval_step, make_train_step, summed_loss
+from jaxgpt.steps import COMPUTE_DTYPES, TrainState, first_state, make_eval_step, make_train_step
 
 MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16)
 # Small and fixed, so that rounding is not amplified from step to step.

@@ -12,6 +12,7 @@ from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.tokens import open_dataset, windows
 
+from export.parity.integers import compare_integers
 from export.parity.models import open_model
 from export.parity.whole import Deviation, compare_models, first_deviation, layer_errors
 
@@ -82,6 +83,9 @@ def compare_command(options: CompareOptions) -> Result:
     if deviation is not None:
         say(str(deviation))
     gates = {}
+    integers = compare_integers(reference, model, few)
+    if integers is not None:
+        gates[str(integers)] = integers.passed
     if options.max_logit_diff is not None:
         largest = parity.max_abs_logit_diff
         text = f"largest logit difference {largest:.3g} <= {options.max_logit_diff:.3g}"
@@ -100,6 +104,7 @@ def compare_command(options: CompareOptions) -> Result:
         "greedy_parts_at": parts_at,
         "layer_errors": errors,
         "first_deviation": None if deviation is None else dataclasses.asdict(deviation),
+        "integers": None if integers is None else dataclasses.asdict(integers),
         "gates": gates,
     }
     return Result(figures, passed=all(gates.values()))

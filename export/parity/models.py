@@ -8,11 +8,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxgpt.shared.errors import UserError
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int8, Integer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from export.artifact import read_artifact
+from export.layers import Int8Linear
 
 # The layers of a GPT-2 under its own names, whatever a library puts before them.
 LAYER = re.compile(
@@ -85,6 +86,33 @@ class ModuleModel:
                 found[name] = found[name][:, : found[name].shape[1] * 2 // 3]  # queries and keys
         return found
 
+    def inputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N I"]]:
+        """Return what enters each linear layer that rounds it."""
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor) -> None:
+            found[name] = x.flatten(0, -2).clone()
+
+        rounding = {name: layer for name, layer in self._layers.items() if isinstance(layer, Int8Linear)}
+        handles = [
+            layer.register_forward_pre_hook(lambda module, args, name=name: keep(name, args[0]))
+            for name, layer in rounding.items()
+        ]
+        try:
+            self.logits(tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def round_input(self, layer: str, x: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
+        """Return the integers that a layer makes of an input."""
+        return cast(Int8Linear, self._layers[layer]).quantize_input(x)[0]
+
+    def weight_integers(self, layer: str) -> Int8[Tensor, "O I"]:
+        """Return the integers of a layer's weights."""
+        return cast(Int8Linear, self._layers[layer]).weight
+
     @contextlib.contextmanager
     def _watched(self, found: dict[str, Tensor]) -> Iterator[None]:
         def keep(name: str, out: Tensor) -> None:
@@ -109,9 +137,7 @@ class ModuleModel:
             if isinstance(tensor, Tensor):
                 found[part] = tensor.detach()
         if hasattr(module, "weight_scale"):
-            found["weight"] = found["weight"] * module.weight_scale[:, None]
-            if module.smooth is not None:
-                found["weight"] = found["weight"] / module.smooth
+            found["weight"] = module.float_weight()
         if type(module).__name__ == "Conv1D":  # transformers' linear layers hold (I, O)
             found["weight"] = found["weight"].t()
         return found
@@ -136,8 +162,9 @@ def open_model(subject: str | Path | nn.Module) -> Comparable:
         return FlaxModel(folder)
     if (folder / "certificate.json").exists():
         artifact = read_artifact(folder)
-        static = artifact.quantization is not None and artifact.quantization.method == "static"
-        return ModuleModel(artifact.model(), str(folder), folded=static)
+        # Smoothing is folded into norms and value columns, which then differ on purpose.
+        folded = artifact.quantization is not None and not artifact.quantization.weight_only
+        return ModuleModel(artifact.model(), str(folder), folded=folded)
     if (folder / "config.json").exists():
         return ModuleModel(_from_transformers(folder), str(folder))
     raise UserError(

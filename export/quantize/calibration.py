@@ -1,4 +1,4 @@
-"""Choosing the step of static inputs, and smoothing vectors, by the error they make.
+"""Choosing the step of static inputs, and smoothing vectors for both kinds, by the error they make.
 
 A static step must serve every token: a plain maximum wastes the integers on a few outliers. So the step
 is searched below the maximum, and a smoothing vector moves outliers from the input into the weights:
@@ -6,7 +6,8 @@ is searched below the maximum, and a smoothing vector moves outliers from the in
     smooth[i] = max|x[:, i]|^a / max|w[:, i]|^(1 - a)      x[:, i] / smooth[i],  w[:, i] * smooth[i]
 
 for a in (0.25, 0.5, 0.75), or none. What is kept is what makes the layer's output error on calibration
-tokens smallest, integers and all.
+tokens smallest, integers and all. A channel that is scaled up in the input and down in the weights gets a
+vector scaled up as much, so that a smoothed layer is the same however a model spreads its outliers.
 
 Source: Xiao et al. 2023, SmoothQuant, arXiv:2211.10438 (there one fixed a for all layers).
 """
@@ -19,7 +20,7 @@ from jaxgpt.shared.errors import UserError
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
-from export.arithmetic import LEVELS, quantize_rows, scale_of
+from export.arithmetic import quantize_rows, quantize_static, quantize_tokens, scale_of
 from export.model import GPT
 
 STRENGTHS = (0.25, 0.5, 0.75)
@@ -48,12 +49,12 @@ class InputPlan:
     """How a layer's input is quantized.
 
     Attributes:
-      scale: (), the static step.
+      scale: (), the static step; None for dynamic.
       smooth: (I,), or None.
       error: mean squared output error over mean squared output, on the sample.
     """
 
-    scale: Float[Tensor, ""]
+    scale: Float[Tensor, ""] | None
     smooth: Float[Tensor, "I"] | None
     error: float
 
@@ -125,7 +126,7 @@ def plan_input(
     Args:
       layer: what calibration saw.
       weight: (O, I), float.
-      covered: shares of the largest value to try.
+      covered: shares of the largest value to try for a static step; none for a dynamic input.
       strengths: smoothing strengths to try, besides none.
 
     Returns:
@@ -140,10 +141,13 @@ def plan_input(
         largest = layer.largest if smooth is None else layer.largest / smooth
         q, weight_scale = quantize_rows(weight if smooth is None else weight * smooth)
         rounded = q.float() * weight_scale[:, None]
-        for share in covered:
-            scale = scale_of(largest.max() * share)
-            integers = torch.round(x / scale).clamp(-LEVELS, LEVELS)
-            error = float((integers * scale @ rounded.t() - exact).square().mean()) / max(power, 1e-30)
+        scales: list[Tensor | None] = [scale_of(largest.max() * share) for share in covered]
+        for scale in scales or [None]:
+            if scale is None:
+                integers, step = quantize_tokens(x)
+            else:
+                integers, step = quantize_static(x, scale), scale
+            error = float((integers * step @ rounded.t() - exact).square().mean()) / max(power, 1e-30)
             if best is None or error < best.error:
                 best = InputPlan(scale, smooth, error)
     assert best is not None

@@ -1,28 +1,24 @@
-"""`jaxgpt-export quantize`: the float32 artifact -> an INT8 artifact.
+"""`jaxgpt-export quantize`: the float32 artifact -> a quantized artifact.
 
-    jaxgpt-export quantize --artifact ART --method dynamic|static --data DATA --out ART8
+    jaxgpt-export quantize --artifact ART --method dynamic|static|... --data DATA --out ART8
+    jaxgpt-export quantize --artifact ART --method auto --max-loss 0.002 --data DATA --out ART8
 
-Weights, embedding and head become int8 with one step a row. Inputs are rounded at run time with a step a
-token (dynamic), or with a step a layer that is calibrated on the training split (static). For static,
-three observers are tried on the model as a whole and the one nearest to the float model is kept.
+See methods.py for what each method does, choosing.py for auto.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
 from jaxgpt.tokens import Dataset, open_dataset, windows
-from jaxtyping import Int32
-from torch import Tensor
+from rich.table import Table
 
-from export.artifact import Artifact, Quantization, Tensors, int8_model, read_artifact, write_artifact
+from export.artifact import Artifact, read_artifact, write_artifact
 from export.certificate import (
+    Probe,
     altered_files,
     measure,
     read_certificate,
@@ -34,57 +30,49 @@ from export.certificate import (
 from export.layers import exact_kernels
 from export.model import GPT
 from export.quality import Quality, batches, measure_quality
-from export.quantize.calibration import COVERED, STRENGTHS, InputPlan, LayerInput, collect_inputs, plan_input
-from export.quantize.rounding import HEAD, int8_tensors
+from export.quantize.choosing import choose, kept_layers, sensitivity, speed_against_float, worst_layers
+from export.quantize.methods import Quantizer, Rounding
 
-CALIBRATION_TOKENS = 8192
-CHOICE_TOKENS = 4096  # of the training split, not those of the calibration: they choose the observer
 QUALITY_TOKENS = 16_384  # of the validation split, for the certificate
-MIN_CALIBRATION_TOKENS = 512
-
-# name -> (shares of the largest value to try, smoothing strengths to try)
-OBSERVERS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "min-max": ((1.0,), ()),
-    "clipped": (COVERED, ()),
-    "clipped and smoothed": (COVERED, STRENGTHS),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeOptions:
-    """Make an INT8 artifact from a float32 one.
+    """Make a quantized artifact from a float32 one.
 
     Attributes:
       artifact: the float32 artifact.
-      method: dynamic (a step a token, at run time) or static (a calibrated step a layer).
-      out: the INT8 artifact folder to write.
-      data: dataset folder: static calibrates on its training split; the cost in loss is measured on its
-        validation split. May be left out for dynamic, which then measures on the probe only.
+      method: dynamic (8 bits, a step a token, at run time), static (8 bits, a calibrated step a layer),
+        static-qat (8 bits, steps from `jaxgpt train --qat`), weight-only-int8, weight-only-int4 (by GPTQ), or
+        auto (the cheapest within --max-loss).
+      out: the quantized artifact folder to write.
+      data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
+        Only dynamic (then without smoothing), static-qat and weight-only-int8 do without.
+      max_loss: for auto: how much the validation loss may rise, nats.
+      keep: so many of the layers that cost most stay in higher precision (8 bits instead of 4, float32 else).
+      sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
     """
 
     artifact: Path
-    method: Literal["dynamic", "static"]
+    method: Literal["dynamic", "static", "static-qat", "weight-only-int8", "weight-only-int4", "auto"]
     out: Path
     data: Path | None = None
+    max_loss: float = 0.002
+    keep: int = 0
+    sensitivity: bool = False
     overwrite: bool = False
     json: bool = False
 
 
 def quantize(options: QuantizeOptions) -> Result:
-    """Run `jaxgpt-export quantize`."""
+    """Run `jaxgpt-export quantize`; exit code 1, and no artifact, when auto finds none within its bound."""
     inputs = [options.artifact, *([options.data] if options.data else [])]
     check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
-    artifact = read_artifact(options.artifact)
-    if artifact.quantization is not None:
-        raise UserError(f"{options.artifact} is {artifact.kind}; quantize takes the float32 artifact")
-    parent = read_certificate(options.artifact)
-    if altered := altered_files(options.artifact, parent):
-        raise UserError(
-            f"{options.artifact} is not what its certificate was made for: {', '.join(altered)} changed; "
-            "convert the run again"
-        )
+    if options.keep < 0 or not options.max_loss >= 0:
+        raise UserError(f"--keep ({options.keep}) and --max-loss ({options.max_loss}) must be 0 or more")
+    artifact, parent = _open_parent(options.artifact)
     tokenizer = artifact.tokenizer()
     probe = read_probe(artifact)
     dataset = None if options.data is None else open_dataset(options.data)
@@ -93,134 +81,146 @@ def quantize(options: QuantizeOptions) -> Result:
             f"{options.data} was made with another tokenizer ({dataset.tokenizer_sha256[:12]}...) than the "
             f"artifact's ({tokenizer.sha256[:12]}...); give the data set that the model was trained on"
         )
-    reference = artifact.model()
-    figures: dict[str, Any] = {"method": options.method, "exact_kernels": list(exact_kernels())}
-    if options.method == "dynamic":
-        tensors = int8_tensors(artifact.config, artifact.tensors)
-    else:
-        if dataset is None:
-            raise UserError("static needs calibration text: give --data, the data set of the run")
-        plans, figures["calibration"] = calibrate(artifact, reference, dataset)
-        tensors = int8_tensors(artifact.config, artifact.tensors, plans)
-    smooth = tuple(sorted(name.removesuffix(".smooth") for name in tensors if name.endswith(".smooth")))
-    model = int8_model(artifact.config, tensors)
-    figures["parity"] = {**dataclasses.asdict(measure(model, probe)), "against": "Flax fp32"}
+    quantizer = Quantizer(artifact, dataset)
+    made, figures = _round(options, quantizer, dataset)
+    if made is None:
+        return Result(figures, passed=False)
+    method, model = made.quantization.method, made.model(artifact.config)
+    against = parent["parity"].get("against", "Flax fp32")
+    if method == "static-qat":  # what the training computed, rounded as this artifact rounds
+        against = "Flax, rounded"
+        probe = Probe(probe.tokens, probe.positions, artifact.trained["logits"])
+    certified: dict[str, Any] = {"method": method, "exact_kernels": list(exact_kernels()), **made.figures}
+    certified["parity"] = {**dataclasses.asdict(measure(model, probe)), "against": against}
     if dataset is not None:
-        figures["quality"] = _quality(reference, model, dataset)
+        certified["quality"] = _quality_figures(_quality(quantizer.reference, model, dataset))
     origin = {
         **parent["origin"],
         "parent": str(options.artifact),
         "parent_sha256": sha256_of(options.artifact / "model.safetensors"),
         "quantized_with": versions("torch", "safetensors"),
     }
-    quantization = Quantization(options.method, smooth)
     with new_folder(options.out, options.overwrite, "certificate.json") as folder:
-        write_artifact(folder, artifact.config, quantization, tensors, tokenizer)
+        write_artifact(folder, artifact.config, made.quantization, made.tensors, tokenizer)
         write_probe(folder, probe)
-        certificate = write_certificate(folder, f"int8-{options.method}", origin, figures)
+        certificate = write_certificate(folder, made.quantization.kind, origin, certified)
         size = (folder / "model.safetensors").stat().st_size
-    _report(options, artifact, size, figures)
-    return Result({"size_mb": size / 1e6, **certificate})
+    figures["kept"], figures["speed_against_float"] = kept_layers(made), _speed(quantizer, model)
+    if options.sensitivity:
+        figures["sensitivity"] = sensitivity(quantizer, made)
+        stderr.print(sensitivity_table(figures["sensitivity"]))
+    _report(options, artifact, size, certificate)
+    return Result({"size_mb": size / 1e6, **figures, **certificate})
 
 
-def _report(options: QuantizeOptions, artifact: Artifact, size: int, figures: dict[str, Any]) -> None:
-    parity = figures["parity"]
+def _open_parent(folder: Path) -> tuple[Artifact, dict[str, Any]]:
+    artifact = read_artifact(folder)
+    if artifact.quantization is not None:
+        raise UserError(f"{folder} is {artifact.kind}; quantize takes the float32 artifact")
+    parent = read_certificate(folder)
+    if altered := altered_files(folder, parent):
+        raise UserError(
+            f"{folder} is not what its certificate was made for: {', '.join(altered)} changed; "
+            "convert the run again"
+        )
+    return artifact, parent
+
+
+def _round(
+    options: QuantizeOptions, quantizer: Quantizer, dataset: Dataset | None
+) -> tuple[Rounding | None, dict[str, Any]]:
+    """Round by the method asked for; None, with the table, when auto finds nothing."""
+    if options.method != "auto":
+        made = quantizer.round(options.method)
+        if options.keep:
+            worst = worst_layers(quantizer, made, options.keep)
+            say(f"kept in higher precision: {', '.join(worst)}")
+            made = quantizer.round(options.method, worst)
+        return made, {}
+    if dataset is None:
+        raise UserError("auto measures what each method costs: give --data, the data set of the run")
+    if options.keep:
+        raise UserError(
+            "--keep goes with a method; auto keeps layers by itself where no method is good enough"
+        )
+    found, rows = choose(
+        quantizer, lambda model: _quality(quantizer.reference, model, dataset), options.max_loss
+    )
+    stderr.print(choice_table(rows))
+    if found is None:
+        say(f"FAIL  no method stays within {options.max_loss} nats of float; no artifact was written")
+    return found, {"max_loss": options.max_loss, "tried": rows}
+
+
+def _speed(quantizer: Quantizer, model: GPT) -> float:
+    speed = speed_against_float(quantizer.reference, model)
+    if speed < 1:
+        say(f"slower than float on this machine: {speed:.2f} times its tokens/s, one text at a time")
+    return speed
+
+
+def _report(options: QuantizeOptions, artifact: Artifact, size: int, certificate: dict[str, Any]) -> None:
+    parity = certificate["parity"]
     cost = ""
-    if "quality" in figures:
-        cost = f"validation loss {figures['quality']['loss_increase']:+.5f} nats, "
+    if "quality" in certificate:
+        cost = f"validation loss {certificate['quality']['loss_increase']:+.5f} nats, "
     say(
-        f"{options.out}: {artifact.file_bytes / 1e6:.2f} -> {size / 1e6:.2f} MB; {cost}"
-        f"KL from Flax {parity['kl_mean']:.2e} mean, {parity['kl_max']:.2e} max, "
+        f"{options.out}: {certificate['kind']}, {artifact.file_bytes / 1e6:.2f} -> {size / 1e6:.2f} MB; "
+        f"{cost}"
+        f"KL from {parity['against']} {parity['kl_mean']:.2e} mean, {parity['kl_max']:.2e} max, "
         f"top-1 agreement {parity['top1_agreement']:.4f}"
     )
 
 
-def spread_windows(
-    tokens: "np.ndarray[Any, np.dtype[np.uint16]]", block_size: int, count: int, shift: int
-) -> Int32[Tensor, "B T"]:
-    """Cut windows evenly spread over a split; another shift (0 or 1) gives windows that don't overlap them.
-
-    Args:
-      tokens: (N,).
-      block_size: T.
-      count: number of windows wanted; fewer where the split is short.
-      shift: 0 or 1.
-
-    Raises:
-      UserError: the split is too short to calibrate on.
-    """
-    fit = len(tokens) // (2 * block_size)
-    if fit * block_size < MIN_CALIBRATION_TOKENS:
-        raise UserError(
-            f"the training split has {len(tokens)} tokens, calibration needs at least "
-            f"{2 * max(MIN_CALIBRATION_TOKENS, block_size)}; give the data set of the run"
-        )
-    pairs = np.linspace(0, fit - 1, min(count, fit)).round().astype(int)
-    starts = (2 * pairs + shift) * block_size
-    return torch.from_numpy(np.stack([tokens[s : s + block_size] for s in starts]).astype(np.int32))
-
-
-def calibrate(
-    artifact: Artifact, reference: GPT, dataset: Dataset
-) -> tuple[Mapping[str, InputPlan], dict[str, Any]]:
-    """Choose the static inputs of every layer.
-
-    Returns:
-      The plans by layer, and the measured comparison of the observers.
-    """
-    T = artifact.config.block_size
-    inputs = collect_inputs(reference, spread_windows(dataset.train, T, max(CALIBRATION_TOKENS // T, 2), 0))
-    held_out = spread_windows(dataset.train, T, max(CHOICE_TOKENS // T, 2), 1).numpy()
-    choice = list(batches(held_out[:, :-1], held_out[:, 1:], rows=4))
-    candidates: dict[str, dict[str, InputPlan]] = {}
-    table: dict[str, Any] = {}
-    for name, (covered, strengths) in OBSERVERS.items():
-        candidates[name] = plan_layers(artifact.tensors, inputs, covered, strengths)
-        model = int8_model(artifact.config, int8_tensors(artifact.config, artifact.tensors, candidates[name]))
-        quality = measure_quality({"float": reference, name: model}, choice)
-        parity = quality[name].parity
-        assert parity is not None
-        table[name] = {
-            "loss_increase": quality[name].loss - quality["float"].loss,
-            "kl_mean": parity.kl_mean,
-            "kl_max": parity.kl_max,
-        }
-        say(
-            f"observer {name}: loss {table[name]['loss_increase']:+.5f}, KL {parity.kl_mean:.2e} mean, "
-            f"{parity.kl_max:.2e} max on held-out training text"
-        )
-    chosen = min(table, key=lambda name: float(table[name]["kl_mean"]))
-    errors = {layer: plan.error for layer, plan in candidates[chosen].items()}
-    return candidates[chosen], {"observer": chosen, "observers": table, "layer_errors": errors}
-
-
-def plan_layers(
-    tensors: Tensors,
-    inputs: Mapping[str, LayerInput],
-    covered: tuple[float, ...],
-    strengths: tuple[float, ...],
-) -> dict[str, InputPlan]:
-    """Choose step and smoothing of every layer on its own."""
-    return {
-        name: plan_input(
-            layer, tensors["wte.weight" if name == HEAD else f"{name}.weight"], covered, strengths
-        )
-        for name, layer in inputs.items()
-    }
-
-
-def _quality(reference: GPT, model: GPT, dataset: Dataset) -> dict[str, Any]:
-    """Measure what the rounding costs on the first tokens of the validation split."""
+def _quality(reference: GPT, model: GPT, dataset: Dataset) -> tuple[Quality, Quality]:
+    """Measure the float and the quantized model on the first tokens of the validation split."""
     T = reference.config.block_size
     inputs, targets = windows(dataset.val, T)
     rows = max(QUALITY_TOKENS // T, 1)
     parts = batches(inputs[:rows], targets[:rows], rows=4)
-    quality: dict[str, Quality] = measure_quality({"float": reference, "int8": model}, parts)
-    assert quality["int8"].parity is not None
+    quality = measure_quality({"float": reference, "quantized": model}, parts)
+    return quality["float"], quality["quantized"]
+
+
+def _quality_figures(measured: tuple[Quality, Quality]) -> dict[str, Any]:
+    before, after = measured
+    assert after.parity is not None
     return {
-        "tokens": quality["int8"].tokens,
-        "float_loss": quality["float"].loss,
-        "int8_loss": quality["int8"].loss,
-        "loss_increase": quality["int8"].loss - quality["float"].loss,
-        "against_float": dataclasses.asdict(quality["int8"].parity),
+        "tokens": after.tokens,
+        "float_loss": before.loss,
+        "quantized_loss": after.loss,
+        "loss_increase": after.loss - before.loss,
+        "against_float": dataclasses.asdict(after.parity),
     }
+
+
+def choice_table(rows: list[dict[str, Any]]) -> Table:
+    """Lay out what auto tried."""
+    table = Table("method", "in higher precision", "val loss", "KL mean", "top-1", "MB", "speed / float")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            ", ".join(row["kept"]) or "-",
+            f"{row['loss_increase']:+.5f}",
+            f"{row['kl_mean']:.1e}",
+            f"{row['top1_agreement']:.2%}",
+            f"{row['size_mb']:.2f}",
+            f"{row['speed_against_float']:.2f}" + (" (slower)" if row["speed_against_float"] < 1 else ""),
+        )
+    return table
+
+
+def sensitivity_table(rows: list[dict[str, Any]]) -> Table:
+    """Lay out what each layer costs alone."""
+    table = Table(
+        "layer", "bits", "loss", "KL mean", "KL max", title="each rounded alone, the costliest first"
+    )
+    for row in rows:
+        table.add_row(
+            row["layer"],
+            str(row["bits"]),
+            f"{row['loss_increase']:+.5f}",
+            f"{row['kl_mean']:.1e}",
+            f"{row['kl_max']:.1e}",
+        )
+    return table

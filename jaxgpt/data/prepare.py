@@ -20,7 +20,7 @@ import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxgpt.data.sources import Document, open_source
-from jaxgpt.data.tokenizers import check_tokenizer_name, make_tokenizer
+from jaxgpt.data.tokenizers import check_tokenizer_name, is_bpe, make_tokenizer
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of, write_json
@@ -39,7 +39,8 @@ class PrepareOptions:
       source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a .jsonl, .json, .parquet, .txt or .py
         file or a folder of such files (.py files give docstring -> code pairs).
       out: the dataset folder to write.
-      tokenizer: gpt2, or bpe:N (N tokens, trained on the training documents).
+      tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder with merges.txt and
+        vocab.json (of an artifact, a data set), whose tokenizer is taken.
       val_fraction: share of the groups (files for code, else documents) that go into validation.
       text_column: column of a table that holds the text.
       threads: threads that encode; 0 takes all that this process may use.
@@ -64,7 +65,10 @@ def prepare(options: PrepareOptions) -> Result:
       UserError: the source can't be read, is empty, or leaves a split empty.
     """
     check_tokenizer_name(options.tokenizer)
-    check_replaceable(options.out, options.overwrite, "manifest.json", [Path(options.source or ".")])
+    inputs = [Path(options.source or ".")]
+    if options.tokenizer != "gpt2" and not is_bpe(options.tokenizer):
+        inputs.append(Path(options.tokenizer))
+    check_replaceable(options.out, options.overwrite, "manifest.json", inputs)
     if options.threads < 0:
         raise UserError(f"threads ({options.threads}) must be 0 (all that there are) or more")
     if not 0.0 < options.val_fraction < 1.0:
@@ -85,7 +89,7 @@ def prepare(options: PrepareOptions) -> Result:
         )
     say(f"{options.source}: {len(documents)} documents, {counts['duplicates']} duplicates left out")
     tokenizer = make_tokenizer(options.tokenizer, train)
-    if options.tokenizer != "gpt2" and tokenizer.vocab_size < int(options.tokenizer.partition(":")[2]):
+    if is_bpe(options.tokenizer) and tokenizer.vocab_size < int(options.tokenizer.partition(":")[2]):
         say(f"{options.tokenizer}: the text has pairs for {tokenizer.vocab_size} tokens only")
     threads = options.threads or len(os.sched_getaffinity(0))
     train_tokens = encode(train, tokenizer, threads, "encoding train")

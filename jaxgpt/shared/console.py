@@ -32,6 +32,7 @@ EXTRA_OF = {
     "jax": "train", "flax": "train", "optax": "train", "orbax": "train", "tensorboardX": "train",
     "datasets": "train", "tokenizers": "train", "huggingface_hub": "train",
     "torch": "export", "safetensors": "export",
+    "gguf": "gguf",
     "jinja2": "bench", "matplotlib": "bench", "transformers": "bench",
 }  # fmt: skip
 

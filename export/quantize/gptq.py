@@ -1,0 +1,152 @@
+"""4-bit weights whose rounding errors make up for each other: GPTQ.
+
+Rounding a column of a weight matrix leaves an error in the layer's output; the columns that are not rounded
+yet are changed so that, on calibration inputs, they take back as much of it as they can:
+
+    H = sum x x^T + 0.01 mean(diag H) I        inputs x of the layer, with all earlier layers rounded already
+    U^T U = H^-1                               U upper triangular
+    for each column i:   e = (w[:, i] - rounded(w[:, i])) / U[i, i];   w[:, j] -= e U[i, j] for j > i
+
+A group's step is chosen when its first column is reached, on the weights as they are by then: among steps
+that put the group's extreme on -8 or 7, or clip it a little, the one of least squared error, each channel
+weighted by its entry of diag H.
+
+Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323 (algorithm 1; there without the choice of steps).
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from jaxgpt.config import ModelConfig
+from jaxgpt.shared.errors import UserError
+from jaxtyping import BFloat16, Float, Float64, Int8, Int32
+from torch import Tensor, nn
+
+from export.arithmetic import INT4_HIGHEST, INT4_LOWEST, int4_scale, round_int4
+from export.model import GPT, Block, float_model
+
+DAMPING = 0.01
+# Shares of a group's extreme that the integers may cover.
+COVERED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+
+Rounded = tuple[Int8[Tensor, "O I"], BFloat16[Tensor, "O groups"]]
+
+
+def round_groups(weight: Float[Tensor, "O I"], group_size: int) -> Rounded:
+    """Round to nearest, each group with the step that puts its extreme on -8: what GPTQ is compared with."""
+    grouped = weight.unflatten(1, (-1, group_size))
+    scale = int4_scale(_extreme(grouped))
+    q = round_int4(grouped, scale[..., None].expand_as(grouped))
+    return q.flatten(1), scale
+
+
+def _extreme(groups: Float[Tensor, "*N G"]) -> Float[Tensor, "*N"]:
+    """Return the value of largest size of each group, with its sign."""
+    return groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def best_scale(weight: Float[Tensor, "O G"], importance: Float[Tensor, "G"]) -> BFloat16[Tensor, "O"]:
+    """Return the step of each row's group that makes the weighted squared rounding error smallest."""
+    extreme = _extreme(weight)
+    onto_highest = extreme * (INT4_LOWEST / INT4_HIGHEST)  # int4_scale divides by the lowest
+    scales = torch.stack(
+        [int4_scale(value * share) for value in (extreme, onto_highest) for share in COVERED]
+    )
+    wide = scales[:, :, None].expand(-1, *weight.shape)
+    error = (round_int4(weight.expand_as(wide), wide) * wide.float() - weight).square() @ importance
+    return scales.gather(0, error.argmin(0, keepdim=True))[0]
+
+
+@torch.inference_mode()
+def gptq(weight: Float[Tensor, "O I"], hessian: Float64[Tensor, "I I"], group_size: int) -> Rounded:
+    """Round a matrix to 4 bits so that the layer's output changes least.
+
+    Args:
+      weight: (O, I), float32.
+      hessian: sum of x x^T over calibration inputs.
+      group_size: G, divides I.
+
+    Returns:
+      Integers in [-8, 7] and the steps of the groups.
+    """
+    weight = weight.clone()
+    diagonal = hessian.diagonal()
+    silent = diagonal == 0  # channels that calibration never saw: nothing to make up for
+    hessian = hessian + torch.diag(DAMPING * diagonal.mean().clamp_min(1e-30) + silent.double())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    importance = diagonal.float() / diagonal.max().clamp_min(1e-30).float() + 1e-6
+    integers, scales = torch.empty_like(weight, dtype=torch.int8), []
+    for start in range(0, weight.shape[1], group_size):
+        end = start + group_size
+        scale = best_scale(weight[:, start:end], importance[start:end])
+        scales.append(scale)
+        errors = torch.empty(len(weight), group_size)
+        for i in range(start, end):
+            q = round_int4(weight[:, i], scale)
+            errors[:, i - start] = (weight[:, i] - q * scale.float()) / upper[i, i]
+            weight[:, i + 1 : end] -= errors[:, i - start, None] * upper[i, None, i + 1 : end]
+            integers[:, i] = q
+        weight[:, end:] -= errors @ upper[start:end, end:]
+    return integers, torch.stack(scales, dim=1)
+
+
+# Takes a layer's name, weight and the second moments of its inputs; returns the weights to go on with.
+RoundLayer = Callable[[str, Tensor, Tensor], Tensor]
+
+
+@torch.inference_mode()
+def round_in_order(
+    config: ModelConfig, tensors: Mapping[str, Tensor], tokens: Int32[Tensor, "B T"], round_layer: RoundLayer
+) -> None:
+    """Call `round_layer` for the blocks' matrices in order, each on inputs that rounded ones made.
+
+    Args:
+      config: shape.
+      tensors: float, by module name, matrices (O, I); not changed.
+      tokens: calibration text.
+      round_layer: returns the float weights that the rounded ones stand for.
+
+    Raises:
+      UserError: an activation is NaN or infinite; the message names the layer.
+    """
+    model = float_model(config, dict(tensors))
+    stream = torch.stack([_embed(model, row) for row in tokens.long()])
+    for index, module in enumerate(model.h):
+        block = cast(Block, module)
+        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+            layer = cast(nn.Linear, block.get_submodule(name))
+            name = f"h.{index}.{name}"
+            moments = _second_moments(layer, functools.partial(_run_block, block, stream), name)
+            layer.weight = nn.Parameter(round_layer(name, layer.weight, moments), requires_grad=False)
+        stream = _run_block(block, stream)
+
+
+def _embed(model: GPT, tokens: Tensor) -> Tensor:
+    x = model.wte(tokens)
+    return x if model.wpe is None else x + model.wpe(torch.arange(len(tokens)))
+
+
+def _run_block(block: Block, stream: Tensor) -> Tensor:
+    return torch.cat([block(row[None]) for row in stream])
+
+
+def _second_moments(layer: nn.Module, run: Callable[[], Tensor], name: str) -> Float64[Tensor, "I I"]:
+    """Return the sum of x x^T over what enters a layer while something runs."""
+    total = torch.zeros((), dtype=torch.float64)
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal total
+        x = args[0].flatten(0, -2)
+        total = total + (x.t() @ x).double()
+
+    handle = layer.register_forward_pre_hook(keep)
+    try:
+        run()
+    finally:
+        handle.remove()
+    if not bool(torch.isfinite(total).all()):
+        raise UserError(f"calibration: the input of {name} holds NaN or infinity; check the checkpoint")
+    return total

@@ -1,0 +1,276 @@
+"""How each method rounds: one function from a float32 artifact to a quantized model, with what it measured.
+
+    dynamic            8 bits, a step a token; smoothed where that helps and calibration text is given
+    static             8 bits, a calibrated step a layer, clipped and smoothed where that helps
+    static-qat         8 bits, the steps that the training learned; nothing is chosen here
+    weight-only-int8   8 bits, float inputs; follows from the weights alone
+    weight-only-int4   4 bits in groups by GPTQ, float inputs; embeddings and head keep 8 bits
+
+Where there is a choice, candidates are compared as whole models on training text that calibration did not
+see, and the one nearest to the float model in KL is kept.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxgpt.config import ModelConfig
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.tokens import Dataset
+from jaxtyping import Int32
+from torch import Tensor
+
+from export.arithmetic import dequantize, pack_int4
+from export.artifact import Artifact, Tensors
+from export.model import EMBEDDINGS, GPT, layer_shapes
+from export.parity import Parity
+from export.quality import batches, measure_quality
+from export.quantization import HEAD, KINDS, Quantization, linear_layers, quantized_model
+from export.quantize.calibration import COVERED, STRENGTHS, InputPlan, LayerInput, collect_inputs, plan_input
+from export.quantize.gptq import Rounded, gptq, round_groups, round_in_order
+from export.quantize.rounding import rounded_tensors
+
+CALIBRATION_TOKENS = 8192
+GPTQ_TOKENS = 32_768  # second moments of 3072 channels need more than steps do
+CHOICE_TOKENS = 4096  # of the training split, not those of the calibration
+MIN_CALIBRATION_TOKENS = 512
+GROUP_SIZE = 32
+
+# What is tried: name -> (shares of the largest value, smoothing strengths)
+OBSERVERS: dict[str, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    "dynamic": {"plain": ((), ()), "smoothed": ((), STRENGTHS)},
+    "static": {
+        "min-max": ((1.0,), ()),
+        "clipped": (COVERED, ()),
+        "clipped and smoothed": (COVERED, STRENGTHS),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounding:
+    """A quantized model before it is written.
+
+    Attributes:
+      quantization: what it is.
+      tensors: by their names in the file.
+      figures: what was measured while choosing.
+      plans: how the inputs are quantized.
+      groups: integers and steps of the layers with 4 bits.
+    """
+
+    quantization: Quantization
+    tensors: Tensors
+    figures: dict[str, Any]
+    plans: Mapping[str, InputPlan] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, Rounded] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Size of the tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def model(self, config: ModelConfig) -> GPT:
+        """Build the module."""
+        return quantized_model(config, self.quantization, self.tensors)
+
+
+class Quantizer:
+    """Rounds a float32 artifact by any method; calibration is done once and shared by all.
+
+    Args:
+      artifact: float32.
+      dataset: calibration and choice take its training split; None where there is none.
+    """
+
+    def __init__(self, artifact: Artifact, dataset: Dataset | None) -> None:
+        self.artifact, self.config, self._dataset = artifact, artifact.config, dataset
+        self.reference = artifact.model()
+        self._inputs: dict[str, LayerInput] | None = None
+
+    def round(self, method: str, kept: Collection[str] = ()) -> Rounding:
+        """Round by a method.
+
+        Args:
+          method: one of KINDS.
+          kept: layers that stay in higher precision: 8 bits instead of 4, float32 instead of 8.
+
+        Raises:
+          UserError: the method needs what is not there (calibration text, trained steps).
+        """
+        if method not in KINDS:
+            raise UserError(f"method {method!r} is unknown; expected {', '.join(KINDS)}")
+        names = layer_shapes(self.config)
+        if unknown := sorted(set(kept) - set(names)):
+            raise UserError(f"there is no layer {unknown[0]}; the model has {', '.join(names)}")
+        bits = {name: usual_bits(method, name) for name in names}
+        bits |= {name: 8 if bits[name] == 4 else 32 for name in kept}
+        if method == "weight-only-int4":
+            return self._in_groups(bits)
+        if method == "static-qat":
+            plans = {name: InputPlan(scale, None, 0.0) for name, scale in self.trained_scales().items()}
+            return self._made(method, bits, plans)
+        if method == "static" and self.artifact.input_scales:
+            raise UserError(
+                f"{self.artifact.folder} was trained with input steps of its own, which static would "
+                "replace; take --method static-qat"
+            )
+        if method == "weight-only-int8" or (self._dataset is None and method == "dynamic"):
+            return self._made(method, bits)
+        return self._observed(method, bits)
+
+    def trained_scales(self) -> dict[str, Tensor]:
+        """Return the input steps of a quantization-aware training; UserError when there are none."""
+        if not self.artifact.input_scales:
+            raise UserError(
+                f"{self.artifact.folder} holds no trained input steps (qat.safetensors); train with "
+                "`jaxgpt train PRESET --init RUN --qat`, convert that run, and quantize its artifact"
+            )
+        return self.artifact.input_scales
+
+    def _made(
+        self,
+        method: str,
+        bits: Mapping[str, int],
+        plans: Mapping[str, InputPlan] | None = None,
+        groups: Mapping[str, Rounded] | None = None,
+    ) -> Rounding:
+        plans, groups = plans or {}, groups or {}
+        tensors = rounded_tensors(self.config, self.artifact.tensors, bits, plans, groups)
+        smooth = tuple(sorted(name.removesuffix(".smooth") for name in tensors if name.endswith(".smooth")))
+        size = group_size_of(self.config) if 4 in bits.values() else 0
+        return Rounding(Quantization(method, bits, size, smooth), tensors, {}, plans, groups)
+
+    def only(self, made: Rounding, layer: str) -> Rounding:
+        """Return the same rounding of one layer, with every other one in float32."""
+        bits = {name: each if name == layer else 32 for name, each in made.quantization.bits.items()}
+        return self._made(made.quantization.method, bits, made.plans, made.groups)
+
+    def _observed(self, method: str, bits: Mapping[str, int]) -> Rounding:
+        """Try every observer of a method on the whole model; keep the nearest."""
+        made = {name: self._made(method, bits, plans) for name, plans in self.observed_plans(method).items()}
+        table = self._compared(method, made)
+        chosen = min(table, key=lambda name: table[name]["kl_mean"])
+        errors = {layer: plan.error for layer, plan in made[chosen].plans.items()}
+        calibration = {"observer": chosen, "observers": table, "layer_errors": errors}
+        return dataclasses.replace(made[chosen], figures={"calibration": calibration})
+
+    def observed(self, method: str, observer: str) -> Rounding:
+        """Round with one observer, whatever it costs."""
+        bits = {name: usual_bits(method, name) for name in layer_shapes(self.config)}
+        return self._made(method, bits, self.observed_plans(method)[observer])
+
+    def _compared(self, method: str, made: Mapping[str, Rounding]) -> dict[str, dict[str, float]]:
+        """Measure candidates on text that calibration did not see."""
+        table = {}
+        for name, each in made.items():
+            increase, parity = self.cost(each)
+            table[name] = {"loss_increase": increase, "kl_mean": parity.kl_mean, "kl_max": parity.kl_max}
+            say(
+                f"{method}, {name}: loss {increase:+.5f}, KL {parity.kl_mean:.2e} mean, "
+                f"{parity.kl_max:.2e} max on held-out training text"
+            )
+        return table
+
+    def observed_plans(self, method: str) -> dict[str, dict[str, InputPlan]]:
+        """Return, for every observer of a method, how it would quantize each layer's input."""
+        return {
+            name: {
+                layer: plan_input(seen, self._weight(layer), covered, strengths)
+                for layer, seen in self._seen().items()
+            }
+            for name, (covered, strengths) in OBSERVERS[method].items()
+        }
+
+    def _weight(self, layer: str) -> Tensor:
+        return self.artifact.tensors[f"{linear_layers(self.config)[layer]}.weight"]
+
+    def _seen(self) -> dict[str, LayerInput]:
+        if self._inputs is None:
+            self._inputs = collect_inputs(self.reference, self._text(CALIBRATION_TOKENS, 0))
+        return self._inputs
+
+    def _text(self, tokens: int, shift: int) -> Int32[Tensor, "B T"]:
+        if self._dataset is None:
+            raise UserError("this method needs calibration text: give --data, the data set of the run")
+        T = self.config.block_size
+        return spread_windows(self._dataset.train, T, max(tokens // T, 2), shift)
+
+    def _in_groups(self, bits: dict[str, int]) -> Rounding:
+        """Round to 4 bits by GPTQ, layer after layer."""
+        size = group_size_of(self.config)
+        groups: dict[str, Rounded] = {}
+
+        def round_layer(name: str, weight: Tensor, moments: Tensor) -> Tensor:
+            if bits[name] != 4:
+                return weight
+            groups[name] = gptq(weight, moments, size)
+            return dequantize(pack_int4(groups[name][0]), groups[name][1])
+
+        text = self._text(GPTQ_TOKENS, 0)
+        say(f"weight-only-int4: GPTQ on {text.numel():,} tokens, groups of {size}")
+        round_in_order(self.config, self.artifact.tensors, text, round_layer)
+        plain = {name: round_groups(self.artifact.tensors[f"{name}.weight"], size) for name in groups}
+        made = {
+            name: self._made("weight-only-int4", bits, groups=each)
+            for name, each in (("gptq", groups), ("nearest", plain))
+        }
+        table = self._compared("weight-only-int4", made)
+        figures = {"calibration": {"observer": "gptq", "observers": table}}
+        return dataclasses.replace(made["gptq"], figures=figures)
+
+    def cost(self, made: Rounding) -> tuple[float, Parity]:
+        """Return the loss above float and the distance from it, on held-out training text."""
+        held_out = self._text(CHOICE_TOKENS, 1).numpy()
+        choice = batches(held_out[:, :-1], held_out[:, 1:], rows=4)
+        quality = measure_quality({"float": self.reference, "made": made.model(self.config)}, choice)
+        parity = quality["made"].parity
+        assert parity is not None
+        return quality["made"].loss - quality["float"].loss, parity
+
+
+def usual_bits(method: str, layer: str) -> int:
+    """Return the bits of a layer's weights where nothing is kept back."""
+    return 4 if method == "weight-only-int4" and layer not in (HEAD, *EMBEDDINGS) else 8
+
+
+def group_size_of(config: ModelConfig) -> int:
+    """Return how many input channels share a step of 4-bit weights: 32, or less where 32 does not divide.
+
+    Raises:
+      UserError: the number of channels is odd.
+    """
+    size = GROUP_SIZE
+    while config.n_embd % size:
+        size //= 2
+    if size < 2:
+        raise UserError(f"4-bit weights need an even number of channels, n_embd is {config.n_embd}")
+    return size
+
+
+def spread_windows(
+    tokens: "np.ndarray[Any, np.dtype[np.uint16]]", block_size: int, count: int, shift: int
+) -> Int32[Tensor, "B T"]:
+    """Cut windows evenly spread over a split; another shift (0 or 1) gives windows that don't overlap them.
+
+    Args:
+      tokens: (N,).
+      block_size: T.
+      count: number of windows wanted; fewer where the split is short.
+      shift: 0 or 1.
+
+    Raises:
+      UserError: the split is too short to calibrate on.
+    """
+    fit = len(tokens) // (2 * block_size)
+    if fit * block_size < MIN_CALIBRATION_TOKENS:
+        raise UserError(
+            f"the training split has {len(tokens)} tokens, calibration needs at least "
+            f"{2 * max(MIN_CALIBRATION_TOKENS, block_size)}; give the data set of the run"
+        )
+    pairs = np.linspace(0, fit - 1, min(count, fit)).round().astype(int)
+    starts = (2 * pairs + shift) * block_size
+    return torch.from_numpy(np.stack([tokens[s : s + block_size] for s in starts]).astype(np.int32))

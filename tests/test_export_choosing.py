@@ -1,0 +1,122 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, assert_one_line_error
+
+from export.artifact import read_artifact
+from export.quantize.choosing import choose, kept_layers, sensitivity
+from export.quantize.command import _quality
+from export.quantize.methods import Quantizer
+from jaxgpt.shared.errors import UserError
+from jaxgpt.tokens import open_dataset
+
+
+@pytest.fixture
+def quantizer(fp32: Path, data: Path) -> Quantizer:
+    return Quantizer(read_artifact(fp32), open_dataset(data))
+
+
+def last_json(output: str) -> dict[str, object]:
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def test_only_one_layer_is_rounded(quantizer: Quantizer) -> None:
+    made = quantizer.only(quantizer.round("static"), "h.1.mlp.c_fc")
+    assert {name for name, bits in made.quantization.bits.items() if bits == 8} == {"h.1.mlp.c_fc"}
+    assert [name for name in made.tensors if name.endswith("input_scale")] == ["h.1.mlp.c_fc.input_scale"]
+    tokens = torch.tensor([[1, 2, 3]])
+    reference, model = quantizer.reference, made.model(quantizer.config)
+    assert torch.equal(model.h[0](model.wte(tokens)), reference.h[0](reference.wte(tokens)))
+    assert not torch.equal(model(tokens), reference(tokens))
+
+
+def test_sensitivity_names_the_layer_that_was_made_hard_to_round(quantizer: Quantizer) -> None:
+    tensors = quantizer.artifact.tensors
+    tensors["h.1.mlp.c_fc.weight"][:, 3] *= 2000  # the other channels of a row round to 0
+    for part in ("weight", "bias"):  # the same function
+        tensors[f"h.1.ln_2.{part}"][3] /= 2000
+    hard = Quantizer(quantizer.artifact, quantizer._dataset)
+    rows = sensitivity(hard, hard.round("weight-only-int8"))
+    assert rows[0]["layer"] == "h.1.mlp.c_fc"
+    assert rows[0]["kl_mean"] > 10 * rows[1]["kl_mean"]
+    assert [row["kl_mean"] for row in rows] == sorted((row["kl_mean"] for row in rows), reverse=True)
+
+
+def test_auto_takes_the_first_within_the_bound_from_the_cheapest_on(quantizer: Quantizer) -> None:
+    def cost(model: torch.nn.Module):
+        return _quality(quantizer.reference, model, quantizer._dataset)
+
+    made, rows = choose(quantizer, cost, 1.0)
+    assert made is not None
+    assert [row["method"] for row in rows] == ["weight-only-int4"]
+    made, rows = choose(quantizer, cost, -1.0)  # no rounding makes the loss so much better
+    assert made is None
+    assert [row["method"] for row in rows] == [
+        "weight-only-int4",
+        "static",
+        "dynamic",
+        "weight-only-int8",
+    ] * 2
+    assert [len(row["kept"]) for row in rows] == [0] * 4 + [1] * 4
+
+
+def test_a_kept_layer_is_float_or_has_8_bits(quantizer: Quantizer) -> None:
+    made = quantizer.round("dynamic", ["h.0.attn.c_proj", "wte"])
+    assert kept_layers(made) == ["wte", "h.0.attn.c_proj"]
+    assert made.tensors["wte.weight"].dtype == torch.float32
+    made = quantizer.round("weight-only-int4", ["h.0.attn.c_proj"])
+    assert kept_layers(made) == ["h.0.attn.c_proj"]
+    assert made.tensors["h.0.attn.c_proj.weight"].dtype == torch.int8
+    with pytest.raises(UserError, match=r"no layer h\.7"):
+        quantizer.round("dynamic", ["h.7"])
+
+
+def test_kept_layers_are_written_and_verified(
+    command: Command, fp32: Path, data: Path, tmp_path: Path
+) -> None:
+    arguments = ("--artifact", fp32, "--method", "dynamic", "--data", data, "--keep", 2, "--sensitivity")
+    code, out, _ = command("jaxgpt-export", "quantize", *arguments, "--out", tmp_path / "a", "--json")
+    assert code == 0
+    figures = last_json(out)
+    assert len(figures["kept"]) == 2
+    assert figures["speed_against_float"] > 0
+    assert len(figures["sensitivity"]) == 2 + 2 * 4 - 2
+    assert command("jaxgpt-export", "verify", "--artifact", tmp_path / "a")[0] == 0
+    bits = read_artifact(tmp_path / "a").quantization.bits
+    assert sorted(name for name, each in bits.items() if each == 32) == sorted(figures["kept"])
+
+
+def test_auto_writes_what_it_chose_or_nothing(
+    command: Command, fp32: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--artifact", fp32, "--method", "auto", "--data", data, "--out", tmp_path / "a", "--json")
+    code, out, err = command("jaxgpt-export", "quantize", *arguments, "--max-loss", 1)
+    assert code == 0
+    assert last_json(out)["kind"] == read_artifact(tmp_path / "a").kind == "int4-weight-only"
+    assert "speed / float" in err
+    monkeypatch.setattr("export.quantize.choosing.CHEAPEST_FIRST", ("weight-only-int4",))
+    arguments = (*arguments[:6], "--out", tmp_path / "b", "--json")
+    code, out, err = command("jaxgpt-export", "quantize", *arguments, "--max-loss", 0)
+    if code == 1:  # a rounded model may also be better than float by chance
+        assert "no artifact was written" in err
+        assert not (tmp_path / "b").exists()
+        assert len(last_json(out)["tried"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (("--method", "auto"), "--data"),
+        (("--method", "dynamic", "--keep", -1), "--keep (-1)"),
+        (("--method", "static-qat"), "no trained input steps"),
+        (("--method", "dynamic", "--keep", 1), "--data"),
+    ],
+)
+def test_what_can_not_be_done_is_one_line(
+    command: Command, fp32: Path, tmp_path: Path, extra: tuple[object, ...], words: str
+) -> None:
+    arguments = ("--artifact", fp32, *extra, "--out", tmp_path / "a")
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), words)
+    assert not (tmp_path / "a").exists()
