@@ -20,6 +20,7 @@ import torch
 from rich.table import Table
 
 from bench.machine import provenance
+from bench.markers import write_between_markers
 from export.artifact import Artifact, read_artifact
 from export.model import Session
 from export.quality import Forward, batches, measure_quality
@@ -49,6 +50,7 @@ class QualityOptions:
       samples: texts to generate from each model.
       sample_tokens: length of a sample at most.
       out: also write the figures into this JSON file.
+      table: text whose table between the markers `<!-- quality: begin -->` and `end` is written anew.
       json: print one JSON document with all figures on stdout.
     """
 
@@ -59,6 +61,7 @@ class QualityOptions:
     samples: int = 24
     sample_tokens: int = 200
     out: Path | None = None
+    table: Path | None = None
     json: bool = False
 
 
@@ -218,7 +221,23 @@ def quality(options: QualityOptions) -> Result:
     }
     if options.out is not None:
         write_json(options.out, figures)
+    if options.table is not None:
+        write_between_markers(options.table, "quality", markdown_table(figures))
     return Result(figures)
+
+
+def markdown_table(figures: dict[str, Any]) -> str:
+    """Return the rows as Markdown, with what they were measured on."""
+    machine = figures["machine"]
+    lines = [
+        f"{figures['val_tokens']:,} held-out tokens ({figures['val_bytes']:,} bytes; xz -9e "
+        f"{figures['xz_bits_per_byte']:.3f} bits a byte), against {figures['reference']}; {figures['date']}, "
+        f"commit {figures['commit']}, {machine['cpu']}.",
+        "",
+        "| model | validation loss | difference | KL mean | KL max | top-1 | parses | MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(quality_cells(row)) + " |" for row in figures["rows"])])
 
 
 def quality_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -14,6 +14,7 @@ import jinja2
 
 from bench.engines import row_name
 from bench.machine import commit
+from bench.markers import write_between_markers
 from bench.plots import loss_curve, speed_bars
 from bench.quality import quality_cells
 from jaxgpt.shared.console import Result, say
@@ -21,7 +22,6 @@ from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, write_atomic, write_json
 
 SHOWN_SAMPLES = 4
-TABLE_BEGIN, TABLE_END = "<!-- table: begin -->", "<!-- table: end -->"
 # The engine whose KV-cached speed stands for a quality row.
 SPEED_ROWS = {
     "flax-fp32": ("jaxgpt-flax", "fp32"),
@@ -85,7 +85,7 @@ def report(options: ReportOptions) -> Result:
     write_atomic(options.out / "report.html", page)
     write_json(options.out / "report.json", figures)
     if options.readme is not None:
-        write_table(options.readme, markdown_table(figures))
+        write_between_markers(options.readme, "table", markdown_table(figures))
     say(f"wrote {options.out / 'report.html'} and {options.out / 'report.json'}")
     return Result(figures)
 
@@ -178,15 +178,3 @@ def markdown_table(figures: dict[str, Any]) -> str:
                 f"| {row['ceiling_share']:.0%} | {row['file_mb']:.1f} | {row['peak_rss_mb']:.0f} |"
             )
     return "\n".join(lines)
-
-
-def write_table(readme: Path, table: str) -> None:
-    """Replace what stands between the table's markers; UserError when there are none."""
-    if not readme.exists():
-        raise UserError(f"README {readme} is missing")
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(TABLE_BEGIN)
-    _, end, after = rest.partition(TABLE_END)
-    if not begin or not end:
-        raise UserError(f"{readme} has no {TABLE_BEGIN} ... {TABLE_END}")
-    write_atomic(readme, f"{before}{begin}\n{table}\n{end}{after}")

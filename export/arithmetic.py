@@ -7,14 +7,19 @@ multiply-add, no reciprocal in place of a division. `round` rounds halves to eve
     scale(m)        = max(m / 127, 2^-126)                      (2^-126: the smallest normal float32, so
                                                                 a row of zeros divides by no zero)
     weight row o    s_w[o] = scale(max_i |w[o, i]|)
-                    q_w[o, i] = round(w[o, i] / s_w[o])         in [-127, 127] without clipping
+                    q_w[o, i] = round(w[o, i] / s_w[o])         in [-127, 127] without clipping; a
+                    quantizer may choose a neighbouring integer (`export.quantize.gptq`)
     smoothing       x[i] becomes x[i] / smooth[i] first, where the layer has such a vector; the weights
                     were multiplied by it before they were rounded
     dynamic input   per token t: s_x[t] = scale(max_i |x[t, i]|)
                     q_x[t, i] = round(x[t, i] / s_x[t])         in [-127, 127] without clipping
     static input    s_x is stored with the layer
                     q_x[t, i] = clip(round(x[t, i] / s_x), -127, 127)
+    fine input      some layers round once more what the first rounding left, in 256ths of the step:
+                    r[t, i] = x[t, i] - float32(q_x[t, i]) * s_x[t]
+                    p_x[t, i] = clip(round(r[t, i] / s_x[t] * 256), -127, 127)
     output          y[t, o] = float32(sum_i q_x[t, i] q_w[o, i]) * (s_x[t] * s_w[o]) + bias[o]
+                    with a fine input the sum is float32(sum_i q_x q_w) + float32(sum_i p_x q_w) / 256
     embedding row   e[v, i] = float32(q_w[v, i]) * s_w[v], divided by smooth[i] where the head has one
 
     weight-only     the input stays float: y[t, o] = sum_i x[t, i] w[o, i] + bias[o], float32, in any order
@@ -23,10 +28,9 @@ multiply-add, no reciprocal in place of a division. `round` rounds halves to eve
                     [-8, 7] and s is bfloat16 with a sign, so that a group's extreme of either sign can be -8
         byte        (q[o, 2 k] + 8) + 16 (q[o, 2 k + 1] + 8)
 
-Which 4-bit integers and steps are chosen is the quantizer's business (`export.quantize.gptq`); those of 8
-bits follow from the weights alone. The integer sum is exact in int32: |sum| <= 127^2 I < 2^31 for
-I < 133,144. -128 is never used, so that a product fits 15 bits and negation is safe. Symmetric: float 0 is
-integer 0, no zero point is stored.
+Which integers and steps 4 bits have is the quantizer's business altogether. The integer sum is exact in
+int32: |sum| <= 127^2 I < 2^31 for I < 133,144. -128 is never used, so that a product fits 15 bits and
+negation is safe. Symmetric: float 0 is integer 0, no zero point is stored.
 
 Why m / 127 never needs clipping: s >= m / 127 (1 - 2^-24), so |x| / s <= 127 (1 + 2^-23), which rounds
 to 127.
@@ -39,6 +43,7 @@ from torch import Tensor
 LEVELS = 127
 MIN_SCALE = 2.0**-126
 MAX_INPUT_FEATURES = (2**31 - 1) // LEVELS**2
+FINE_LEVELS = 256
 INT4_LOWEST, INT4_HIGHEST = -8, 7
 
 
@@ -86,6 +91,14 @@ def quantize_tokens(x: Float[Tensor, "*N I"]) -> tuple[Float[Tensor, "*N I"], Fl
 def quantize_static(x: Float[Tensor, "*N I"], scale: Float[Tensor, ""]) -> Float[Tensor, "*N I"]:
     """Round activations with a stored step to integers in float32; beyond 127 steps they are clipped."""
     return (x / scale).round_().clamp_(-LEVELS, LEVELS)
+
+
+def quantize_rest(
+    x: Float[Tensor, "*N I"], q: Float[Tensor, "*N I"], scale: Float[Tensor, "..."]
+) -> Float[Tensor, "*N I"]:
+    """Round what a first rounding left to integers in [-127, 127], 256ths of its step (fine input)."""
+    rest = x - q * scale
+    return (rest / scale).mul_(FINE_LEVELS).round_().clamp_(-LEVELS, LEVELS)
 
 
 def int4_scale(extreme: Float[Tensor, "*N"]) -> BFloat16[Tensor, "*N"]:

@@ -20,7 +20,14 @@ from jaxtyping import Float, Int8, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.arithmetic import LEVELS, dequantize, quantize_static, quantize_tokens
+from export.arithmetic import (
+    FINE_LEVELS,
+    LEVELS,
+    dequantize,
+    quantize_rest,
+    quantize_static,
+    quantize_tokens,
+)
 
 Product = Callable[[Tensor], Tensor]
 FEW, MANY = 1, 64  # tokens for which kernels are compared
@@ -147,6 +154,7 @@ class Int8Linear(nn.Module):
       bias: (O,), or None.
       input_scale: () for static input; None for dynamic.
       smooth: (I,) by which the input is divided first; None for none.
+      fine: what rounding the input leaves is rounded too, and multiplied in the same call.
     """
 
     weight: Tensor
@@ -162,8 +170,10 @@ class Int8Linear(nn.Module):
         bias: Float[Tensor, "O"] | None = None,
         input_scale: Float[Tensor, ""] | None = None,
         smooth: Float[Tensor, "I"] | None = None,
+        fine: bool = False,
     ) -> None:
         super().__init__()
+        self.fine = fine
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
@@ -201,14 +211,26 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         """Apply the layer."""
+        return self.compute(x, self._sums)
+
+    def compute(self, x: Float[Tensor, "*N I"], product: Product) -> Float[Tensor, "*N O"]:
+        """Apply the layer with a given product of integers."""
         q, scale = self.quantize_input(x)
-        if q.numel() <= FEW_LIMIT * q.shape[-1]:
-            product = self._few
+        if self.fine:
+            rest = quantize_rest(x if self.smooth is None else x / self.smooth, q, scale)
+            sums, fine_sums = product(torch.stack([q, rest])).unbind()
+            sums = fine_sums.div(FINE_LEVELS).add_(sums)
         else:
-            product = self._many = self._many or self._product(MANY)
+            sums = product(q)
         step = scale * self.weight_scale if self._static_scale is None else self._static_scale
-        y = product(q).mul_(step)
+        y = sums.mul_(step)
         return y if self.bias is None else y.add_(self.bias)
+
+    def _sums(self, q: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        if q.numel() <= FEW_LIMIT * q.shape[-1]:
+            return self._few(q)
+        self._many = self._many or self._product(MANY)
+        return self._many(q)
 
     def float_weight(self) -> Float[Tensor, "O I"]:
         """Return the weights in float32, as they act on an input that is not smoothed yet."""
@@ -218,7 +240,8 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         """Say what kind of layer it is."""
         inputs = "dynamic" if self.input_scale is None else "static"
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, int8, {inputs} input"
+        fine = ", fine" if self.fine else ""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, int8, {inputs} input{fine}"
 
 
 class Int8Embedding(nn.Module):

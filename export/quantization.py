@@ -5,6 +5,7 @@
     quantization.bits              of each layer's weights: 8, 4, or 32 where a layer was left in float32
     quantization.group_size        input channels that share a step, of the layers with 4 bits; 0 without any
     quantization.smooth            names of the layers that have a smoothing vector
+    quantization.fine              names of the linear layers whose input is rounded twice
 
     8 bits    NAME.weight          (O, I) int8
               NAME.weight_scale    (O,) float32
@@ -55,12 +56,14 @@ class Quantization:
       bits: of every layer of `layer_shapes`, by name.
       group_size: of the layers with 4 bits.
       smooth: layers with a smoothing vector, in order.
+      fine: linear layers whose input is rounded twice, in order.
     """
 
     method: str
     bits: Mapping[str, int]
     group_size: int = 0
     smooth: tuple[str, ...] = ()
+    fine: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -85,6 +88,7 @@ class Quantization:
             "bits": dict(self.bits),
             "group_size": self.group_size,
             "smooth": list(self.smooth),
+            "fine": list(self.fine),
         }
 
 
@@ -106,7 +110,11 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
         )
     with damaged(path, "quantize the fp32 artifact again"):
         found = Quantization(
-            str(section["method"]), section["bits"], section["group_size"], tuple(section["smooth"])
+            str(section["method"]),
+            section["bits"],
+            section["group_size"],
+            tuple(section["smooth"]),
+            tuple(section["fine"]),
         )
         if section != found.to_json():
             raise ValueError("its quantization section holds unknown fields")
@@ -126,6 +134,9 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
         movable = {name for name in shapes if name.endswith("mlp.c_proj")} | {"wte"}
         if not set(found.smooth) <= movable or (found.weight_only and found.smooth):
             raise ValueError(f"smoothing of {', '.join(found.smooth)} is not kept by any layer")
+        rounding = {name for name, source in linear_layers(config).items() if found.bits[source] == 8}
+        if not set(found.fine) <= rounding or (found.weight_only and found.fine):
+            raise ValueError(f"inputs of {', '.join(found.fine)} are not rounded, so not twice")
     return found
 
 
@@ -194,4 +205,5 @@ def _linear(name: str, source: str, quantization: Quantization, tensors: Mapping
         return WeightOnlyLinear(weight, scale, bias)
     # The head's own smoothing is folded into ln_f, so only the rows of the embedding are divided.
     smooth = None if name == HEAD else tensors.get(f"{name}.smooth")
-    return Int8Linear(weight, scale, bias, tensors.get(f"{name}.input_scale"), smooth)
+    fine = name in quantization.fine
+    return Int8Linear(weight, scale, bias, tensors.get(f"{name}.input_scale"), smooth, fine)

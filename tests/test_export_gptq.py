@@ -3,10 +3,10 @@ import torch
 from conftest import Command, assert_one_line_error
 
 from bench.generate import random_tensors
-from export.arithmetic import dequantize, int4_scale, pack_int4, round_int4, unpack_int4
+from export.arithmetic import dequantize, int4_scale, pack_int4, quantize_rows, round_int4, unpack_int4
 from export.layers import WeightOnlyLinear
 from export.model import float_model
-from export.quantize.gptq import best_scale, gptq, round_groups, round_in_order
+from export.quantize.gptq import best_scale, gptq, gptq_rows, round_groups, round_in_order
 from export.quantize.methods import group_size_of
 from jaxgpt.config import ModelConfig
 from jaxgpt.shared.errors import UserError
@@ -106,6 +106,16 @@ def test_gptq_follows_its_formula_column_by_column() -> None:
             [torch.zeros(i, dtype=torch.float64), upper[i, i:]]
         )[None]
     assert agreeing >= 0.998 * q.numel()  # float32 against float64 on a rounding edge
+
+
+def test_8_bits_are_compensated_too_and_keep_the_steps_of_plain_rounding() -> None:
+    weight, x = layer()
+    plain, scale = quantize_rows(weight)
+    q, steps = gptq_rows(weight, x.t() @ x)
+    assert torch.equal(steps, scale)
+    assert int(q.abs().max()) <= 127
+    errors = [output_error((each, scale[:, None]), weight, x) for each in (q, plain)]
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_channels_that_calibration_never_saw_are_rounded_plainly() -> None:

@@ -104,3 +104,25 @@ def test_a_loaded_state_is_what_is_computed(static: bool) -> None:
     layer.load_state_dict(other.state_dict())
     assert torch.equal(layer(x), other(x))
     assert torch.equal(layer(x[:1]), other(x[:1]))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_fine_input_follows_the_definition_and_is_a_hundred_times_nearer(static: bool) -> None:
+    plain, x = random_layer(static, smooth=False)
+    if static:
+        x = x.clamp(-120 * plain.input_scale, 120 * plain.input_scale)
+    layer = Int8Linear(plain.weight, plain.weight_scale, plain.bias, plain.input_scale, None, fine=True)
+    a = x.numpy().reshape(-1, x.shape[-1])
+    largest = np.maximum(np.abs(a).max(axis=1, keepdims=True) / np.float32(127), np.float32(2.0**-126))
+    s = np.full_like(largest, float(plain.input_scale)) if static else largest
+    q = np.clip(np.rint(a / s), -127, 127)
+    p = np.clip(np.rint((a - q * s) / s * np.float32(256)), -127, 127)
+    w = plain.weight.numpy().astype(np.int64)
+    sums = (q.astype(np.int64) @ w.T).astype(np.float32) + (p.astype(np.int64) @ w.T).astype(
+        np.float32
+    ) / np.float32(256)
+    expected = sums * (s * plain.weight_scale.numpy()) + plain.bias.numpy()
+    assert (layer(x).numpy().reshape(expected.shape) == expected).all()
+    exact = x.double() @ plain.float_weight().double().t() + plain.bias.double()
+    errors = [float((each(x).double() - exact).abs().max()) for each in (layer, plain)]
+    assert errors[0] < errors[1] / 50

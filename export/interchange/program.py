@@ -60,11 +60,13 @@ class StorableInt8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
-        layer = self.layer
-        q, scale = layer.quantize_input(x)
-        sums = torch._int_mm(q.to(torch.int8).flatten(0, -2), layer.weight.t())
-        y = sums.float().view(*x.shape[:-1], len(layer.weight)) * (scale * layer.weight_scale)
-        return y if layer.bias is None else y + layer.bias
+        weight = self.layer.weight
+
+        def product(q: Tensor) -> Tensor:
+            sums = torch._int_mm(q.to(torch.int8).flatten(0, -2), weight.t())
+            return sums.float().view(*q.shape[:-1], len(weight))
+
+        return self.layer.compute(x, product)
 
 
 class StorableWeightOnlyLinear(nn.Module):

@@ -38,10 +38,12 @@ class LayerInput:
     Attributes:
       largest: (I,), largest |x| of each channel over all tokens.
       sample: (N, I), inputs of some tokens, the largest among them.
+      moments: (I, I), sum of x x^T over all tokens.
     """
 
     largest: Float[Tensor, "I"]
     sample: Float[Tensor, "N I"]
+    moments: Float[Tensor, "I I"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ def collect_inputs(model: GPT, tokens: Int32[Tensor, "B T"]) -> dict[str, LayerI
     """
     largest: dict[str, Tensor] = {}
     samples: dict[str, list[Tensor]] = {}
+    moments: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     per_row = max(SEARCH_ROWS // len(tokens), 1)
 
@@ -82,6 +85,8 @@ def collect_inputs(model: GPT, tokens: Int32[Tensor, "B T"]) -> dict[str, LayerI
             raise UserError(f"calibration: the input of {name} holds NaN or infinity; check the checkpoint")
         channels = flat.abs().amax(dim=0)
         largest[name] = torch.maximum(largest[name], channels) if name in largest else channels
+        product = flat.t() @ flat
+        moments[name] = moments[name] + product if name in moments else product
         top = sizes.topk(min(max(OUTLIER_ROWS // len(tokens), 1), len(flat))).indices
         random = torch.randperm(len(flat), generator=generator)[:per_row]
         samples.setdefault(name, []).append(flat[torch.cat([top, random])])
@@ -98,7 +103,7 @@ def collect_inputs(model: GPT, tokens: Int32[Tensor, "B T"]) -> dict[str, LayerI
     finally:
         for handle in handles:
             handle.remove()
-    return {name: LayerInput(largest[name], torch.cat(samples[name])) for name in largest}
+    return {name: LayerInput(largest[name], torch.cat(samples[name]), moments[name]) for name in largest}
 
 
 def smoothing_vector(

@@ -34,6 +34,7 @@ from export.quantize.choosing import choose, kept_layers, sensitivity, speed_aga
 from export.quantize.methods import Quantizer, Rounding
 
 QUALITY_TOKENS = 16_384  # of the validation split, for the certificate
+SLOWER = 0.95  # times float's speed; short trials on shared machines do not tell less apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,8 @@ class QuantizeOptions:
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
         Only dynamic (then without smoothing), static-qat and weight-only-int8 do without.
       max_loss: for auto: how much the validation loss may rise, nats.
+      observer: take this candidate instead of the one nearest to float: plain or smoothed (dynamic), min-max,
+        clipped or clipped-smoothed (static), gptq or nearest (weight-only-int4).
       keep: so many of the layers that cost most stay in higher precision (8 bits instead of 4, float32 else).
       sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.
@@ -60,6 +63,7 @@ class QuantizeOptions:
     out: Path
     data: Path | None = None
     max_loss: float = 0.002
+    observer: str | None = None
     keep: int = 0
     sensitivity: bool = False
     overwrite: bool = False
@@ -130,6 +134,10 @@ def _round(
     options: QuantizeOptions, quantizer: Quantizer, dataset: Dataset | None
 ) -> tuple[Rounding | None, dict[str, Any]]:
     """Round by the method asked for; None, with the table, when auto finds nothing."""
+    if options.observer is not None:
+        if options.keep:
+            raise UserError("--observer and --keep do not go together; leave one out")
+        return quantizer.observed(options.method, options.observer), {}
     if options.method != "auto":
         made = quantizer.round(options.method)
         if options.keep:
@@ -154,7 +162,7 @@ def _round(
 
 def _speed(quantizer: Quantizer, model: GPT) -> float:
     speed = speed_against_float(quantizer.reference, model)
-    if speed < 1:
+    if speed < SLOWER:
         say(f"slower than float on this machine: {speed:.2f} times its tokens/s, one text at a time")
     return speed
 
@@ -205,7 +213,8 @@ def choice_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['kl_mean']:.1e}",
             f"{row['top1_agreement']:.2%}",
             f"{row['size_mb']:.2f}",
-            f"{row['speed_against_float']:.2f}" + (" (slower)" if row["speed_against_float"] < 1 else ""),
+            f"{row['speed_against_float']:.2f}"
+            + (" (slower)" if row["speed_against_float"] < SLOWER else ""),
         )
     return table
 

@@ -1,13 +1,15 @@
 """How each method rounds: one function from a float32 artifact to a quantized model, with what it measured.
 
-    dynamic            8 bits, a step a token; smoothed where that helps and calibration text is given
+    dynamic            8 bits, a step a token; smoothed where that helps
     static             8 bits, a calibrated step a layer, clipped and smoothed where that helps
     static-qat         8 bits, the steps that the training learned; nothing is chosen here
-    weight-only-int8   8 bits, float inputs; follows from the weights alone
+    weight-only-int8   8 bits, float inputs
     weight-only-int4   4 bits in groups by GPTQ, float inputs; embeddings and head keep 8 bits
 
-Where there is a choice, candidates are compared as whole models on training text that calibration did not
-see, and the one nearest to the float model in KL is kept.
+With calibration text 8-bit weights are rounded by GPTQ and the inputs that count most are rounded twice
+(`fine`), where that helps. Without, dynamic and weight-only-int8 follow from the weights alone. Where there
+is a choice, candidates are compared as whole models on training text that calibration did not see, and the
+one nearest to the float model in KL is kept.
 """
 
 import dataclasses
@@ -38,6 +40,7 @@ GPTQ_TOKENS = 32_768  # second moments of 3072 channels need more than steps do
 CHOICE_TOKENS = 4096  # of the training split, not those of the calibration
 MIN_CALIBRATION_TOKENS = 512
 GROUP_SIZE = 32
+GROUP_ROUNDINGS = ("gptq", "nearest")
 
 # What is tried: name -> (shares of the largest value, smoothing strengths)
 OBSERVERS: dict[str, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
@@ -45,7 +48,7 @@ OBSERVERS: dict[str, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "static": {
         "min-max": ((1.0,), ()),
         "clipped": (COVERED, ()),
-        "clipped and smoothed": (COVERED, STRENGTHS),
+        "clipped-smoothed": (COVERED, STRENGTHS),
     },
 }
 
@@ -60,6 +63,7 @@ class Rounding:
       figures: what was measured while choosing.
       plans: how the inputs are quantized.
       groups: integers and steps of the layers with 4 bits.
+      compensated: whether 8 bits were rounded by GPTQ.
     """
 
     quantization: Quantization
@@ -67,6 +71,7 @@ class Rounding:
     figures: dict[str, Any]
     plans: Mapping[str, InputPlan] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, Rounded] = dataclasses.field(default_factory=dict)
+    compensated: bool = False
 
     @property
     def tensor_bytes(self) -> int:
@@ -118,7 +123,7 @@ class Quantizer:
                 f"{self.artifact.folder} was trained with input steps of its own, which static would "
                 "replace; take --method static-qat"
             )
-        if method == "weight-only-int8" or (self._dataset is None and method == "dynamic"):
+        if self._dataset is None and method in ("dynamic", "weight-only-int8"):
             return self._made(method, bits)
         return self._observed(method, bits)
 
@@ -137,31 +142,54 @@ class Quantizer:
         bits: Mapping[str, int],
         plans: Mapping[str, InputPlan] | None = None,
         groups: Mapping[str, Rounded] | None = None,
+        compensated: bool = False,
+        fine: Collection[str] = (),
     ) -> Rounding:
         plans, groups = plans or {}, groups or {}
-        tensors = rounded_tensors(self.config, self.artifact.tensors, bits, plans, groups)
+        moments = {name: seen.moments for name, seen in self._seen().items()} if compensated else None
+        tensors = rounded_tensors(self.config, self.artifact.tensors, bits, plans, groups, moments)
         smooth = tuple(sorted(name.removesuffix(".smooth") for name in tensors if name.endswith(".smooth")))
         size = group_size_of(self.config) if 4 in bits.values() else 0
-        return Rounding(Quantization(method, bits, size, smooth), tensors, {}, plans, groups)
+        sources = linear_layers(self.config)
+        twice = tuple(name for name in sources if name in fine and bits[sources[name]] == 8)
+        quantization = Quantization(method, bits, size, smooth, twice)
+        return Rounding(quantization, tensors, {}, plans, groups, compensated)
 
     def only(self, made: Rounding, layer: str) -> Rounding:
         """Return the same rounding of one layer, with every other one in float32."""
         bits = {name: each if name == layer else 32 for name, each in made.quantization.bits.items()}
-        return self._made(made.quantization.method, bits, made.plans, made.groups)
+        method, fine = made.quantization.method, made.quantization.fine
+        return self._made(method, bits, made.plans, made.groups, made.compensated, fine)
 
     def _observed(self, method: str, bits: Mapping[str, int]) -> Rounding:
-        """Try every observer of a method on the whole model; keep the nearest."""
+        """Try every observer of a method on the whole model, then GPTQ and fine inputs; keep the nearest."""
         made = {name: self._made(method, bits, plans) for name, plans in self.observed_plans(method).items()}
         table = self._compared(method, made)
-        chosen = min(table, key=lambda name: table[name]["kl_mean"])
-        errors = {layer: plan.error for layer, plan in made[chosen].plans.items()}
-        calibration = {"observer": chosen, "observers": table, "layer_errors": errors}
+        best = _nearest(table)
+        plans = made[best].plans
+        made[f"{best}, gptq"] = self._made(method, bits, plans, compensated=True)
+        if plans:
+            fine = fine_layers(self.config)
+            made[f"{best}, gptq, fine"] = self._made(method, bits, plans, compensated=True, fine=fine)
+        table |= self._compared(method, {name: each for name, each in made.items() if name not in table})
+        chosen = _nearest(table)
+        calibration: dict[str, Any] = {"observer": chosen, "observers": table}
+        calibration["layer_errors"] = {layer: plan.error for layer, plan in plans.items()}
         return dataclasses.replace(made[chosen], figures={"calibration": calibration})
 
     def observed(self, method: str, observer: str) -> Rounding:
-        """Round with one observer, whatever it costs."""
+        """Round with one of the candidates that a method compares, whatever it costs."""
         bits = {name: usual_bits(method, name) for name in layer_shapes(self.config)}
-        return self._made(method, bits, self.observed_plans(method)[observer])
+        known = GROUP_ROUNDINGS if method == "weight-only-int4" else tuple(self.observed_plans(method))
+        if observer not in known:
+            raise UserError(
+                f"method {method} has no observer {observer!r}; expected {', '.join(known) or 'none at all'}"
+            )
+        if method == "weight-only-int4":
+            made = self._made(method, bits, groups=self._grouped(bits)[observer])
+        else:
+            made = self._made(method, bits, self.observed_plans(method)[observer])
+        return dataclasses.replace(made, figures={"calibration": {"observer": observer}})
 
     def _compared(self, method: str, made: Mapping[str, Rounding]) -> dict[str, dict[str, float]]:
         """Measure candidates on text that calibration did not see."""
@@ -177,12 +205,14 @@ class Quantizer:
 
     def observed_plans(self, method: str) -> dict[str, dict[str, InputPlan]]:
         """Return, for every observer of a method, how it would quantize each layer's input."""
+        if method == "weight-only-int8":
+            return {"nearest": {}}
         return {
             name: {
                 layer: plan_input(seen, self._weight(layer), covered, strengths)
                 for layer, seen in self._seen().items()
             }
-            for name, (covered, strengths) in OBSERVERS[method].items()
+            for name, (covered, strengths) in OBSERVERS.get(method, {}).items()
         }
 
     def _weight(self, layer: str) -> Tensor:
@@ -199,8 +229,15 @@ class Quantizer:
         T = self.config.block_size
         return spread_windows(self._dataset.train, T, max(tokens // T, 2), shift)
 
-    def _in_groups(self, bits: dict[str, int]) -> Rounding:
-        """Round to 4 bits by GPTQ, layer after layer."""
+    def _in_groups(self, bits: Mapping[str, int]) -> Rounding:
+        """Round to 4 bits by GPTQ; measure plain rounding beside it."""
+        method = "weight-only-int4"
+        made = {name: self._made(method, bits, groups=each) for name, each in self._grouped(bits).items()}
+        figures = {"calibration": {"observer": "gptq", "observers": self._compared(method, made)}}
+        return dataclasses.replace(made["gptq"], figures=figures)
+
+    def _grouped(self, bits: Mapping[str, int]) -> dict[str, dict[str, Rounded]]:
+        """Return integers and steps of the layers with 4 bits, by GPTQ layer after layer and to nearest."""
         size = group_size_of(self.config)
         groups: dict[str, Rounded] = {}
 
@@ -213,14 +250,8 @@ class Quantizer:
         text = self._text(GPTQ_TOKENS, 0)
         say(f"weight-only-int4: GPTQ on {text.numel():,} tokens, groups of {size}")
         round_in_order(self.config, self.artifact.tensors, text, round_layer)
-        plain = {name: round_groups(self.artifact.tensors[f"{name}.weight"], size) for name in groups}
-        made = {
-            name: self._made("weight-only-int4", bits, groups=each)
-            for name, each in (("gptq", groups), ("nearest", plain))
-        }
-        table = self._compared("weight-only-int4", made)
-        figures = {"calibration": {"observer": "gptq", "observers": table}}
-        return dataclasses.replace(made["gptq"], figures=figures)
+        nearest = {name: round_groups(self.artifact.tensors[f"{name}.weight"], size) for name in groups}
+        return dict(zip(GROUP_ROUNDINGS, (groups, nearest), strict=True))
 
     def cost(self, made: Rounding) -> tuple[float, Parity]:
         """Return the loss above float and the distance from it, on held-out training text."""
@@ -230,6 +261,10 @@ class Quantizer:
         parity = quality["made"].parity
         assert parity is not None
         return quality["made"].loss - quality["float"].loss, parity
+
+
+def _nearest(table: Mapping[str, Mapping[str, float]]) -> str:
+    return min(table, key=lambda name: table[name]["kl_mean"])
 
 
 def usual_bits(method: str, layer: str) -> int:
@@ -274,3 +309,13 @@ def spread_windows(
     pairs = np.linspace(0, fit - 1, min(count, fit)).round().astype(int)
     starts = (2 * pairs + shift) * block_size
     return torch.from_numpy(np.stack([tokens[s : s + block_size] for s in starts]).astype(np.int32))
+
+
+def fine_layers(config: ModelConfig) -> list[str]:
+    """Return the layers whose inputs may be rounded twice: all but mlp.c_fc, where it brings least.
+
+    Measured on a model of 5.9 million parameters, dynamic inputs, KL from float: 6.2e-4 with none, 4.6e-4
+    with the head, 3.1e-4 with c_attn too, 2.2e-4 with mlp.c_proj too, 1.5e-4 with attn.c_proj too, 1.2e-4
+    with all.
+    """
+    return [name for name in linear_layers(config) if not name.endswith("mlp.c_fc")]

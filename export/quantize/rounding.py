@@ -19,7 +19,7 @@ from export.artifact import Tensors
 from export.model import EMBEDDINGS, PARTS, layer_shapes, norm_names
 from export.quantization import HEAD, linear_layers
 from export.quantize.calibration import InputPlan
-from export.quantize.gptq import Rounded
+from export.quantize.gptq import Rounded, gptq_rows
 
 
 def fold_smoothing(
@@ -71,6 +71,7 @@ def rounded_tensors(
     bits: Mapping[str, int],
     plans: Mapping[str, InputPlan] | None = None,
     groups: Mapping[str, Rounded] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> Tensors:
     """Make the tensors of a quantized artifact.
 
@@ -80,6 +81,7 @@ def rounded_tensors(
       bits: 8, 4 or 32 for each layer of `layer_shapes`.
       plans: how inputs are quantized: steps and smoothing of static, smoothing of dynamic ones.
       groups: the integers and steps of layers with 4 bits.
+      moments: sums of x x^T over the inputs of linear layers, to round 8 bits by GPTQ; to nearest without.
 
     Raises:
       ValueError: a weight is NaN or infinite.
@@ -88,12 +90,17 @@ def rounded_tensors(
     plans = {name: plan for name, plan in (plans or {}).items() if bits[sources[name]] == 8}
     smooth = {name: plan.smooth for name, plan in plans.items() if plan.smooth is not None}
     folded, result = fold_smoothing(config, tensors, smooth)
+    known = {}
+    for name, product in (moments or {}).items():
+        vector = smooth.get(name, torch.ones(len(product)))
+        known[sources[name]] = product / (vector[:, None] * vector[None])
     for name in layer_shapes(config):
         weight = folded[f"{name}.weight"]
         if bits[name] == 32:
             result[f"{name}.weight"] = weight.clone()
         elif bits[name] == 8:
-            result[f"{name}.weight"], result[f"{name}.weight_scale"] = quantize_rows(weight)
+            rounded = gptq_rows(weight, known[name]) if name in known else quantize_rows(weight)
+            result[f"{name}.weight"], result[f"{name}.weight_scale"] = rounded
         else:
             q, result[f"{name}.weight_scale"] = (groups or {})[name]
             result[f"{name}.weight_packed"] = pack_int4(q)
