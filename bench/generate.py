@@ -9,6 +9,7 @@ weights a token; reading a buffer of just that size is what is measured, once a 
 """
 
 import dataclasses
+import math
 import os
 import statistics
 import tempfile
@@ -221,10 +222,22 @@ def row(
 def weight_bytes(artifact: Artifact) -> int:
     """Return the bytes of weights that one token reads: everything but the embedding rows it skips.
 
-    The token embedding counts once, as the head.
+    The token embedding counts once, as the head, where it is that. The PyTorch module holds the weights of
+    weight-only artifacts in float32.
     """
-    skipped = ("wpe.weight", "wpe.weight_scale", "wte.smooth")
-    return sum(tensor.nbytes for name, tensor in artifact.tensors.items() if name not in skipped)
+    skipped = {"wpe"} if artifact.config.tied else {"wpe", "wte"}
+    layers = layer_shapes(artifact.config)
+    total = 0
+    for name, tensor in artifact.tensors.items():
+        layer, _, part = name.rpartition(".")
+        if layer in skipped or name == "wte.smooth":
+            continue
+        expanded = artifact.quantization is not None and artifact.quantization.weight_only and layer in layers
+        if expanded and part.startswith("weight"):
+            total += 4 * math.prod(layers[layer]) if part != "weight_scale" else 0
+        else:
+            total += tensor.nbytes
+    return total
 
 
 def random_artifacts(preset: str, scratch: Path) -> list[Path]:
