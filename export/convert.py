@@ -21,7 +21,7 @@ import torch
 from flax import nnx
 from jaxgpt.checkpoints import load_params
 from jaxgpt.config import ModelConfig
-from jaxgpt.model import LMHead, Params, abstract_params, graph_of, merge
+from jaxgpt.model import GPT, LMHead, Numerics, Params, abstract_params, graph_of, merge
 from jaxgpt.rounding import (
     INPUT_SCALE,
     RoundedEmbed,
@@ -164,21 +164,48 @@ class FlaxModel:
         found["lm_head"] = _as_rows(self._watched(tokens, kinds, keep))
         return found
 
-    def inputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N I"]]:
-        """Return what enters each linear layer that rounds it; nothing unless the run is with `qat`."""
+    def inputs(
+        self, tokens: Integer[Tensor, "B T"], float64: bool = False
+    ) -> dict[str, Float[Tensor, "N I"]]:
+        """Return what enters each linear layer that rounds it; nothing unless the run is with `qat`.
+
+        Args:
+          tokens: ids.
+          float64: of everything but the integers, which are those of float32.
+        """
         found: dict[str, Tensor] = {}
 
         def keep(layer: str, arguments: Any, out: Any) -> None:
-            found[layer] = _as_rows(arguments[0])
+            found[layer] = torch.from_numpy(np.array(arguments[0])).flatten(0, -2)
 
-        if self.quantized:
-            self._watched(tokens, [(RoundedLinear, "__call__"), (LMHead, "factors")], keep)
+        methods: list[tuple[type, str]] = [(RoundedLinear, "__call__"), (LMHead, "factors")]
+        if self.quantized and not float64:
+            self._watched(tokens, methods, keep)
+        elif self.quantized:
+            with jax.enable_x64(True):
+                graph = graph_of(self._config, Numerics(jnp.float64, jnp.float64))
+                self._watched(tokens, methods, keep, merge(graph, self._as_rounded()))
+        return found
+
+    def _as_rounded(self) -> Params:
+        """Return float64 parameters whose integers and steps are exactly those of the float32 ones."""
+        found = {}
+        for name, array in self._params.items():
+            kind = name.rpartition(".")[2]
+            if kind in ("kernel", "embedding"):
+                with jax.enable_x64(False):
+                    q, scale = round_weight(array, 0 if kind == "kernel" else 1)
+                found[name] = jnp.asarray(np.asarray(q, np.float64) * np.asarray(scale, np.float64))
+            else:
+                found[name] = jnp.asarray(np.asarray(array, np.float64))
         return found
 
     def round_input(self, layer: str, x: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
         """Return the integers that a layer makes of an input, compiled as in training."""
-        scale = self._params[f"{layer}.{INPUT_SCALE}"]
-        return torch.from_numpy(np.array(jax.jit(round_inputs)(jnp.asarray(x.numpy()), scale)))
+        scale = np.asarray(self._params[f"{layer}.{INPUT_SCALE}"])
+        with jax.enable_x64(x.dtype == torch.float64):
+            q = jax.jit(round_inputs)(jnp.asarray(x.numpy()), jnp.asarray(scale.astype(x.numpy().dtype)))
+            return torch.from_numpy(np.array(q))
 
     def weight_integers(self, layer: str) -> Int8[Tensor, "O I"]:
         """Return the integers of a layer's weights, compiled as in training."""
@@ -193,9 +220,11 @@ class FlaxModel:
         tokens: Integer[Tensor, "B T"],
         methods: Sequence[tuple[type, str]],
         keep: Callable[[str, Any, Any], None],
+        other: GPT | None = None,
     ) -> jax.Array:
         """Run the model operator by operator; show the calls of some methods, by layer, as they end."""
-        names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(self._model)}
+        model = self._model if other is None else other
+        names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
 
         def watched(kind: Any, method: str) -> Any:
             original = getattr(kind, method)
@@ -211,7 +240,7 @@ class FlaxModel:
             held.enter_context(jax.default_matmul_precision("highest"))
             for kind, method in methods:
                 held.enter_context(watched(kind, method))
-            return self._model(jnp.asarray(tokens.to(torch.int32).numpy()))
+            return model(jnp.asarray(tokens.to(torch.int32).numpy()))
 
     def tensors(self, layer: str) -> dict[str, Tensor]:
         """Return the weight (O, I) and bias of a layer."""

@@ -193,6 +193,11 @@ class Int8Linear(nn.Module):
         super()._load_from_state_dict(*arguments, **keywords)
         self._prepare()
 
+    def _apply(self, *arguments: Any, **keywords: Any) -> "Int8Linear":
+        super()._apply(*arguments, **keywords)
+        self._prepare()
+        return self
+
     def _product(self, tokens: int) -> Product:
         name = fastest_kernel(*self.weight.shape, tokens)
         if name not in self._products:
@@ -228,9 +233,9 @@ class Int8Linear(nn.Module):
 
     def _sums(self, q: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         if q.numel() <= FEW_LIMIT * q.shape[-1]:
-            return self._few(q)
+            return self._few(q.float()).to(q.dtype)
         self._many = self._many or self._product(MANY)
-        return self._many(q)
+        return self._many(q.float()).to(q.dtype)
 
     def float_weight(self) -> Float[Tensor, "O I"]:
         """Return the weights in float32, as they act on an input that is not smoothed yet."""

@@ -10,8 +10,10 @@ from conftest import Command, assert_one_line_error
 
 from bench.generate import placeholder_tokenizer, weight_bytes
 from bench.machine import read_bandwidth
+from bench.markers import write_between_markers
 from bench.quality import parses, sample_prompts, xz_bits_per_byte
 from export.artifact import read_artifact
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -235,6 +237,27 @@ def test_readme_s_table_comes_from_committed_results() -> None:
 
     assert table.strip() == markdown_table(report).strip()
     assert "| int8-dynamic |" in table
+
+
+def test_the_quantization_table_comes_from_committed_results() -> None:
+    text = (ROOT / "docs" / "quantization.md").read_text()
+    table = text.partition("<!-- quality: begin -->")[2].partition("<!-- quality: end -->")[0]
+    figures = json.loads((ROOT / "bench" / "results" / "reference_quality.json").read_text())
+    from bench.quality import markdown_table
+
+    assert table.strip() == markdown_table(figures).strip()
+    assert {row["name"] for row in figures["rows"]} >= {"flax-fp32", "int8-static-qat", "int4-weight-only"}
+
+
+def test_a_text_without_markers_keeps_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("no markers")
+    with pytest.raises(UserError, match="quality: begin"):
+        write_between_markers(path, "quality", "table")
+    assert path.read_text() == "no markers"
+    path.write_text("a\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nb\n")
+    write_between_markers(path, "quality", "new")
+    assert path.read_text() == "a\n<!-- quality: begin -->\nnew\n<!-- quality: end -->\nb\n"
 
 
 def test_import_rules_name_every_training_module() -> None:

@@ -21,12 +21,13 @@ def tokens_of(data: Path, rows: int = 8) -> torch.Tensor:
 def test_jax_and_pytorch_round_to_the_same_integers(qat_run: Path, int8_static_qat: Path, data: Path) -> None:
     found = compare_integers(open_model(qat_run), open_model(int8_static_qat), tokens_of(data))
     assert found is not None
-    assert len(found.layers) == 2 * 4 + 1
+    assert len(found.float32_layers) == 2 * 4 + 1
     assert found.weights == sum(O * I for O, I in ((96, 32), (32, 32), (128, 32), (32, 128)) * 2) + 384 * 32
     assert found.weights_differing == 0
     assert found.same_input_differing == 0
     assert found.equal_share >= 0.9999
     assert found.largest_step <= 1
+    assert found.float32_share >= 0.99  # flips make flips; two layers deep they are few
     assert found.passed
 
 

@@ -1,6 +1,7 @@
 """What can be compared: run folders, artifacts, Hugging Face folders, modules, with their layers in sight."""
 
 import contextlib
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,8 +87,13 @@ class ModuleModel:
                 found[name] = found[name][:, : found[name].shape[1] * 2 // 3]  # queries and keys
         return found
 
-    def inputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N I"]]:
-        """Return what enters each linear layer that rounds it."""
+    def inputs(
+        self, tokens: Integer[Tensor, "B T"], float64: bool = False
+    ) -> dict[str, Float[Tensor, "N I"]]:
+        """Return what enters each linear layer that rounds it; float64: of all but the integers."""
+        if float64:
+            module = copy.deepcopy(self._module).double()
+            return ModuleModel(module, self.name, self._folded).inputs(tokens)
         found: dict[str, Tensor] = {}
 
         def keep(name: str, x: Tensor) -> None:
