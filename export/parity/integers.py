@@ -73,8 +73,8 @@ class IntegerComparison:
         return (
             f"integers: {self.weights_differing} of {self.weights:,} weights and "
             f"{self.same_input_differing} of {self.inputs:,} inputs differ for the same floats; end to end "
-            f"{self.equal_share:.4%} are equal in float64, the others at most {self.largest_step} step(s) apart ({self.float32_share:.2%} and "
-            f"{self.float32_step} in float32)"
+            f"{self.equal_share:.4%} are equal in float64, the others at most {self.largest_step} "
+            f"step(s) apart ({self.float32_share:.2%} and {self.float32_step} in float32)"
         )
 
 
