@@ -47,6 +47,7 @@ class QualityOptions:
       data: dataset folder whose validation split is measured.
       run: run folder: its Flax model becomes the reference.
       step: of the run: best, latest, or a stored step.
+      tokens: of the validation split, from its beginning, in whole windows; 0 for all.
       samples: texts to generate from each model.
       sample_tokens: length of a sample at most.
       out: also write the figures into this JSON file.
@@ -58,6 +59,7 @@ class QualityOptions:
     data: Path
     run: Path | None = None
     step: str = "best"
+    tokens: int = 0
     samples: int = 24
     sample_tokens: int = 200
     out: Path | None = None
@@ -182,12 +184,18 @@ def quality(options: QualityOptions) -> Result:
     dataset = open_dataset(options.data)
     models, tokenizer, block_size = contenders(options, dataset)
     inputs, targets = windows(dataset.val, block_size)
+    if options.tokens < 0:
+        raise UserError(f"--tokens ({options.tokens}) must be 0 (all) or more")
+    rows_wanted = -(-options.tokens // block_size) or None
+    inputs, targets = inputs[:rows_wanted], targets[:rows_wanted]
     missing = -len(inputs) % BATCH_ROWS  # equal batches: one compilation
     inputs = np.pad(inputs, ((0, missing), (0, 0)))
     targets = np.pad(targets, ((0, missing), (0, 0)), constant_values=-1)
-    say(f"measuring {len(models)} models on {len(dataset.val) - 1:,} tokens")
+    say(f"measuring {len(models)} models on {int((targets >= 0).sum()):,} tokens")
     measured = measure_quality({m.name: m.forward for m in models}, batches(inputs, targets, BATCH_ROWS))
-    texts = val_documents(dataset.val, tokenizer)
+    val_tokens = measured[models[0].name].tokens
+    val_bytes = sum(len(tokenizer.token_bytes(int(token))) for token in dataset.val[1 : val_tokens + 1])
+    texts = val_documents(dataset.val[: val_tokens + 1], tokenizer)
     prompts = sample_prompts(texts, tokenizer, options.samples, block_size // 2)
     reference_loss = measured[models[0].name].loss
     rows, samples = [], {}
@@ -199,7 +207,7 @@ def quality(options: QualityOptions) -> Result:
                 "name": model.name,
                 "val_loss": found.loss,
                 "loss_increase": found.loss - reference_loss,
-                "val_bits_per_byte": found.loss * found.tokens / math.log(2) / dataset.val_bytes,
+                "val_bits_per_byte": found.loss * found.tokens / math.log(2) / val_bytes,
                 "kl_mean": None if found.parity is None else found.parity.kl_mean,
                 "kl_max": None if found.parity is None else found.parity.kl_max,
                 "max_abs_logit_diff": None if found.parity is None else found.parity.max_abs_logit_diff,
@@ -212,8 +220,8 @@ def quality(options: QualityOptions) -> Result:
     figures = {
         **provenance(),
         "reference": models[0].name,
-        "val_tokens": measured[models[0].name].tokens,
-        "val_bytes": dataset.val_bytes,
+        "val_tokens": val_tokens,
+        "val_bytes": val_bytes,
         "xz_bits_per_byte": xz_bits_per_byte(texts),
         "rows": rows,
         "prompts": prompts,

@@ -32,9 +32,10 @@ quantize fp32 weight-only-int4 int4-nearest --observer nearest
 
 models=()
 for name in fp32 int8-dynamic int8-static int8-static-qat int8-weight-only int4-weight-only; do models+=("$out/$name"); done
-jaxgpt-bench quality --run "$out/run" --artifact "${models[@]}" --data "$out/data" --out "$results/reference_quality.json"
-jaxgpt-bench quality --artifact "$out/fp32" "$out/int4-nearest" --data "$out/data" --samples 0 \
-  --out "$results/reference_int4_nearest.json"
+jaxgpt-bench quality --run "$out/run" --artifact "${models[@]}" --data "$out/data" --tokens 131072 \
+  --out "$results/reference_quality.json"
+jaxgpt-bench quality --artifact "$out/fp32" "$out/int4-nearest" --data "$out/data" --tokens 131072 \
+  --samples 0 --out "$results/reference_int4_nearest.json"
 jaxgpt-bench outliers --artifact "$out/fp32" --data "$out/data" --out "$results/outliers.json"
 jaxgpt-bench agreement --artifact "$out/fp32" --data "$out/data" --out "$results/agreement.json"
 jaxgpt-export compare --reference "$out/qat" --model "$out/int8-static-qat" --data "$out/data" --json \
