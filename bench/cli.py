@@ -1,4 +1,4 @@
-"""The console command `jaxgpt-bench`: quality, outliers, agreement, generate, train, resume-proof, report."""
+"""The console command `jaxgpt-bench`: every measurement that the README and docs speak of."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from jaxgpt.shared.console import run
 COMMANDS = {
     "quality": "bench.quality:QualityOptions:quality",
     "outliers": "bench.outliers:OutliersOptions:outliers",
+    "integers": "bench.integers:IntegersOptions:integers",
     "agreement": "bench.agreement:AgreementOptions:agreement",
     "generate": "bench.generate:GenerateOptions:generate",
     "train": "bench.train:TrainBenchOptions:train_bench",

@@ -38,5 +38,5 @@ jaxgpt-bench quality --artifact "$out/fp32" "$out/int4-nearest" --data "$out/dat
   --samples 0 --out "$results/reference_int4_nearest.json"
 jaxgpt-bench outliers --artifact "$out/fp32" --data "$out/data" --out "$results/outliers.json"
 jaxgpt-bench agreement --artifact "$out/fp32" --data "$out/data" --out "$results/agreement.json"
-jaxgpt-export compare --reference "$out/qat" --model "$out/int8-static-qat" --data "$out/data" --json \
-  | tail -n 1 > "$results/reference_integers.json"
+jaxgpt-bench integers --run "$out/qat" --artifact "$out/int8-static-qat" --data "$out/data" \
+  --out "$results/reference_integers.json"

@@ -72,14 +72,17 @@ def test_verify_recomputes_the_rounded_logits(
         assert command("jaxgpt-export", "verify", "--artifact", folder, "--run", qat_run)[0] == 0
 
 
-def test_compare_reports_the_integers(
-    command: Command, qat_run: Path, int8_static_qat: Path, data: Path
+def test_the_bench_reports_the_integers(
+    command: Command, run: Path, qat_run: Path, int8_static_qat: Path, data: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--reference", qat_run, "--model", int8_static_qat, "--data", data, "--json")
-    code, out, err = command("jaxgpt-export", "compare", *arguments)
+    arguments = ("--artifact", int8_static_qat, "--data", data, "--out", tmp_path / "i.json")
+    code, _, err = command("jaxgpt-bench", "integers", "--run", qat_run, *arguments)
     assert code == 0
-    assert json.loads(out.strip().splitlines()[-1])["integers"]["same_input_differing"] == 0
+    figures = json.loads((tmp_path / "i.json").read_text())
+    assert figures["same_input_differing"] == figures["weights_differing"] == 0
+    assert "commit" in figures
     assert "pass  integers: 0 of" in err
+    assert_one_line_error(command("jaxgpt-bench", "integers", "--run", run, *arguments), "no integers")
 
 
 def test_static_would_replace_the_trained_steps(
