@@ -62,7 +62,11 @@ class LlamaCppEngine:
         import llama_cpp
 
         self.block_size = block_size
-        self._llama = llama_cpp.Llama(str(path), n_ctx=block_size, logits_all=True, verbose=False)
+        cache = {
+            "type_k": llama_cpp.GGML_TYPE_F32,
+            "type_v": llama_cpp.GGML_TYPE_F32,
+        }  # float16 is its default
+        self._llama = llama_cpp.Llama(str(path), n_ctx=block_size, logits_all=True, verbose=False, **cache)
         self._length = 0
 
     def start(self, tokens: Sequence[int]) -> Any:

@@ -155,8 +155,8 @@ def _read_trained(path: Path, config: ModelConfig) -> Tensors:
         return {}
     tensors = _read_tensors(path)
     expected: Shapes = {f"{name}.input_scale": (torch.float32, ()) for name in linear_layers(config)}
-    logits = tensors.get("logits", torch.empty(0, 0))
-    expected["logits"] = (torch.float32, (len(logits), config.vocab_size))
+    rows = tensors["logits"].shape[:1] if "logits" in tensors else (0,)
+    expected["logits"] = (torch.float32, (*rows, config.vocab_size))
     check_tensors(tensors, expected, path)
     return tensors
 
@@ -211,6 +211,8 @@ def check_tensors(
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: {name} holds NaN or infinity; the file or its training is damaged")
+        if tensor.dtype == torch.int8 and bool((tensor == -128).any()):
+            raise UserError(f"{where}: {name} holds -128, which no artifact has; the file is damaged")
         signed = tensor.dtype == torch.bfloat16  # steps of 4-bit weights
         positive = tensor.abs() > 0 if signed else tensor > 0
         if name.endswith(("_scale", ".smooth")) and not bool(positive.all()):

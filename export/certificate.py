@@ -46,7 +46,7 @@ CERTIFIED_FILES = (
     "merges.txt",
     "probe.safetensors",
 )
-OPTIONAL_FILES = (TRAINED_FILE,)
+OPTIONAL_FILES = (TRAINED_FILE, "generation_config.json")
 PARITY_FIGURES = ("max_abs_logit_diff", "kl_mean", "kl_max", "top1_agreement")
 PROBE_SEQUENCES = 4
 MAX_PROBE_BYTES = 8_000_000  # a GPT-2 vocabulary takes 0.2 MB a position
@@ -114,6 +114,8 @@ def _check_probe(probe: Probe, config: ModelConfig, path: Path) -> None:
     tokens, positions, logits = probe.tokens, probe.positions, probe.logits
     if tokens.ndim != 2 or positions.ndim != 1 or logits.shape != (len(positions), config.vocab_size):
         raise UserError(f"{path} belongs to another model; convert the run again")
+    if (tokens.dtype, positions.dtype, logits.dtype) != (torch.int32, torch.int32, torch.float32):
+        raise UserError(f"{path} is damaged: its tensors are of other types; convert the run again")
     fits = (
         tokens.shape[1] <= config.block_size
         and tokens.numel()
@@ -195,11 +197,12 @@ def read_certificate(folder: Path) -> dict[str, Any]:
 def altered_files(folder: Path, certificate: dict[str, Any]) -> list[str]:
     """Return the names of files that are not those that were certified."""
     files = certificate["files"]
-    known = {*CERTIFIED_FILES, *_present(folder), *files}
+    added = {TRAINED_FILE} if (folder / TRAINED_FILE).exists() else set()
     return [
         name
         for name in (*CERTIFIED_FILES, *OPTIONAL_FILES)
-        if name in known and (not (folder / name).exists() or sha256_of(folder / name) != files.get(name))
+        if name in {*CERTIFIED_FILES, *files, *added}
+        and (not (folder / name).exists() or sha256_of(folder / name) != files.get(name))
     ]
 
 
@@ -293,7 +296,15 @@ def parity_gates(
     mean_text = f"KL from {against}: mean {parity.kl_mean:.2e} <= {kl_bound['kl_mean']:.2e}"
     max_text = f"KL from {against}: max {parity.kl_max:.2e} <= {kl_bound['kl_max']:.2e}"
     top1_text = f"top-1 agreement with {against} {parity.top1_agreement:.4f} >= {top1_bound:.4f}"
+    # A certificate that claims more error than there is was not made for these files either.
+    claimed = INT8_KL_FACTOR * parity.kl_mean + INT8_KL_SLACK
+    claim_text = (
+        f"certified KL mean {float(certified['kl_mean']):.2e} <= {claimed:.2e}, from what is measured"
+    )
+    top1_claim = parity.top1_agreement - INT8_TOP1_SLACK
     return {
+        claim_text: float(certified["kl_mean"]) <= claimed
+        and float(certified["top1_agreement"]) >= top1_claim,
         mean_text: parity.kl_mean <= kl_bound["kl_mean"],
         max_text: parity.kl_max <= kl_bound["kl_max"],
         top1_text: parity.top1_agreement >= top1_bound,

@@ -104,7 +104,7 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
             f"{path}: quantization format version {version}, this program reads "
             f"{QUANTIZATION_FORMAT_VERSION}; quantize the fp32 artifact again"
         )
-    if section.get("method") not in KINDS:
+    if not isinstance(section.get("method"), str) or section["method"] not in KINDS:
         raise UserError(
             f"{path}: quantization method {section.get('method')!r} is unknown; expected {', '.join(KINDS)}"
         )
@@ -131,7 +131,9 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
         size = found.group_size
         if bool(fours) != bool(size) or any(size < 2 or shapes[name][1] % size for name in fours):
             raise ValueError(f"group_size {size} does not divide the layers' inputs")
-        movable = {name for name in shapes if name.endswith("mlp.c_proj")} | {"wte"}
+        movable = {name for name in shapes if name.endswith("mlp.c_proj")}
+        movable |= {"wte"} if config.tied else set()
+        movable = {name for name in movable if found.bits[name] == 8}
         if not set(found.smooth) <= movable or (found.weight_only and found.smooth):
             raise ValueError(f"smoothing of {', '.join(found.smooth)} is not kept by any layer")
         rounding = {name for name, source in linear_layers(config).items() if found.bits[source] == 8}

@@ -183,7 +183,8 @@ class TrainConfig:
             raise UserError(f"vocab_multiple ({self.vocab_multiple}) must be at most {MAX_VOCAB_SIZE}")
         if self.batch_size % self.accumulate:
             raise UserError(
-                f"batch_size ({self.batch_size}) must be divisible by accumulate ({self.accumulate})"
+                f"batch_size ({self.batch_size}) must be divisible by accumulate ({self.accumulate}); "
+                "give both"
             )
         if self.optimizer not in ("adamw", "muon"):
             raise UserError(f"optimizer ({self.optimizer}) must be adamw or muon")

@@ -129,3 +129,25 @@ def test_a_run_of_another_configuration_is_named(
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     result = command("jaxgpt-export", "verify", "--artifact", fp32, "--run", tmp_path / "run")
     assert_one_line_error(result, "does not come from")
+
+
+@pytest.mark.parametrize(("name", "value"), [("kl_mean", 1e9), ("top1_agreement", -1.0)])
+def test_a_certificate_that_claims_more_error_than_there_is_fails(
+    command: Command, int8_static: Path, tmp_path: Path, name: str, value: float
+) -> None:
+    shutil.copytree(int8_static, tmp_path / "a")
+    path = tmp_path / "a" / "certificate.json"
+    certificate = json.loads(path.read_text())
+    certificate["parity"][name] = value
+    path.write_text(json.dumps(certificate))
+    code, _, err = command("jaxgpt-export", "verify", "--artifact", tmp_path / "a")
+    assert code == 1
+    assert "FAIL  certified KL mean" in err
+
+
+def test_another_generation_config_is_noticed(command: Command, fp32: Path, tmp_path: Path) -> None:
+    shutil.copytree(fp32, tmp_path / "a")
+    (tmp_path / "a" / "generation_config.json").write_text("{}")
+    code, _, err = command("jaxgpt-export", "verify", "--artifact", tmp_path / "a")
+    assert code == 1
+    assert "generation_config.json" in err

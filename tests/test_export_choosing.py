@@ -120,3 +120,25 @@ def test_what_can_not_be_done_is_one_line(
     arguments = ("--artifact", fp32, *extra, "--out", tmp_path / "a")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), words)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (("--max-loss", "inf"), "--max-loss (inf)"),
+        (("--max-loss", "nan"), "--max-loss (nan)"),
+        (("--keep", 1000), "nothing to round"),
+    ],
+)
+def test_bounds_that_mean_nothing_are_one_line(
+    command: Command, fp32: Path, data: Path, tmp_path: Path, extra: tuple[object, ...], words: str
+) -> None:
+    arguments = ("--artifact", fp32, "--method", "dynamic", "--data", data, "--out", tmp_path / "a")
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments, *extra), words)
+    assert not (tmp_path / "a").exists()
+
+
+def test_sensitivity_without_text_leaves_no_artifact(command: Command, fp32: Path, tmp_path: Path) -> None:
+    arguments = ("--artifact", fp32, "--method", "dynamic", "--sensitivity", "--out", tmp_path / "a")
+    assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "--sensitivity", "--data")
+    assert not (tmp_path / "a").exists()

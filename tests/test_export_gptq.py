@@ -6,6 +6,7 @@ from bench.generate import random_tensors
 from export.arithmetic import dequantize, int4_scale, pack_int4, quantize_rows, round_int4, unpack_int4
 from export.layers import WeightOnlyLinear
 from export.model import float_model
+from export.quantize.calibration import collect_inputs
 from export.quantize.gptq import best_scale, gptq, gptq_rows, round_groups, round_in_order
 from export.quantize.methods import group_size_of
 from jaxgpt.config import ModelConfig
@@ -201,3 +202,23 @@ def test_dequantized_rows_can_be_taken_one_by_one() -> None:
 def test_int4_without_data_is_one_line(command: Command, fp32: object, tmp_path: object) -> None:
     arguments = ("--artifact", fp32, "--method", "weight-only-int4", "--out", f"{tmp_path}/a")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "--data")
+
+
+def test_inputs_too_large_to_square_are_rounded_all_the_same() -> None:
+    """A final norm's gain of 1e22: the squares of what it puts out pass float32."""
+    tensors = random_tensors(CONFIG)
+    tensors["ln_f.weight"] = tensors["ln_f.weight"] * 1e22
+    tokens = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(0)).int()
+    seen = collect_inputs(float_model(CONFIG, tensors), tokens)["lm_head"]
+    assert bool(torch.isfinite(seen.moments).all())
+    q, _ = gptq_rows(tensors["wte.weight"], seen.moments)
+    x = seen.sample / seen.sample.abs().max()
+    plain, scale = quantize_rows(tensors["wte.weight"])
+    errors = [output_error((each, scale[:, None]), tensors["wte.weight"], x) for each in (q, plain)]
+    assert errors[0] < errors[1]
+
+
+def test_moments_that_are_none_are_one_error() -> None:
+    weight, x = layer()
+    with pytest.raises(UserError, match="too uneven"):
+        gptq_rows(weight, (x.t() @ x) * float("nan"))

@@ -85,7 +85,7 @@ def compare_command(options: CompareOptions) -> Result:
     gates = {}
     integers = compare_integers(reference, model, few)
     if integers is not None:
-        gates[str(integers)] = integers.passed
+        gates[f"on {few.numel()} tokens, {integers}"] = integers.passed
     if options.max_logit_diff is not None:
         largest = parity.max_abs_logit_diff
         text = f"largest logit difference {largest:.3g} <= {options.max_logit_diff:.3g}"

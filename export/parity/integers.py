@@ -8,6 +8,7 @@ edge is that near.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int8, Integer
@@ -85,7 +86,7 @@ def compare_integers(
     if not isinstance(reference, RoundsInputs) or not isinstance(model, RoundsInputs):
         return None
     theirs, ours = reference.inputs(tokens), model.inputs(tokens)
-    names = [name for name in theirs if name in ours]
+    names = [name for name in theirs if name in ours]  # layers may be left in float
     if not names:
         return None
     weights = weights_differing = same_input = 0
@@ -96,10 +97,9 @@ def compare_integers(
         expected = reference.round_input(name, theirs[name])
         same_input += int((expected != model.round_input(name, theirs[name])).sum())
     inputs = sum(theirs[name].numel() for name in names)
-    shares, step = _end_to_end(reference, model, theirs, ours)
-    exact_shares, exact_step = _end_to_end(
-        reference, model, reference.inputs(tokens, True), model.inputs(tokens, True)
-    )
+    shares, step = _end_to_end(names, reference, model, theirs, ours)
+    exact = reference.inputs(tokens, True), model.inputs(tokens, True)
+    exact_shares, exact_step = _end_to_end(names, reference, model, *exact)
     sizes = {name: theirs[name].numel() / inputs for name in names}
     return IntegerComparison(
         weights,
@@ -115,11 +115,15 @@ def compare_integers(
 
 
 def _end_to_end(
-    reference: RoundsInputs, model: RoundsInputs, theirs: dict[str, Tensor], ours: dict[str, Tensor]
+    names: Sequence[str],
+    reference: RoundsInputs,
+    model: RoundsInputs,
+    theirs: dict[str, Tensor],
+    ours: dict[str, Tensor],
 ) -> tuple[dict[str, float], int]:
     """Return the share of equal integers of each layer, and the largest difference."""
     shares, largest = {}, 0
-    for name in theirs:
+    for name in names:
         steps = (reference.round_input(name, theirs[name]) - model.round_input(name, ours[name])).abs()
         shares[name] = float((steps == 0).double().mean())
         largest = max(largest, int(steps.max()))

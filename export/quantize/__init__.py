@@ -1,1 +1,1 @@
-"""From the float32 artifact to INT8 artifacts: calibration, smoothing, rounding, the command."""
+"""From the float32 artifact to quantized ones: calibration, smoothing, rounding, choosing, the command."""

@@ -38,7 +38,7 @@ class LayerInput:
     Attributes:
       largest: (I,), largest |x| of each channel over all tokens.
       sample: (N, I), inputs of some tokens, the largest among them.
-      moments: (I, I), sum of x x^T over all tokens.
+      moments: (I, I), sum of x x^T over all tokens, up to a factor.
     """
 
     largest: Float[Tensor, "I"]
@@ -75,6 +75,7 @@ def collect_inputs(model: GPT, tokens: Int32[Tensor, "B T"]) -> dict[str, LayerI
     largest: dict[str, Tensor] = {}
     samples: dict[str, list[Tensor]] = {}
     moments: dict[str, Tensor] = {}
+    units: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     per_row = max(SEARCH_ROWS // len(tokens), 1)
 
@@ -85,7 +86,10 @@ def collect_inputs(model: GPT, tokens: Int32[Tensor, "B T"]) -> dict[str, LayerI
             raise UserError(f"calibration: the input of {name} holds NaN or infinity; check the checkpoint")
         channels = flat.abs().amax(dim=0)
         largest[name] = torch.maximum(largest[name], channels) if name in largest else channels
-        product = flat.t() @ flat
+        if name not in units:
+            units[name] = sizes.max().clamp_min(SMALLEST_FACTOR)  # or the squares of large inputs overflow
+        scaled = flat / units[name]
+        product = scaled.t() @ scaled
         moments[name] = moments[name] + product if name in moments else product
         top = sizes.topk(min(max(OUTLIER_ROWS // len(tokens), 1), len(flat))).indices
         random = torch.randperm(len(flat), generator=generator)[:per_row]

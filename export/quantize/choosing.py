@@ -56,6 +56,7 @@ def choose(
     """
     methods = [m for m in CHEAPEST_FIRST if (m == "static-qat") <= bool(quantizer.artifact.input_scales)]
     methods = [m for m in methods if m != "static" or not quantizer.artifact.input_scales]
+    methods = [m for m in methods if m != "weight-only-int4" or quantizer.config.n_embd % 2 == 0]
     rows: list[dict[str, Any]] = []
     plain: dict[str, Rounding] = {}
     for keeps in (False, True):

@@ -7,6 +7,7 @@ See methods.py for what each method does, choosing.py for auto.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from export.certificate import (
     write_probe,
 )
 from export.layers import exact_kernels
-from export.model import GPT
+from export.model import GPT, layer_shapes
 from export.quality import Quality, batches, measure_quality
 from export.quantize.choosing import choose, kept_layers, sensitivity, speed_against_float, worst_layers
 from export.quantize.methods import Quantizer, Rounding
@@ -74,8 +75,12 @@ def quantize(options: QuantizeOptions) -> Result:
     """Run `jaxgpt-export quantize`; exit code 1, and no artifact, when auto finds none within its bound."""
     inputs = [options.artifact, *([options.data] if options.data else [])]
     check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
-    if options.keep < 0 or not options.max_loss >= 0:
-        raise UserError(f"--keep ({options.keep}) and --max-loss ({options.max_loss}) must be 0 or more")
+    if options.keep < 0:
+        raise UserError(f"--keep ({options.keep}) must be 0 or more")
+    if not 0 <= options.max_loss < math.inf:
+        raise UserError(f"--max-loss ({options.max_loss}) must be a finite number, 0 or more")
+    if options.sensitivity and options.data is None:
+        raise UserError("--sensitivity measures on text: give --data, the data set of the run")
     artifact, parent = _open_parent(options.artifact)
     tokenizer = artifact.tokenizer()
     probe = read_probe(artifact)
@@ -86,6 +91,11 @@ def quantize(options: QuantizeOptions) -> Result:
             f"artifact's ({tokenizer.sha256[:12]}...); give the data set that the model was trained on"
         )
     quantizer = Quantizer(artifact, dataset)
+    if options.keep >= len(layer_shapes(artifact.config)):
+        raise UserError(
+            f"--keep {options.keep} would leave nothing to round, the model has "
+            f"{len(layer_shapes(artifact.config))} layers"
+        )
     made, figures = _round(options, quantizer, dataset)
     if made is None:
         return Result(figures, passed=False)
@@ -93,11 +103,18 @@ def quantize(options: QuantizeOptions) -> Result:
     against = parent["parity"].get("against", "Flax fp32")
     if method == "static-qat":  # what the training computed, rounded as this artifact rounds
         against = "Flax, rounded"
+        if len(artifact.trained["logits"]) != len(probe.positions):
+            raise UserError(
+                f"{options.artifact}: qat.safetensors does not fit the probe; convert the run again"
+            )
         probe = Probe(probe.tokens, probe.positions, artifact.trained["logits"])
     certified: dict[str, Any] = {"method": method, "exact_kernels": list(exact_kernels()), **made.figures}
     certified["parity"] = {**dataclasses.asdict(measure(model, probe)), "against": against}
     if dataset is not None:
         certified["quality"] = _quality_figures(_quality(quantizer.reference, model, dataset))
+    if options.sensitivity:
+        figures["sensitivity"] = sensitivity(quantizer, made)
+        stderr.print(sensitivity_table(figures["sensitivity"]))
     origin = {
         **parent["origin"],
         "parent": str(options.artifact),
@@ -110,9 +127,6 @@ def quantize(options: QuantizeOptions) -> Result:
         certificate = write_certificate(folder, made.quantization.kind, origin, certified)
         size = (folder / "model.safetensors").stat().st_size
     figures["kept"], figures["speed_against_float"] = kept_layers(made), _speed(quantizer, model)
-    if options.sensitivity:
-        figures["sensitivity"] = sensitivity(quantizer, made)
-        stderr.print(sensitivity_table(figures["sensitivity"]))
     _report(options, artifact, size, certificate)
     return Result({"size_mb": size / 1e6, **figures, **certificate})
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from export.arithmetic import INT4_HIGHEST, INT4_LOWEST, LEVELS, int4_scale, round_int4, scale_of
 from export.model import GPT, Block, float_model
 
-DAMPING = 0.01
+DAMPINGS = (0.01, 0.1, 1.0)  # the first for which the inverse exists in float64
 ROW_BLOCK = 64  # columns after which the rest of a row is changed
 # Shares of a group's extreme that the integers may cover.
 COVERED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -114,16 +114,27 @@ def _compensated(
     Args:
       weight: (O, I), float32.
       moments: sum of x x^T over calibration inputs.
-      block: columns that share a step.
+      block: columns after which the rest is changed; for 4 bits those that share a step.
       step: gives the step (O,) for a block's columns and their weights in the error.
       round_column: gives the integers (O,) of a column.
     """
     weight, moments = weight.clone(), moments.double()
     diagonal = moments.diagonal()
     silent = diagonal == 0  # channels that calibration never saw: nothing to make up for
-    moments = moments + torch.diag(DAMPING * diagonal.mean().clamp_min(1e-30) + silent.double())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    mean = diagonal.mean().clamp_min(1e-30)
+    upper = None
+    for damping in DAMPINGS:
+        damped = moments + torch.diag(damping * mean + silent.double() * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        inverse = torch.cholesky_inverse(factor)
+        candidate, also = torch.linalg.cholesky_ex(inverse, upper=True)
+        if not failed and not also and bool(torch.isfinite(candidate.float()).all()):
+            upper = candidate.float()
+            break
+    if upper is None:
+        raise UserError(
+            "calibration: a layer's inputs are too uneven to round its weights; check the checkpoint"
+        )
     importance = diagonal.float() / diagonal.max().clamp_min(1e-30).float() + 1e-6
     integers = torch.empty_like(weight, dtype=torch.int8)
     for start in range(0, weight.shape[1], block):

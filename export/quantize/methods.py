@@ -118,14 +118,17 @@ class Quantizer:
         if method == "static-qat":
             plans = {name: InputPlan(scale, None, 0.0) for name, scale in self.trained_scales().items()}
             return self._made(method, bits, plans)
+        self._require_own_steps(method)
+        if self._dataset is None and method in ("dynamic", "weight-only-int8"):
+            return self._made(method, bits)
+        return self._observed(method, bits)
+
+    def _require_own_steps(self, method: str) -> None:
         if method == "static" and self.artifact.input_scales:
             raise UserError(
                 f"{self.artifact.folder} was trained with input steps of its own, which static would "
                 "replace; take --method static-qat"
             )
-        if self._dataset is None and method in ("dynamic", "weight-only-int8"):
-            return self._made(method, bits)
-        return self._observed(method, bits)
 
     def trained_scales(self) -> dict[str, Tensor]:
         """Return the input steps of a quantization-aware training; UserError when there are none."""
@@ -179,8 +182,10 @@ class Quantizer:
 
     def observed(self, method: str, observer: str) -> Rounding:
         """Round with one of the candidates that a method compares, whatever it costs."""
+        self._require_own_steps(method)
         bits = {name: usual_bits(method, name) for name in layer_shapes(self.config)}
-        known = GROUP_ROUNDINGS if method == "weight-only-int4" else tuple(self.observed_plans(method))
+        plans = {} if method == "weight-only-int4" else self.observed_plans(method)
+        known = GROUP_ROUNDINGS if method == "weight-only-int4" else tuple(plans)
         if observer not in known:
             raise UserError(
                 f"method {method} has no observer {observer!r}; expected {', '.join(known) or 'none at all'}"
@@ -188,7 +193,7 @@ class Quantizer:
         if method == "weight-only-int4":
             made = self._made(method, bits, groups=self._grouped(bits)[observer])
         else:
-            made = self._made(method, bits, self.observed_plans(method)[observer])
+            made = self._made(method, bits, plans[observer])
         return dataclasses.replace(made, figures={"calibration": {"observer": observer}})
 
     def _compared(self, method: str, made: Mapping[str, Rounding]) -> dict[str, dict[str, float]]:
@@ -227,14 +232,21 @@ class Quantizer:
         if self._dataset is None:
             raise UserError("this method needs calibration text: give --data, the data set of the run")
         T = self.config.block_size
+        if T < 2:
+            raise UserError(
+                "calibration predicts a token from the ones before, the model's context is 1 token"
+            )
         return spread_windows(self._dataset.train, T, max(tokens // T, 2), shift)
 
     def _in_groups(self, bits: Mapping[str, int]) -> Rounding:
         """Round to 4 bits by GPTQ; measure plain rounding beside it."""
         method = "weight-only-int4"
         made = {name: self._made(method, bits, groups=each) for name, each in self._grouped(bits).items()}
-        figures = {"calibration": {"observer": "gptq", "observers": self._compared(method, made)}}
-        return dataclasses.replace(made["gptq"], figures=figures)
+        table = self._compared(method, made)
+        chosen = _nearest(table)
+        return dataclasses.replace(
+            made[chosen], figures={"calibration": {"observer": chosen, "observers": table}}
+        )
 
     def _grouped(self, bits: Mapping[str, int]) -> dict[str, dict[str, Rounded]]:
         """Return integers and steps of the layers with 4 bits, by GPTQ layer after layer and to nearest."""
@@ -304,7 +316,7 @@ def spread_windows(
     if fit * block_size < MIN_CALIBRATION_TOKENS:
         raise UserError(
             f"the training split has {len(tokens)} tokens, calibration needs at least "
-            f"{2 * max(MIN_CALIBRATION_TOKENS, block_size)}; give the data set of the run"
+            f"{2 * block_size * -(-MIN_CALIBRATION_TOKENS // block_size)}; give the data set of the run"
         )
     pairs = np.linspace(0, fit - 1, min(count, fit)).round().astype(int)
     starts = (2 * pairs + shift) * block_size

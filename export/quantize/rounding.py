@@ -93,13 +93,16 @@ def rounded_tensors(
     known = {}
     for name, product in (moments or {}).items():
         vector = smooth.get(name, torch.ones(len(product)))
-        known[sources[name]] = product / (vector[:, None] * vector[None])
+        if bits[sources[name]] == 8:
+            known[sources[name]] = product / (vector[:, None] * vector[None])
     for name in layer_shapes(config):
         weight = folded[f"{name}.weight"]
         if bits[name] == 32:
             result[f"{name}.weight"] = weight.clone()
         elif bits[name] == 8:
-            rounded = gptq_rows(weight, known[name]) if name in known else quantize_rows(weight)
+            rounded = quantize_rows(weight)  # which also says what can't be rounded
+            if name in known:
+                rounded = gptq_rows(weight, known[name])
             result[f"{name}.weight"], result[f"{name}.weight_scale"] = rounded
         else:
             q, result[f"{name}.weight_scale"] = (groups or {})[name]

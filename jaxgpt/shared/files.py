@@ -62,7 +62,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"{what} {path} is missing; check the path") from None
     except NotADirectoryError:
         raise UserError(f"{what} {path} is missing: {path.parent} is a file, expected a folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, a number of 5000 digits
         raise UserError(f"{what} {path} is not JSON ({error}); it is damaged, make it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{what} {path} holds a {type(value).__name__}, expected a JSON object")
