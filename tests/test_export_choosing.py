@@ -44,6 +44,7 @@ def test_sensitivity_names_the_layer_that_was_made_hard_to_round(quantizer: Quan
     assert [row["kl_mean"] for row in rows] == sorted((row["kl_mean"] for row in rows), reverse=True)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_first_within_the_bound_from_the_cheapest_on(quantizer: Quantizer) -> None:
     def cost(model: torch.nn.Module):
         return _quality(quantizer.reference, model, quantizer._dataset)

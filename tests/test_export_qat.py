@@ -14,7 +14,7 @@ from export.parity.integers import compare_integers
 from jaxgpt.tokens import open_dataset, windows
 
 
-def tokens_of(data: Path, rows: int = 8) -> torch.Tensor:
+def tokens_of(data: Path, rows: int = 3) -> torch.Tensor:
     return torch.from_numpy(windows(open_dataset(data).val, 64)[0][:rows])
 
 
@@ -75,7 +75,7 @@ def test_verify_recomputes_the_rounded_logits(
 def test_the_bench_reports_the_integers(
     command: Command, run: Path, qat_run: Path, int8_static_qat: Path, data: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--artifact", int8_static_qat, "--data", data, "--out", tmp_path / "i.json")
+    arguments = ("--artifact", int8_static_qat, "--data", data, "--tokens", 64, "--out", tmp_path / "i.json")
     code, _, err = command("jaxgpt-bench", "integers", "--run", qat_run, *arguments)
     assert code == 0
     figures = json.loads((tmp_path / "i.json").read_text())

@@ -204,6 +204,7 @@ def test_loss_and_generation_round_as_the_logits_do() -> None:
     assert np.abs(np.concatenate(parts, axis=1) - expected_logits).max() < FLOAT64_TOLERANCE
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_on_any_devices() -> None:
     model = dataclasses.replace(MODEL, tied=False, vocab_size=48, n_layer=1)
     train = TrainConfig(batch_size=16, accumulate=2, remat=True, loss_chunks=3)

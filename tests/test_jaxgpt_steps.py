@@ -99,7 +99,7 @@ def test_fifty_steps_lose_the_same_on_any_devices(devices: int, mesh: str) -> No
     assert np.abs(losses(devices, mesh, jnp.float32) - one).max() <= FLOAT32_TOLERANCE
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_fifty_steps_lose_the_same_as_pmap(devices: int) -> None:
     with jax.enable_x64(True):
         difference = losses(devices, "", jnp.float64) - pmap_losses(devices, jnp.float64)
