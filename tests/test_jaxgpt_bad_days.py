@@ -40,7 +40,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(
     run_alone: Path, data: Path, tmp_path: Path, number: int
 ) -> None:
@@ -179,6 +179,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_earlier_checkpoints_stay_wh
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_resuming_on_other_devices_gives_the_same_losses(
     command: Command, data: Path, tmp_path: Path
 ) -> None:

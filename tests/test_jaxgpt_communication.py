@@ -129,7 +129,7 @@ def test_chunked_cross_entropy_halves_the_peak_at_gpt2_s_vocabulary() -> None:
     assert temporary_bytes(8) <= temporary_bytes(1) / 2
 
 
-@pytest.mark.parametrize("chunks", [2, 8, 100])
+@pytest.mark.parametrize("chunks", [2, pytest.param(8, marks=pytest.mark.slow), 100])
 @pytest.mark.parametrize("remat", [False, True])
 def test_chunks_and_remat_change_memory_not_the_gradient(chunks: int, remat: bool) -> None:
     with jax.enable_x64(True):

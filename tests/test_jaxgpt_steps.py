@@ -86,7 +86,7 @@ def pmap_losses(devices: int, dtype: jnp.dtype) -> np.ndarray:
     return np.array(found)
 
 
-LAYOUTS = [(2, ""), (8, ""), (8, "fsdp=8"), (8, "data=2,fsdp=4")]
+LAYOUTS = [pytest.param(2, "", marks=pytest.mark.slow), (8, ""), (8, "fsdp=8"), (8, "data=2,fsdp=4")]
 
 
 @pytest.mark.parametrize(("devices", "mesh"), LAYOUTS)

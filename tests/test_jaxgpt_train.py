@@ -90,6 +90,7 @@ def test_a_step_that_would_not_fit_is_one_line_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_padded_token_table_is_read_without_its_padding(
     command: Command, run: Path, data: Path, tmp_path: Path
 ) -> None:
