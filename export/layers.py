@@ -208,8 +208,14 @@ class Int8Linear(nn.Module):
         self, x: Float[Tensor, "*N I"]
     ) -> tuple[Float[Tensor, "*N I"], Float[Tensor, "*N 1"] | Float[Tensor, ""]]:
         """Return the integers of the input, in float32, and their step."""
-        if self.smooth is not None:
-            x = x / self.smooth
+        return self._rounded(self._smoothed(x))
+
+    def _smoothed(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N I"]:
+        return x if self.smooth is None else x / self.smooth
+
+    def _rounded(
+        self, x: Float[Tensor, "*N I"]
+    ) -> tuple[Float[Tensor, "*N I"], Float[Tensor, "*N 1"] | Float[Tensor, ""]]:
         if self.input_scale is None:
             return quantize_tokens(x)
         return quantize_static(x, self.input_scale), self.input_scale
@@ -220,9 +226,10 @@ class Int8Linear(nn.Module):
 
     def compute(self, x: Float[Tensor, "*N I"], product: Product) -> Float[Tensor, "*N O"]:
         """Apply the layer with a given product of integers."""
-        q, scale = self.quantize_input(x)
+        x = self._smoothed(x)
+        q, scale = self._rounded(x)
         if self.fine:
-            rest = quantize_rest(x if self.smooth is None else x / self.smooth, q, scale)
+            rest = quantize_rest(x, q, scale)
             sums, fine_sums = product(torch.stack([q, rest])).unbind()
             sums = fine_sums.div(FINE_LEVELS).add_(sums)
         else:

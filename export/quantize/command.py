@@ -49,10 +49,11 @@ class QuantizeOptions:
         auto (the cheapest within --max-loss).
       out: the quantized artifact folder to write.
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
-        Only dynamic (then without smoothing), static-qat and weight-only-int8 do without.
+        Only static-qat, and dynamic and weight-only-int8, which are then neither smoothed nor compensated, do
+        without.
       max_loss: for auto: how much the validation loss may rise, nats.
       observer: take this candidate instead of the one nearest to float: plain or smoothed (dynamic), min-max,
-        clipped or clipped-smoothed (static), gptq or nearest (weight-only-int4).
+        clipped or clipped-smoothed (static), gptq or nearest (weight-only-int4), nearest (weight-only-int8).
       keep: so many of the layers that cost most stay in higher precision (8 bits instead of 4, float32 else).
       sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.

@@ -29,7 +29,7 @@ from export.arithmetic import dequantize, pack_int4
 from export.artifact import Artifact, Tensors
 from export.model import EMBEDDINGS, GPT, layer_shapes
 from export.parity import Parity
-from export.quality import batches, measure_quality
+from export.quality import Forward, batches, measure_quality
 from export.quantization import HEAD, KINDS, Quantization, linear_layers, quantized_model
 from export.quantize.calibration import COVERED, STRENGTHS, InputPlan, LayerInput, collect_inputs, plan_input
 from export.quantize.gptq import Rounded, gptq, round_groups, round_in_order
@@ -199,8 +199,7 @@ class Quantizer:
     def _compared(self, method: str, made: Mapping[str, Rounding]) -> dict[str, dict[str, float]]:
         """Measure candidates on text that calibration did not see."""
         table = {}
-        for name, each in made.items():
-            increase, parity = self.cost(each)
+        for name, (increase, parity) in self._costs(made).items():
             table[name] = {"loss_increase": increase, "kl_mean": parity.kl_mean, "kl_max": parity.kl_max}
             say(
                 f"{method}, {name}: loss {increase:+.5f}, KL {parity.kl_mean:.2e} mean, "
@@ -267,12 +266,18 @@ class Quantizer:
 
     def cost(self, made: Rounding) -> tuple[float, Parity]:
         """Return the loss above float and the distance from it, on held-out training text."""
+        return self._costs({"made": made})["made"]
+
+    def _costs(self, made: Mapping[str, Rounding]) -> dict[str, tuple[float, Parity]]:
         held_out = self._text(CHOICE_TOKENS, 1).numpy()
         choice = batches(held_out[:, :-1], held_out[:, 1:], rows=4)
-        quality = measure_quality({"float": self.reference, "made": made.model(self.config)}, choice)
-        parity = quality["made"].parity
-        assert parity is not None
-        return quality["made"].loss - quality["float"].loss, parity
+        models: dict[str, Forward] = {
+            "float": self.reference,
+            **{name: each.model(self.config) for name, each in made.items()},
+        }
+        quality = measure_quality(models, choice)
+        loss = quality.pop("float").loss
+        return {name: (each.loss - loss, each.parity) for name, each in quality.items() if each.parity}
 
 
 def _nearest(table: Mapping[str, Mapping[str, float]]) -> str:
