@@ -55,6 +55,7 @@ class Recorder:
         self._peak_tokens_per_s = peak_tokens_per_s
         self._times: deque[float] = deque(maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
+        self._waited = 0.0
         self.tokens_per_s = 0.0  # mean over the last steps; compilation and validation are left out
         self._val = ""
         self._every = max(max_steps // PLAIN_LINES, 1)
@@ -69,18 +70,21 @@ class Recorder:
         self._task = self._display.add_task("compiling", total=max_steps, completed=first_step)
         self._display.start()
 
-    def step(self, step: int, values: dict[str, float], input_wait_s: float) -> None:
+    def waited(self, seconds: float) -> None:
+        """Count seconds since the last step was recorded in which the devices had no batch to work on."""
+        self._waited += seconds
+
+    def step(self, step: int, values: dict[str, float]) -> None:
         """Record a training step.
 
         Args:
           step: its number.
           values: at least loss (nats per token).
-          input_wait_s: at most so many seconds the devices had nothing to do because the batch was not
-            ready.
         """
         self._times.append(time.perf_counter())
         if len(self._times) > 1:
-            self._waits.append(input_wait_s)
+            self._waits.append(self._waited)
+        self._waited = 0.0
         passed, steps = self._times[-1] - self._times[0], len(self._times) - 1
         rates: dict[str, float] = {}
         if passed > 0:
@@ -117,6 +121,7 @@ class Recorder:
         """Leave the time until the next step out of tokens/s."""
         self._times.clear()
         self._waits.clear()
+        self._waited = 0.0
 
     def sample(self, step: int, text: str) -> None:
         """Record a sample text."""
@@ -141,7 +146,10 @@ class SilentRecorder(Recorder):
     def __init__(self, *_: Any) -> None:
         self.tokens_per_s = 0.0
 
-    def step(self, step: int, values: dict[str, float], input_wait_s: float) -> None:
+    def waited(self, seconds: float) -> None:
+        """Do nothing."""
+
+    def step(self, step: int, values: dict[str, float]) -> None:
         """Do nothing."""
 
     def validation(self, step: int, values: dict[str, float]) -> None:

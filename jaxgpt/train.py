@@ -191,16 +191,16 @@ class Trainer:
         try:
             if first == 0 and self.config.init is not None:
                 recorder.validation(0, self._validate(state))  # where it goes on from
-            pending: tuple[int, dict[str, Any], float] | None = None
+            pending: tuple[int, dict[str, Any]] | None = None
             for step in range(first + 1, settings.max_steps + 1):
                 started = time.perf_counter()
                 batch = self._batch(step - 1)
-                idle = pending is None or pending[1]["loss"].is_ready()
-                input_wait_s = time.perf_counter() - started if idle else 0.0
+                if pending is None or pending[1]["loss"].is_ready():
+                    recorder.waited(time.perf_counter() - started)
                 state, metrics = self.train_step(state, *batch)
                 if pending is not None:  # one step behind, so that the device never waits for us
                     self._record(recorder, *pending)
-                pending = (step, metrics, input_wait_s)
+                pending = (step, metrics)
                 if self.stop.requested(step):
                     stopped = "asked to stop"
                 elif self.skipped_in_row > settings.max_skipped:
@@ -276,7 +276,7 @@ class Trainer:
         )
         return peak * self.mesh.size / work
 
-    def _record(self, recorder: Recorder, step: int, metrics: dict[str, Any], input_wait_s: float) -> None:
+    def _record(self, recorder: Recorder, step: int, metrics: dict[str, Any]) -> None:
         values = {name: value.item() for name, value in metrics.items()}
         self.skipped_in_row = int(values.pop("skipped_in_row"))
         if self.skipped_in_row:
@@ -285,7 +285,7 @@ class Trainer:
             )
         if self.config.train.precision != "fp16":
             del values["loss_scale"]
-        recorder.step(step, values, input_wait_s)
+        recorder.step(step, values)
 
     @functools.cached_property
     def _holds_whole_model(self) -> bool:
