@@ -1,0 +1,89 @@
+// The C interface of the engine: what export/engine.py calls, and nothing else does.
+//
+// A model holds packed weights and threads. A session holds the keys and values of some texts (slots). Every call
+// returns 0, or -1 with a text in jaxgpt_error() (one for each calling thread). Pointers that are passed in are
+// read during the call only; nothing is kept. Sessions of one model may be used from several threads: their
+// forwards take turns. A model must outlive its sessions.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+#define JAXGPT_ENGINE_VERSION 1
+
+typedef struct jaxgpt_model jaxgpt_model;
+typedef struct jaxgpt_session jaxgpt_session;
+
+typedef struct {
+  int32_t n_layer, n_head, n_embd, block_size, vocab_size;
+  int32_t tied;    // the head is the token embedding
+  int32_t rotary;  // positions turn queries and keys; there is no position embedding
+} jaxgpt_shape;
+
+// A matrix (outputs, inputs) and what its layer does to its input; see export/arithmetic.py for what each means.
+typedef struct {
+  const void* weight;         // int8 (O, I), or 4 bits: uint8 (O, I / 2)
+  const void* weight_scale;   // float (O), or 4 bits: bfloat16 (O, I / group_size)
+  const float* bias;          // (O), or null
+  const float* smooth;        // (I) that divides the input, or null
+  int32_t outputs, inputs;
+  int32_t bits;               // 8 or 4
+  int32_t group_size;         // 4 bits: inputs that share a step
+  int32_t fine;               // the input is rounded twice; always so where the input stays float
+  float input_scale;          // static step of the input; 0: each row has its own
+} jaxgpt_linear;
+
+enum { JAXGPT_C_ATTN, JAXGPT_ATTN_C_PROJ, JAXGPT_C_FC, JAXGPT_MLP_C_PROJ };  // which matrix of a layer
+enum { JAXGPT_LN_1, JAXGPT_LN_2, JAXGPT_LN_F };
+enum { JAXGPT_KV_FLOAT, JAXGPT_KV_HALF, JAXGPT_KV_INT8 };
+
+const char* jaxgpt_error(void);
+int jaxgpt_version(void);
+
+// Names of the instruction sets that this machine and this build have, the best one first, separated by spaces.
+const char* jaxgpt_instruction_sets(void);
+
+// isa: one of the names above, or null for the best.
+int jaxgpt_model_new(const jaxgpt_shape* shape, const char* isa, int threads, jaxgpt_model** model);
+int jaxgpt_model_set_norm(jaxgpt_model* model, int which, int layer, const float* gain, const float* bias);
+int jaxgpt_model_set_linear(jaxgpt_model* model, int which, int layer, const jaxgpt_linear* linear);
+int jaxgpt_model_set_head(jaxgpt_model* model, const jaxgpt_linear* linear);
+// Tied: only `smooth` is taken, by which the rows that the head has are divided. Else rows (V, C) with their steps.
+int jaxgpt_model_set_tokens(jaxgpt_model* model, const int8_t* rows, const float* scale, const float* smooth);
+int jaxgpt_model_set_positions(jaxgpt_model* model, const int8_t* rows, const float* scale);
+// Cosines and sines (2, block_size, C / n_head).
+int jaxgpt_model_set_turns(jaxgpt_model* model, const float* turns);
+// Checks that nothing is missing.
+int jaxgpt_model_ready(jaxgpt_model* model);
+const char* jaxgpt_model_isa(const jaxgpt_model* model);
+// Bytes of weights and steps that a decode step reads: what the ceiling is made of.
+int64_t jaxgpt_model_bytes(const jaxgpt_model* model);
+void jaxgpt_model_free(jaxgpt_model* model);
+
+int jaxgpt_session_new(jaxgpt_model* model, int slots, int kv, jaxgpt_session** session);
+void jaxgpt_session_free(jaxgpt_session* session);
+// Forgets the tokens of a slot from `length` on.
+int jaxgpt_session_truncate(jaxgpt_session* session, int slot, int length);
+int jaxgpt_session_length(const jaxgpt_session* session, int slot);
+
+// Takes `rows` tokens, each the next one of its slot; rows of one slot must be neighbours.
+//   wanted   (rows) 1 for rows whose result is wanted, in order
+//   logits   (wanted, vocab_size), or null
+//   best     (wanted) the most probable token of each, the lowest of equals; or null
+int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slots, const int32_t* tokens,
+                           const uint8_t* wanted, float* logits, int32_t* best);
+
+// For tests: the exact integer sums (rows, outputs) of a matrix of 8 bits and integers (rows, inputs).
+int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, const int8_t* x, int rows,
+                int32_t* sums);
+// For benchmarks: reads `bytes` on huge pages with all threads of a model, `passes` times; seconds of each.
+int jaxgpt_read_seconds(int64_t bytes, int threads, int passes, double* seconds);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,295 @@
+// The float loops, written once over vectors of 16 floats; each instruction set includes this after it has
+// defined load16 / store16 for half and int8, and fma16. GCC's and Clang's vector types split such a vector where
+// the registers are smaller. Compiled without contraction: what must round as export/arithmetic.py says is
+// written with plain operators, what may fuse with fma16.
+//
+// Included in an anonymous namespace; needs <math.h>, <string.h>, <stdint.h> and kernels.h.
+
+inline Floats splat(float x) { return Floats{} + x; }
+inline Floats load16(const float* p) {
+  Floats v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store16(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+
+inline float sum_lanes(Floats v) {
+  float s = 0;
+  for (int i = 0; i < 16; i++) s += v[i];
+  return s;
+}
+inline float max_lanes(Floats v) {
+  float m = v[0];
+  for (int i = 1; i < 16; i++) m = v[i] > m ? v[i] : m;
+  return m;
+}
+inline Floats max16(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats min16(Floats a, Floats b) { return a < b ? a : b; }
+inline Floats abs16(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
+
+// Rounds halves to even, |x| < 2^22: adding 1.5 x 2^23 leaves no bits below 1.
+inline Floats round16(Floats x) {
+  const Floats magic = splat(12582912.0f);
+  return (x + magic) - magic;
+}
+// The same as integers.
+inline Ints round_to_ints(Floats x) {
+  const Floats magic = splat(12582912.0f);
+  return (Ints)(x + magic) - 0x4b400000;
+}
+
+// e^x within 2 units in the last place for x in [-87, 88]; smaller ones give about 1e-38.
+inline Floats exp16(Floats x) {
+  x = max16(min16(x, splat(88.0f)), splat(-87.0f));
+  Floats n = round16(x * 1.44269504f);
+  Floats r = fma16(n, splat(-0.693359375f), x);
+  r = fma16(n, splat(2.12194440e-4f), r);
+  Floats p = splat(1.9875691500e-4f);
+  p = fma16(p, r, splat(1.3981999507e-3f));
+  p = fma16(p, r, splat(8.3334519073e-3f));
+  p = fma16(p, r, splat(4.1665795894e-2f));
+  p = fma16(p, r, splat(1.6666665459e-1f));
+  p = fma16(p, r, splat(5.0000001201e-1f));
+  p = fma16(p * r, r, r) + 1.0f;
+  Ints power = (round_to_ints(n) + 127) << 23;
+  return p * (Floats)power;
+}
+
+void layer_norm(const float* x, const float* gain, const float* bias, int n, float* y) {
+  const int whole = n / 16 * 16;
+  Floats total = {};
+  for (int i = 0; i < whole; i += 16) total += load16(x + i);
+  float sum = sum_lanes(total);
+  for (int i = whole; i < n; i++) sum += x[i];
+  const float mean = sum / n;
+  Floats squares = {};
+  for (int i = 0; i < whole; i += 16) {
+    Floats d = load16(x + i) - mean;
+    squares = fma16(d, d, squares);
+  }
+  float square = sum_lanes(squares);
+  for (int i = whole; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
+  const float rate = 1.0f / sqrtf(square / n + 1e-5f);
+  for (int i = 0; i < whole; i += 16)
+    store16(y + i, (load16(x + i) - mean) * rate * load16(gain + i) + load16(bias + i));
+  for (int i = whole; i < n; i++) y[i] = (x[i] - mean) * rate * gain[i] + bias[i];
+}
+
+// 16 floats of a row from i on, divided by smooth, zeros beyond n.
+inline Floats smoothed(const float* x, const float* smooth, int i, int n) {
+  Floats v = {};
+  if (i + 16 <= n) {
+    v = load16(x + i);
+    return smooth ? v / load16(smooth + i) : v;
+  }
+  for (int j = 0; i + j < n; j++) v[j] = smooth ? x[i + j] / smooth[i + j] : x[i + j];
+  return v;
+}
+
+inline Ints store_bytes(int8_t* q, Floats v) {
+  Ints whole = round_to_ints(v);
+  store16(q, whole);
+  return whole;
+}
+
+inline int32_t sum_ints(Ints v) {
+  int32_t s = 0;
+  for (int i = 0; i < 16; i++) s += v[i];
+  return s;
+}
+
+void quantize(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* fine,
+              RowStep* step) {
+  const int width = padded(n);
+  float scale = static_scale;
+  if (scale == 0) {
+    Floats most = {};
+    for (int i = 0; i < n; i += 16) most = max16(most, abs16(smoothed(x, smooth, i, n)));
+    scale = max_lanes(most) / 127.0f;
+    scale = scale > 1.17549435e-38f ? scale : 1.17549435e-38f;
+  }
+  Ints total = {}, fine_total = {};
+  for (int i = 0; i < width; i += 16) {
+    const Floats v = smoothed(x, smooth, i, n);
+    Floats whole = round16(max16(min16(v / scale, splat(4e6f)), splat(-4e6f)));
+    whole = max16(min16(whole, splat(127.0f)), splat(-127.0f));
+    total += store_bytes(q + i, whole);
+    if (fine) {
+      Floats rest = (v - whole * scale) / scale * 256.0f;
+      rest = max16(min16(rest, splat(127.0f)), splat(-127.0f));  // 127.4 rounds to 127: clipping first is the same
+      fine_total += store_bytes(fine + i, round16(rest));
+    }
+  }
+  step->scale = scale;
+  step->start = -128 * sum_ints(total);
+  step->fine_start = -128 * sum_ints(fine_total);
+}
+
+// GELU (tanh): 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+void gelu(float* x, int n) {
+  for (int i = 0; i < n; i += 16) {
+    const Floats v = load16(x + i);
+    const Floats u = fma16(v * v * v, splat(0.044715f), v) * 0.7978845608f;
+    store16(x + i, v / (1.0f + exp16(-2.0f * u)));
+  }
+}
+
+void finish8(const int32_t* sums, const int32_t* fine_sums, float scale, const float* weight_scale,
+             const float* bias, float* y) {
+  for (int o = 0; o < kTile; o += 16) {
+    Floats s = to_floats(sums + o);
+    if (fine_sums) s = to_floats(fine_sums + o) / 256.0f + s;
+    store16(y + o, s * (scale * load16(weight_scale + o)) + load16(bias + o));
+  }
+}
+
+void finish4(const float* sums, float scale, const float* bias, float* y) {
+  for (int o = 0; o < kTile; o += 16) store16(y + o, load16(sums + o) * (scale / 256.0f) + load16(bias + o));
+}
+
+void add(const float* x, int n, float* y) {
+  for (int i = 0; i < n; i += 16) store16(y + i, load16(y + i) + load16(x + i));
+}
+
+int largest(const float* x, int n) {
+  int at = 0;
+  float most = x[0];
+  bool finite = true;
+  for (int i = 0; i < n; i += 16) {
+    Floats v = splat(x[i]);
+    if (i + 16 <= n)
+      v = load16(x + i);
+    else
+      for (int j = 0; i + j < n; j++) v[j] = x[i + j];
+    if (!(max_lanes(abs16(v)) <= 3.40282347e38f) || sum_lanes(v) != sum_lanes(v)) finite = false;
+    if (max_lanes(v) > most)
+      for (int j = 0; j < 16; j++)
+        if (v[j] > most) most = v[j], at = i + j;
+  }
+  return finite ? at : -1;
+}
+
+// ---- attention
+
+// One element of a cache of floats, halves or integers with a step.
+inline void put(float* p, float x) { *p = x; }
+inline void put(int8_t* p, float x) { *p = (int8_t)lrintf(x); }
+
+inline float step_of(const float* x, int D) {
+  float most = 0;
+  for (int d = 0; d < D; d++) most = fabsf(x[d]) > most ? fabsf(x[d]) : most;
+  return most > 0 ? most / 127.0f : 1.0f;
+}
+
+template <typename T>
+void remember_as(const HeadCache* cache, int D, int position, const float* key, const float* value) {
+  const int Dp = (D + 15) / 16 * 16;
+  T* keys = (T*)cache->keys + size_t(position / 16) * Dp * 16 + position % 16;
+  T* values = (T*)cache->values + size_t(position) * Dp;
+  float key_step = 1, value_step = 1;
+  if (sizeof(T) == 1) {
+    cache->key_scale[position] = key_step = step_of(key, D);
+    cache->value_scale[position] = value_step = step_of(value, D);
+  }
+  for (int d = 0; d < D; d++) put(keys + d * 16, sizeof(T) == 1 ? key[d] / key_step : key[d]);
+  for (int d = 0; d < D; d++) put(values + d, sizeof(T) == 1 ? value[d] / value_step : value[d]);
+}
+
+void remember(const HeadCache* cache, int kv, int D, int position, const float* key, const float* value) {
+  if (kv == 0) remember_as<float>(cache, D, position, key, value);
+  if (kv == 1) remember_as<Half>(cache, D, position, key, value);
+  if (kv == 2) remember_as<int8_t>(cache, D, position, key, value);
+}
+
+// scores[r][t] of B x 16 positions from block b on.
+template <typename T, int R, int B>
+inline void score_blocks(const HeadCache* cache, int Dp, int b, const float* query, float* scores, int width) {
+  const T* keys = (const T*)cache->keys + size_t(b) * Dp * 16;
+  Floats s[R][B] = {};
+  for (int d = 0; d < Dp; d++)
+    for (int j = 0; j < B; j++) {
+      const Floats k = load16(keys + (size_t(j) * Dp + d) * 16);
+      for (int r = 0; r < R; r++) s[r][j] = fma16(k, splat(query[r * Dp + d]), s[r][j]);
+    }
+  for (int r = 0; r < R; r++)
+    for (int j = 0; j < B; j++) {
+      const int t = (b + j) * 16;
+      store16(scores + size_t(r) * width + t, sizeof(T) == 1 ? s[r][j] * load16(cache->key_scale + t) : s[r][j]);
+    }
+}
+
+// Turns scores of positions 0 to last into probabilities; zeros beyond, up to width. Returns 1 / their sum, which
+// is left to the end.
+inline float softmax(float* scores, int last, int width) {
+  for (int t = last + 1; t < width; t++) scores[t] = -1e30f;
+  Floats most = splat(-1e30f), total = {};
+  for (int t = 0; t < width; t += 16) most = max16(most, load16(scores + t));
+  const float top = max_lanes(most);
+  for (int t = 0; t < width; t += 16) {
+    const Floats p = exp16(load16(scores + t) - top);
+    store16(scores + t, p);
+    total += p;
+  }
+  for (int t = last + 1; t < width; t++) total[t % 16] -= scores[t], scores[t] = 0;
+  return 1.0f / sum_lanes(total);
+}
+
+// mixed[r][d..] of V x 16 channels
+template <typename T, int R, int V>
+inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, const float* scores, int width,
+                       const float* rate, float* mixed, ptrdiff_t stride) {
+  const T* values = (const T*)cache->values + d;
+  Floats m[R][V] = {};
+  for (int t = 0; t <= last; t++)
+    for (int v = 0; v < V; v++) {
+      const Floats x = load16(values + size_t(t) * Dp + v * 16);
+      for (int r = 0; r < R; r++) m[r][v] = fma16(x, splat(scores[size_t(r) * width + t]), m[r][v]);
+    }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) {
+      const Floats y = m[r][v] * rate[r];
+      float* out = mixed + r * stride + d + v * 16;
+      if (d + v * 16 + 16 <= D)
+        store16(out, y);
+      else
+        for (int i = 0; d + v * 16 + i < D; i++) out[i] = y[i];
+    }
+}
+
+template <typename T, int R>
+void attend_rows(const HeadCache* cache, int D, int first, const float* query, float* scores, float* mixed,
+                 ptrdiff_t stride) {
+  const int Dp = (D + 15) / 16 * 16, last = first + R - 1, blocks = last / 16 + 1, width = blocks * 16;
+  constexpr int B = R == 1 ? 4 : 2;
+  int b = 0;
+  for (; b + B <= blocks; b += B) score_blocks<T, R, B>(cache, Dp, b, query, scores, width);
+  for (; b < blocks; b++) score_blocks<T, R, 1>(cache, Dp, b, query, scores, width);
+  float rate[R];
+  for (int r = 0; r < R; r++) {
+    float* row = scores + size_t(r) * width;
+    rate[r] = softmax(row, first + r, width);
+    if (sizeof(T) == 1)
+      for (int t = 0; t < width; t += 16) store16(row + t, load16(row + t) * load16(cache->value_scale + t));
+  }
+  int d = 0;
+  for (; d + 64 <= Dp; d += 64) mix_values<T, R, 4>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
+  for (; d < Dp; d += 16) mix_values<T, R, 1>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
+}
+
+template <typename T>
+void attend_as(const HeadCache* cache, int D, int first, int rows, const float* query, float* scores, float* mixed,
+               ptrdiff_t stride) {
+  const int Dp = (D + 15) / 16 * 16;
+  int r = 0;
+  for (; r + 4 <= rows; r += 4)
+    attend_rows<T, 4>(cache, D, first + r, query + r * Dp, scores, mixed + r * stride, stride);
+  for (; r < rows; r++)
+    attend_rows<T, 1>(cache, D, first + r, query + r * Dp, scores, mixed + r * stride, stride);
+}
+
+void attend(const HeadCache* cache, int kv, int D, int first, int rows, const float* query, float* scores,
+            float* mixed, ptrdiff_t stride) {
+  if (kv == 0) attend_as<float>(cache, D, first, rows, query, scores, mixed, stride);
+  if (kv == 1) attend_as<Half>(cache, D, first, rows, query, scores, mixed, stride);
+  if (kv == 2) attend_as<int8_t>(cache, D, first, rows, query, scores, mixed, stride);
+}

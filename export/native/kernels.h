@@ -1,0 +1,70 @@
+// What each instruction set brings: the loops that a step spends its time in, behind one table of functions.
+#pragma once
+
+#include "layout.h"
+
+// A layer's keys and values of one slot and head. Dp is the head size padded to 16, S the capacity padded to 16.
+//   keys     [S / 16][Dp][16]   16 positions side by side, so that scores are computed without sums across lanes
+//   values   [S][Dp]
+// Elements are float, half or int8; int8 ones have a step for each position.
+struct HeadCache {
+  void* keys;
+  void* values;
+  float* key_scale;
+  float* value_scale;
+};
+
+struct Kernels {
+  const char* name;
+  // Tokens from which on `many` is taken instead of `dot8`; 0 where there is none.
+  int many_from;
+
+  // sums[r][64] = start[r] + sum_k tile[o][k] x[r][k]; exact.
+  void (*dot8)(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+               int32_t* sums);
+  void (*many)(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+               int32_t* sums);
+  // Rows come in pairs (a rounding and what it left): sums[m][64] = sum over groups of scale[g][o] times
+  // sum_k q[o][k] (256 x[2 m][k] + x[2 m + 1][k]). group_sums[m][g] = 8 sum_k (256 x[2 m][k] + x[2 m + 1][k]).
+  void (*dot4)(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+               int tokens, const int32_t* group_sums, float* sums);
+
+  void (*layer_norm)(const float* x, const float* gain, const float* bias, int n, float* y);
+  // Rounds a row (see export/arithmetic.py); q, and fine where it is not null, are filled with zeros up to
+  // padded(n).
+  void (*quantize)(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* fine,
+                   RowStep* step);
+  void (*gelu)(float* x, int n);
+  // y[o] = (sums[o] + fine_sums[o] / 256) (scale weight_scale[o]) + bias[o] for 64 outputs; fine_sums may be null.
+  void (*finish8)(const int32_t* sums, const int32_t* fine_sums, float scale, const float* weight_scale,
+                  const float* bias, float* y);
+  // y[o] = sums[o] (scale / 256) + bias[o]
+  void (*finish4)(const float* sums, float scale, const float* bias, float* y);
+  void (*add)(const float* x, int n, float* y);  // y += x
+
+  // Puts one position's key and value (D) into the cache.
+  void (*remember)(const HeadCache* cache, int kv, int D, int position, const float* key, const float* value);
+  // Attention of `rows` queries, row r at position first + r, over positions 0 to its own.
+  //   query [r][Dp] scaled already, zeros beyond D; scores: scratch for 4 x padded(first + rows) floats
+  void (*attend)(const HeadCache* cache, int kv, int D, int first, int rows, const float* query, float* scores,
+                 float* mixed, ptrdiff_t mixed_stride);
+
+  // Largest of n and its index, the first of equals; returns -1 where one is not finite.
+  int (*largest)(const float* x, int n);
+  // Something that depends on every byte of n (a multiple of 256), read as a step reads weights.
+  uint64_t (*read)(const uint8_t* bytes, size_t n);
+};
+
+const Kernels* portable_kernels();
+#if defined(__x86_64__)
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();  // AVX512-VNNI, and the matrix unit where the system lends it
+#endif
+#if defined(__aarch64__)
+const Kernels* neon_kernels();
+#endif
+
+// The kernels that this machine can run, the best first, ended by a null.
+const Kernels* const* kernels_here();
+// By name; null for one that is not there. Null names the best.
+const Kernels* find_kernels(const char* name);

@@ -1,0 +1,247 @@
+// AVX512 with VNNI: four products of bytes a lane and instruction, added without saturation; and for many rows
+// the matrix unit (AMX), where the processor has one and the system lends it.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#endif
+
+namespace {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+struct Half {
+  uint16_t bits;
+};
+
+inline Floats fma16(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline Floats load16(const Half* p) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline Floats load16(const int8_t* p) {
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+inline Floats to_floats(const int32_t* p) { return (Floats)_mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+inline void store16(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
+inline void put(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+
+#include "floats.inl"
+
+constexpr int kAhead = 1536;  // bytes that are asked for ahead; see docs/engine.md for what was tried
+
+inline void ask_ahead(const uint8_t* p) {
+  for (int line = 0; line < kStepBytes; line += 64) _mm_prefetch((const char*)p + kAhead + line, _MM_HINT_T0);
+}
+
+inline __m512i four_inputs(const int8_t* x) {
+  int32_t four;
+  memcpy(&four, x, 4);
+  return _mm512_set1_epi32(four);
+}
+
+// R rows at once: 4 R sums stay in registers, each step of weights is read once.
+template <int R>
+void dot8_rows(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, const int32_t* start,
+               int32_t* sums) {
+  __m512i s[R][4];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < 4; v++) s[r][v] = _mm512_set1_epi32(start[r]);
+  for (int k = 0; k < inputs; k += 4, tile += kStepBytes) {
+    ask_ahead(tile);
+    __m512i w[4];
+    for (int v = 0; v < 4; v++) w[v] = _mm512_loadu_si512(tile + v * 64);
+    for (int r = 0; r < R; r++) {
+      const __m512i four = four_inputs(x + r * stride + k);
+      for (int v = 0; v < 4; v++) s[r][v] = _mm512_dpbusd_epi32(s[r][v], w[v], four);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, s[r][v]);
+}
+
+void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+          int32_t* sums) {
+  while (rows > 0) {
+    const int now = rows < 6 ? rows : 6;
+    switch (now) {
+      case 1: dot8_rows<1>(tile, inputs, x, stride, start, sums); break;
+      case 2: dot8_rows<2>(tile, inputs, x, stride, start, sums); break;
+      case 3: dot8_rows<3>(tile, inputs, x, stride, start, sums); break;
+      case 4: dot8_rows<4>(tile, inputs, x, stride, start, sums); break;
+      case 5: dot8_rows<5>(tile, inputs, x, stride, start, sums); break;
+      default: dot8_rows<6>(tile, inputs, x, stride, start, sums);
+    }
+    rows -= now, x += now * stride, start += now, sums += now * kTile;
+  }
+}
+
+// 16 steps of bfloat16 as floats: their upper halves.
+inline __m512 steps16(const uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+
+template <int M>
+void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+                 const int32_t* group_sums, ptrdiff_t groups, float* sums) {
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512 total[M][4];
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < 4; v++) total[m][v] = _mm512_setzero_ps();
+  for (int k = 0, g = 0; k < inputs; g++) {
+    __m512i s[2 * M][4];
+    for (int r = 0; r < 2 * M; r++)
+      for (int v = 0; v < 4; v++) s[r][v] = _mm512_setzero_si512();
+    const int end = k + group < inputs ? k + group : inputs;
+    for (; k < end; k += 8, tile += kStepBytes) {
+      ask_ahead(tile);
+      for (int v = 0; v < 4; v++) {
+        const __m512i both = _mm512_loadu_si512(tile + v * 64);
+        const __m512i first = _mm512_and_si512(both, low);
+        const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+        for (int r = 0; r < 2 * M; r++) {
+          s[r][v] = _mm512_dpbusd_epi32(s[r][v], first, four_inputs(x + r * stride + k));
+          s[r][v] = _mm512_dpbusd_epi32(s[r][v], second, four_inputs(x + r * stride + k + 4));
+        }
+      }
+    }
+    for (int m = 0; m < M; m++) {
+      const __m512i eights = _mm512_set1_epi32(group_sums[m * groups + g]);
+      for (int v = 0; v < 4; v++) {
+        const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(s[2 * m][v], 8), s[2 * m + 1][v]);
+        const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(both, eights));
+        total[m][v] = _mm512_fmadd_ps(sum, steps16(scale + size_t(g) * kTile + v * 16), total[m][v]);
+      }
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < 4; v++) _mm512_storeu_ps(sums + m * kTile + v * 16, total[m][v]);
+}
+
+void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+          int tokens, const int32_t* group_sums, float* sums) {
+  const ptrdiff_t groups = (inputs + group - 1) / group;
+  int m = 0;
+  for (; m + 2 <= tokens; m += 2)
+    dot4_tokens<2>(tile, scale, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
+                   sums + m * kTile);
+  if (m < tokens)
+    dot4_tokens<1>(tile, scale, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
+                   sums + m * kTile);
+}
+
+uint64_t read_all(const uint8_t* bytes, size_t n) {
+  __m512i seen[4] = {};
+  for (size_t i = 0; i < n; i += kStepBytes) {
+    ask_ahead(bytes + i);
+    for (int v = 0; v < 4; v++) seen[v] = _mm512_xor_si512(seen[v], _mm512_loadu_si512(bytes + i + v * 64));
+  }
+  return _mm512_reduce_add_epi64(
+      _mm512_xor_si512(_mm512_xor_si512(seen[0], seen[1]), _mm512_xor_si512(seen[2], seen[3])));
+}
+
+// ---- the matrix unit: 16 rows x 64 bytes times 64 bytes x 16 outputs a product
+
+#define MATRIX_UNIT __attribute__((target("amx-tile,amx-int8")))
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0-3 sums, 4-5 input rows, 6-7 weights; `second` is 0 where there are at most 16 rows.
+MATRIX_UNIT void shape_tiles(int first, int second) {
+  TileShapes shapes;
+  for (int t = 0; t < 8; t++) {
+    shapes.row_bytes[t] = 64;
+    shapes.rows[t] = 16;
+  }
+  shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = (uint8_t)first;
+  shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = (uint8_t)(second ? second : 1);
+  _tile_loadconfig(&shapes);
+}
+
+// 32 outputs of up to 32 rows; sums hold the starts before.
+MATRIX_UNIT void multiply_block(const uint8_t* half_tile, int inputs, const int8_t* x, ptrdiff_t stride, bool second,
+                                int32_t* sums) {
+  int32_t* lower = sums + 16 * kTile;
+  _tile_loadd(0, sums, kTile * 4);
+  _tile_loadd(1, sums + 16, kTile * 4);
+  if (second) {
+    _tile_loadd(2, lower, kTile * 4);
+    _tile_loadd(3, lower + 16, kTile * 4);
+  }
+  for (int k = 0; k < inputs; k += 64) {
+    const uint8_t* w = half_tile + size_t(k) / 4 * kStepBytes;
+    _tile_loadd(6, w, kStepBytes);
+    _tile_loadd(7, w + 64, kStepBytes);
+    _tile_loadd(4, x + k, stride);
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(1, 4, 7);
+    if (second) {
+      _tile_loadd(5, x + 16 * stride + k, stride);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, kTile * 4);
+  _tile_stored(1, sums + 16, kTile * 4);
+  if (second) {
+    _tile_stored(2, lower, kTile * 4);
+    _tile_stored(3, lower + 16, kTile * 4);
+  }
+}
+
+MATRIX_UNIT void many(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
+                      const int32_t* start, int32_t* sums) {
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, _mm512_set1_epi32(start[r]));
+  int shaped = 0;
+  for (int r = 0; r < rows; r += 32) {
+    const int now = rows - r < 32 ? rows - r : 32, first = now < 16 ? now : 16;
+    if (now != shaped) shape_tiles(first, now - first);
+    shaped = now;
+    for (int half = 0; half < 2; half++)
+      multiply_block(tile + half * 128, inputs, x + r * stride, stride, now > first, sums + r * kTile + half * 32);
+  }
+  _tile_release();
+}
+
+bool has_matrix_unit() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  unsigned a = 7, b, c = 0, d;
+  __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  if (!(d >> 24 & 1) || !(d >> 25 & 1)) return false;  // amx-tile, amx-int8
+  constexpr int kAskForState = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+const Kernels* avx512_kernels() {
+  static const Kernels kernels = {
+      "avx512-vnni", has_matrix_unit() ? 8 : 0, dot8,   many,     dot4,   layer_norm, quantize, gelu,
+      finish8,       finish4,                   add,    remember, attend, largest,    read_all,
+  };
+  return &kernels;
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

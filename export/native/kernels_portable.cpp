@@ -1,0 +1,105 @@
+// Plain C++ for any processor: what the others must agree with, and slow.
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+namespace {
+
+#include "plain.inl"
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+struct Half {
+  uint16_t bits;
+};
+
+inline Floats fma16(const Floats& a, const Floats& b, const Floats& c) { return a * b + c; }
+inline Floats load16(const Half* p) {
+  Floats v;
+  for (int i = 0; i < 16; i++) v[i] = half_value(p[i].bits);
+  return v;
+}
+inline Floats load16(const int8_t* p) {
+  Floats v;
+  for (int i = 0; i < 16; i++) v[i] = p[i];
+  return v;
+}
+inline Floats to_floats(const int32_t* p) {
+  Floats v;
+  for (int i = 0; i < 16; i++) v[i] = (float)p[i];
+  return v;
+}
+inline void store16(int8_t* p, const Ints& v) {
+  for (int i = 0; i < 16; i++) p[i] = (int8_t)v[i];
+}
+inline void put(Half* p, float x) { p->bits = half_bits(x); }
+
+#include "floats.inl"
+
+void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+          int32_t* sums) {
+  for (int r = 0; r < rows; r++) {
+    int32_t* s = sums + r * kTile;
+    const uint8_t* step = tile;
+    for (int o = 0; o < kTile; o++) s[o] = start[r];
+    for (int k = 0; k < inputs; k += 4, step += kStepBytes) {
+      const int8_t* in = x + r * stride + k;
+      for (int o = 0; o < kTile; o++)
+        s[o] += step[o * 4] * in[0] + step[o * 4 + 1] * in[1] + step[o * 4 + 2] * in[2] + step[o * 4 + 3] * in[3];
+    }
+  }
+}
+
+inline float step_value(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float x;
+  memcpy(&x, &wide, 4);
+  return x;
+}
+
+void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+          int tokens, const int32_t* group_sums, float* sums) {
+  for (int m = 0; m < tokens; m++) {
+    const int8_t* rows = x + 2 * m * stride;
+    const uint8_t* step = tile;
+    float* total = sums + m * kTile;
+    for (int o = 0; o < kTile; o++) total[o] = 0;
+    for (int k = 0, g = 0; k < inputs; g++) {
+      int32_t s[kTile] = {};
+      const int end = k + group < inputs ? k + group : inputs;
+      for (; k < end; k += 8, step += kStepBytes)
+        for (int o = 0; o < kTile; o++)
+          for (int j = 0; j < 4; j++) {
+            const int first = step[o * 4 + j] & 15, second = step[o * 4 + j] >> 4;
+            s[o] += first * (rows[k + j] * 256 + rows[stride + k + j]);
+            s[o] += second * (rows[k + 4 + j] * 256 + rows[stride + k + 4 + j]);
+          }
+      for (int o = 0; o < kTile; o++)
+        total[o] += float(s[o] - group_sums[g]) * step_value(scale[size_t(g) * kTile + o]);
+    }
+    group_sums += (inputs + group - 1) / group;
+  }
+}
+
+uint64_t read_all(const uint8_t* bytes, size_t n) {
+  uint64_t seen[8] = {};
+  for (size_t i = 0; i < n; i += 64)
+    for (int v = 0; v < 8; v++) {
+      uint64_t eight;
+      memcpy(&eight, bytes + i + v * 8, 8);
+      seen[v] ^= eight;
+    }
+  for (int v = 1; v < 8; v++) seen[0] ^= seen[v];
+  return seen[0];
+}
+
+}  // namespace
+
+const Kernels* portable_kernels() {
+  static const Kernels kernels = {
+      "portable", 0,       dot8, nullptr,  dot4,   layer_norm, quantize, gelu,
+      finish8,    finish4, add,  remember, attend, largest,    read_all,
+  };
+  return &kernels;
+}

@@ -1,0 +1,163 @@
+#include "model.h"
+
+#include <sys/mman.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+void refuse(const char* format, ...) {
+  char text[256];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  throw std::runtime_error(text);
+}
+
+Pages::Pages(size_t bytes, bool huge) : bytes_(bytes) {
+  constexpr size_t kHuge = size_t(2) << 20;
+  const size_t alignment = huge ? kHuge : 4096;
+  mapped_ = (bytes + 2 * alignment - 1) / alignment * alignment;
+  void* found = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) {
+    mapped_ = 0;
+    throw std::bad_alloc();
+  }
+  const uintptr_t aligned = (uintptr_t(found) + alignment - 1) / alignment * alignment;
+  const size_t before = aligned - uintptr_t(found);
+  if (before) munmap(found, before);
+  mapped_ -= before;
+  start_ = reinterpret_cast<uint8_t*>(aligned);
+#if defined(MADV_HUGEPAGE)
+  if (huge) madvise(start_, mapped_, MADV_HUGEPAGE);
+#endif
+}
+
+Pages::~Pages() {
+  if (start_) munmap(start_, mapped_);
+}
+
+size_t Matrix::bytes_read() const {
+  const size_t scales = bits == 8 ? size_t(outputs) * 4 : size_t(outputs) * size_t(inputs / group) * 2;
+  return size_t(outputs) * size_t(inputs) * size_t(bits) / 8 + scales;
+}
+
+jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int threads)
+    : shape(given), kernels(chosen), pool(threads), layers(size_t(given.n_layer)) {}
+
+namespace {
+
+// One tile of a matrix (O, I) of bytes, from output `first` on; dst has zeros (128) wherever there is no input.
+void pack8(const int8_t* weight, int outputs, int inputs, int first, uint8_t* tile) {
+  memset(tile, 128, tile_bytes(inputs, 8));
+  for (int o = 0; o < kTile && first + o < outputs; o++) {
+    const int8_t* row = weight + size_t(first + o) * size_t(inputs);
+    uint8_t* to = tile + o * 4;
+    int k = 0;
+    for (; k + 4 <= inputs; k += 4, to += kStepBytes) {
+      uint32_t four;
+      memcpy(&four, row + k, 4);
+      four ^= 0x80808080u;
+      memcpy(to, &four, 4);
+    }
+    for (int j = 0; k + j < inputs; j++) to[j] = uint8_t(row[k + j] + 128);
+  }
+}
+
+// The same of 4 bits: a step's byte j has input j low and input 4 + j high.
+void pack4(const uint8_t* weight, int outputs, int inputs, int first, uint8_t* tile) {
+  memset(tile, 0x88, tile_bytes(inputs, 4));
+  for (int o = 0; o < kTile && first + o < outputs; o++) {
+    const uint8_t* row = weight + size_t(first + o) * size_t(inputs / 2);
+    uint8_t* to = tile + o * 4;
+    for (int k = 0; k < inputs; k += 8, to += kStepBytes) {
+      uint8_t q[8];
+      for (int j = 0; j < 8; j++) {
+        const int at = k + j;
+        q[j] = at >= inputs ? 8 : at % 2 ? row[at / 2] >> 4 : row[at / 2] & 15;
+      }
+      for (int j = 0; j < 4; j++) to[j] = uint8_t(q[j] | q[4 + j] << 4);
+    }
+  }
+}
+
+}  // namespace
+
+void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs,
+                              const char* name) {
+  if (linear.outputs != outputs || linear.inputs != inputs)
+    refuse("%s is (%d, %d), expected (%d, %d)", name, linear.outputs, linear.inputs, outputs, inputs);
+  if (!linear.weight || !linear.weight_scale) refuse("%s has no weight or no step", name);
+  if (linear.bits != 8 && linear.bits != 4) refuse("%s has %d bits, expected 8 or 4", name, linear.bits);
+  if (linear.bits == 4 && (linear.group_size < 8 || linear.group_size % 8 || linear.group_size > 2048 ||
+                           inputs % linear.group_size || linear.smooth || linear.input_scale != 0))
+    refuse("%s: 4 bits in groups of %d are not for this engine; expected groups of 8, 16, ... 2048 that divide %d",
+           name, linear.group_size, inputs);
+  if (!(linear.input_scale >= 0 && linear.input_scale < 1e30f)) refuse("%s has an input step that is no step", name);
+  matrix.outputs = outputs;
+  matrix.inputs = inputs;
+  matrix.bits = linear.bits;
+  matrix.group = linear.bits == 4 ? linear.group_size : 0;
+  matrix.fine = linear.fine || linear.bits == 4;
+  matrix.input_scale = linear.input_scale;
+  const size_t width = size_t(padded(outputs));
+  matrix.weight = Pages(matrix.tiles() * tile_bytes(inputs, linear.bits), true);
+  matrix.bias.assign(width, 0.0f);
+  if (linear.bias) std::copy(linear.bias, linear.bias + outputs, matrix.bias.begin());
+  if (linear.smooth) matrix.smooth.assign(linear.smooth, linear.smooth + inputs);
+  uint8_t* tiles = matrix.weight.as<uint8_t>();
+  const size_t bytes = tile_bytes(inputs, linear.bits);
+  if (linear.bits == 8) {
+    const auto* scale = static_cast<const float*>(linear.weight_scale);
+    matrix.weight_scale.assign(width, 0.0f);
+    std::copy(scale, scale + outputs, matrix.weight_scale.begin());
+    const auto* weight = static_cast<const int8_t*>(linear.weight);
+    pool.run(matrix.tiles(), [&](int t) { pack8(weight, outputs, inputs, t * kTile, tiles + bytes * size_t(t)); });
+    return;
+  }
+  const auto* scale = static_cast<const uint16_t*>(linear.weight_scale);
+  const int stored = inputs / matrix.group, groups = matrix.groups();
+  matrix.steps.assign(width * size_t(groups), 0);
+  for (int o = 0; o < outputs; o++)
+    for (int g = 0; g < stored; g++)
+      matrix.steps[(size_t(o / kTile) * size_t(groups) + size_t(g)) * kTile + size_t(o % kTile)] =
+          scale[size_t(o) * size_t(stored) + size_t(g)];
+  const auto* weight = static_cast<const uint8_t*>(linear.weight);
+  pool.run(matrix.tiles(), [&](int t) { pack4(weight, outputs, inputs, t * kTile, tiles + bytes * size_t(t)); });
+}
+
+void jaxgpt_model::check_complete() {
+  const auto whole = [&](const Norm& norm) { return int(norm.gain.size()) == shape.n_embd; };
+  bytes_read = 0;
+  for (const Layer& layer : layers) {
+    if (!whole(layer.norms[0]) || !whole(layer.norms[1])) refuse("a layer has no norms");
+    for (const Matrix& matrix : layer.matrices) {
+      if (!matrix.outputs) refuse("a layer lacks a matrix");
+      bytes_read += int64_t(matrix.bytes_read());
+    }
+  }
+  if (!whole(last_norm) || !head.outputs) refuse("the head or its norm is missing");
+  bytes_read += int64_t(head.bytes_read());
+  if (!tokens_set) refuse("the token embedding is missing");
+  if (shape.rotary ? turns.empty() : position_rows.empty()) refuse("the positions are missing");
+}
+
+void jaxgpt_model::embed(int token, int position, float* x) const {
+  const int C = shape.n_embd;
+  if (shape.tied) {  // the head's rows, wherever they lie in its tiles
+    const uint8_t* row = head.tile(token / kTile) + token % kTile * 4;
+    const float scale = head.weight_scale[size_t(token)];
+    for (int i = 0; i < C; i++) x[i] = float(int(row[i / 4 * kStepBytes + i % 4]) - 128) * scale;
+  } else {
+    const int8_t* row = &token_rows[size_t(token) * size_t(C)];
+    for (int i = 0; i < C; i++) x[i] = float(row[i]) * token_scale[size_t(token)];
+  }
+  if (!token_smooth.empty())
+    for (int i = 0; i < C; i++) x[i] /= token_smooth[size_t(i)];
+  if (shape.rotary) return;
+  const int8_t* row = &position_rows[size_t(position) * size_t(C)];
+  for (int i = 0; i < C; i++) x[i] += float(row[i]) * position_scale[size_t(position)];
+}

@@ -1,0 +1,121 @@
+#include "pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr int kLooks = 64;  // between two looks at the clock
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Whether `ready` came true while spinning.
+template <typename Ready>
+bool spin(const Ready& ready) {
+  const auto until = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < kLooks; i++) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  return ready();
+}
+
+}  // namespace
+
+Pool::Pool(int threads) : ranges_(size_t(threads)) {
+  for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });
+}
+
+Pool::~Pool() {
+  ends_ = true;
+  loop_++;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  for (auto& thread : others_) thread.join();
+}
+
+void Pool::run_pieces(int n, Call call, const void* context) {
+  if (n <= 0) return;
+  const int T = threads();
+  if (T == 1 || n == 1) {
+    for (int i = 0; i < n; i++) call(context, i);
+    return;
+  }
+  call_ = call;
+  context_ = context;
+  pieces_ = n;
+  done_.store(0, std::memory_order_relaxed);
+  for (int t = 0; t < T; t++) {
+    const uint64_t first = uint64_t(n) * t / T, end = uint64_t(n) * (t + 1) / T;
+    ranges_[t].next_and_end.store(end << 32 | first, std::memory_order_release);
+  }
+  loop_++;
+  if (sleepers_ > 0) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  for (int piece; (piece = take(0)) >= 0;) {
+    call(context, piece);
+    done_.fetch_add(1, std::memory_order_acq_rel);
+  }
+  const auto all_done = [this, n] { return done_.load(std::memory_order_acquire) == n; };
+  if (spin(all_done)) return;
+  std::unique_lock<std::mutex> lock(mutex_);
+  caller_sleeps_ = true;
+  all_done_.wait(lock, all_done);
+  caller_sleeps_ = false;
+}
+
+// A piece from the thread's own range or, when that is empty, from another's; -1 when there is none.
+int Pool::take(int thread) {
+  const int T = threads();
+  for (int i = 0; i < T; i++) {
+    auto& range = ranges_[size_t((thread + i) % T)].next_and_end;
+    const uint64_t seen = range.load(std::memory_order_acquire);
+    if (uint32_t(seen) >= seen >> 32) continue;
+    const uint64_t taken = range.fetch_add(1, std::memory_order_acq_rel);
+    if (uint32_t(taken) < taken >> 32) return int(uint32_t(taken));
+  }
+  return -1;
+}
+
+void Pool::serve(int thread) {
+  uint32_t seen = 0;
+  while (await_loop(seen)) {
+    seen = loop_.load();
+    for (int piece; (piece = take(thread)) >= 0;) {
+      const int n = pieces_;  // of the running loop, which this piece keeps from ending
+      call_(context_, piece);
+      if (done_.fetch_add(1) + 1 == n && caller_sleeps_) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        all_done_.notify_all();
+      }
+    }
+  }
+}
+
+// Waits for a loop after number `seen`; false when the pool ends.
+bool Pool::await_loop(uint32_t seen) {
+  const auto came = [this, seen] { return loop_.load(std::memory_order_acquire) != seen; };
+  if (!spin(came)) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_++;
+    wake_.wait(lock, came);
+    sleepers_--;
+  }
+  return !ends_;
+}

@@ -1,0 +1,57 @@
+// Threads that share the pieces of one loop at a time.
+//
+// run(n, work) calls work(0..n-1), each once, on this thread and the pool's, and returns when all are done. Each
+// thread has a range of its own, which it takes from front to back, and then helps the others piece by piece: so
+// a thread that loses its core holds up no more than one piece. Threads wait for work by spinning for some
+// microseconds, as the next loop of a step is near, and then sleep, so that a machine that others use as well
+// stays usable; and so does the caller while it waits for the last pieces.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return int(ranges_.size()); }
+
+  template <typename Work>
+  void run(int n, const Work& work) {
+    run_pieces(n, [](const void* context, int piece) { (*static_cast<const Work*>(context))(piece); }, &work);
+  }
+
+ private:
+  using Call = void (*)(const void* context, int piece);
+  // Next piece in the lower half, end in the upper: one atomic, so that a piece that was taken belongs to the loop
+  // that is running, which cannot end before the piece is done.
+  struct alignas(64) Range {
+    std::atomic<uint64_t> next_and_end{0};
+  };
+
+  void run_pieces(int n, Call call, const void* context);
+  int take(int thread);
+  void serve(int thread);
+  bool await_loop(uint32_t seen);
+
+  std::vector<Range> ranges_;
+  std::vector<std::thread> others_;
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+  alignas(64) std::atomic<uint32_t> loop_{0};  // counts the loops
+  alignas(64) std::atomic<int> done_{0};
+  int pieces_ = 0;
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false};
+  std::atomic<bool> ends_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_, all_done_;
+};

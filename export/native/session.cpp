@@ -1,0 +1,300 @@
+// One step, for any number of rows: a token of a text, tokens of several texts, a draft, a prompt.
+//
+//   stream   (rows, C)    x = wte[token] + wpe[position]
+//   layer    integers <- round(norm(x));  qkv <- integers * c_attn;  attention;  x += round(mixed) * c_proj
+//            integers <- round(norm(x));  hidden <- gelu(integers * c_fc);       x += round(hidden) * c_proj
+//   head     integers <- round(norm(x));  logits <- integers * head
+//
+// Each "<-" and "+=" is one loop over pieces that the threads share: rows, tiles of 64 outputs, or heads.
+#include "session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+constexpr int kChunk = 256;  // rows that a prompt takes at once: scratch stays small, and weights are read rarely
+constexpr int kAttendRows = 32;  // of a piece of attention
+
+size_t element_bytes(int kv) { return kv == JAXGPT_KV_FLOAT ? 4 : kv == JAXGPT_KV_HALF ? 2 : 1; }
+
+int padded16(int n) { return (n + 15) / 16 * 16; }
+
+}  // namespace
+
+jaxgpt_session::jaxgpt_session(jaxgpt_model& of, int slots, int chosen) : model(of), kv(chosen) {
+  const auto& shape = model.shape;
+  lengths.assign(size_t(slots), 0);
+  const size_t positions = size_t(padded16(shape.block_size));
+  head_bytes_ = positions * size_t(padded16(model.head_size())) * element_bytes(kv);
+  scale_bytes_ = kv == JAXGPT_KV_INT8 ? positions * sizeof(float) : 0;
+  const size_t heads = size_t(shape.n_layer) * size_t(slots) * size_t(shape.n_head);
+  cache_ = Pages(heads * 2 * (head_bytes_ + scale_bytes_), false);  // touched as the text grows
+}
+
+HeadCache jaxgpt_session::cache(int layer, int slot, int head) const {
+  const size_t slots = lengths.size(), heads = size_t(model.shape.n_head);
+  const size_t which = (size_t(layer) * slots + size_t(slot)) * heads + size_t(head);
+  uint8_t* start = cache_.as<uint8_t>() + which * 2 * (head_bytes_ + scale_bytes_);
+  auto* scales = reinterpret_cast<float*>(start + 2 * head_bytes_);
+  return {start, start + head_bytes_, scales, scales + scale_bytes_ / sizeof(float)};
+}
+
+void jaxgpt_session::make_room(int rows) {
+  if (rows <= room_) return;
+  const auto& shape = model.shape;
+  const size_t C = size_t(padded(shape.n_embd)), M = size_t(rows), widest = 4 * size_t(shape.n_embd) + kTile;
+  stream_ = Pages(M * C * sizeof(float), false);
+  mixed_ = Pages(M * C * sizeof(float), false);
+  wide_ = Pages(M * size_t(padded(int(widest))) * sizeof(float), false);
+  integers_ = Pages(2 * M * size_t(padded(int(widest))), false);
+  steps_.resize(M);
+  starts_.resize(2 * M);
+  room_ = rows;
+}
+
+// Normalizes (where there is a norm) and rounds rows into integers_, steps_ and starts_.
+void jaxgpt_session::round_rows(const Matrix& matrix, const float* x, int x_width, int rows, const Norm* norm) {
+  const Kernels& k = *model.kernels;
+  const int n = matrix.inputs, width = padded(n), parts = matrix.parts();
+  const int groups = matrix.bits == 4 ? matrix.groups() : 0;
+  group_sums_.resize(size_t(rows) * size_t(groups));
+  const auto round_row = [&](int m) {
+    const float* row = x + size_t(m) * size_t(x_width);
+    int8_t* q = integers_.as<int8_t>() + size_t(m) * size_t(parts) * size_t(width);
+    int8_t* fine = matrix.fine ? q + width : nullptr;
+    const float* smooth = matrix.smooth.empty() ? nullptr : matrix.smooth.data();
+    RowStep& step = steps_[size_t(m)];
+    if (norm) {
+      float* place = mixed_.as<float>() + size_t(m) * size_t(padded(model.shape.n_embd));
+      k.layer_norm(row, norm->gain.data(), norm->bias.data(), n, place);
+      row = place;
+    }
+    k.quantize(row, smooth, n, matrix.input_scale, q, fine, &step);
+    starts_[size_t(m) * size_t(parts)] = step.start;
+    if (fine) starts_[size_t(m) * 2 + 1] = step.fine_start;
+    for (int g = 0; g < groups; g++) {
+      int32_t sum = 0;
+      for (int i = g * matrix.group; i < std::min((g + 1) * matrix.group, width); i++) sum += 256 * q[i] + fine[i];
+      group_sums_[size_t(m) * size_t(groups) + size_t(g)] = 8 * sum;
+    }
+  };
+  if (rows < 4)
+    for (int m = 0; m < rows; m++) round_row(m);
+  else
+    model.pool.run(rows, round_row);
+}
+
+// y (rows, 64) of one tile.
+void jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows, float* y, int32_t* sums) {
+  const Kernels& k = *model.kernels;
+  const int width = padded(matrix.inputs), parts = matrix.parts();
+  const int8_t* x = integers_.as<int8_t>();
+  const size_t first = size_t(tile) * kTile;
+  if (matrix.bits == 4) {
+    auto* floats = reinterpret_cast<float*>(sums);
+    k.dot4(matrix.tile(tile), matrix.steps.data() + first * size_t(matrix.groups()), width, matrix.group, x, width,
+           rows, group_sums_.data(), floats);
+    for (int m = 0; m < rows; m++)
+      k.finish4(floats + m * kTile, steps_[size_t(m)].scale, &matrix.bias[first], y + m * kTile);
+    return;
+  }
+  const int all = rows * parts;
+  const auto dot = k.many_from && all >= k.many_from ? k.many : k.dot8;
+  dot(matrix.tile(tile), width, x, width, all, starts_.data(), sums);
+  for (int m = 0; m < rows; m++) {
+    const int32_t* own = sums + m * parts * kTile;
+    k.finish8(own, matrix.fine ? own + kTile : nullptr, steps_[size_t(m)].scale, &matrix.weight_scale[first],
+              &matrix.bias[first], y + m * kTile);
+  }
+}
+
+// Calls finish(tile, y) with y (rows, 64) for every tile.
+template <typename Finish>
+void jaxgpt_session::multiply(const Matrix& matrix, int rows, const Finish& finish) {
+  model.pool.run(matrix.tiles(), [&](int tile) {
+    alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
+    alignas(64) static thread_local float y[kChunk * kTile];
+    multiply_tile(matrix, tile, rows, y, sums);
+    finish(tile, y);
+  });
+}
+
+// Attention of some rows of a run and one head; keys and values of the whole run are in the cache already.
+void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, int rows) {
+  const int D = model.head_size(), Dp = padded16(D), C = padded(model.shape.n_embd);
+  const int width = padded(3 * model.shape.n_embd), half = D / 2;
+  static thread_local std::vector<float> query, scores;
+  query.assign(size_t(rows) * size_t(Dp), 0.0f);
+  scores.resize(4 * size_t(padded(run.position + first + rows)));
+  const float rate = 1.0f / std::sqrt(float(D));
+  for (int r = 0; r < rows; r++) {
+    const int row = run.first_row + first + r;
+    const float* from = wide_.as<float>() + size_t(row) * size_t(width) + head * D;
+    float* to = query.data() + r * Dp;
+    std::copy(from, from + D, to);
+    if (model.shape.rotary) {
+      const float* cosine = &model.turns[size_t(run.position + first + r) * size_t(D)];
+      const float* sine = cosine + size_t(model.shape.block_size) * size_t(D);
+      for (int i = 0; i < half; i++) {
+        to[i] = from[i] * cosine[i] - from[half + i] * sine[i];
+        to[half + i] = from[half + i] * cosine[half + i] + from[i] * sine[half + i];
+      }
+    }
+    for (int i = 0; i < D; i++) to[i] *= rate;
+  }
+  const HeadCache place = cache(layer, run.slot, head);
+  float* mixed = mixed_.as<float>() + size_t(run.first_row + first) * size_t(C) + head * D;
+  model.kernels->attend(&place, kv, D, run.position + first, rows, query.data(), scores.data(), mixed, C);
+}
+
+void jaxgpt_session::attention(int layer) {
+  const int H = model.shape.n_head, n = model.shape.n_embd, D = model.head_size(), half = D / 2;
+  const int width = padded(3 * n);
+  const auto remember = [&](const Run& run, int head) {
+    const HeadCache place = cache(layer, run.slot, head);
+    float turned[512];
+    for (int r = 0; r < run.rows; r++) {
+      const float* key = wide_.as<float>() + size_t(run.first_row + r) * size_t(width) + n + head * D;
+      if (model.shape.rotary) {
+        const float* cosine = &model.turns[size_t(run.position + r) * size_t(D)];
+        const float* sine = cosine + size_t(model.shape.block_size) * size_t(D);
+        for (int i = 0; i < half; i++) {
+          turned[i] = key[i] * cosine[i] - key[half + i] * sine[i];
+          turned[half + i] = key[half + i] * cosine[half + i] + key[i] * sine[half + i];
+        }
+      }
+      const float* value = wide_.as<float>() + size_t(run.first_row + r) * size_t(width) + 2 * n + head * D;
+      model.kernels->remember(&place, kv, D, run.position + r, model.shape.rotary ? turned : key, value);
+    }
+  };
+  const int runs = int(runs_.size());
+  int most = 0;
+  for (const Run& run : runs_) most = std::max(most, run.rows);
+  if (most <= kAttendRows) {
+    model.pool.run(runs * H, [&](int piece) {
+      const Run& run = runs_[size_t(piece / H)];
+      remember(run, piece % H);
+      attend_run(layer, run, piece % H, 0, run.rows);
+    });
+    return;
+  }
+  model.pool.run(runs * H, [&](int piece) { remember(runs_[size_t(piece / H)], piece % H); });
+  const int blocks = (most + kAttendRows - 1) / kAttendRows;
+  model.pool.run(runs * H * blocks, [&](int piece) {
+    const Run& run = runs_[size_t(piece / (H * blocks))];
+    const int first = piece % blocks * kAttendRows;
+    if (first < run.rows)
+      attend_run(layer, run, piece / blocks % H, first, std::min(kAttendRows, run.rows - first));
+  });
+}
+
+// Takes up to kChunk rows through all layers; stream_ has the result.
+void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens) {
+  const Kernels& k = *model.kernels;
+  const int C = padded(model.shape.n_embd), n = model.shape.n_embd;
+  make_room(rows);
+  float* stream = stream_.as<float>();
+  float* wide = wide_.as<float>();
+  runs_.clear();
+  for (int m = 0; m < rows; m++) {
+    if (m == 0 || slots[m] != slots[m - 1]) runs_.push_back({slots[m], m, 0, lengths[size_t(slots[m])]});
+    Run& run = runs_.back();
+    model.embed(tokens[m], run.position + run.rows, stream + size_t(m) * size_t(C));
+    run.rows++;
+  }
+  const int qkv_width = padded(3 * n), hidden_width = padded(4 * n);
+  const auto into = [&](float* to, int width) {
+    return [=](int tile, const float* y) {
+      for (int m = 0; m < rows; m++) memcpy(to + size_t(m) * size_t(width) + tile * kTile, y + m * kTile, kTile * 4);
+    };
+  };
+  const auto onto_stream = [&](int tile, const float* y) {
+    for (int m = 0; m < rows; m++) k.add(y + m * kTile, kTile, stream + size_t(m) * size_t(C) + tile * kTile);
+  };
+  const auto hidden = [&](int tile, float* y) {
+    k.gelu(y, rows * kTile);
+    into(wide, hidden_width)(tile, y);
+  };
+  for (int index = 0; index < model.shape.n_layer; index++) {
+    const Layer& layer = model.layers[size_t(index)];
+    const Matrix* matrices = layer.matrices;
+    round_rows(matrices[JAXGPT_C_ATTN], stream, C, rows, &layer.norms[0]);
+    multiply(matrices[JAXGPT_C_ATTN], rows, into(wide, qkv_width));
+    attention(index);
+    round_rows(matrices[JAXGPT_ATTN_C_PROJ], mixed_.as<float>(), C, rows, nullptr);
+    multiply(matrices[JAXGPT_ATTN_C_PROJ], rows, onto_stream);
+    round_rows(matrices[JAXGPT_C_FC], stream, C, rows, &layer.norms[1]);
+    multiply(matrices[JAXGPT_C_FC], rows, hidden);
+    round_rows(matrices[JAXGPT_MLP_C_PROJ], wide, hidden_width, rows, nullptr);
+    multiply(matrices[JAXGPT_MLP_C_PROJ], rows, onto_stream);
+  }
+  for (const Run& run : runs_) lengths[size_t(run.slot)] += run.rows;
+}
+
+// Logits of the wanted rows of a chunk, or the most probable token of each.
+void jaxgpt_session::predict(int rows, const uint8_t* wanted, float* logits, int32_t* best) {
+  const int C = padded(model.shape.n_embd), V = model.shape.vocab_size;
+  float* stream = stream_.as<float>();
+  int count = 0;
+  for (int m = 0; m < rows; m++)
+    if (wanted[m]) {
+      if (count != m) memcpy(stream + size_t(count) * size_t(C), stream + size_t(m) * size_t(C), size_t(C) * 4);
+      count++;
+    }
+  if (!count) return;
+  const Kernels& k = *model.kernels;
+  const int tiles = model.head.tiles();
+  std::vector<float> most(best ? size_t(count) * size_t(tiles) : 0);
+  std::vector<int32_t> at(most.size());
+  round_rows(model.head, stream, C, count, &model.last_norm);
+  multiply(model.head, count, [&](int tile, const float* y) {
+    const int real = std::min(kTile, V - tile * kTile);
+    for (int m = 0; m < count; m++) {
+      if (logits) memcpy(logits + size_t(m) * size_t(V) + tile * kTile, y + m * kTile, size_t(real) * 4);
+      if (!best) continue;
+      const size_t place = size_t(m) * size_t(tiles) + size_t(tile);
+      at[place] = k.largest(y + m * kTile, real);
+      most[place] = at[place] < 0 ? 0 : y[m * kTile + at[place]];
+    }
+  });
+  for (int m = 0; best && m < count; m++) {
+    const size_t first = size_t(m) * size_t(tiles);
+    int found = 0;
+    for (int t = 0; t < tiles; t++) {
+      if (at[first + size_t(t)] < 0) refuse("the model's logits hold NaN or infinity; its weights are damaged");
+      if (most[first + size_t(t)] > most[first + size_t(found)]) found = t;
+    }
+    best[m] = found * kTile + at[first + size_t(found)];
+  }
+}
+
+void jaxgpt_session::forward(int rows, const int32_t* slots, const int32_t* tokens, const uint8_t* wanted,
+                             float* logits, int32_t* best) {
+  std::vector<int> room(lengths.size());
+  for (size_t slot = 0; slot < lengths.size(); slot++) room[slot] = model.shape.block_size - lengths[slot];
+  std::vector<uint8_t> seen(lengths.size(), 0);
+  for (int m = 0; m < rows; m++) {
+    const int slot = slots[m];
+    if (slot < 0 || slot >= int(lengths.size())) refuse("slot %d is not one of %zu", slot, lengths.size());
+    if (m == 0 || slots[m - 1] != slot) {
+      if (seen[size_t(slot)]) refuse("rows of slot %d are not neighbours", slot);
+      seen[size_t(slot)] = 1;
+    }
+    if (tokens[m] < 0 || tokens[m] >= model.shape.vocab_size)
+      refuse("token %d is not in a vocabulary of %d", tokens[m], model.shape.vocab_size);
+    if (--room[size_t(slot)] < 0)
+      refuse("slot %d would have more tokens than the context of %d holds", slot, model.shape.block_size);
+  }
+  std::lock_guard<std::mutex> lock(model.turn);
+  for (int first = 0; first < rows; first += kChunk) {
+    const int now = std::min(kChunk, rows - first);
+    chunk(now, slots + first, tokens + first);
+    int count = 0;
+    for (int m = 0; m < now; m++) count += wanted[first + m] != 0;
+    predict(now, wanted + first, logits, best);
+    if (logits) logits += size_t(count) * size_t(model.shape.vocab_size);
+    if (best) best += count;
+  }
+}
