@@ -12,7 +12,14 @@ engine = Extension(
     depends=sorted(str(path) for pattern in ("*.h", "*.inl") for path in NATIVE.glob(pattern)),
     language="c++",
     # No contraction: a fused multiply-add rounds once where export/arithmetic.py says twice.
-    extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi", "-pthread"],
+    extra_compile_args=[
+        "-std=c++17",
+        "-O3",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-Wno-psabi",
+        "-pthread",
+    ],
     extra_link_args=["-pthread"],
     optional=True,  # without a compiler the PyTorch module serves
 )

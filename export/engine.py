@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxgpt.shared.errors import UserError
 from torch import Tensor
 
@@ -128,7 +127,11 @@ def cpu_quota(root: Path) -> float:
     try:
         folder = root / "cpu"  # version 1
         allowed = float((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
-        return allowed / float((folder / "cpu.cfs_period_us").read_text(encoding="utf-8")) if allowed > 0 else math.inf
+        return (
+            allowed / float((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+            if allowed > 0
+            else math.inf
+        )
     except (OSError, ValueError):
         return math.inf
 
@@ -152,7 +155,9 @@ class NativeModel:
         assert artifact.quantization is not None
         most = usable_cores()
         if not 0 <= threads <= most:
-            raise UserError(f"threads ({threads}) must lie in 0 (all) to {most}, the cores this process may use")
+            raise UserError(
+                f"threads ({threads}) must lie in 0 (all) to {most}, the cores this process may use"
+            )
         self.config = artifact.config
         self.folder = artifact.folder
         config = artifact.config
@@ -304,7 +309,9 @@ class NativeSession:
 
     def _forward(self, order: tuple[Any, Any, Any], logits: Any, best: Any) -> None:
         ids, places, wanted = order
-        outputs = (None if array is None else array.ctypes.data_as(ctypes.c_void_p) for array in (logits, best))
+        outputs = (
+            None if array is None else array.ctypes.data_as(ctypes.c_void_p) for array in (logits, best)
+        )
         inputs = (array.ctypes.data_as(ctypes.c_void_p) for array in (places, ids, wanted))
         _call("jaxgpt_session_forward", self._handle, len(ids), *inputs, *outputs)
 
@@ -317,8 +324,8 @@ def read_bandwidth(size: int, threads: int, passes: int = 5) -> float:
     """Measure how fast threads read a buffer on huge pages, as a decode step reads weights.
 
     Returns:
-      10^9 bytes a second, the best of the passes.
+      10^9 bytes a second, the median of the passes.
     """
     seconds = np.empty(passes, dtype=np.float64)
     _call("jaxgpt_read_seconds", size, threads, passes, seconds.ctypes.data)
-    return float(size / seconds.min() / 1e9)
+    return float(size / np.median(seconds) / 1e9)

@@ -202,7 +202,7 @@ int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, 
   return guarded([&] {
     if (outputs < 1 || inputs < 1 || rows < 1) refuse("an empty product is none");
     const Kernels* k = chosen_kernels(isa);
-    jaxgpt_model model(jaxgpt_shape{1, 1, 1, 1, 1, 1, 0}, k, 1);
+    jaxgpt_model model(jaxgpt_shape{1, 1, inputs, 1, outputs, 1, 0}, k, 1);  // the matrix is its head
     Matrix matrix;
     const std::vector<float> ones(size_t(outputs), 1.0f);
     const jaxgpt_linear linear = {weight, ones.data(), nullptr, nullptr, outputs, inputs, 8, 0, 0, 1.0f};
@@ -217,7 +217,7 @@ int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, 
       }
     const auto dot = k->many_from && rows >= k->many_from ? k->many : k->dot8;
     for (int t = 0; t < matrix.tiles(); t++) {
-      dot(matrix.tile(t), width, wide.data(), width, rows, start.data(), tile.data());
+      dot(matrix.weights(t), width, wide.data(), width, rows, start.data(), tile.data());
       for (int r = 0; r < rows; r++)
         for (int o = 0; o < std::min(kTile, outputs - t * kTile); o++)
           sums[size_t(r) * size_t(outputs) + size_t(t * kTile + o)] = tile[size_t(r * kTile + o)];

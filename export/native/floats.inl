@@ -13,17 +13,31 @@ inline Floats load16(const float* p) {
 }
 inline void store16(float* p, Floats v) { memcpy(p, &v, sizeof v); }
 
+inline Floats max16(Floats a, Floats b) { return a > b ? a : b; }
+
+// Sum and maximum over lanes, halving.
+#define HALVED(v, how)                                                                                   \
+  v = how(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));        \
+  v = how(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));        \
+  v = how(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));        \
+  v = how(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+template <typename T>
+inline T plus(T a, T b) {
+  return a + b;
+}
 inline float sum_lanes(Floats v) {
-  float s = 0;
-  for (int i = 0; i < 16; i++) s += v[i];
-  return s;
+  HALVED(v, plus)
+  return v[0];
+}
+inline int32_t sum_lanes(Ints v) {
+  HALVED(v, plus)
+  return v[0];
 }
 inline float max_lanes(Floats v) {
-  float m = v[0];
-  for (int i = 1; i < 16; i++) m = v[i] > m ? v[i] : m;
-  return m;
+  HALVED(v, max16)
+  return v[0];
 }
-inline Floats max16(Floats a, Floats b) { return a > b ? a : b; }
+#undef HALVED
 inline Floats min16(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats abs16(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
 
@@ -92,12 +106,6 @@ inline Ints store_bytes(int8_t* q, Floats v) {
   return whole;
 }
 
-inline int32_t sum_ints(Ints v) {
-  int32_t s = 0;
-  for (int i = 0; i < 16; i++) s += v[i];
-  return s;
-}
-
 void quantize(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* fine,
               RowStep* step) {
   const int width = padded(n);
@@ -121,8 +129,8 @@ void quantize(const float* x, const float* smooth, int n, float static_scale, in
     }
   }
   step->scale = scale;
-  step->start = -128 * sum_ints(total);
-  step->fine_start = -128 * sum_ints(fine_total);
+  step->start = -128 * sum_lanes(total);
+  step->fine_start = -128 * sum_lanes(fine_total);
 }
 
 // GELU (tanh): 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
@@ -139,12 +147,16 @@ void finish8(const int32_t* sums, const int32_t* fine_sums, float scale, const f
   for (int o = 0; o < kTile; o += 16) {
     Floats s = to_floats(sums + o);
     if (fine_sums) s = to_floats(fine_sums + o) / 256.0f + s;
-    store16(y + o, s * (scale * load16(weight_scale + o)) + load16(bias + o));
+    const Floats out = s * (scale * load16(weight_scale + o));
+    store16(y + o, bias ? out + load16(bias + o) : out);
   }
 }
 
 void finish4(const float* sums, float scale, const float* bias, float* y) {
-  for (int o = 0; o < kTile; o += 16) store16(y + o, load16(sums + o) * (scale / 256.0f) + load16(bias + o));
+  for (int o = 0; o < kTile; o += 16) {
+    const Floats out = load16(sums + o) * (scale / 256.0f);
+    store16(y + o, bias ? out + load16(bias + o) : out);
+  }
 }
 
 void add(const float* x, int n, float* y) {
@@ -152,21 +164,21 @@ void add(const float* x, int n, float* y) {
 }
 
 int largest(const float* x, int n) {
-  int at = 0;
-  float most = x[0];
-  bool finite = true;
+  Floats most = splat(x[0]), nothing = {};  // x - x is 0 where x is finite, else NaN
   for (int i = 0; i < n; i += 16) {
     Floats v = splat(x[i]);
     if (i + 16 <= n)
       v = load16(x + i);
     else
       for (int j = 0; i + j < n; j++) v[j] = x[i + j];
-    if (!(max_lanes(abs16(v)) <= 3.40282347e38f) || sum_lanes(v) != sum_lanes(v)) finite = false;
-    if (max_lanes(v) > most)
-      for (int j = 0; j < 16; j++)
-        if (v[j] > most) most = v[j], at = i + j;
+    most = max16(v, most);
+    nothing += v - v;
   }
-  return finite ? at : -1;
+  if (sum_lanes(nothing) != 0) return -1;
+  const float top = max_lanes(most);
+  int at = 0;
+  while (x[at] != top) at++;
+  return at;
 }
 
 // ---- attention
@@ -181,15 +193,30 @@ inline float step_of(const float* x, int D) {
   return most > 0 ? most / 127.0f : 1.0f;
 }
 
+// Where things of a position lie.
+template <typename T>
+inline T* keys_of(const HeadCache* cache, int Dp, int position) {
+  return (T*)(cache->keys + position / kBlock * cache->stride) + position % kBlock / 16 * Dp * 16;
+}
+template <typename T>
+inline T* value_of(const HeadCache* cache, int Dp, int position) {
+  return (T*)(cache->values + position / kBlock * cache->stride) + position % kBlock * Dp;
+}
+inline float* step_at(uint8_t* scale, const HeadCache* cache, int position) {
+  return (float*)(scale + position / kBlock * cache->stride) + position % kBlock;
+}
+
 template <typename T>
 void remember_as(const HeadCache* cache, int D, int position, const float* key, const float* value) {
   const int Dp = (D + 15) / 16 * 16;
-  T* keys = (T*)cache->keys + size_t(position / 16) * Dp * 16 + position % 16;
-  T* values = (T*)cache->values + size_t(position) * Dp;
+  T* keys = keys_of<T>(cache, Dp, position) + position % 16;
+  T* values = value_of<T>(cache, Dp, position);
+  // A position's key touches a line for every two channels: ask for all of them before the first is written.
+  for (int d = 0; d < D; d += 2) __builtin_prefetch(keys + d * 16, 1);
   float key_step = 1, value_step = 1;
   if (sizeof(T) == 1) {
-    cache->key_scale[position] = key_step = step_of(key, D);
-    cache->value_scale[position] = value_step = step_of(value, D);
+    *step_at(cache->key_scale, cache, position) = key_step = step_of(key, D);
+    *step_at(cache->value_scale, cache, position) = value_step = step_of(value, D);
   }
   for (int d = 0; d < D; d++) put(keys + d * 16, sizeof(T) == 1 ? key[d] / key_step : key[d]);
   for (int d = 0; d < D; d++) put(values + d, sizeof(T) == 1 ? value[d] / value_step : value[d]);
@@ -201,10 +228,10 @@ void remember(const HeadCache* cache, int kv, int D, int position, const float* 
   if (kv == 2) remember_as<int8_t>(cache, D, position, key, value);
 }
 
-// scores[r][t] of B x 16 positions from block b on.
+// scores[r][t] of B x 16 positions from `first` on, all in one block.
 template <typename T, int R, int B>
-inline void score_blocks(const HeadCache* cache, int Dp, int b, const float* query, float* scores, int width) {
-  const T* keys = (const T*)cache->keys + size_t(b) * Dp * 16;
+inline void score_positions(const HeadCache* cache, int Dp, int first, const float* query, float* scores, int width) {
+  const T* keys = keys_of<T>(cache, Dp, first);
   Floats s[R][B] = {};
   for (int d = 0; d < Dp; d++)
     for (int j = 0; j < B; j++) {
@@ -213,8 +240,9 @@ inline void score_blocks(const HeadCache* cache, int Dp, int b, const float* que
     }
   for (int r = 0; r < R; r++)
     for (int j = 0; j < B; j++) {
-      const int t = (b + j) * 16;
-      store16(scores + size_t(r) * width + t, sizeof(T) == 1 ? s[r][j] * load16(cache->key_scale + t) : s[r][j]);
+      const int t = first + j * 16;
+      if (sizeof(T) == 1) s[r][j] *= load16(step_at(cache->key_scale, cache, t));
+      store16(scores + size_t(r) * width + t, s[r][j]);
     }
 }
 
@@ -238,13 +266,16 @@ inline float softmax(float* scores, int last, int width) {
 template <typename T, int R, int V>
 inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, const float* scores, int width,
                        const float* rate, float* mixed, ptrdiff_t stride) {
-  const T* values = (const T*)cache->values + d;
   Floats m[R][V] = {};
-  for (int t = 0; t <= last; t++)
-    for (int v = 0; v < V; v++) {
-      const Floats x = load16(values + size_t(t) * Dp + v * 16);
-      for (int r = 0; r < R; r++) m[r][v] = fma16(x, splat(scores[size_t(r) * width + t]), m[r][v]);
-    }
+  for (int block = 0; block <= last; block += kBlock) {
+    const T* values = value_of<T>(cache, Dp, block) + d;
+    const int end = last + 1 - block < kBlock ? last + 1 - block : kBlock;
+    for (int t = 0; t < end; t++)
+      for (int v = 0; v < V; v++) {
+        const Floats x = load16(values + size_t(t) * Dp + v * 16);
+        for (int r = 0; r < R; r++) m[r][v] = fma16(x, splat(scores[size_t(r) * width + block + t]), m[r][v]);
+      }
+  }
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) {
       const Floats y = m[r][v] * rate[r];
@@ -259,17 +290,18 @@ inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, c
 template <typename T, int R>
 void attend_rows(const HeadCache* cache, int D, int first, const float* query, float* scores, float* mixed,
                  ptrdiff_t stride) {
-  const int Dp = (D + 15) / 16 * 16, last = first + R - 1, blocks = last / 16 + 1, width = blocks * 16;
-  constexpr int B = R == 1 ? 4 : 2;
-  int b = 0;
-  for (; b + B <= blocks; b += B) score_blocks<T, R, B>(cache, Dp, b, query, scores, width);
-  for (; b < blocks; b++) score_blocks<T, R, 1>(cache, Dp, b, query, scores, width);
+  const int Dp = (D + 15) / 16 * 16, last = first + R - 1, width = (last / 16 + 1) * 16;
+  constexpr int B = R == 1 ? 4 : 2;  // 4 and 2 divide the 4 of a block
+  int t = 0;
+  for (; t + B * 16 <= width; t += B * 16) score_positions<T, R, B>(cache, Dp, t, query, scores, width);
+  for (; t < width; t += 16) score_positions<T, R, 1>(cache, Dp, t, query, scores, width);
   float rate[R];
   for (int r = 0; r < R; r++) {
     float* row = scores + size_t(r) * width;
     rate[r] = softmax(row, first + r, width);
     if (sizeof(T) == 1)
-      for (int t = 0; t < width; t += 16) store16(row + t, load16(row + t) * load16(cache->value_scale + t));
+      for (int t = 0; t < width; t += 16)
+        store16(row + t, load16(row + t) * load16(step_at(cache->value_scale, cache, t)));
   }
   int d = 0;
   for (; d + 64 <= Dp; d += 64) mix_values<T, R, 4>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
@@ -292,4 +324,15 @@ void attend(const HeadCache* cache, int kv, int D, int first, int rows, const fl
   if (kv == 0) attend_as<float>(cache, D, first, rows, query, scores, mixed, stride);
   if (kv == 1) attend_as<Half>(cache, D, first, rows, query, scores, mixed, stride);
   if (kv == 2) attend_as<int8_t>(cache, D, first, rows, query, scores, mixed, stride);
+}
+
+void ask_for(const HeadCache* cache, int kv, int D, int positions, int part, int parts) {
+  const size_t element = kv == 0 ? 4 : kv == 1 ? 2 : 1;
+  const size_t line_of_block = kBlock * ((D + 15) / 16 * 16) * element / 64;
+  const size_t lines = (positions + kBlock - 1) / kBlock * line_of_block;
+  for (size_t line = lines * part / parts; line < lines * (part + 1) / parts; line++) {
+    const size_t at = line / line_of_block * cache->stride + line % line_of_block * 64;
+    __builtin_prefetch(cache->keys + at, 0, 2);
+    __builtin_prefetch(cache->values + at, 0, 2);
+  }
 }

@@ -3,15 +3,20 @@
 
 #include "layout.h"
 
-// A layer's keys and values of one slot and head. Dp is the head size padded to 16, S the capacity padded to 16.
-//   keys     [S / 16][Dp][16]   16 positions side by side, so that scores are computed without sums across lanes
-//   values   [S][Dp]
-// Elements are float, half or int8; int8 ones have a step for each position.
+// A layer's keys and values of one slot and head, in blocks of 64 positions. Dp is the head size padded to 16.
+//   keys     [4][Dp][16]   16 positions side by side, so that scores are computed without sums across lanes
+//   values   [64][Dp]
+// The same head's next block is `stride` bytes further on: between them lie the other heads and layers, so that a
+// text touches no more memory than it has positions, and few large pages.
+// Elements are float, half or int8; int8 ones have a step for each position (64 of a block).
+constexpr int kBlock = 64;
+
 struct HeadCache {
-  void* keys;
-  void* values;
-  float* key_scale;
-  float* value_scale;
+  uint8_t* keys;
+  uint8_t* values;
+  uint8_t* key_scale;
+  uint8_t* value_scale;
+  size_t stride;
 };
 
 struct Kernels {
@@ -35,7 +40,8 @@ struct Kernels {
   void (*quantize)(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* fine,
                    RowStep* step);
   void (*gelu)(float* x, int n);
-  // y[o] = (sums[o] + fine_sums[o] / 256) (scale weight_scale[o]) + bias[o] for 64 outputs; fine_sums may be null.
+  // y[o] = (sums[o] + fine_sums[o] / 256) (scale weight_scale[o]) + bias[o] for 64 outputs; fine_sums
+  // and bias may be null.
   void (*finish8)(const int32_t* sums, const int32_t* fine_sums, float scale, const float* weight_scale,
                   const float* bias, float* y);
   // y[o] = sums[o] (scale / 256) + bias[o]
@@ -48,6 +54,9 @@ struct Kernels {
   //   query [r][Dp] scaled already, zeros beyond D; scores: scratch for 4 x padded(first + rows) floats
   void (*attend)(const HeadCache* cache, int kv, int D, int first, int rows, const float* query, float* scores,
                  float* mixed, ptrdiff_t mixed_stride);
+
+  // Asks for one of `parts` shares of the keys and values of positions 0 on.
+  void (*ask_for)(const HeadCache* cache, int kv, int D, int positions, int part, int parts);
 
   // Largest of n and its index, the first of equals; returns -1 where one is not finite.
   int (*largest)(const float* x, int n);

@@ -98,8 +98,8 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
 
 const Kernels* portable_kernels() {
   static const Kernels kernels = {
-      "portable", 0,       dot8, nullptr,  dot4,   layer_norm, quantize, gelu,
-      finish8,    finish4, add,  remember, attend, largest,    read_all,
+      "portable", 0, dot8, nullptr, dot4, layer_norm, quantize, gelu, finish8, finish4, add,
+      remember, attend, ask_for, largest, read_all,
   };
   return &kernels;
 }

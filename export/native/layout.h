@@ -3,7 +3,10 @@
 // A matrix (O, I) is cut into tiles of 64 outputs, each read from front to back, and the tiles lie one after the
 // other: a decode step reads every byte once, in order. O is padded to 64 and I to 64, with zeros.
 //
-//   8 bits, tile of 64 outputs (64 I bytes):          one step of 4 inputs (256 bytes):
+//   tile, 8 bits     64 I bytes of weights | 64 steps, float | 64 biases, float (not in the head)
+//   tile, 4 bits     I / group x 64 steps, bfloat16 | 32 I bytes of weights | 64 biases, float
+//
+//   8 bits, weights of a tile:                                 one step of 4 inputs (256 bytes):
 //
 //     inputs 0-3 | inputs 4-7 | ... | inputs I-4..I-1     output 0: k k k k | output 1: k k k k | ... | output 63
 //
@@ -11,11 +14,11 @@
 //     sum(w x) = sum((w + 128) x) - 128 sum(x), and sums start at -128 sum(x).
 //     16 outputs of a step are a 64-byte vector, and 16 steps of one such column a tile of the matrix unit (AMX).
 //
-//   4 bits, tile of 64 outputs (32 I bytes):          one step of 8 inputs (256 bytes):
+//   4 bits, weights of a tile:                       one step of 8 inputs (256 bytes):
 //
 //     inputs 0-7 | inputs 8-15 | ...                      output 0: 4 bytes | output 1: 4 bytes | ... | output 63
 //                                                         byte j: input j in the low half, 4 + j in the high
-//     A half byte is the integer + 8. Steps: bfloat16, [tile][group][output of the tile].
+//     A half byte is the integer + 8.
 //
 //   input rows: int8, padded to I; with a fine input row 2 m has the integers of row m and row 2 m + 1 those of
 //     what the first rounding left.
@@ -28,8 +31,6 @@ constexpr int kTile = 64;        // outputs of a tile, and what widths are padde
 constexpr int kStepBytes = 256;  // a step of a tile: 64 outputs x 4 inputs, or x 8 inputs of 4 bits
 
 constexpr int padded(int n) { return (n + kTile - 1) / kTile * kTile; }
-
-inline size_t tile_bytes(int inputs, int bits) { return size_t(kTile) * padded(inputs) * bits / 8; }
 
 // What rounding a row of input gives beside the integers.
 struct RowStep {

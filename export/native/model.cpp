@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -46,13 +47,27 @@ size_t Matrix::bytes_read() const {
 }
 
 jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int threads)
-    : shape(given), kernels(chosen), pool(threads), layers(size_t(given.n_layer)) {}
+    : shape(given), kernels(chosen), pool(threads), layers(size_t(given.n_layer)) {
+  const int C = shape.n_embd;
+  const auto room = [](int outputs, int inputs) {  // with steps for groups of 8, as small as they come, and biases
+    return size_t(padded(outputs)) * (size_t(padded(inputs)) * 5 / 4 + 2 * sizeof(float));
+  };
+  const size_t layer = room(3 * C, C) + room(C, C) + room(4 * C, C) + room(C, 4 * C);
+  pages = Pages(layer * size_t(shape.n_layer) + room(shape.vocab_size, C), true);
+}
+
+uint8_t* jaxgpt_model::take_pages(size_t bytes) {
+  if (bytes > pages.bytes() - pages_used) refuse("a matrix is set twice");
+  uint8_t* taken = pages.as<uint8_t>() + pages_used;
+  pages_used += bytes;
+  return taken;
+}
 
 namespace {
 
 // One tile of a matrix (O, I) of bytes, from output `first` on; dst has zeros (128) wherever there is no input.
 void pack8(const int8_t* weight, int outputs, int inputs, int first, uint8_t* tile) {
-  memset(tile, 128, tile_bytes(inputs, 8));
+  memset(tile, 128, size_t(kTile) * size_t(padded(inputs)));
   for (int o = 0; o < kTile && first + o < outputs; o++) {
     const int8_t* row = weight + size_t(first + o) * size_t(inputs);
     uint8_t* to = tile + o * 4;
@@ -69,7 +84,7 @@ void pack8(const int8_t* weight, int outputs, int inputs, int first, uint8_t* ti
 
 // The same of 4 bits: a step's byte j has input j low and input 4 + j high.
 void pack4(const uint8_t* weight, int outputs, int inputs, int first, uint8_t* tile) {
-  memset(tile, 0x88, tile_bytes(inputs, 4));
+  memset(tile, 0x88, size_t(kTile) * size_t(padded(inputs)) / 2);
   for (int o = 0; o < kTile && first + o < outputs; o++) {
     const uint8_t* row = weight + size_t(first + o) * size_t(inputs / 2);
     uint8_t* to = tile + o * 4;
@@ -103,30 +118,24 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
   matrix.group = linear.bits == 4 ? linear.group_size : 0;
   matrix.fine = linear.fine || linear.bits == 4;
   matrix.input_scale = linear.input_scale;
-  const size_t width = size_t(padded(outputs));
-  matrix.weight = Pages(matrix.tiles() * tile_bytes(inputs, linear.bits), true);
-  matrix.bias.assign(width, 0.0f);
-  if (linear.bias) std::copy(linear.bias, linear.bias + outputs, matrix.bias.begin());
+  matrix.has_bias = linear.bias != nullptr;
   if (linear.smooth) matrix.smooth.assign(linear.smooth, linear.smooth + inputs);
-  uint8_t* tiles = matrix.weight.as<uint8_t>();
-  const size_t bytes = tile_bytes(inputs, linear.bits);
-  if (linear.bits == 8) {
-    const auto* scale = static_cast<const float*>(linear.weight_scale);
-    matrix.weight_scale.assign(width, 0.0f);
-    std::copy(scale, scale + outputs, matrix.weight_scale.begin());
-    const auto* weight = static_cast<const int8_t*>(linear.weight);
-    pool.run(matrix.tiles(), [&](int t) { pack8(weight, outputs, inputs, t * kTile, tiles + bytes * size_t(t)); });
-    return;
-  }
-  const auto* scale = static_cast<const uint16_t*>(linear.weight_scale);
-  const int stored = inputs / matrix.group, groups = matrix.groups();
-  matrix.steps.assign(width * size_t(groups), 0);
-  for (int o = 0; o < outputs; o++)
-    for (int g = 0; g < stored; g++)
-      matrix.steps[(size_t(o / kTile) * size_t(groups) + size_t(g)) * kTile + size_t(o % kTile)] =
-          scale[size_t(o) * size_t(stored) + size_t(g)];
-  const auto* weight = static_cast<const uint8_t*>(linear.weight);
-  pool.run(matrix.tiles(), [&](int t) { pack4(weight, outputs, inputs, t * kTile, tiles + bytes * size_t(t)); });
+  matrix.tiles_start = take_pages(size_t(matrix.tiles()) * matrix.tile_bytes());
+  pool.run(matrix.tiles(), [&](int t) {
+    const int first = t * kTile, real = std::min(kTile, outputs - first);
+    if (linear.bias) std::copy(linear.bias + first, linear.bias + first + real, matrix.bias(t));
+    if (linear.bits == 8) {
+      const auto* scale = static_cast<const float*>(linear.weight_scale) + first;
+      std::copy(scale, scale + real, matrix.steps8(t));
+      pack8(static_cast<const int8_t*>(linear.weight), outputs, inputs, first, matrix.weights(t));
+      return;
+    }
+    const int stored = inputs / matrix.group;
+    const auto* scale = static_cast<const uint16_t*>(linear.weight_scale) + size_t(first) * size_t(stored);
+    for (int o = 0; o < real; o++)
+      for (int g = 0; g < stored; g++) matrix.steps4(t)[g * kTile + o] = scale[size_t(o) * size_t(stored) + size_t(g)];
+    pack4(static_cast<const uint8_t*>(linear.weight), outputs, inputs, first, matrix.weights(t));
+  });
 }
 
 void jaxgpt_model::check_complete() {
@@ -148,8 +157,8 @@ void jaxgpt_model::check_complete() {
 void jaxgpt_model::embed(int token, int position, float* x) const {
   const int C = shape.n_embd;
   if (shape.tied) {  // the head's rows, wherever they lie in its tiles
-    const uint8_t* row = head.tile(token / kTile) + token % kTile * 4;
-    const float scale = head.weight_scale[size_t(token)];
+    const uint8_t* row = head.weights(token / kTile) + token % kTile * 4;
+    const float scale = head.steps8(token / kTile)[token % kTile];
     for (int i = 0; i < C; i++) x[i] = float(int(row[i / 4 * kStepBytes + i % 4]) - 128) * scale;
   } else {
     const int8_t* row = &token_rows[size_t(token) * size_t(C)];

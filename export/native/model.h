@@ -41,17 +41,25 @@ struct Matrix {
   int outputs = 0, inputs = 0, bits = 8, group = 0;
   bool fine = false;
   float input_scale = 0;
-  Pages weight;
-  std::vector<float> weight_scale;  // 8 bits: (padded outputs)
-  std::vector<uint16_t> steps;      // 4 bits: [tile][group][64]
-  std::vector<float> bias;          // (padded outputs), zeros without one
-  std::vector<float> smooth;        // empty without one
+  bool has_bias = false;
+  uint8_t* tiles_start = nullptr;  // in the model's pages
+  std::vector<float> smooth;       // empty without one
 
   int tiles() const { return padded(outputs) / kTile; }
   int groups() const { return (padded(inputs) + group - 1) / group; }
   // The rows of integers that a row of input becomes.
   int parts() const { return fine ? 2 : 1; }
-  const uint8_t* tile(int t) const { return weight.as<uint8_t>() + size_t(t) * tile_bytes(inputs, bits); }
+  // A tile and what lies in it; see layout.h.
+  size_t weight_bytes() const { return size_t(kTile) * size_t(padded(inputs)) * size_t(bits) / 8; }
+  size_t step_bytes() const { return bits == 8 ? kTile * sizeof(float) : size_t(groups()) * kTile * sizeof(uint16_t); }
+  size_t tile_bytes() const { return weight_bytes() + step_bytes() + (has_bias ? kTile * sizeof(float) : 0); }
+  uint8_t* tile(int t) const { return tiles_start + size_t(t) * tile_bytes(); }
+  uint8_t* weights(int t) const { return bits == 8 ? tile(t) : tile(t) + step_bytes(); }
+  float* steps8(int t) const { return reinterpret_cast<float*>(tile(t) + weight_bytes()); }
+  uint16_t* steps4(int t) const { return reinterpret_cast<uint16_t*>(tile(t)); }
+  float* bias(int t) const {
+    return has_bias ? reinterpret_cast<float*>(tile(t) + weight_bytes() + step_bytes()) : nullptr;
+  }
   size_t bytes_read() const;
 };
 
@@ -69,6 +77,8 @@ struct jaxgpt_model {
 
   jaxgpt_shape shape;
   const Kernels* kernels;
+  Pages pages;  // of all matrices, room for 8 bits each; what is not written takes no memory
+  size_t pages_used = 0;
   Pool pool;
   std::mutex turn;  // held by the session that runs
   std::vector<Layer> layers;
@@ -82,6 +92,7 @@ struct jaxgpt_model {
 
   int head_size() const { return shape.n_embd / shape.n_head; }
   void set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs, const char* name);
+  uint8_t* take_pages(size_t bytes);
   void check_complete();
   void embed(int token, int position, float* x) const;
 };

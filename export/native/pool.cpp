@@ -68,11 +68,10 @@ void Pool::run_pieces(int n, Call call, const void* context) {
     std::lock_guard<std::mutex> lock(mutex_);
     wake_.notify_all();
   }
-  for (int piece; (piece = take(0)) >= 0;) {
-    call(context, piece);
-    done_.fetch_add(1, std::memory_order_acq_rel);
-  }
-  const auto all_done = [this, n] { return done_.load(std::memory_order_acquire) == n; };
+  int own = 0;  // told at the end, as every telling costs both threads a cache line
+  for (int piece; (piece = take(0)) >= 0; own++) call(context, piece);
+  done_.fetch_add(own, std::memory_order_acq_rel);
+  const auto all_done = [this, n] { return done_ == n; };
   if (spin(all_done)) return;
   std::unique_lock<std::mutex> lock(mutex_);
   caller_sleeps_ = true;
@@ -97,20 +96,21 @@ void Pool::serve(int thread) {
   uint32_t seen = 0;
   while (await_loop(seen)) {
     seen = loop_.load();
-    for (int piece; (piece = take(thread)) >= 0;) {
-      const int n = pieces_;  // of the running loop, which this piece keeps from ending
+    int own = 0, n = 0;
+    for (int piece; (piece = take(thread)) >= 0; own++) {
+      n = pieces_;  // of the running loop, which the pieces that were not told yet keep from ending
       call_(context_, piece);
-      if (done_.fetch_add(1) + 1 == n && caller_sleeps_) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        all_done_.notify_all();
-      }
+    }
+    if (own && done_.fetch_add(own) + own == n && caller_sleeps_) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      all_done_.notify_all();
     }
   }
 }
 
 // Waits for a loop after number `seen`; false when the pool ends.
 bool Pool::await_loop(uint32_t seen) {
-  const auto came = [this, seen] { return loop_.load(std::memory_order_acquire) != seen; };
+  const auto came = [this, seen] { return loop_ != seen; };
   if (!spin(came)) {
     std::unique_lock<std::mutex> lock(mutex_);
     sleepers_++;

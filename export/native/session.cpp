@@ -26,19 +26,22 @@ int padded16(int n) { return (n + 15) / 16 * 16; }
 jaxgpt_session::jaxgpt_session(jaxgpt_model& of, int slots, int chosen) : model(of), kv(chosen) {
   const auto& shape = model.shape;
   lengths.assign(size_t(slots), 0);
-  const size_t positions = size_t(padded16(shape.block_size));
-  head_bytes_ = positions * size_t(padded16(model.head_size())) * element_bytes(kv);
-  scale_bytes_ = kv == JAXGPT_KV_INT8 ? positions * sizeof(float) : 0;
-  const size_t heads = size_t(shape.n_layer) * size_t(slots) * size_t(shape.n_head);
-  cache_ = Pages(heads * 2 * (head_bytes_ + scale_bytes_), false);  // touched as the text grows
+  head_bytes_ = size_t(kBlock) * size_t(padded16(model.head_size())) * element_bytes(kv);
+  scale_bytes_ = kv == JAXGPT_KV_INT8 ? kBlock * sizeof(float) : 0;
+  const size_t blocks = size_t(slots) * size_t(cache_blocks());
+  cache_ = Pages(blocks * size_t(shape.n_layer) * size_t(shape.n_head) * 2 * (head_bytes_ + scale_bytes_), true);
 }
 
+int jaxgpt_session::cache_blocks() const { return (model.shape.block_size + kBlock - 1) / kBlock; }
+
+// [slot][block of positions][layer][head]: keys, values, their steps
 HeadCache jaxgpt_session::cache(int layer, int slot, int head) const {
-  const size_t slots = lengths.size(), heads = size_t(model.shape.n_head);
-  const size_t which = (size_t(layer) * slots + size_t(slot)) * heads + size_t(head);
-  uint8_t* start = cache_.as<uint8_t>() + which * 2 * (head_bytes_ + scale_bytes_);
-  auto* scales = reinterpret_cast<float*>(start + 2 * head_bytes_);
-  return {start, start + head_bytes_, scales, scales + scale_bytes_ / sizeof(float)};
+  const size_t heads = size_t(model.shape.n_head), own = 2 * (head_bytes_ + scale_bytes_);
+  const size_t stride = size_t(model.shape.n_layer) * heads * own;
+  uint8_t* start = cache_.as<uint8_t>() + size_t(slot) * size_t(cache_blocks()) * stride;
+  start += (size_t(layer) * heads + size_t(head)) * own;
+  uint8_t* scales = start + 2 * head_bytes_;
+  return {start, start + head_bytes_, scales, scales + scale_bytes_, stride};
 }
 
 void jaxgpt_session::make_room(int rows) {
@@ -91,22 +94,20 @@ void jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows, flo
   const Kernels& k = *model.kernels;
   const int width = padded(matrix.inputs), parts = matrix.parts();
   const int8_t* x = integers_.as<int8_t>();
-  const size_t first = size_t(tile) * kTile;
   if (matrix.bits == 4) {
     auto* floats = reinterpret_cast<float*>(sums);
-    k.dot4(matrix.tile(tile), matrix.steps.data() + first * size_t(matrix.groups()), width, matrix.group, x, width,
-           rows, group_sums_.data(), floats);
+    k.dot4(matrix.weights(tile), matrix.steps4(tile), width, matrix.group, x, width, rows, group_sums_.data(), floats);
     for (int m = 0; m < rows; m++)
-      k.finish4(floats + m * kTile, steps_[size_t(m)].scale, &matrix.bias[first], y + m * kTile);
+      k.finish4(floats + m * kTile, steps_[size_t(m)].scale, matrix.bias(tile), y + m * kTile);
     return;
   }
   const int all = rows * parts;
   const auto dot = k.many_from && all >= k.many_from ? k.many : k.dot8;
-  dot(matrix.tile(tile), width, x, width, all, starts_.data(), sums);
+  dot(matrix.weights(tile), width, x, width, all, starts_.data(), sums);
   for (int m = 0; m < rows; m++) {
     const int32_t* own = sums + m * parts * kTile;
-    k.finish8(own, matrix.fine ? own + kTile : nullptr, steps_[size_t(m)].scale, &matrix.weight_scale[first],
-              &matrix.bias[first], y + m * kTile);
+    k.finish8(own, matrix.fine ? own + kTile : nullptr, steps_[size_t(m)].scale, matrix.steps8(tile),
+              matrix.bias(tile), y + m * kTile);
   }
 }
 
@@ -147,6 +148,23 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
   const HeadCache place = cache(layer, run.slot, head);
   float* mixed = mixed_.as<float>() + size_t(run.first_row + first) * size_t(C) + head * D;
   model.kernels->attend(&place, kv, D, run.position + first, rows, query.data(), scores.data(), mixed, C);
+}
+
+// While tile after tile of c_attn is multiplied, asks for the keys and values that attention reads next: it would
+// wait for them, as every step drives them out of the near caches. A thread has the same share of both loops.
+void jaxgpt_session::ask_for_cache(int layer, int tile, int tiles) const {
+  constexpr int kParts = 16;
+  constexpr size_t kMost = size_t(1) << 20;  // of a thread, beside the weights in its second cache
+  const int H = model.shape.n_head, D = model.head_size();
+  size_t bytes = 0;
+  for (const Run& run : runs_) bytes += 2 * head_bytes_ * size_t(H) * size_t(run.position / kBlock + 1);
+  if (bytes > kMost * size_t(model.pool.threads())) return;
+  const int pieces = int(runs_.size()) * H, shares = pieces * kParts;
+  for (int share = tile * shares / tiles; share < (tile + 1) * shares / tiles; share++) {
+    const Run& run = runs_[size_t(share / kParts / H)];
+    const HeadCache place = cache(layer, run.slot, share / kParts % H);
+    model.kernels->ask_for(&place, kv, D, run.position, share % kParts, kParts);
+  }
 }
 
 void jaxgpt_session::attention(int layer) {
@@ -221,7 +239,10 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
     const Layer& layer = model.layers[size_t(index)];
     const Matrix* matrices = layer.matrices;
     round_rows(matrices[JAXGPT_C_ATTN], stream, C, rows, &layer.norms[0]);
-    multiply(matrices[JAXGPT_C_ATTN], rows, into(wide, qkv_width));
+    multiply(matrices[JAXGPT_C_ATTN], rows, [&](int tile, const float* y) {
+      into(wide, qkv_width)(tile, y);
+      ask_for_cache(index, tile, matrices[JAXGPT_C_ATTN].tiles());
+    });
     attention(index);
     round_rows(matrices[JAXGPT_ATTN_C_PROJ], mixed_.as<float>(), C, rows, nullptr);
     multiply(matrices[JAXGPT_ATTN_C_PROJ], rows, onto_stream);
@@ -256,7 +277,7 @@ void jaxgpt_session::predict(int rows, const uint8_t* wanted, float* logits, int
       if (!best) continue;
       const size_t place = size_t(m) * size_t(tiles) + size_t(tile);
       at[place] = k.largest(y + m * kTile, real);
-      most[place] = at[place] < 0 ? 0 : y[m * kTile + at[place]];
+      if (at[place] >= 0) most[place] = y[m * kTile + at[place]];
     }
   });
   for (int m = 0; best && m < count; m++) {

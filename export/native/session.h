@@ -28,12 +28,14 @@ struct jaxgpt_session {
   void multiply(const Matrix& matrix, int rows, const Finish& finish);
   void multiply_tile(const Matrix& matrix, int tile, int rows, float* y, int32_t* sums);
   void attention(int layer);
+  void ask_for_cache(int layer, int tile, int tiles) const;
   void attend_run(int layer, const Run& run, int head, int first, int rows);
+  int cache_blocks() const;
   HeadCache cache(int layer, int slot, int head) const;
   void predict(int rows, const uint8_t* wanted, float* logits, int32_t* best);
 
   Pages cache_;
-  size_t head_bytes_, scale_bytes_;
+  size_t head_bytes_, scale_bytes_;  // keys (or values) of a block of positions, and their steps
   std::vector<Run> runs_;
   // Scratch of a chunk; widths are padded.
   int room_ = 0;
