@@ -62,12 +62,17 @@ int jaxgpt_model_ready(jaxgpt_model* model);
 const char* jaxgpt_model_isa(const jaxgpt_model* model);
 // Bytes of weights and steps that a decode step reads: what the ceiling is made of.
 int64_t jaxgpt_model_bytes(const jaxgpt_model* model);
+// Whether single rows of which only the most probable token is wanted go through the screen (see head.cpp); they
+// do unless told otherwise. The result is the same.
+void jaxgpt_model_use_screen(jaxgpt_model* model, int use);
 void jaxgpt_model_free(jaxgpt_model* model);
 
 int jaxgpt_session_new(jaxgpt_model* model, int slots, int kv, jaxgpt_session** session);
 void jaxgpt_session_free(jaxgpt_session* session);
 // Forgets the tokens of a slot from `length` on.
 int jaxgpt_session_truncate(jaxgpt_session* session, int slot, int length);
+// Outputs that screened steps computed exactly so far.
+int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session);
 int jaxgpt_session_length(const jaxgpt_session* session, int slot);
 
 // Takes `rows` tokens, each the next one of its slot; rows of one slot must be neighbours.

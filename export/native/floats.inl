@@ -181,6 +181,20 @@ int largest(const float* x, int n) {
   return at;
 }
 
+void bounds(const float* coarse, float rate, float middle, float length, const float* step, const float* error,
+            float* upper) {
+  for (int o = 0; o < kTile; o += 16) {
+    const Floats value = (load16(coarse + o) * rate + middle) * load16(step + o);
+    store16(upper + o, value + load16(error + o) * length);
+  }
+}
+
+float most(const float* x, int n) {
+  Floats found = load16(x);
+  for (int i = 16; i < n; i += 16) found = max16(found, load16(x + i));
+  return max_lanes(found);
+}
+
 // ---- attention
 
 // One element of a cache of floats, halves or integers with a step.

@@ -29,6 +29,9 @@ struct Kernels {
                int32_t* sums);
   void (*many)(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
                int32_t* sums);
+  // The same of 16 outputs; `column` is the tile's start + 64 times which 16 they are; sums lie as dot8's.
+  void (*column8)(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+                  int32_t* sums);
   // Rows come in pairs (a rounding and what it left): sums[m][64] = sum over groups of scale[g][o] times
   // sum_k q[o][k] (256 x[2 m][k] + x[2 m + 1][k]). group_sums[m][g] = 8 sum_k (256 x[2 m][k] + x[2 m + 1][k]).
   void (*dot4)(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
@@ -60,6 +63,11 @@ struct Kernels {
 
   // Largest of n and its index, the first of equals; returns -1 where one is not finite.
   int (*largest)(const float* x, int n);
+  // upper[o] = step[o] (coarse[o] rate + middle) + error[o] length for 64 outputs
+  void (*bounds)(const float* coarse, float rate, float middle, float length, const float* step, const float* error,
+                 float* upper);
+  float (*most)(const float* x, int n);  // the largest of n, a multiple of 16
+
   // Something that depends on every byte of n (a multiple of 256), read as a step reads weights.
   uint64_t (*read)(const uint8_t* bytes, size_t n);
 };

@@ -105,6 +105,11 @@ void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, in
   }
 }
 
+void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+             int32_t* sums) {
+  for (int r = 0; r < rows; r++) dot8_column<1>(column, inputs, x + r * stride, stride, start + r, sums + r * kTile);
+}
+
 inline __m256 steps8(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
@@ -168,8 +173,8 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
 
 const Kernels* avx2_kernels() {
   static const Kernels kernels = {
-      "avx2", 0, dot8, nullptr, dot4, layer_norm, quantize, gelu, finish8, finish4, add,
-      remember, attend, ask_for, largest, read_all,
+      "avx2", 0, dot8, nullptr, column8, dot4, layer_norm, quantize, gelu, finish8, finish4, add,
+      remember, attend, ask_for, largest, bounds, most, read_all,
   };
   return &kernels;
 }

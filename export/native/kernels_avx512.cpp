@@ -92,6 +92,16 @@ void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, in
   }
 }
 
+void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+             int32_t* sums) {
+  for (int r = 0; r < rows; r++) {
+    __m512i s = _mm512_set1_epi32(start[r]);
+    for (int k = 0; k < inputs; k += 4)
+      s = _mm512_dpbusd_epi32(s, _mm512_loadu_si512(column + k / 4 * kStepBytes), four_inputs(x + r * stride + k));
+    _mm512_storeu_si512(sums + r * kTile, s);
+  }
+}
+
 // 16 steps of bfloat16 as floats: their upper halves.
 inline __m512 steps16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
@@ -240,8 +250,8 @@ bool has_matrix_unit() {
 
 const Kernels* avx512_kernels() {
   static const Kernels kernels = {
-      "avx512-vnni", has_matrix_unit() ? 8 : 0, dot8, many, dot4, layer_norm, quantize, gelu, finish8, finish4, add,
-      remember, attend, ask_for, largest, read_all,
+      "avx512-vnni", has_matrix_unit() ? 8 : 0, dot8, many, column8, dot4, layer_norm, quantize, gelu, finish8, finish4, add,
+      remember, attend, ask_for, largest, bounds, most, read_all,
   };
   return &kernels;
 }

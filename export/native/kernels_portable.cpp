@@ -51,6 +51,16 @@ void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, in
   }
 }
 
+void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+             int32_t* sums) {
+  for (int r = 0; r < rows; r++)
+    for (int o = 0; o < 16; o++) {
+      int32_t s = start[r];
+      for (int k = 0; k < inputs; k++) s += column[k / 4 * kStepBytes + o * 4 + k % 4] * x[r * stride + k];
+      sums[r * kTile + o] = s;
+    }
+}
+
 inline float step_value(uint16_t bits) {
   const uint32_t wide = uint32_t(bits) << 16;
   float x;
@@ -98,8 +108,8 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
 
 const Kernels* portable_kernels() {
   static const Kernels kernels = {
-      "portable", 0, dot8, nullptr, dot4, layer_norm, quantize, gelu, finish8, finish4, add,
-      remember, attend, ask_for, largest, read_all,
+      "portable", 0, dot8, nullptr, column8, dot4, layer_norm, quantize, gelu, finish8, finish4, add,
+      remember, attend, ask_for, largest, bounds, most, read_all,
   };
   return &kernels;
 }

@@ -87,6 +87,11 @@ struct jaxgpt_model {
   std::vector<int8_t> token_rows, position_rows;
   std::vector<float> token_scale, position_scale, token_smooth;
   std::vector<float> turns;
+  // Upper halves of the head's bytes, with each output's step and the bound of what they leave out; see head.cpp.
+  Matrix screen;
+  Pages screen_pages;
+  std::vector<float> screen_step, screen_error;
+  bool use_screen = true;
   bool tokens_set = false;
   int64_t bytes_read = 0;
 
@@ -94,6 +99,7 @@ struct jaxgpt_model {
   void set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs, const char* name);
   uint8_t* take_pages(size_t bytes);
   void check_complete();
+  void make_screen();
   void embed(int token, int position, float* x) const;
 };
 

@@ -14,7 +14,6 @@
 
 namespace {
 
-constexpr int kChunk = 256;  // rows that a prompt takes at once: scratch stays small, and weights are read rarely
 constexpr int kAttendRows = 32;  // of a piece of attention
 
 size_t element_bytes(int kv) { return kv == JAXGPT_KV_FLOAT ? 4 : kv == JAXGPT_KV_HALF ? 2 : 1; }
@@ -109,17 +108,6 @@ void jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows, flo
     k.finish8(own, matrix.fine ? own + kTile : nullptr, steps_[size_t(m)].scale, matrix.steps8(tile),
               matrix.bias(tile), y + m * kTile);
   }
-}
-
-// Calls finish(tile, y) with y (rows, 64) for every tile.
-template <typename Finish>
-void jaxgpt_session::multiply(const Matrix& matrix, int rows, const Finish& finish) {
-  model.pool.run(matrix.tiles(), [&](int tile) {
-    alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
-    alignas(64) static thread_local float y[kChunk * kTile];
-    multiply_tile(matrix, tile, rows, y, sums);
-    finish(tile, y);
-  });
 }
 
 // Attention of some rows of a run and one head; keys and values of the whole run are in the cache already.
@@ -252,43 +240,6 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
     multiply(matrices[JAXGPT_MLP_C_PROJ], rows, onto_stream);
   }
   for (const Run& run : runs_) lengths[size_t(run.slot)] += run.rows;
-}
-
-// Logits of the wanted rows of a chunk, or the most probable token of each.
-void jaxgpt_session::predict(int rows, const uint8_t* wanted, float* logits, int32_t* best) {
-  const int C = padded(model.shape.n_embd), V = model.shape.vocab_size;
-  float* stream = stream_.as<float>();
-  int count = 0;
-  for (int m = 0; m < rows; m++)
-    if (wanted[m]) {
-      if (count != m) memcpy(stream + size_t(count) * size_t(C), stream + size_t(m) * size_t(C), size_t(C) * 4);
-      count++;
-    }
-  if (!count) return;
-  const Kernels& k = *model.kernels;
-  const int tiles = model.head.tiles();
-  std::vector<float> most(best ? size_t(count) * size_t(tiles) : 0);
-  std::vector<int32_t> at(most.size());
-  round_rows(model.head, stream, C, count, &model.last_norm);
-  multiply(model.head, count, [&](int tile, const float* y) {
-    const int real = std::min(kTile, V - tile * kTile);
-    for (int m = 0; m < count; m++) {
-      if (logits) memcpy(logits + size_t(m) * size_t(V) + tile * kTile, y + m * kTile, size_t(real) * 4);
-      if (!best) continue;
-      const size_t place = size_t(m) * size_t(tiles) + size_t(tile);
-      at[place] = k.largest(y + m * kTile, real);
-      if (at[place] >= 0) most[place] = y[m * kTile + at[place]];
-    }
-  });
-  for (int m = 0; best && m < count; m++) {
-    const size_t first = size_t(m) * size_t(tiles);
-    int found = 0;
-    for (int t = 0; t < tiles; t++) {
-      if (at[first + size_t(t)] < 0) refuse("the model's logits hold NaN or infinity; its weights are damaged");
-      if (most[first + size_t(t)] > most[first + size_t(found)]) found = t;
-    }
-    best[m] = found * kTile + at[first + size_t(found)];
-  }
 }
 
 void jaxgpt_session::forward(int rows, const int32_t* slots, const int32_t* tokens, const uint8_t* wanted,

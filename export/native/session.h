@@ -5,6 +5,8 @@
 
 #include "model.h"
 
+constexpr int kChunk = 256;  // rows that a prompt takes at once: scratch stays small, and weights are read rarely
+
 // Rows of one slot that follow each other in a chunk.
 struct Run {
   int slot, first_row, rows, position;
@@ -19,6 +21,7 @@ struct jaxgpt_session {
   jaxgpt_model& model;
   const int kv;
   std::vector<int> lengths;  // of each slot
+  int64_t columns_read = 0;  // 16 outputs each that screened steps computed exactly
 
  private:
   void chunk(int rows, const int32_t* slots, const int32_t* tokens);
@@ -32,6 +35,9 @@ struct jaxgpt_session {
   void attend_run(int layer, const Run& run, int head, int first, int rows);
   int cache_blocks() const;
   HeadCache cache(int layer, int slot, int head) const;
+  void exact_column(int column, float* y) const;
+  int best_of_column(int column, float* most) const;
+  int screened_best();
   void predict(int rows, const uint8_t* wanted, float* logits, int32_t* best);
 
   Pages cache_;
@@ -42,4 +48,19 @@ struct jaxgpt_session {
   Pages stream_, wide_, mixed_, integers_;
   std::vector<RowStep> steps_;
   std::vector<int32_t> starts_, group_sums_;
+  // Of the screen: bounds, the largest of each tile, what is computed exactly; steps to go without it.
+  std::vector<float> upper_, most_;
+  std::vector<int> columns_;
+  int rest_ = 0, resting_ = 0;
 };
+
+// Calls finish(tile, y) with y (rows, 64) for every tile.
+template <typename Finish>
+void jaxgpt_session::multiply(const Matrix& matrix, int rows, const Finish& finish) {
+  model.pool.run(matrix.tiles(), [&](int tile) {
+    alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
+    alignas(64) static thread_local float y[kChunk * kTile];
+    multiply_tile(matrix, tile, rows, y, sums);
+    finish(tile, y);
+  });
+}

@@ -1,0 +1,183 @@
+// The head: logits of rows, or only the most probable token of each.
+//
+// For the latter a step need not read the whole head. The screen is a copy of its upper half bytes, half as long:
+//
+//   integer w = 16 (hi - 8) + lo,  hi and lo in 0..15
+//   logit     = s_w s_x sum(w x) = s_w (16 s_x sum((hi - 8) x) + 7.5 s_x sum(x)) + error
+//   |error|  <= s_w |lo - 7.5| s_x |x|      by Cauchy-Schwarz; |lo - 7.5|, the norm over a row, is kept
+//
+// One pass over the screen gives each logit an upper bound. The tokens beside the most promising one are computed
+// exactly; then so is every token whose bound reaches the best of them, and no other can be the largest. How many
+// these are is the text's business (0.2 % to 1 % with trained models, most with random ones), so a session that
+// finds many leaves the screen alone for some steps.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "session.h"
+
+namespace {
+
+constexpr int kColumn = 16;             // outputs that are computed exactly together: they share their lines
+constexpr int kColumns = kTile / kColumn;
+constexpr int kFewestTiles = 64;        // a smaller head is read sooner than it is screened
+constexpr int kWidest = 4096;           // inputs; more could overflow the integer sums of the screen
+constexpr double kMostColumns = 0.25;   // of all, from which on the screen costs as much as it saves
+constexpr int kLongestRest = 256;       // steps without it
+// Floats round: relative 1e-6 of the largest a sum could be covers every rounding of both sides.
+constexpr float kRounding = 1e-6f * 128;
+
+}  // namespace
+
+void jaxgpt_model::make_screen() {
+  if (screen.outputs || head.tiles() < kFewestTiles || head.inputs > kWidest) return;
+  const int width = padded(head.inputs);
+  screen.inputs = head.inputs;
+  screen.bits = 4;
+  screen.group = width;
+  screen.fine = true;
+  screen_pages = Pages(size_t(head.tiles()) * (size_t(width) * kTile / 2 + kTile * 2), true);
+  screen.tiles_start = screen_pages.as<uint8_t>();
+  screen_step.assign(size_t(head.tiles()) * kTile, 0.0f);
+  screen_error.assign(screen_step.size(), 0.0f);
+  screen.outputs = head.outputs;
+  pool.run(head.tiles(), [&](int t) {
+    constexpr uint16_t kOne = 0x3f80;  // 1 in bfloat16
+    std::fill(screen.steps4(t), screen.steps4(t) + kTile, kOne);
+    const uint8_t* bytes = head.weights(t);
+    uint8_t* halves = screen.weights(t);
+    for (int o = 0; o < kTile; o++) {
+      float square = 0;
+      for (int k = 0; k < width; k += 8)
+        for (int j = 0; j < 4; j++) {
+          const uint8_t first = bytes[size_t(k) / 4 * kStepBytes + o * 4 + j];
+          const uint8_t second = bytes[(size_t(k) / 4 + 1) * kStepBytes + o * 4 + j];
+          halves[size_t(k) / 8 * kStepBytes + o * 4 + j] = uint8_t(first >> 4 | (second & 0xf0));
+          const float a = float(first & 15) - 7.5f, b = float(second & 15) - 7.5f;
+          square += a * a + b * b;
+        }
+      const size_t row = size_t(t) * kTile + size_t(o);
+      screen_step[row] = head.steps8(t)[o];
+      screen_error[row] = screen_step[row] * (std::sqrt(square) + kRounding * std::sqrt(float(width)));
+    }
+  });
+}
+
+// Exact logits of 16 outputs for the row that is rounded.
+void jaxgpt_session::exact_column(int column, float* y) const {
+  const Matrix& head = model.head;
+  const int tile = column / kColumns, first = column % kColumns * kColumn;
+  alignas(64) int32_t sums[2 * kTile];
+  alignas(64) float all[kTile];
+  model.kernels->column8(head.weights(tile) + first * 4, padded(head.inputs), integers_.as<int8_t>(),
+                         padded(head.inputs), head.parts(), starts_.data(), sums + first);
+  model.kernels->finish8(sums, head.fine ? sums + kTile : nullptr, steps_[0].scale, head.steps8(tile), nullptr, all);
+  std::copy(all + first, all + first + kColumn, y);
+}
+
+// The largest of a column's real outputs, the first of equals; its logit goes to *most.
+int jaxgpt_session::best_of_column(int column, float* most) const {
+  float y[kColumn];
+  exact_column(column, y);
+  const int real = std::min(kColumn, model.shape.vocab_size - column * kColumn);
+  const int at = model.kernels->largest(y, real);
+  if (at < 0) refuse("the model's logits hold NaN or infinity; its weights are damaged");
+  *most = y[at];
+  return column * kColumn + at;
+}
+
+// The most probable token of the one row that is rounded for the head.
+int jaxgpt_session::screened_best() {
+  const Kernels& k = *model.kernels;
+  const Matrix &head = model.head, &screen = model.screen;
+  const int width = padded(head.inputs), tiles = head.tiles(), V = model.shape.vocab_size;
+  int8_t* q = integers_.as<int8_t>();
+  if (!head.fine) memset(q + width, 0, size_t(width));
+  int64_t sum = 0;
+  double square = 0;
+  for (int i = 0; i < width; i++) {
+    const int both = 256 * q[i] + q[width + i];
+    sum += both;
+    square += double(both) * both;
+  }
+  const float scale = steps_[0].scale, middle = 7.5f * scale * float(sum) / 256.0f;
+  const float length = scale * float(std::sqrt(square)) / 256.0f * 1.0001f;
+  group_sums_.assign(1, int32_t(8 * sum));
+  upper_.resize(size_t(tiles) * kTile);
+  most_.resize(size_t(tiles));
+  model.pool.run(tiles, [&](int tile) {
+    alignas(64) float coarse[kTile];
+    k.dot4(screen.weights(tile), screen.steps4(tile), width, width, q, width, 1, group_sums_.data(), coarse);
+    const size_t first = size_t(tile) * kTile;
+    k.bounds(coarse, scale / 16.0f, middle, length, &model.screen_step[first], &model.screen_error[first],
+             &upper_[first]);
+    for (int o = std::max(0, V - tile * kTile); o < kTile; o++) upper_[first + size_t(o)] = -INFINITY;
+    most_[size_t(tile)] = k.most(&upper_[first], kTile);
+  });
+  const size_t promising = size_t(std::max_element(most_.begin(), most_.end()) - most_.begin());
+  const float* row = &upper_[promising * kTile];
+  const int first_column = int(std::max_element(row, row + kTile) - row) / kColumn + int(promising) * kColumns;
+  float reached = 0;
+  const int promised = best_of_column(first_column, &reached);
+  columns_.clear();
+  for (int tile = 0; tile < tiles; tile++)
+    if (most_[size_t(tile)] >= reached)
+      for (int c = 0; c < kColumns; c++)
+        if (k.most(&upper_[size_t(tile) * kTile + size_t(c) * kColumn], kColumn) >= reached)
+          columns_.push_back(tile * kColumns + c);
+  if (columns_.empty()) return promised;
+  const bool many = double(columns_.size()) > kMostColumns * double(tiles * kColumns);
+  rest_ = many ? std::min(2 * rest_ + 1, kLongestRest) : 0;
+  resting_ = rest_;
+  columns_read += int64_t(columns_.size());
+  std::vector<float> found(columns_.size());
+  std::vector<int> at(columns_.size());
+  model.pool.run(int(columns_.size()),
+                 [&](int i) { at[size_t(i)] = best_of_column(columns_[size_t(i)], &found[size_t(i)]); });
+  const size_t best = size_t(std::max_element(found.begin(), found.end()) - found.begin());  // the first of equals
+  return at[best];
+}
+
+// Logits of the wanted rows of a chunk, or the most probable token of each.
+void jaxgpt_session::predict(int rows, const uint8_t* wanted, float* logits, int32_t* best) {
+  const int C = padded(model.shape.n_embd), V = model.shape.vocab_size;
+  float* stream = stream_.as<float>();
+  int count = 0;
+  for (int m = 0; m < rows; m++)
+    if (wanted[m]) {
+      if (count != m) memcpy(stream + size_t(count) * size_t(C), stream + size_t(m) * size_t(C), size_t(C) * 4);
+      count++;
+    }
+  if (!count) return;
+  const Kernels& k = *model.kernels;
+  const int tiles = model.head.tiles();
+  round_rows(model.head, stream, C, count, &model.last_norm);
+  if (count == 1 && best && !logits && model.use_screen) {
+    model.make_screen();
+    if (model.screen.outputs && resting_-- <= 0) {
+      best[0] = screened_best();
+      return;
+    }
+  }
+  std::vector<float> most(best ? size_t(count) * size_t(tiles) : 0);
+  std::vector<int32_t> at(most.size());
+  multiply(model.head, count, [&](int tile, const float* y) {
+    const int real = std::min(kTile, V - tile * kTile);
+    for (int m = 0; m < count; m++) {
+      if (logits) memcpy(logits + size_t(m) * size_t(V) + tile * kTile, y + m * kTile, size_t(real) * 4);
+      if (!best) continue;
+      const size_t place = size_t(m) * size_t(tiles) + size_t(tile);
+      at[place] = k.largest(y + m * kTile, real);
+      if (at[place] >= 0) most[place] = y[m * kTile + at[place]];
+    }
+  });
+  for (int m = 0; best && m < count; m++) {
+    const size_t first = size_t(m) * size_t(tiles);
+    int found = 0;
+    for (int t = 0; t < tiles; t++) {
+      if (at[first + size_t(t)] < 0) refuse("the model's logits hold NaN or infinity; its weights are damaged");
+      if (most[first + size_t(t)] > most[first + size_t(found)]) found = t;
+    }
+    best[m] = found * kTile + at[first + size_t(found)];
+  }
+}
