@@ -1,27 +1,46 @@
-"""Builds the native engine beside the Python code, where a C++ compiler is there; everything else is in pyproject.toml."""
+"""Builds the native engine where a C++ compiler is there; everything else is in pyproject.toml."""
 
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("export/native")
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=off",  # a fused multiply-add rounds once where export/arithmetic.py says twice
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    "-pthread",
+]
+
+
+class PlainLibrary(build_ext):
+    """Names the file export/native/libengine.so: no Python module, export/engine.py loads it with ctypes."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Return the path of the library, as far as the package's folder is concerned."""
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+
+class AnyPython(bdist_wheel):
+    """Tags the wheel for its platform only: the library knows nothing of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return Python, ABI and platform tags."""
+        return ("py3", "none", super().get_tag()[2])
+
 
 engine = Extension(
-    "export._engine",  # a plain shared library with a C interface: export/engine.py loads it with ctypes
+    "export.native.libengine",
     sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
     depends=sorted(str(path) for pattern in ("*.h", "*.inl") for path in NATIVE.glob(pattern)),
     language="c++",
-    # No contraction: a fused multiply-add rounds once where export/arithmetic.py says twice.
-    extra_compile_args=[
-        "-std=c++17",
-        "-O3",
-        "-ffp-contract=off",
-        "-fvisibility=hidden",
-        "-Wno-psabi",
-        "-pthread",
-    ],
+    extra_compile_args=FLAGS,
     extra_link_args=["-pthread"],
     optional=True,  # without a compiler the PyTorch module serves
 )
 
-setup(ext_modules=[engine])
+setup(ext_modules=[engine], cmdclass={"build_ext": PlainLibrary, "bdist_wheel": AnyPython})

@@ -3,18 +3,17 @@
     from export.engine import NativeModel, NativeSession
     session = NativeSession(NativeModel(read_artifact(folder)))
 
-`export/native/` is its source, docs/engine.md says how it works. It computes what `export.arithmetic` defines,
-with two liberties: layers with a float input (weight-only) take it rounded twice, as a fine input is, and the
-KV cache holds float16 unless told otherwise. Where no compiler built it, or the artifact has a layer that it does
-not know (float32 weights), `why_not` says so and the PyTorch module serves.
+`export/native/` is its source, docs/engine.md says how it works. It computes what `export.arithmetic`
+defines, with two liberties: layers with a float input (weight-only) take it rounded twice, as a fine input
+is, and the KV cache holds float16 unless told otherwise. Where no compiler built it, or the artifact has a
+layer that it does not know (float32 weights), `why_not` says so and the PyTorch module serves.
 
-The GIL is released during every call. Sessions of one model may be used from several threads; their steps take
-turns.
+The GIL is released during every call. Sessions of one model may be used from several threads; their steps
+take turns.
 """
 
 import ctypes
 import functools
-import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -55,18 +54,16 @@ class _Linear(ctypes.Structure):
     ]
 
 
-def library_path() -> Path | None:
-    """Return where the built engine lies; None where it was not built."""
-    if override := os.environ.get("JAXGPT_ENGINE"):
-        return Path(override)
-    found = importlib.util.find_spec("export._engine")
-    return Path(found.origin) if found is not None and found.origin else None
+def library_path() -> Path:
+    """Return where the built engine lies, or would lie; JAXGPT_ENGINE names another build of it."""
+    built = Path(__file__).parent / "native" / "libengine.so"
+    return Path(os.environ.get("JAXGPT_ENGINE") or built)
 
 
 @functools.cache
 def _library() -> Any:
     path = library_path()
-    if path is None:
+    if not path.exists():
         return None
     library = ctypes.CDLL(str(path))
     if library.jaxgpt_version() != VERSION:
@@ -80,6 +77,12 @@ def _library() -> Any:
     library.jaxgpt_model_isa.argtypes = [ctypes.c_void_p]
     library.jaxgpt_model_bytes.restype = ctypes.c_int64
     library.jaxgpt_model_bytes.argtypes = [ctypes.c_void_p]
+    library.jaxgpt_session_exact_outputs.restype = ctypes.c_int64
+    library.jaxgpt_session_exact_outputs.argtypes = [ctypes.c_void_p]
+    library.jaxgpt_model_use_screen.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.jaxgpt_model_free.argtypes = [ctypes.c_void_p]
+    library.jaxgpt_session_free.argtypes = [ctypes.c_void_p]
+    library.jaxgpt_session_length.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.jaxgpt_read_seconds.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     return library
 
@@ -91,7 +94,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Return the instruction sets that this machine and this build have, the best first; () without a build."""
+    """Return the instruction sets of this machine and this build, the best first; () without a build."""
     library = _library()
     return () if library is None else tuple(library.jaxgpt_instruction_sets().decode().split())
 
@@ -178,6 +181,10 @@ class NativeModel:
         self.isa: str = _library().jaxgpt_model_isa(self._handle).decode()
         self.bytes_per_token: int = _library().jaxgpt_model_bytes(self._handle)
 
+    def use_screen(self, use: bool) -> None:
+        """Whether greedy steps read the screen of the head first; they do unless told otherwise."""
+        _library().jaxgpt_model_use_screen(self._handle, int(use))
+
     def _fill(self, artifact: Artifact, quantization: Quantization) -> None:
         tensors, config = artifact.tensors, artifact.config
         for layer in range(config.n_layer):
@@ -250,6 +257,7 @@ class NativeSession:
 
     def __init__(self, model: NativeModel, slots: int = 1, cache: CacheKind = "fp16") -> None:
         self.model = model
+        self.slots = slots
         self.block_size = model.config.block_size
         self._handle = ctypes.c_void_p()
         _call("jaxgpt_session_new", model._handle, slots, CACHES[cache], ctypes.byref(self._handle))
@@ -293,7 +301,7 @@ class NativeSession:
     def greedy(
         self, tokens: Sequence[int], slots: Sequence[int] | None = None, every: bool = False
     ) -> npt.NDArray[np.int32]:
-        """Take tokens as `forward` does; return the most probable next one after each, the lowest of equals."""
+        """Take tokens as `forward` does; return the most probable next one, the lowest of equals."""
         order = self._order(tokens, slots, every)
         best = np.empty(int(order[2].sum()), dtype=np.int32)
         self._forward(order, None, best)
@@ -314,6 +322,11 @@ class NativeSession:
         )
         inputs = (array.ctypes.data_as(ctypes.c_void_p) for array in (places, ids, wanted))
         _call("jaxgpt_session_forward", self._handle, len(ids), *inputs, *outputs)
+
+    @property
+    def exact_outputs(self) -> int:
+        """How many outputs of the head screened steps computed exactly so far."""
+        return int(_library().jaxgpt_session_exact_outputs(self._handle))
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):

@@ -1,10 +1,12 @@
 """The generation loop, one for every engine: JAX, the PyTorch module, whatever comes.
 
 An engine answers two calls: `start(tokens)` takes a prompt and `step(token)` one more token; both return
-the logits of the next one. The loop draws, streams text and stops.
+the logits of the next one. The loop draws, streams text and stops. An engine that can rewind is asked for
+several tokens at a time where the text repeats itself.
 """
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from jaxgpt.shared.drafting import PromptLookup
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.sampling import Sampler, Sampling
 from jaxgpt.shared.tokenizer import TextStream, Tokenizer
@@ -39,6 +42,23 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class RewindingEngine(Engine, Protocol):
+    """An engine that takes several tokens at once, chooses greedily itself, and can forget the last ones."""
+
+    def forward(self, tokens: Sequence[int], *, every: bool = False) -> npt.NDArray[np.float32]:
+        """Take M tokens; return the logits after the last one (1, V), or after each (M, V)."""
+        ...
+
+    def greedy(self, tokens: Sequence[int], *, every: bool = False) -> npt.NDArray[np.int32]:
+        """The same, but of the logits only the place of the largest, the first of equals."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Generation:
     """A generated text.
@@ -50,6 +70,8 @@ class Generation:
         context is full).
       prefill_s: seconds from the prompt to the first logits.
       decode_s: seconds for all that follows.
+      guessed: tokens that were tried ahead (see drafting.py).
+      accepted: how many of them stood.
     """
 
     text: str
@@ -57,6 +79,8 @@ class Generation:
     finish_reason: FinishReason
     prefill_s: float
     decode_s: float
+    guessed: int = 0
+    accepted: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +112,9 @@ class PromptOptions:
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
 
-def generate_shown(engine: Engine, tokenizer: Tokenizer, options: PromptOptions) -> Generation:
+def generate_shown(
+    engine: Engine, tokenizer: Tokenizer, options: PromptOptions, guess: int = 0
+) -> Generation:
     """Continue a prompt as a command does: the text streams to stdout, unless that is kept for JSON."""
 
     def show(text: str) -> None:
@@ -97,9 +123,89 @@ def generate_shown(engine: Engine, tokenizer: Tokenizer, options: PromptOptions)
             sys.stdout.flush()
 
     sampling = options.sampling()
-    done = generate(engine, tokenizer, options.prompt, options.max_new_tokens, sampling, options.stop, show)
+    done = generate(
+        engine, tokenizer, options.prompt, options.max_new_tokens, sampling, options.stop, show, guess
+    )
     show("\n")
     return done
+
+
+class Text:
+    """A text that is being generated: takes tokens, knows when it is finished.
+
+    Args:
+      tokenizer: the one that the model was trained with.
+      prompt: text; an empty one starts a new document.
+      block_size: tokens that the model's context holds.
+      max_new_tokens: at least 1.
+      sampling: how tokens are drawn.
+      stop: texts that end the generation and are not shown.
+      on_text: called with each piece of text as soon as it is certain.
+
+    Attributes:
+      prompt: its tokens.
+      tokens: the generated ones.
+      finish_reason: None until it is finished.
+
+    Raises:
+      UserError: the prompt leaves no room for a token, or max_new_tokens is below 1.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str,
+        block_size: int,
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str] = (),
+        on_text: Callable[[str], object] | None = None,
+    ) -> None:
+        self.prompt = prompt_tokens(tokenizer, prompt, block_size)
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least 1")
+        self.tokens: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.sampler = Sampler(sampling)
+        room = block_size - len(self.prompt) + 1  # the last token needs no place
+        self._most = min(max_new_tokens, room)
+        self._at_most: FinishReason = "context" if room < max_new_tokens else "length"
+        self._endoftext = tokenizer.endoftext
+        self._stream = TextStream(tokenizer, stop)
+        self._show = on_text or (lambda text: None)
+        self._started = self._first = time.perf_counter()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it takes no more tokens."""
+        return self.finish_reason is not None
+
+    @property
+    def left(self) -> int:
+        """How many more tokens it may take."""
+        return self._most - len(self.tokens)
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        if not self.tokens:
+            self._first = time.perf_counter()
+        self.tokens.append(token)
+        if token == self._endoftext:
+            self.finish_reason = "endoftext"
+        else:
+            self._show(self._stream.push(token))
+            if not self._stream.stopped and not self.left:
+                self.finish_reason = self._at_most
+        if self.finish_reason is not None:
+            self._show(self._stream.finish())
+        if self._stream.stopped:
+            self.finish_reason = "stop"
+
+    def done(self, guessed: int = 0, accepted: int = 0) -> Generation:
+        """Return what was generated."""
+        assert self.finish_reason is not None
+        times = (self._first - self._started, time.perf_counter() - self._first)
+        return Generation(self._stream.text, self.tokens, self.finish_reason, *times, guessed, accepted)
 
 
 def generate(
@@ -110,48 +216,67 @@ def generate(
     sampling: Sampling,
     stop: Sequence[str] = (),
     on_text: Callable[[str], object] | None = None,
+    guess: int = 0,
 ) -> Generation:
     """Continue a prompt.
 
     Args:
       engine: the model.
-      tokenizer: the one that the model was trained with.
-      prompt: text; an empty one starts a new document.
-      max_new_tokens: at least 1.
-      sampling: how tokens are drawn.
-      stop: texts that end the generation and are not shown.
-      on_text: called with each piece of text as soon as it is certain.
+      tokenizer: as the next ones, see Text.
+      prompt: see Text.
+      max_new_tokens: see Text.
+      sampling: see Text.
+      stop: see Text.
+      on_text: see Text.
+      guess: tokens to try ahead at most, where the engine can rewind; the text is the same.
 
     Raises:
       UserError: the prompt leaves no room for a token, or max_new_tokens is below 1.
     """
-    tokens = prompt_tokens(tokenizer, prompt, engine.block_size)
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least 1")
-    sampler, stream = Sampler(sampling), TextStream(tokenizer, stop)
-    show = on_text or (lambda text: None)
-    room = engine.block_size - len(tokens) + 1  # the last token needs no place
-    started = time.perf_counter()
-    logits = engine.start(tokens)
-    prefilled = time.perf_counter()
-    new: list[int] = []
-    reason: FinishReason = "context" if room < max_new_tokens else "length"
-    for index in range(min(max_new_tokens, room)):
-        token = sampler.draw(logits)
-        new.append(token)
-        if token == tokenizer.endoftext:
-            reason = "endoftext"
+    text = Text(tokenizer, prompt, engine.block_size, max_new_tokens, sampling, stop, on_text)
+    rewinding = engine if isinstance(engine, RewindingEngine) else None
+    lookup = PromptLookup(text.prompt, guess if rewinding else 0)
+    text.push(text.sampler.draw(engine.start(text.prompt)))
+    while not text.finished:
+        token = text.tokens[-1]
+        if rewinding is None:
+            text.push(text.sampler.draw(engine.step(token)))
+            continue
+        lookup.push(token)
+        guessed = lookup.guess(text.left - 1)
+        started = time.perf_counter()
+        drawn = _draw_after(rewinding, text.sampler, [token, *guessed])
+        kept = len(drawn) - 1
+        if kept < len(guessed):
+            rewinding.truncate(len(text.prompt) + len(text.tokens) + kept)
+        lookup.learn(len(guessed), kept, time.perf_counter() - started)
+        for next_token in drawn[:-1]:
+            text.push(next_token)
+            if text.finished:
+                break
+            lookup.push(next_token)
+        else:
+            text.push(drawn[-1])
+    return text.done(lookup.guessed, lookup.accepted)
+
+
+def _draw_after(engine: RewindingEngine, sampler: Sampler, tokens: Sequence[int]) -> list[int]:
+    """Take a token and guesses of what follows; return the guesses that were right and the token after them.
+
+    Each token is drawn from the logits that it would be drawn from without guesses, with a random number of
+    its own.
+    """
+    every = len(tokens) > 1
+    if sampler.greedy:
+        choices: Sequence[int] = engine.greedy(tokens, every=every).tolist()
+        right = (a == b for a, b in zip(choices, tokens[1:], strict=False))
+        return list(choices[: 1 + sum(itertools.takewhile(bool, right))])
+    drawn: list[int] = []
+    for logits, guess in itertools.zip_longest(engine.forward(tokens, every=every), tokens[1:]):
+        drawn.append(sampler.draw(logits))
+        if drawn[-1] != guess:
             break
-        show(stream.push(token))
-        if stream.stopped:
-            reason = "stop"
-            break
-        if index + 1 < min(max_new_tokens, room):
-            logits = engine.step(token)
-    show(stream.finish())
-    if stream.stopped:
-        reason = "stop"
-    return Generation(stream.text, new, reason, prefilled - started, time.perf_counter() - prefilled)
+    return drawn
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[int]:

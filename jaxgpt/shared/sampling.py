@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from jaxgpt.shared.errors import UserError
 
+FEW = 64  # tokens that are looked at first
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -49,6 +51,11 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it takes the most probable token always."""
+        return self._sampling.temperature == 0
+
     def draw(self, logits: npt.NDArray[np.float32]) -> int:
         """Choose a token.
 
@@ -65,27 +72,49 @@ class Sampler:
             raise UserError("the model's logits hold NaN or infinity; its weights are damaged")
         if self._sampling.temperature == 0:
             return int(np.argmax(logits))
-        tokens, probabilities = _candidates(logits, self._sampling)
-        cumulative = np.cumsum(probabilities)
-        at = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(tokens[min(int(at), len(tokens) - 1)])
+        scaled = _scaled(logits, self._sampling.temperature)
+        share = self._random.random()
+        for count in (FEW, len(scaled)) if self._sampling.top_k == 0 else (self._sampling.top_k,):
+            token = _among_largest(scaled, count, self._sampling, share)
+            if token is not None:
+                return token
+        raise AssertionError("all tokens are always enough")
 
 
-def _candidates(
-    logits: npt.NDArray[np.float32], sampling: Sampling
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the kept tokens, most probable first, and their probabilities (not renormalized)."""
+def _scaled(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
     off = logits.astype(np.float64)
     with np.errstate(over="ignore"):  # a temperature near 0 makes all but the largest -inf, as it should
-        scaled = (off - off.max()) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")
-    if sampling.top_k:
-        order = order[: sampling.top_k]
-    kept = scaled[order]
-    probabilities = np.exp(kept - kept[0])
-    probabilities /= probabilities.sum()
+        return (off - off.max()) / temperature
+
+
+def _largest(scaled: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+    """Return the places of the `count` largest, the largest first, the lower place of equals first."""
+    if count >= len(scaled):
+        return np.argsort(-scaled, kind="stable")
+    least = np.partition(scaled, len(scaled) - count)[len(scaled) - count]
+    places = np.flatnonzero(scaled >= least)
+    return places[np.argsort(-scaled[places], kind="stable")][:count]
+
+
+def _among_largest(
+    scaled: npt.NDArray[np.float64], count: int, sampling: Sampling, share: float
+) -> int | None:
+    """Return the token at a share in [0, 1) of the kept probability, the most probable tokens first.
+
+    Sorting a vocabulary takes as long as a step of a small model, so only the `count` most probable tokens
+    are sorted; None when they do not reach that far.
+    """
+    order = _largest(scaled, count)
+    weights = np.exp(scaled[order])
+    reached = np.cumsum(weights)
+    whole = len(order) == len(scaled) or sampling.top_k > 0
+    kept, total = len(order), reached[-1] if whole else np.exp(scaled).sum()
     if sampling.top_p < 1.0:
-        before = np.cumsum(probabilities) - probabilities
-        keep = int((before < sampling.top_p).sum())
-        order, probabilities = order[:keep], probabilities[:keep]
-    return order, probabilities
+        kept = int((reached - weights < sampling.top_p * total).sum())
+        if kept == len(order) and not whole:
+            return None
+        total = reached[kept - 1]
+    at = int(np.searchsorted(reached[:kept], share * total, side="right"))
+    if at < kept or whole:
+        return int(order[min(at, kept - 1)])
+    return None

@@ -1,0 +1,149 @@
+"""Many prompts: `jaxgpt-export generate --prompts FILE`, side by side where the engine has slots for it.
+
+A step takes one token of every text that is being generated, and the whole prompt of one that begins; the
+weights are read once for all of them. Each text is the one that it would be alone.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.generation import Engine, Generation, PromptOptions, Text, generate
+from jaxgpt.shared.sampling import Sampling
+from jaxgpt.shared.tokenizer import Tokenizer
+
+from export.engine import NativeSession
+
+FIELDS = {"prompt": str, "max_new_tokens": int, "seed": int}
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """A prompt of a file and what it asks for."""
+
+    prompt: str
+    max_new_tokens: int
+    sampling: Sampling
+
+
+def read_prompts(path: Path, options: PromptOptions) -> list[Order]:
+    """Read a .jsonl file of prompts; options say what a line does not.
+
+    Raises:
+      UserError: the file cannot be read, or a line (named) is none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts {path} cannot be read: {error}") from None
+    orders = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number} is no JSON: {error}") from None
+        if not isinstance(fields, dict) or "prompt" not in fields:
+            raise UserError(f'{path} line {number} is no prompt; expected {{"prompt": "..."}}')
+        for name, value in fields.items():
+            if name not in FIELDS or type(value) is not FIELDS[name]:
+                raise UserError(
+                    f"{path} line {number} has {name} {value!r}; expected "
+                    + ", ".join(f"{field} ({kind.__name__})" for field, kind in FIELDS.items())
+                )
+        most = fields.get("max_new_tokens", options.max_new_tokens)
+        if most < 1:
+            raise UserError(f"{path} line {number} has max_new_tokens {most}, expected at least 1")
+        sampling = dataclasses.replace(options.sampling(), seed=fields.get("seed", options.seed))
+        orders.append(Order(fields["prompt"], most, sampling))
+    if not orders:
+        raise UserError(f"{path} holds no prompts")
+    return orders
+
+
+def generate_all(
+    session: Engine,
+    tokenizer: Tokenizer,
+    orders: Sequence[Order],
+    options: PromptOptions,
+    out: IO[str],
+    engine: str,
+) -> Result:
+    """Generate all texts; print each as a JSON line as soon as those before it are done."""
+    started = time.perf_counter()
+    found: dict[int, Generation] = {}
+    printed = 0
+    for index, done in generate_many(session, tokenizer, orders, options.stop):
+        found[index] = done
+        while printed in found and not options.json:
+            out.write(json.dumps(_line(orders[printed], found[printed])) + "\n")
+            out.flush()
+            printed += 1
+    seconds = time.perf_counter() - started
+    count = sum(len(done.tokens) for done in found.values())
+    say(f"{engine}: {len(orders)} texts, {count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s")
+    results = [_line(order, found[index]) for index, order in enumerate(orders)]
+    return Result({"engine": engine, "tokens_per_s": count / seconds, "seconds": seconds, "results": results})
+
+
+def _line(order: Order, done: Generation) -> dict[str, Any]:
+    return {"prompt": order.prompt, **dataclasses.asdict(done)}
+
+
+def generate_many(
+    session: Engine, tokenizer: Tokenizer, orders: Sequence[Order], stop: Sequence[str] = ()
+) -> Iterator[tuple[int, Generation]]:
+    """Generate texts, as many side by side as the session has slots.
+
+    Yields:
+      The place of an order and its text, in the order in which they end.
+
+    Raises:
+      UserError: a prompt leaves no room for a token.
+    """
+    if not isinstance(session, NativeSession):
+        for index, order in enumerate(orders):
+            yield (
+                index,
+                generate(session, tokenizer, order.prompt, order.max_new_tokens, order.sampling, stop),
+            )
+        return
+    waiting = list(enumerate(orders))[::-1]
+    running: dict[int, tuple[int, Text]] = {}  # slot -> place and text
+    while waiting or running:
+        for slot in range(session.slots):
+            if slot not in running and waiting:
+                index, order = waiting.pop()
+                arguments = (order.prompt, session.block_size, order.max_new_tokens, order.sampling, stop)
+                running[slot] = (index, Text(tokenizer, *arguments))
+                session.truncate(0, slot)
+        tokens: list[int] = []
+        slots: list[int] = []
+        for slot, (_, text) in running.items():
+            new = text.tokens[-1:] or text.prompt
+            tokens += new
+            slots += [slot] * len(new)
+        for (slot, (index, text)), token in zip(
+            list(running.items()), _draw(session, running, tokens, slots), strict=True
+        ):
+            text.push(token)
+            if text.finished:
+                yield index, text.done()
+                del running[slot]
+
+
+def _draw(
+    session: NativeSession, running: dict[int, tuple[int, Text]], tokens: list[int], slots: list[int]
+) -> list[int]:
+    """Take the tokens; return the next one of each running text."""
+    samplers = [text.sampler for _, text in running.values()]
+    if all(sampler.greedy for sampler in samplers):
+        return [int(token) for token in session.greedy(tokens, slots)]
+    rows = session.forward(tokens, slots)
+    return [sampler.draw(logits) for sampler, logits in zip(samplers, rows, strict=True)]
