@@ -133,7 +133,7 @@ def generate_many(
             list(running.items()), _draw(session, running, tokens, slots), strict=True
         ):
             text.push(token)
-            if text.finished:
+            if text.finished():
                 yield index, text.done()
                 del running[slot]
 

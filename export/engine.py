@@ -15,6 +15,7 @@ take turns.
 import ctypes
 import functools
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,6 +194,8 @@ class NativeModel:
             for which, name in enumerate(LAYERS):
                 linear = _linear(f"h.{layer}.{name}", artifact, quantization)
                 _call("jaxgpt_model_set_linear", self._handle, which, layer, ctypes.byref(linear))
+            of_layer = [tensor for name, tensor in tensors.items() if name.startswith(f"h.{layer}.")]
+            _release(of_layer, artifact.folder / "model.safetensors")
         self._set_norm(tensors, "ln_f", LAST_NORM, 0)
         head = _linear(HEAD, artifact, quantization)
         _call("jaxgpt_model_set_head", self._handle, ctypes.byref(head))
@@ -204,6 +207,7 @@ class NativeModel:
         else:
             _call("jaxgpt_model_set_positions", self._handle, *_rows(tensors, "wpe"))
         _call("jaxgpt_model_ready", self._handle)
+        _release(list(tensors.values()), artifact.folder / "model.safetensors")
 
     def _set_norm(self, tensors: dict[str, Tensor], name: str, which: int, layer: int) -> None:
         gain, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
@@ -212,6 +216,27 @@ class NativeModel:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             _library().jaxgpt_model_free(self._handle)
+
+
+def _release(tensors: Sequence[Tensor], file: Path) -> None:
+    """Give the pages of tensors that are mapped from a file back to the system; reading them maps them again.
+
+    Packed weights and the file's pages together would take the artifact's size twice. Memory that is not a
+    mapping of this very file is left alone.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    mapped = [line.split()[0].split("-") for line in lines if line.endswith(str(file.resolve()))]
+    for first, end in ((int(a, 16), int(b, 16)) for a, b in mapped):
+        for tensor in tensors:
+            start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+            stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+            if first <= start < stop <= end:
+                ctypes.CDLL(None).madvise(
+                    ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
+                )
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:

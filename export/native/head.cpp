@@ -23,7 +23,7 @@ constexpr int kColumns = kTile / kColumn;
 constexpr int kFewestTiles = 64;        // a smaller head is read sooner than it is screened
 constexpr int kWidest = 4096;           // inputs; more could overflow the integer sums of the screen
 constexpr double kMostColumns = 0.25;   // of all, from which on the screen costs as much as it saves
-constexpr int kLongestRest = 256;       // steps without it
+constexpr int kLongestRest = 256;       // steps without it; after them it is given up, with its memory
 // Floats round: relative 1e-6 of the largest a sum could be covers every rounding of both sides.
 constexpr float kRounding = 1e-6f * 128;
 
@@ -61,6 +61,12 @@ void jaxgpt_model::make_screen() {
       screen_error[row] = screen_step[row] * (std::sqrt(square) + kRounding * std::sqrt(float(width)));
     }
   });
+}
+
+void jaxgpt_model::drop_screen() {
+  use_screen = false;
+  screen = Matrix();
+  screen_pages = Pages();
 }
 
 // Exact logits of 16 outputs for the row that is rounded.
@@ -127,8 +133,9 @@ int jaxgpt_session::screened_best() {
           columns_.push_back(tile * kColumns + c);
   if (columns_.empty()) return promised;
   const bool many = double(columns_.size()) > kMostColumns * double(tiles * kColumns);
-  rest_ = many ? std::min(2 * rest_ + 1, kLongestRest) : 0;
+  rest_ = many ? 2 * rest_ + 1 : 0;
   resting_ = rest_;
+  if (rest_ > kLongestRest) model.drop_screen();
   columns_read += int64_t(columns_.size());
   std::vector<float> found(columns_.size());
   std::vector<int> at(columns_.size());

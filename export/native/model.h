@@ -100,6 +100,7 @@ struct jaxgpt_model {
   uint8_t* take_pages(size_t bytes);
   void check_complete();
   void make_screen();
+  void drop_screen();
   void embed(int token, int position, float* x) const;
 };
 

@@ -175,7 +175,6 @@ class Text:
         self._show = on_text or (lambda text: None)
         self._started = self._first = time.perf_counter()
 
-    @property
     def finished(self) -> bool:
         """Whether it takes no more tokens."""
         return self.finish_reason is not None
@@ -237,7 +236,7 @@ def generate(
     rewinding = engine if isinstance(engine, RewindingEngine) else None
     lookup = PromptLookup(text.prompt, guess if rewinding else 0)
     text.push(text.sampler.draw(engine.start(text.prompt)))
-    while not text.finished:
+    while not text.finished():
         token = text.tokens[-1]
         if rewinding is None:
             text.push(text.sampler.draw(engine.step(token)))
@@ -250,13 +249,12 @@ def generate(
         if kept < len(guessed):
             rewinding.truncate(len(text.prompt) + len(text.tokens) + kept)
         lookup.learn(len(guessed), kept, time.perf_counter() - started)
-        for next_token in drawn[:-1]:
+        for place, next_token in enumerate(drawn):
+            if place:
+                lookup.push(drawn[place - 1])
             text.push(next_token)
-            if text.finished:
+            if text.finished():
                 break
-            lookup.push(next_token)
-        else:
-            text.push(drawn[-1])
     return text.done(lookup.guessed, lookup.accepted)
 
 
