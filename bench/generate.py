@@ -160,6 +160,7 @@ def run_rounds(
     """
     workers: list[Worker] = []
     failed: dict[str, str] = {}
+    environments: dict[str, dict[str, str]] = {}
     answers: dict[str, list[dict[str, Any]]] = {entry.name: [] for entry in line_up}
     bandwidths: dict[int, list[float]] = {BANDWIDTH_BUFFER_BYTES: []}
     prompt, long_prompt = prompts
@@ -167,8 +168,8 @@ def run_rounds(
         for entry in line_up:
             say(f"loading {entry.name}")
             try:
-                workers.append(entry.start(threads))
-                workers[-1].ask({"prompt": prompt, "count": min(WARMUP_TOKENS, options.tokens)})
+                worker, environments[entry.name] = entry.start(prompt, min(WARMUP_TOKENS, options.tokens))
+                workers.append(worker)
                 workers[-1].ask({"prompt": long_prompt, "count": 1})
             except (RuntimeError, BrokenPipeError) as error:
                 if not entry.is_peer:
@@ -183,7 +184,8 @@ def run_rounds(
             for worker in workers:
                 answer = worker.ask({"prompt": prompt, "count": options.tokens})
                 prefilled = worker.ask({"prompt": long_prompt, "count": 1})
-                answers[worker.name].append({**answer, "long_prefill_s": prefilled["prefill_s"]})
+                more = {"long_prefill_s": prefilled["prefill_s"], "environment": environments[worker.name]}
+                answers[worker.name].append({**answer, **more})
                 rate = (options.tokens - 1) / answer["decode_s"]
                 say(f"round {number + 1}/{options.rounds}  {worker.name}: {rate:.1f} tokens/s")
             for size, rates in bandwidths.items():
@@ -240,7 +242,7 @@ def row(
         "ceiling_share": decode["median"] / ceiling,
         "file_mb": entry.file_bytes / 1e6,
         "peak_rss_mb": max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
-        "settings": entry.settings,
+        "settings": {**entry.settings, **answers[0]["environment"]},
         "greedy_agrees": None if reference is None else agreeing(reference, tokens),
         "greedy_tokens": tokens,
     }

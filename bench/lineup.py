@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.engines import Contestant
 from bench.peers import PEERS
-from bench.peers.peer import Peer
+from bench.peers.peer import OPENMP, Peer
 from bench.workers import Worker
 from export.artifact import Artifact
 from export.model import layer_shapes
@@ -18,6 +18,7 @@ from jaxgpt.shared.errors import UserError
 
 # glibc's malloc then asks for huge pages (madvise): reading is faster in them. Every engine gets them.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+TRIALS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Entry:
       contestant: what its process opens.
       bytes_per_token: of weights that a token reads.
       file_bytes: of what is loaded.
-      environment: variables of its process, beside those that all get.
+      environments: variables of its process, beside those that all get; the fastest of them is taken.
       settings: that a peer chose on this machine.
     """
 
     contestant: Contestant
     bytes_per_token: int
     file_bytes: int
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    environments: tuple[dict[str, str], ...] = OPENMP
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -53,11 +54,37 @@ class Entry:
         """Whether it is another program."""
         return self.contestant.engine in PEERS
 
-    def start(self, threads: int) -> Worker:
-        """Start its process."""
+    def start(self, prompt: Sequence[int], count: int) -> tuple[Worker, dict[str, str]]:
+        """Start its process, in the environment in which it is fastest, and let it generate a little.
+
+        Args:
+          prompt: tokens.
+          count: tokens to generate, for warming up and then in each of TRIALS trials.
+
+        Returns:
+          The process, warm, and the variables that were chosen.
+        """
+        threads = self.contestant.threads
         shared = {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", **HUGE_PAGES}
         order = dataclasses.asdict(self.contestant)
-        return Worker(self.name, "bench.engines", order, {**shared, **self.environment})
+        question = {"prompt": prompt, "count": count}
+        workers: list[Worker] = []
+        try:
+            for environment in self.environments:
+                workers.append(Worker(self.name, "bench.engines", order, {**shared, **environment}))
+                workers[-1].ask(question)
+            times = [0.0] * len(workers)
+            for _ in range(TRIALS if len(workers) > 1 else 0):
+                for index, worker in enumerate(workers):
+                    times[index] += worker.ask(question)["decode_s"]
+        except BaseException:
+            for worker in workers:
+                worker.close()
+            raise
+        best = times.index(min(times))
+        for worker in workers[:best] + workers[best + 1 :]:
+            worker.close()
+        return workers[best], self.environments[best]
 
 
 def own_entries(artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int) -> list[Entry]:
@@ -73,7 +100,7 @@ def own_entries(artifacts: Sequence[Artifact], run: Path | None, uncached: bool,
     if run is not None:
         floats = [artifact for artifact in artifacts if artifact.quantization is None] or artifacts[:1]
         contestant = Contestant("jaxgpt-flax", "fp32", str(run), threads)
-        found.append(Entry(contestant, weight_bytes(floats[0]), floats[0].file_bytes))
+        found.append(Entry(contestant, weight_bytes(floats[0]), floats[0].file_bytes, ({},)))
     return found
 
 
@@ -129,8 +156,7 @@ def _converted(
             continue
         contestant = Contestant(peer.engine, precision, str(prepared.path), threads)
         size, file_bytes = prepared.bytes_per_token, prepared.file_bytes
-        environment = peer.environment(precision)
-        made = Entry(contestant, size, file_bytes, environment, prepared.settings)
+        made = Entry(contestant, size, file_bytes, peer.environments, prepared.settings)
         found.append(made)
         if peer.engine == "transformers":
             slow = dataclasses.replace(contestant, cached=False)

@@ -21,11 +21,13 @@ from jaxgpt.config import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=384, block_size=32, n_layer=2, n_head=2, n_embd=64)
 PROMPT = [5, 17, 300, 41, 8, 77, 120]
-# Of the largest logit. Float32 in another order of sums; llama.cpp reads GELU from a table in float16.
-FLOAT = 1e-4
+# Length of the difference, in lengths of the logits. Float32 in another order of sums gives 7e-7;
+# llama.cpp reads GELU from a table in float16 and gives 1e-3.
+FLOAT = 1e-5
 FLOAT_BY_ENGINE = {"llama.cpp": 5e-3}
-# Weights rounded to nearest, inputs too, on random weights with no redundancy: twice what was measured.
-QUANTIZED = {"fp16": 5e-3, "int8-weight-only": 0.04, "int8-dynamic": 0.15, "int4-weight-only": 0.4}
+# Rounded to nearest, on random weights, which have no redundancy: about twice what was measured (1e-3,
+# 0.03, 0.05, 0.31). A permuted or transposed matrix gives more than 1.
+QUANTIZED = {"fp16": 3e-3, "int8-weight-only": 0.06, "int8-dynamic": 0.1, "int4-weight-only": 0.6}
 
 ROWS = [(name, precision) for name, peer in PEERS.items() for precision in peer.precisions]
 
@@ -77,7 +79,6 @@ def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
         floats = precision == "fp32"
         allowed = FLOAT_BY_ENGINE.get(name, FLOAT) if floats else QUANTIZED[precision]
         error = np.linalg.norm(np.stack(theirs) - logits) / np.linalg.norm(logits)
-        print("ERR", name, precision, error)
         assert error < allowed
     if not floats:
         assert error > 1e-6  # it is rounded at all

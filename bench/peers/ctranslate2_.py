@@ -1,4 +1,11 @@
-"""CTranslate2, from its own converter."""
+"""CTranslate2, from its own converter.
+
+int8-dynamic is its int8_float32: a step a row of weights, a step a token of inputs.
+
+Tried, tokens/s of 124M with 2 threads on a busy machine (medians of 5; float32, int8): as it is 26, 96;
+with huge pages 29, 100; with CT2_USE_EXPERIMENTAL_PACKED_GEMM=1 28, 102 (best 122); with CT2_USE_MKL=1 28,
+98; with CT2_USE_MKL=0 2, 40.
+"""
 
 import json
 import time

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 else:  # it imports PyTorch, which a peer's process would carry in its peak of memory
     Artifact = Any
 
+# GNU OpenMP's threads spin at a barrier or sleep. Spinning is faster on free cores and collapses when another
+# process takes one: llama.cpp at 4 bits made 172 and 1 tokens/s spinning, 62 in that second case asleep.
+OPENMP: tuple[dict[str, str], ...] = ({}, {"OMP_WAIT_POLICY": "PASSIVE"})
 CHOSEN = "chosen.json"
 TRIAL_STEPS = 30
 
@@ -50,6 +53,8 @@ class Peer:
       modules: Python modules that must be there.
       install: what to give to pip for them.
       precisions: its rows, the float32 one first where there is one.
+      environments: variables of its process, beside those that every engine gets: each is tried, the
+        fastest taken.
 
     Its engines may have `generate_greedily(prompt, count)`, which is timed in place of single steps (see
     `bench.engines.timed_generation`). No file here imports PyTorch or a peer's library at its head.
@@ -59,6 +64,7 @@ class Peer:
     modules: ClassVar[tuple[str, ...]]
     install: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
+    environments: ClassVar[tuple[dict[str, str], ...]] = ({},)
 
     def missing(self) -> list[str]:
         """Return the modules that are not installed."""
@@ -67,10 +73,6 @@ class Peer:
     def installed(self) -> bool:
         """Whether it can be measured here."""
         return not self.missing()
-
-    def environment(self, precision: str) -> dict[str, str]:
-        """Return variables of its process, beside those that every engine gets."""
-        return {}
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Write what it loads.

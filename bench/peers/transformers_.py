@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.peers.peer import Artifact, Peer, Prepared, float_bytes
+from bench.peers.peer import OPENMP, Artifact, Peer, Prepared, float_bytes
 
 
 class TransformersEngine:
@@ -53,6 +53,7 @@ class Transformers(Peer):
     modules: ClassVar[tuple[str, ...]] = ("transformers",)
     install: ClassVar[str] = "transformers"
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    environments: ClassVar[tuple[dict[str, str], ...]] = OPENMP
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Give the artifact's own folder."""
