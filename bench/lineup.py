@@ -19,6 +19,7 @@ from jaxgpt.shared.errors import UserError
 # glibc's malloc then asks for huge pages (madvise): reading is faster in them. Every engine gets them.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TRIALS = 3
+CLEAR = 2.0  # times as slow: not tried again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,12 @@ class Entry:
 
         Args:
           prompt: tokens.
-          count: tokens to generate, for warming up and then in each of TRIALS trials.
+          count: tokens to generate, for warming up and then in each of up to TRIALS trials.
 
         Returns:
           The process, warm, and the variables that were chosen.
         """
-        threads = self.contestant.threads
-        shared = {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", **HUGE_PAGES}
+        shared = shared_environment(self.contestant.threads)
         order = dataclasses.asdict(self.contestant)
         question = {"prompt": prompt, "count": count}
         workers: list[Worker] = []
@@ -73,8 +73,8 @@ class Entry:
             for environment in self.environments:
                 workers.append(Worker(self.name, "bench.engines", order, {**shared, **environment}))
                 workers[-1].ask(question)
-            times = [0.0] * len(workers)
-            for _ in range(TRIALS if len(workers) > 1 else 0):
+            times = [worker.ask(question)["decode_s"] for worker in workers]
+            for _ in range(TRIALS - 1 if max(times) < CLEAR * min(times) else 0):
                 for index, worker in enumerate(workers):
                     times[index] += worker.ask(question)["decode_s"]
         except BaseException:
@@ -145,24 +145,40 @@ def _converted(
 ) -> tuple[list[Entry], dict[str, str]]:
     found: list[Entry] = []
     failed: dict[str, str] = {}
-    for precision in peer.precisions:
-        say(f"converting for {peer.engine} {precision}")
-        folder = scratch / "peers" / peer.engine / precision
-        folder.mkdir(parents=True)
-        try:
-            prepared = peer.convert(artifact, precision, folder, threads)
-        except Exception as error:  # whatever a library may raise: the others are still measured
-            failed[f"{peer.engine} {precision}"] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
-            continue
-        contestant = Contestant(peer.engine, precision, str(prepared.path), threads)
-        size, file_bytes = prepared.bytes_per_token, prepared.file_bytes
-        made = Entry(contestant, size, file_bytes, peer.environments, prepared.settings)
-        found.append(made)
-        if peer.engine == "transformers":
-            slow = dataclasses.replace(contestant, cached=False)
-            every = dataclasses.replace(slow, every_logit=True)
-            found += [dataclasses.replace(made, contestant=other) for other in (slow, every)]
+    order = {"engine": peer.engine, "artifact": str(artifact.folder)}
+    worker: Worker | None = None
+    try:
+        for precision in peer.precisions:
+            say(f"converting for {peer.engine} {precision}")
+            folder = scratch / "peers" / peer.engine / precision
+            folder.mkdir(parents=True)
+            question = {"precision": precision, "scratch": str(folder), "threads": threads}
+            try:
+                if worker is None:
+                    worker = Worker(peer.engine, "bench.peers.conversion", order, shared_environment(threads))
+                answer = worker.ask(question)
+            except (RuntimeError, BrokenPipeError) as error:  # it crashed; the next one gets a new process
+                answer, worker = {"error": str(error)}, None
+            if "error" in answer:
+                failed[f"{peer.engine} {precision}"] = answer["error"]
+                continue
+            contestant = Contestant(peer.engine, precision, answer["path"], threads)
+            sizes = (answer["bytes_per_token"], answer["file_bytes"])
+            made = Entry(contestant, *sizes, peer.environments, answer["settings"])
+            found.append(made)
+            if peer.engine == "transformers":
+                slow = dataclasses.replace(contestant, cached=False)
+                every = dataclasses.replace(slow, every_logit=True)
+                found += [dataclasses.replace(made, contestant=other) for other in (slow, every)]
+    finally:
+        if worker is not None:
+            worker.close()
     return found, failed
+
+
+def shared_environment(threads: int) -> dict[str, str]:
+    """Return the variables that every process gets."""
+    return {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", **HUGE_PAGES}
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:

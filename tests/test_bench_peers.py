@@ -97,17 +97,14 @@ def test_a_peer_s_process_does_not_carry_pytorch() -> None:
 def test_what_is_not_installed_or_fails_is_left_out_in_a_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> Prepared:
-        raise ValueError("no such operator")
-
-    for name in ("onnxruntime", "openvino"):
-        monkeypatch.setattr(PEERS[name], "missing", list)
-        monkeypatch.setattr(PEERS[name], "convert", fail)
     monkeypatch.setattr(PEERS["openvino"], "missing", lambda: ["openvino"])
-    entries, left_out = peer_entries([read_artifact(folder)], ["onnxruntime", "openvino"], tmp_path, 1)
-    assert entries == []
+    monkeypatch.setattr(PEERS["transformers"], "precisions", ("fp32",))
+    monkeypatch.setattr(PEERS["torch-quantize-dynamic"], "engine", "no-such-engine")
+    names = ["transformers", "torch-quantize-dynamic", "openvino"]
+    entries, left_out = peer_entries([read_artifact(folder)], names, tmp_path, 1)
+    assert {entry.contestant.engine for entry in entries} == {"transformers"}
     assert left_out["openvino"] == "openvino not installed (pip install openvino)"
-    assert "no such operator" in left_out["onnxruntime fp32"]
+    assert "stopped with code 1" in left_out["no-such-engine int8-dynamic"]
     assert "openvino is left out: openvino not installed" in capfd.readouterr().err
 
 
