@@ -1,16 +1,16 @@
 """ONNX Runtime, with a graph of about a hundred nodes written by hand.
 
-A graph that an exporter writes has about ten times the nodes and is at best half as fast. Keys and values
-lie in one buffer a layer that the graph writes into (IO binding). 8 and 4 bits alone are MatMulNBits with
-blocks of 128 and inputs rounded inside it (accuracy level 4), the head too; int8-dynamic is
-DynamicQuantizeMatMul with a step a row.
+The graph of an exporter has about ten times the nodes (another machine: 64 tokens/s in int8, not 113 to
+121). Keys and values lie in one buffer a layer that the graph writes into (IO binding). 8 and 4 bits alone
+are MatMulNBits with blocks of 128 and inputs rounded inside it (accuracy level 4), the head too;
+int8-dynamic is DynamicQuantizeMatMul with a step a row.
 
 Tried, tokens/s of 124M with 2 threads (medians of 6; float32, int8-dynamic, 8 bits, 4 bits) while another
 process wanted one of the two cores: threads that spin between operators 19, 48, 60, 75; that sleep 27, 84,
-84, 145; that spin 200 us 22, 63, 61, 89; that spin only within a step 18, 50, 54, 73. On free cores
-spinning is faster (148 at 8 bits, 237 at 4), so both are tried before measuring. Pages of 4 KiB in place of
-huge ones 20, 58, 57, 80, no difference beside the noise; pinning 54 and dynamic_block_base 4 50 beside 50:
-neither is taken.
+84, 145; that spin 200 us 22, 63, 61, 89; that spin only within a step 18, 50, 54, 73. Free cores of another
+machine gave 148 at 8 bits and 237 at 4 while spinning, so both are tried before measuring. Pages of 4 KiB
+in place of huge ones 20, 58, 57, 80, no difference beside the noise; pinning 54 and dynamic_block_base 4 50
+beside 50: neither is taken.
 """
 
 from collections.abc import Sequence
