@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from bench.engines import TransformersEngine
 from bench.machine import provenance
+from bench.peers.llama_cpp_ import LlamaCppEngine
+from bench.peers.transformers_ import TransformersEngine
 from bench.quality import sample_prompts, val_documents
 from export.artifact import Artifact, read_artifact
 from export.interchange.gguf_file import FileType, write_gguf
@@ -55,36 +55,6 @@ class AgreementOptions:
     json: bool = False
 
 
-class LlamaCppEngine:
-    """A GGUF file run by llama.cpp, which takes tokens one batch after the other."""
-
-    def __init__(self, path: Path, block_size: int) -> None:
-        import llama_cpp
-
-        self.block_size = block_size
-        cache = {
-            "type_k": llama_cpp.GGML_TYPE_F32,
-            "type_v": llama_cpp.GGML_TYPE_F32,
-        }  # float16 is its default
-        self._llama = llama_cpp.Llama(str(path), n_ctx=block_size, logits_all=True, verbose=False, **cache)
-        self._length = 0
-
-    def start(self, tokens: Sequence[int]) -> Any:
-        """Take a prompt; return the logits (V,) after it."""
-        self._llama.reset()
-        self._length = 0
-        return self._take(tokens)
-
-    def step(self, token: int) -> Any:
-        """Take one more token; return the logits (V,) after it."""
-        return self._take([token])
-
-    def _take(self, tokens: Sequence[int]) -> Any:
-        self._llama.eval(list(tokens))
-        self._length += len(tokens)
-        return np.array(self._llama.scores[self._length - 1])
-
-
 def greedy(engine: Engine, prompt: Sequence[int], count: int) -> list[int]:
     """Return the most probable tokens, one after the other."""
     tokens = [int(engine.start(prompt).argmax())]
@@ -111,7 +81,7 @@ def engines(artifact: Artifact) -> Iterator[dict[str, Callable[[], Engine]]]:
             for kind in KINDS:
                 path = Path(scratch) / f"{kind}.gguf"
                 write_gguf(artifact, artifact.tokenizer(), path, kind)
-                opened = functools.partial(LlamaCppEngine, path, artifact.config.block_size)
+                opened = functools.partial(LlamaCppEngine, path, float32_cache=True)
                 found[f"llama.cpp {kind}"] = opened
         yield found
 

@@ -7,9 +7,9 @@ is what the bench starts (see workers.py): it loads the model and then generates
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from bench.workers import serve
 from jaxgpt.shared.generation import Engine
@@ -20,9 +20,9 @@ class Contestant:
     """One row of the speed table.
 
     Attributes:
-      engine: jaxgpt-torch, jaxgpt-flax, transformers.
-      precision: fp32, int8-dynamic, int8-static.
-      folder: the artifact, or the run for jaxgpt-flax.
+      engine: jaxgpt-torch, jaxgpt-flax, or a peer's (see `bench.peers`).
+      precision: fp32, int8-dynamic, int8-static, ...
+      folder: the artifact, the run for jaxgpt-flax, or what a peer loads.
       threads: CPU threads.
       cached: with a KV cache.
       every_logit: asks for the logits of every position, of which only the last are used, as
@@ -48,45 +48,6 @@ def row_name(row: Mapping[str, Any]) -> str:
     return f"{row['engine']} {row['precision']}{how}"
 
 
-class TransformersEngine:
-    """Hugging Face's GPT-2, with its own cache or, as the original project ran it, without."""
-
-    def __init__(self, folder: str, cached: bool, every_logit: bool) -> None:
-        import torch
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        self._torch = torch
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.block_size = int(self._model.config.n_positions)
-        self._cached = cached
-        self._logits_to_keep = 0 if every_logit else 1  # 0: all; 1 is what generate() asks for
-        self._past: Any = None
-        self._tokens: list[int] = []
-
-    def start(self, tokens: Any) -> Any:
-        """Take a prompt; return the logits (V,) after it."""
-        self._past, self._tokens = None, list(tokens)
-        return self._run(list(tokens))
-
-    def step(self, token: int) -> Any:
-        """Take one more token; return the logits (V,) after it."""
-        self._tokens.append(token)
-        return self._run([token] if self._cached else self._tokens)
-
-    def _run(self, tokens: list[int]) -> Any:
-        with self._torch.inference_mode():
-            out = self._model(
-                self._torch.tensor([tokens]),
-                past_key_values=self._past if self._cached else None,
-                use_cache=self._cached,
-                logits_to_keep=self._logits_to_keep,
-            )
-        self._past = out.past_key_values if self._cached else None
-        return out.logits[0, -1].numpy()
-
-
 def open_engine(contestant: Contestant) -> Engine:
     """Load a model."""
     if contestant.engine == "jaxgpt-flax":
@@ -96,16 +57,36 @@ def open_engine(contestant: Contestant) -> Engine:
 
         run = open_run(Path(contestant.folder))
         return JaxEngine(run.config.model, load_params(run, "best")[1])
-    import torch
+    if contestant.engine == "jaxgpt-torch":
+        import torch
 
-    torch.set_num_threads(contestant.threads)
-    if contestant.engine == "transformers":
-        return TransformersEngine(contestant.folder, contestant.cached, contestant.every_logit)
-    from export.artifact import load
-    from export.model import Session, UncachedSession
+        from export.artifact import load
+        from export.model import Session, UncachedSession
 
-    model = load(contestant.folder)
-    return Session(model) if contestant.cached else UncachedSession(model)
+        torch.set_num_threads(contestant.threads)
+        model = load(contestant.folder)
+        return Session(model) if contestant.cached else UncachedSession(model)
+    # A native engine of this project's own gets its branch here.
+    from bench.peers import PEERS
+    from bench.peers.transformers_ import Transformers, TransformersEngine
+
+    peer, folder = PEERS[contestant.engine], Path(contestant.folder)
+    if isinstance(peer, Transformers):
+        import torch
+
+        torch.set_num_threads(contestant.threads)
+    if contestant.engine == Transformers.engine:
+        return TransformersEngine(str(folder.parent), contestant.cached, contestant.every_logit)
+    return peer.open(folder, contestant.precision, contestant.threads)
+
+
+@runtime_checkable
+class SelfGenerating(Protocol):
+    """An engine whose own loop is timed, because its cache lives only in there."""
+
+    def generate_greedily(self, prompt: Sequence[int], count: int) -> dict[str, Any]:
+        """Do what timed_generation does."""
+        ...
 
 
 def timed_generation(engine: Engine, prompt: list[int], count: int) -> dict[str, Any]:
@@ -119,6 +100,8 @@ def timed_generation(engine: Engine, prompt: list[int], count: int) -> dict[str,
     Returns:
       tokens, prefill_s (prompt to first token) and decode_s (the other count - 1 tokens).
     """
+    if isinstance(engine, SelfGenerating):
+        return engine.generate_greedily(prompt, count)
     started = time.perf_counter()
     tokens = [int(engine.start(prompt).argmax())]
     first = time.perf_counter()

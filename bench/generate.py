@@ -3,13 +3,13 @@
     jaxgpt-bench generate --artifact ART... --tokens 250
     jaxgpt-bench generate --preset gpt2 --peers            (random weights: speed does not depend on them)
 
-Every engine runs in a process of its own; in each round all of them generate once, one after the other,
-so that a slow moment of the machine hits none alone. The ceiling is measured read bandwidth / bytes of
-weights a token; reading a buffer of just that size is what is measured, once a round.
+Every engine runs in a process of its own, with the same threads and in huge pages; in each round all of
+them generate once, one after the other, so that a slow moment of the machine hits none alone. The ceiling is
+measured read bandwidth / bytes of weights a token; reading a buffer of just that size is what is measured,
+before and after each round.
 """
 
 import dataclasses
-import math
 import os
 import statistics
 import tempfile
@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from bench.engines import Contestant, row_name
+from bench.agreement import agreeing
+from bench.engines import row_name
+from bench.lineup import Entry, chosen_peers, in_order, own_entries, peer_entries
 from bench.machine import provenance, read_bandwidth
 from bench.workers import Worker, spread
-from export.artifact import Artifact, Tensors, read_artifact, to_hf_name, write_artifact
+from export.artifact import Tensors, read_artifact, to_hf_name, write_artifact
 from export.generate import set_threads
 from export.model import EMBEDDINGS, float_model, layer_shapes, norm_names
 from export.quantization import HEAD, Quantization, linear_layers
@@ -55,9 +57,12 @@ class GenerateOptions:
       threads: CPU threads; 0 takes all cores that this process may use.
       rounds: in each of which every engine generates once.
       uncached: also without KV cache (slow: every token runs the whole text again).
-      peers: also transformers' GPT-2: with its cache, without, and without and with the logits of every
-        position (`model(ids).logits[:, -1]`, the original project's way).
-      out: also write the figures into this JSON file.
+      prefill: tokens of a prompt that is timed as well in each round; a shorter context bounds it.
+      peers: also every other program that is installed, with the same float32 weights: see `bench.peers`.
+        transformers' GPT-2 runs with its cache, without, and without and with the logits of every position
+        (`model(ids).logits[:, -1]`, the original project's way).
+      peer: only these of them, by their engine names.
+      out: also write the figures into this JSON file, and a plot beside it (.svg, .png).
       json: print one JSON document with all figures on stdout.
     """
 
@@ -68,15 +73,18 @@ class GenerateOptions:
     threads: int = 0
     rounds: int = 3
     uncached: bool = False
+    prefill: int = 512
     peers: bool = False
+    peer: tuple[str, ...] = ()
     out: Path | None = None
     json: bool = False
 
 
 def generate(options: GenerateOptions) -> Result:
     """Run `jaxgpt-bench generate`."""
-    if options.tokens < 2 or options.rounds < 1:
-        raise UserError("--tokens must be at least 2 and --rounds at least 1")
+    if options.tokens < 2 or options.rounds < 1 or options.prefill < 1:
+        raise UserError("--tokens must be at least 2, --rounds and --prefill at least 1")
+    wanted = chosen_peers(options.peers, options.peer)
     threads = options.threads or len(os.sched_getaffinity(0))
     set_threads(threads)
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
@@ -96,16 +104,19 @@ def generate(options: GenerateOptions) -> Result:
             raise UserError(
                 f"--tokens {options.tokens} does not fit the model's context of {config.block_size}"
             )
-        sizes = {artifact.kind: weight_bytes(artifact) for artifact in artifacts}
-        files = {artifact.kind: artifact.file_bytes for artifact in artifacts}
-        line_up = contestants(options, artifacts, threads)
+        prefill = min(options.prefill, config.block_size)
+        line_up = own_entries(artifacts, options.run, options.uncached, threads)
+        left_out: dict[str, str] = {}
+        if wanted:
+            peers, left_out = peer_entries(artifacts, wanted, Path(scratch), threads)
+            line_up = in_order([*line_up, *peers])
         del artifacts
-        prompt = np.random.default_rng(0).integers(config.vocab_size - 1, size=length).tolist()
-        rounds, bandwidths = run_rounds(line_up, prompt, options, sizes, threads)
-        rows = [
-            row(contestant, rounds[contestant.name], bandwidths, sizes, files, length)
-            for contestant in line_up
-        ]
+        draw = np.random.default_rng(0)
+        prompts = [draw.integers(config.vocab_size - 1, size=size).tolist() for size in (length, prefill)]
+        rounds, bandwidths, failed = run_rounds(line_up, prompts, options, threads)
+    measured = [entry for entry in line_up if entry.name not in failed]
+    reference = next((rounds[e.name][0]["tokens"] for e in measured if e.precision == "fp32"), None)
+    rows = [row(entry, rounds[entry.name], bandwidths, prefill, reference) for entry in measured]
     figures = {
         **provenance(),
         "settings": {
@@ -113,131 +124,128 @@ def generate(options: GenerateOptions) -> Result:
             "model": dataclasses.asdict(config),
             "tokens": options.tokens,
             "prompt_tokens": length,
+            "prefill_tokens": prefill,
             "threads": threads,
             "batch": 1,
             "sampling": "greedy",
         },
         "rounds": options.rounds,
-        "bandwidth_gb_s": [round(value, 2) for value in bandwidths["memory"]],
+        "bandwidth_gb_s": [round(value, 2) for value in bandwidths[BANDWIDTH_BUFFER_BYTES]],
+        "left_out": {**left_out, **failed},
         "rows": rows,
     }
     stderr.print(speed_table(rows))
     if options.out is not None:
         write_json(options.out, figures)
+        from bench.plots import write_speed_plots  # matplotlib takes a second
+
+        say(f"wrote {options.out} and {', '.join(map(str, write_speed_plots(figures, options.out)))}")
     return Result(figures)
 
 
-def contestants(options: GenerateOptions, artifacts: Sequence[Artifact], threads: int) -> list[Contestant]:
-    """List what is measured."""
-    found = []
-    for artifact in artifacts:
-        cached = Contestant("jaxgpt-torch", artifact.kind, str(artifact.folder), threads)
-        found.append(cached)
-        if options.uncached:
-            found.append(dataclasses.replace(cached, cached=False))
-        if options.peers and artifact.quantization is None:
-            peer = dataclasses.replace(cached, engine="transformers")
-            uncached = dataclasses.replace(peer, cached=False)
-            found += [peer, uncached, dataclasses.replace(uncached, every_logit=True)]
-    if options.run is not None:
-        found.append(Contestant("jaxgpt-flax", "fp32", str(options.run), threads))
-    return found
-
-
 def run_rounds(
-    line_up: Sequence[Contestant],
-    prompt: list[int],
-    options: GenerateOptions,
-    sizes: dict[str, int],
-    threads: int,
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[float]]]:
+    line_up: Sequence[Entry], prompts: Sequence[list[int]], options: GenerateOptions, threads: int
+) -> tuple[dict[str, list[dict[str, Any]]], dict[int, list[float]], dict[str, str]]:
     """Generate in every round with every engine.
 
+    Args:
+      line_up: what is measured.
+      prompts: the one that is continued, and the one whose prefill is timed.
+      options: tokens and rounds.
+      threads: CPU threads.
+
     Returns:
-      The answers by row name, and the read bandwidth of each round by precision, and for "memory"
-      (a buffer that no cache holds), in 10^9 bytes a second.
+      The answers by row name; the read bandwidth of each round, in 10^9 bytes a second, the better of
+      before and after it, by the size of the buffer that was read; and the peers that did not run, with why.
     """
     workers: list[Worker] = []
-    answers: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in line_up}
-    bandwidths: dict[str, list[float]] = {key: [] for key in ("memory", *sizes)}
+    failed: dict[str, str] = {}
+    environments: dict[str, dict[str, str]] = {}
+    answers: dict[str, list[dict[str, Any]]] = {entry.name: [] for entry in line_up}
+    bandwidths: dict[int, list[float]] = {BANDWIDTH_BUFFER_BYTES: []}
+    prompt, long_prompt = prompts
     try:
-        for contestant in line_up:
-            say(f"loading {contestant.name}")
-            environment = {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
-            order = dataclasses.asdict(contestant)
-            workers.append(Worker(contestant.name, "bench.engines", order, environment))
-            workers[-1].ask({"prompt": prompt, "count": min(WARMUP_TOKENS, options.tokens)})
+        for entry in line_up:
+            say(f"loading {entry.name}")
+            try:
+                worker, environments[entry.name] = entry.start(prompt, min(WARMUP_TOKENS, options.tokens))
+                workers.append(worker)
+                workers[-1].ask({"prompt": long_prompt, "count": 1})
+            except (RuntimeError, BrokenPipeError) as error:
+                if not entry.is_peer:
+                    raise
+                failed[entry.name] = str(error)
+                workers = [worker for worker in workers if worker.name != entry.name]
+                say(f"{entry.name} is left out: {error}")
+        sizes = [entry.bytes_per_token for entry in line_up if entry.name not in failed]
+        bandwidths |= {size: [] for size in distinct_sizes(sizes)}
         for number in range(options.rounds):
-            bandwidths["memory"].append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, threads))
-            for kind, size in sizes.items():
-                bandwidths[kind].append(read_bandwidth(size, threads))
+            before = {size: read_bandwidth(size, threads) for size in bandwidths}
             for worker in workers:
                 answer = worker.ask({"prompt": prompt, "count": options.tokens})
-                answers[worker.name].append(answer)
+                prefilled = worker.ask({"prompt": long_prompt, "count": 1})
+                more = {"long_prefill_s": prefilled["prefill_s"], "environment": environments[worker.name]}
+                answers[worker.name].append({**answer, **more})
                 rate = (options.tokens - 1) / answer["decode_s"]
                 say(f"round {number + 1}/{options.rounds}  {worker.name}: {rate:.1f} tokens/s")
+            for size, rates in bandwidths.items():
+                rates.append(max(before[size], read_bandwidth(size, threads)))
     finally:
         for worker in workers:
             worker.close()
-    return answers, bandwidths
+    return answers, bandwidths, failed
+
+
+def distinct_sizes(sizes: Sequence[int]) -> list[int]:
+    """Return sizes of which every given one is near one: buffers of nearly the same size read alike."""
+    found: list[int] = []
+    for size in sorted(sizes):
+        if not found or size > (1 + SAME_SIZE) * found[-1]:
+            found.append(size)
+    return found
 
 
 def row(
-    contestant: Contestant,
+    entry: Entry,
     answers: Sequence[dict[str, Any]],
-    bandwidths: dict[str, list[float]],
-    sizes: dict[str, int],
-    files: dict[str, int],
-    prompt_length: int,
+    bandwidths: dict[int, list[float]],
+    prefill: int,
+    reference: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """Turn an engine's answers into its row."""
-    size = sizes[contestant.precision if contestant.precision in sizes else "fp32"]
-    # Artifacts of nearly the same size read at the same rate: their measurements are taken together.
-    rates = [
-        rate
-        for kind, other in sizes.items()
-        if abs(other - size) <= SAME_SIZE * size
-        for rate in bandwidths[kind]
-    ]
+    """Turn an engine's answers into its row.
+
+    Args:
+      entry: what was measured.
+      answers: one a round.
+      bandwidths: by size of the buffer.
+      prefill: tokens of the long prompt.
+      reference: the float32 artifact's greedy tokens; None where it was not measured.
+    """
+    size = entry.bytes_per_token
+    nearest = min(bandwidths, key=lambda other: abs(other - size))
+    rate = statistics.median(bandwidths[nearest])
     decode = spread([(len(answer["tokens"]) - 1) / answer["decode_s"] for answer in answers])
-    ceiling = statistics.median(rates) * 1e9 / size
+    ceiling = rate * 1e9 / size
+    tokens = answers[0]["tokens"]
+    contestant = entry.contestant
     return {
         "engine": contestant.engine,
         "precision": contestant.precision,
         "cached": contestant.cached,
         "every_logit": contestant.every_logit,
         "decode_tokens_per_s": decode,
-        "prefill_tokens_per_s": spread([prompt_length / answer["prefill_s"] for answer in answers]),
+        "prefill_tokens_per_s": spread([prefill / answer["long_prefill_s"] for answer in answers]),
         "seconds": spread([answer["prefill_s"] + answer["decode_s"] for answer in answers]),
         "bytes_per_token": size,
-        "read_gb_s": statistics.median(rates),
+        "read_gb_s": rate,
         "ceiling_tokens_per_s": ceiling,
         "ceiling_share": decode["median"] / ceiling,
-        "file_mb": files[contestant.precision] / 1e6,
+        "file_mb": entry.file_bytes / 1e6,
         "peak_rss_mb": max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
-        "greedy_tokens": answers[0]["tokens"],
+        "settings": {**entry.settings, **answers[0]["environment"]},
+        "greedy_agrees": None if reference is None else agreeing(reference, tokens),
+        "greedy_tokens": tokens,
     }
-
-
-def weight_bytes(artifact: Artifact) -> int:
-    """Return the bytes of weights that one token reads: everything but the embedding rows it skips.
-
-    The token embedding counts once, as the head, where it is that. The PyTorch module holds the weights of
-    weight-only artifacts in float32.
-    """
-    skipped = {"wpe"} if artifact.config.tied else {"wpe", "wte"}
-    layers = layer_shapes(artifact.config)
-    total = 0
-    for name, tensor in artifact.tensors.items():
-        layer, _, part = name.rpartition(".")
-        if layer in skipped or name == "wte.smooth":
-            continue
-        expanded = artifact.quantization is not None and artifact.quantization.weight_only and layer in layers
-        if expanded and part.startswith("weight"):
-            total += 4 * math.prod(layers[layer]) if part != "weight_scale" else 0
-        else:
-            total += tensor.nbytes
-    return total
 
 
 def random_artifacts(preset: str, scratch: Path) -> list[Path]:
@@ -300,7 +308,9 @@ def placeholder_tokenizer(vocab_size: int) -> Tokenizer:
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Lay the rows out for a terminal."""
-    table = Table("engine", "s", "tokens/s", "min-max", "of ceiling", "file MB", "peak MB")
+    table = Table(
+        "engine", "s", "tokens/s", "min-max", "of ceiling", "prefill/s", "file MB", "peak MB", "same"
+    )
     for line in rows:
         decode = line["decode_tokens_per_s"]
         table.add_row(
@@ -309,7 +319,9 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{decode['median']:.1f}",
             f"{decode['min']:.0f}-{decode['max']:.0f}",
             f"{line['ceiling_share']:.0%}",
+            f"{line['prefill_tokens_per_s']['median']:.0f}",
             f"{line['file_mb']:.1f}",
             f"{line['peak_rss_mb']:.0f}",
+            "" if line["greedy_agrees"] is None else str(line["greedy_agrees"]),
         )
     return table

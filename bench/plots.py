@@ -1,7 +1,8 @@
-"""The report's plots, as SVG text."""
+"""The plots: the report's as SVG text, a measurement's as files too."""
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,9 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.engines import row_name
+from jaxgpt.shared.files import write_atomic
 
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
 SMOOTH_STEPS = 20
+PNG_DPI = 150
 
 
 def _svg(figure: Figure) -> str:
@@ -67,6 +70,32 @@ def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
       rows: of `jaxgpt-bench generate`.
       title: what was measured.
     """
+    return _svg(_speed_figure(rows, title))
+
+
+def write_speed_plots(figures: dict[str, Any], beside: Path) -> list[Path]:
+    """Draw a whole measurement as .svg and .png beside its JSON file; return their paths."""
+    title = speed_title(figures)
+    picture, vectors = beside.with_suffix(".png"), beside.with_suffix(".svg")
+    write_atomic(vectors, speed_bars(figures["rows"], title))
+    figure = _speed_figure(figures["rows"], title)
+    figure.savefig(picture, dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return [vectors, picture]
+
+
+def speed_title(speed: dict[str, Any]) -> str:
+    """Say what a speed file measured."""
+    settings = speed["settings"]
+    model = settings["model"]
+    weights = f"{settings['preset']}, random weights" if settings["preset"] else "the trained model"
+    return (
+        f"{weights}: {model['n_layer']} layers x {model['n_embd']}, {settings['tokens']} tokens, "
+        f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+    )
+
+
+def _speed_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     figure, axes = _axes(7.2, 0.42 * len(rows) + 1.1)
     names = [row_name(row) for row in rows]
     places = range(len(rows))
@@ -95,4 +124,4 @@ def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
     axes.legend(
         frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -1.0 / len(rows) - 0.06)
     )
-    return _svg(figure)
+    return figure

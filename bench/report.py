@@ -15,7 +15,7 @@ import jinja2
 from bench.engines import row_name
 from bench.machine import commit
 from bench.markers import write_between_markers
-from bench.plots import loss_curve, speed_bars
+from bench.plots import loss_curve, speed_bars, speed_title
 from bench.quality import quality_cells
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, damaged
@@ -137,17 +137,6 @@ def _distinct(texts: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, di
     for name, text in texts:
         found.setdefault(text["text"], ([], text))[0].append(name)
     return [(", ".join(names), text) for names, text in found.values()]
-
-
-def speed_title(speed: dict[str, Any]) -> str:
-    """Say what a speed file measured."""
-    settings = speed["settings"]
-    model = settings["model"]
-    weights = f"{settings['preset']}, random weights" if settings["preset"] else "the trained model"
-    return (
-        f"{weights}: {model['n_layer']} layers x {model['n_embd']}, {settings['tokens']} tokens, "
-        f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
-    )
 
 
 def markdown_table(figures: dict[str, Any]) -> str:

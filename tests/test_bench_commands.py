@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error
 
-from bench.generate import placeholder_tokenizer, weight_bytes
+from bench.generate import placeholder_tokenizer
+from bench.lineup import weight_bytes
 from bench.machine import read_bandwidth
 from bench.markers import write_between_markers
 from bench.quality import parses, sample_prompts, xz_bits_per_byte
@@ -62,7 +63,12 @@ def speed(work: Path, run: Path, artifacts: tuple[Path, ...]) -> Path:
         "--threads",
         1,
     )
-    assert run_command("jaxgpt-bench", "generate", *arguments, "--peers", "--out", work / "speed.json") == 0
+    assert (
+        run_command(
+            "jaxgpt-bench", "generate", *arguments, "--peer", "transformers", "--out", work / "speed.json"
+        )
+        == 0
+    )
     return work / "speed.json"
 
 

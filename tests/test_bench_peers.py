@@ -1,0 +1,135 @@
+"""Every peer computes the same model: logits beside the module's, greedy tokens beside each other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, assert_one_line_error
+
+from bench.engines import Contestant, open_engine, timed_generation
+from bench.generate import distinct_sizes, placeholder_tokenizer, random_tensors
+from bench.lineup import peer_entries
+from bench.peers import PEERS
+from bench.peers.blocks import block_size_for, pack_pairs, round_blocks
+from bench.peers.peer import Prepared
+from export.artifact import load, read_artifact, to_hf_name, write_artifact
+from export.model import EMBEDDINGS
+from jaxgpt.config import ModelConfig
+
+CONFIG = ModelConfig(vocab_size=384, block_size=32, n_layer=2, n_head=2, n_embd=64)
+PROMPT = [5, 17, 300, 41, 8, 77, 120]
+# Length of the difference, in lengths of the logits. Float32 in another order of sums gives 7e-7;
+# llama.cpp reads GELU from a table in float16 and gives 1e-3.
+FLOAT = 1e-5
+FLOAT_BY_ENGINE = {"llama.cpp": 5e-3}
+# Rounded to nearest, on random weights, which have no redundancy: about twice what was measured (1e-3,
+# 0.03, 0.05, 0.31). A permuted or transposed matrix gives more than 1.
+QUANTIZED = {"fp16": 3e-3, "int8-weight-only": 0.06, "int8-dynamic": 0.1, "int4-weight-only": 0.6}
+
+ROWS = [(name, precision) for name, peer in PEERS.items() for precision in peer.precisions]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 artifact with weights large enough that its greedy text is no repetition."""
+    folder = tmp_path_factory.mktemp("peers") / "fp32"
+    folder.mkdir()
+    tensors = {}
+    for name, tensor in random_tensors(CONFIG).items():
+        conv1d = tensor.ndim == 2 and not name.startswith(EMBEDDINGS)
+        scaled = tensor * 8 if conv1d or name == "wpe.weight" else tensor
+        tensors[to_hf_name(name)] = scaled.t() if conv1d else scaled
+    write_artifact(folder, CONFIG, None, tensors, placeholder_tokenizer(CONFIG.vocab_size))
+    return folder
+
+
+def prepared(name: str, precision: str, folder: Path, scratch: Path) -> Prepared:
+    peer = PEERS[name]
+    for module in peer.missing():
+        pytest.skip(f"{module} is not installed (pip install {peer.install})")
+    return peer.convert(read_artifact(folder), precision, scratch, threads=1)
+
+
+def reference(folder: Path, count: int) -> tuple[list[int], np.ndarray]:
+    """Greedy tokens, and the logits before each, from the module without any cache."""
+    model, tokens, logits = load(folder), list(PROMPT), []
+    with torch.inference_mode():
+        for _ in range(count):
+            logits.append(model(torch.tensor([tokens]))[0, -1].numpy())
+            tokens.append(int(logits[-1].argmax()))
+    return tokens[len(PROMPT) :], np.stack(logits)
+
+
+@pytest.mark.parametrize(("name", "precision"), ROWS)
+def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
+    name: str, precision: str, folder: Path, tmp_path: Path
+) -> None:
+    made = prepared(name, precision, folder, tmp_path)
+    assert 0 < made.bytes_per_token <= made.file_bytes
+    tokens, logits = reference(folder, 12)
+    assert len(set(tokens)) > 4
+    engine = open_engine(Contestant(name, precision, str(made.path), 1))
+    assert engine.block_size == CONFIG.block_size
+    for _ in range(2):  # the second time after a text: start forgets it
+        theirs = [np.array(engine.start(PROMPT))]
+        theirs += [np.array(engine.step(token)) for token in tokens[:-1]]
+        floats = precision == "fp32"
+        allowed = FLOAT_BY_ENGINE.get(name, FLOAT) if floats else QUANTIZED[precision]
+        error = np.linalg.norm(np.stack(theirs) - logits) / np.linalg.norm(logits)
+        assert error < allowed
+    if not floats:
+        assert error > 1e-6  # it is rounded at all
+    timed = timed_generation(engine, PROMPT, 12)
+    assert len(timed["tokens"]) == 12
+    assert min(timed["prefill_s"], timed["decode_s"]) > 0
+    if floats:
+        assert timed["tokens"] == tokens
+
+
+def test_a_peer_s_process_does_not_carry_pytorch() -> None:
+    code = "import sys, bench.engines, bench.peers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_not_installed_or_fails_is_left_out_in_a_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(PEERS["openvino"], "missing", lambda: ["openvino"])
+    monkeypatch.setattr(PEERS["transformers"], "precisions", ("fp32",))
+    monkeypatch.setattr(PEERS["torch-quantize-dynamic"], "engine", "no-such-engine")
+    names = ["transformers", "torch-quantize-dynamic", "openvino"]
+    entries, left_out = peer_entries([read_artifact(folder)], names, tmp_path, 1)
+    assert {entry.contestant.engine for entry in entries} == {"transformers"}
+    assert left_out["openvino"] == "openvino not installed (pip install openvino)"
+    assert "stopped with code 1" in left_out["no-such-engine int8-dynamic"]
+    assert "openvino is left out: openvino not installed" in capfd.readouterr().err
+
+
+def test_a_peer_that_does_not_exist_is_one_line(command: Command, folder: Path) -> None:
+    arguments = ("--artifact", folder, "--tokens", 4, "--peer", "onxruntime")
+    assert_one_line_error(
+        command("jaxgpt-bench", "generate", *arguments), "'onxruntime'", "did you mean onnxruntime"
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_are_within_half_a_step(bits: int) -> None:
+    weight = np.random.default_rng(0).standard_normal((6, 96)).astype(np.float32)
+    block = block_size_for(96)
+    assert block == 32
+    q, step = round_blocks(weight, block, bits)
+    back = ((q.astype(np.float32) - 2 ** (bits - 1)) * step[..., None]).reshape(weight.shape)
+    # 4 bits: the side opposite to the extreme ends at 7, one step short.
+    bound = np.abs(step).repeat(block, axis=1) * (0.501 if bits == 8 else 1.001)
+    assert (np.abs(back - weight) <= bound).all()
+    if bits == 4:
+        packed = pack_pairs(q)
+        assert (packed & 15 == q[..., ::2]).all()
+        assert (packed >> 4 == q[..., 1::2]).all()
+
+
+def test_sizes_within_five_percent_share_a_measurement() -> None:
+    assert distinct_sizes([100, 104, 120, 500]) == [100, 120, 500]
