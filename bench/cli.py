@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "bench.train:TrainBenchOptions:train_bench",
     "resume-proof": "bench.resume_proof:ResumeProofOptions:resume_proof",
     "report": "bench.report:ReportOptions:report",
+    "reproduce": "bench.reproduce.command:ReproduceOptions:reproduce",
 }
 
 
