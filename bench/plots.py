@@ -17,7 +17,8 @@ BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
 SMOOTH_STEPS = 20
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
-Points = list[tuple[int, float]]
+# Steps with values; read back from JSON, the pairs are lists.
+Points = Sequence[Sequence[int | float]]
 
 
 def _svg(figure: Figure) -> str:

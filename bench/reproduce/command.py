@@ -21,7 +21,7 @@ import tyro
 
 from bench.generate import GenerateOptions, generate
 from bench.machine import describe_machine, provenance
-from bench.markers import write_between_markers
+from bench.markers import require_markers, write_between_markers
 from bench.quality import Contender, QualityOptions, quality
 from bench.reproduce.memorization import Corpus
 from bench.reproduce.page import markdown_table, report_figures, write_page
@@ -121,8 +121,8 @@ def check(options: ReproduceOptions) -> list[OtherText]:
     others = [parse_other(given) for given in options.other_text]
     for other in others:
         other_documents(other)
-    if options.readme is not None and not options.readme.is_file():
-        raise UserError(f"--readme {options.readme} is missing; give a text with the table's markers")
+    if options.readme is not None:
+        require_markers(options.readme, "reproduction")
     return others
 
 
@@ -160,12 +160,17 @@ def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> Built:
     else:
         dataset, run = taken_run(options.run, stages)
     fp32 = converted(stages, options.out / "fp32", run, dataset)
-    qat = trained(stages, "qat", options.out / "qat", {**recipe.qat, "init": run, "qat": True}, dataset)
-    converted(stages, options.out / "fp32-qat", qat, dataset)
-    artifacts = [fp32]
-    for name, method, parent in QUANTIZED:
-        artifacts.append(quantized(stages, options.out / name, method, options.out / parent, dataset))
-    return Built(dataset, run, artifacts)
+    parents = {"fp32": fp32}
+    if recipe.qat is not None:
+        settings = {**recipe.qat, "init": run, "qat": True}
+        qat = trained(stages, "qat", options.out / "qat", settings, dataset)
+        parents["fp32-qat"] = converted(stages, options.out / "fp32-qat", qat, dataset)
+    artifacts = [
+        quantized(stages, options.out / name, method, parents[parent], dataset)
+        for name, method, parent in QUANTIZED
+        if parent in parents
+    ]
+    return Built(dataset, run, [fp32, *artifacts])
 
 
 def taken_run(run: Path, stages: Stages) -> tuple[Dataset, Path]:

@@ -90,9 +90,9 @@ def _sums(tokens: npt.NDArray[np.uint16]) -> UInt64:
     return sums
 
 
-def runs_of(text: Sequence[int], length: int) -> npt.NDArray[np.uint16]:
+def runs_of(text: Tokens | Sequence[int], length: int) -> npt.NDArray[np.uint16]:
     """Return every run of a length in a text: (max(len(text) - length + 1, 0), length)."""
-    array = np.array(text, np.uint16)
+    array = np.asarray(text, np.uint16)
     if len(array) < length:
         return np.zeros((0, length), np.uint16)
     return np.lib.stride_tricks.sliding_window_view(array, length)
@@ -147,7 +147,7 @@ def shared_documents(corpus: Corpus, tokens: Tokens, endoftext: int, length: int
     array = np.asarray(tokens)
     separators = np.flatnonzero(array == endoftext)
     documents = max(len(separators) - 1, 0)
-    runs = runs_of(array, length)  # type: ignore[arg-type]
+    runs = runs_of(array, length)
     starts = np.arange(len(runs))
     inside = np.searchsorted(separators, starts) == np.searchsorted(separators, starts + length)
     starts = starts[inside]

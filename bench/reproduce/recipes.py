@@ -22,7 +22,7 @@ class Recipe:
       tokenizer: of `jaxgpt prepare`.
       val_fraction: of `jaxgpt prepare`.
       train: options of `jaxgpt train`, the preset among them.
-      qat: options of the quantization-aware training that goes on from it.
+      qat: options of the quantization-aware training that goes on from it; None leaves it out.
       quality_tokens: of the validation split; 0 for all.
       parse_samples: texts whose share that parses is measured, for each model.
       parse_tokens: their length at most.
@@ -35,7 +35,7 @@ class Recipe:
     tokenizer: str
     val_fraction: float
     train: Mapping[str, Any]
-    qat: Mapping[str, Any]
+    qat: Mapping[str, Any] | None
     quality_tokens: int = 131_072
     parse_samples: int = 24
     parse_tokens: int = 200
