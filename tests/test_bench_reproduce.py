@@ -232,6 +232,23 @@ def test_bad_options_are_one_line(command: Command, recipe: list[Any], run: Path
     assert_one_line_error(refused("cpu", "--readme", readme), "reproduction: begin")
 
 
+def test_a_given_run_brings_its_data_and_must_be_finished(run: Path, data: Path, tmp_path: Path) -> None:
+    found = stages.Stages()
+    dataset, folder = command_module.taken_run(run, found)
+    assert (dataset.folder, folder) == (data, run)
+    assert [entry["stage"] for entry in found.log] == ["data", "train"]
+    unfinished = tmp_path / "run"
+    shutil.copytree(run, unfinished)
+    (unfinished / "summary.json").unlink()
+    with pytest.raises(UserError, match="summary of a finished run"):
+        command_module.taken_run(unfinished, found)
+    shutil.copy(run / "summary.json", unfinished)
+    config = unfinished / "config.json"
+    config.write_text(re.sub(r'"manifest_sha256": "\w+"', '"manifest_sha256": "0"', config.read_text()))
+    with pytest.raises(UserError, match="is not the data set"):
+        command_module.taken_run(unfinished, found)
+
+
 def test_without_the_hub_the_offline_text_is_taken_and_never_called_the_other(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
