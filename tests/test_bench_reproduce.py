@@ -22,9 +22,11 @@ from bench.reproduce.page import (
     render,
     table_cells,
 )
-from bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe
+from bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
 from bench.reproduce.texts import PROMPTS
+from jaxgpt.options import TrainOptions, run_config
 from jaxgpt.shared.errors import UserError
+from jaxgpt.tokens import open_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (1280, 390)
@@ -50,8 +52,8 @@ RECIPE = Recipe(
     qat=None,
     quality_tokens=1024,
     parse_samples=2,
-    parse_tokens=12,
-    tokens=30,
+    parse_tokens=8,
+    tokens=16,
     rounds=1,
 )  # fmt: skip
 
@@ -247,6 +249,19 @@ def test_a_given_run_brings_its_data_and_must_be_finished(run: Path, data: Path,
     config.write_text(re.sub(r'"manifest_sha256": "\w+"', '"manifest_sha256": "0"', config.read_text()))
     with pytest.raises(UserError, match="is not the data set"):
         command_module.taken_run(unfinished, found)
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu"])
+def test_every_preset_is_a_training_that_can_be(name: str, data: Path, tmp_path: Path) -> None:
+    dataset, chosen = open_dataset(data), RECIPES[name]
+    for settings in (chosen.train, chosen.qat or {}):
+        config = run_config(TrainOptions(data=data, out=tmp_path, **settings), dataset)
+        assert config.train.max_steps == settings["max_steps"]
+        assert config.model.block_size >= chosen.tokens  # the speed measurement fits
+        if name == "gpu":  # a micro-batch splits over one, two, four or eight GPUs
+            assert config.train.batch_size // config.train.accumulate % 8 == 0
+    assert chosen.parse_samples >= 20
+    assert find_recipe(name, 7).train["max_steps"] == 7
 
 
 def test_without_the_hub_the_offline_text_is_taken_and_never_called_the_other(

@@ -296,7 +296,9 @@ def limits(report: dict[str, Any]) -> list[str]:
         f"Speed was measured on one machine ({speed['machine']['cpu']}, {speed['machine']['cores']} cores, "
         f"possibly shared), batch 1, {speed['rounds']} rounds; ratios travel better than times. A small "
         "model fits the caches, which favours float32.",
-        "Samples show the text of a small model; they were chosen by a seed, not by taste.",
+        "The samples are chosen by a seed, not by taste, and the prompts given as they stand: a model that "
+        "was trained on docstrings may go on with the sentence before it begins the code. The text of a "
+        "small model looks like Python; it does not solve tasks.",
     ]
     return found
 
