@@ -256,6 +256,11 @@ def engine_name(row: dict[str, Any]) -> str:
     return row_name({"cached": True, "every_logit": False, **row})
 
 
+def threads(count: int) -> str:
+    """Say how many threads."""
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
 def what_it_was_trained_on(report: dict[str, Any]) -> str:
     """Say what text it was, and whether it is the original's."""
     data = report["data"]
@@ -324,6 +329,7 @@ def render(report: dict[str, Any]) -> str:
             columns=COLUMNS,
             table=table_cells(report),
             engines=engine_cells(report),
+            threads=threads(speed["settings"]["threads"]),
             trained_on=what_it_was_trained_on(report),
             original_setting=ORIGINAL_SETTING,
             limits=limits(report),
@@ -363,7 +369,7 @@ def markdown_table(report: dict[str, Any]) -> str:
     lines = [
         f"Preset {report['preset']}: {train['parameters']:,} parameters, {train['tokens_seen']:,} tokens of "
         f"{what_it_was_trained_on(report)}. Quality on {report['quality']['val_tokens']:,} held-out tokens; "
-        f"speed for {settings['tokens']} tokens on {machine['cpu']} ({settings['threads']} threads), the "
+        f"speed for {settings['tokens']} tokens on {machine['cpu']} ({threads(settings['threads'])}), the "
         "fastest engine of each row. The last two rows are the original project's own figures, for its "
         "model, its data and its machine.",
         "",
