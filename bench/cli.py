@@ -10,9 +10,11 @@ COMMANDS = {
     "integers": "bench.integers:IntegersOptions:integers",
     "agreement": "bench.agreement:AgreementOptions:agreement",
     "generate": "bench.generate:GenerateOptions:generate",
+    "native": "bench.native:NativeOptions:native",
     "train": "bench.train:TrainBenchOptions:train_bench",
     "resume-proof": "bench.resume_proof:ResumeProofOptions:resume_proof",
     "report": "bench.report:ReportOptions:report",
+    "reproduce": "bench.reproduce.command:ReproduceOptions:reproduce",
 }
 
 

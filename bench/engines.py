@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bench.workers import serve
-from jaxgpt.shared.generation import Engine
+from jaxgpt.shared.generation import Engine, RewindingEngine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Contestant:
     """One row of the speed table.
 
     Attributes:
-      engine: jaxgpt-torch, jaxgpt-flax, or a peer's (see `bench.peers`).
+      engine: jaxgpt-native, jaxgpt-torch, jaxgpt-flax, or a peer's (see `bench.peers`).
       precision: fp32, int8-dynamic, int8-static, ...
       folder: the artifact, the run for jaxgpt-flax, or what a peer loads.
       threads: CPU threads.
@@ -66,7 +66,11 @@ def open_engine(contestant: Contestant) -> Engine:
         torch.set_num_threads(contestant.threads)
         model = load(contestant.folder)
         return Session(model) if contestant.cached else UncachedSession(model)
-    # A native engine of this project's own gets its branch here.
+    if contestant.engine == "jaxgpt-native":
+        from export.artifact import read_artifact
+        from export.engine import NativeModel, NativeSession
+
+        return NativeSession(NativeModel(read_artifact(Path(contestant.folder)), contestant.threads))
     from bench.peers import PEERS
     from bench.peers.transformers_ import Transformers, TransformersEngine
 
@@ -102,11 +106,24 @@ def timed_generation(engine: Engine, prompt: list[int], count: int) -> dict[str,
     """
     if isinstance(engine, SelfGenerating):
         return engine.generate_greedily(prompt, count)
+    if isinstance(engine, RewindingEngine):
+        return _timed_greedy(engine, prompt, count)
     started = time.perf_counter()
     tokens = [int(engine.start(prompt).argmax())]
     first = time.perf_counter()
     while len(tokens) < count:
         tokens.append(int(engine.step(tokens[-1]).argmax()))
+    return {"tokens": tokens, "prefill_s": first - started, "decode_s": time.perf_counter() - first}
+
+
+def _timed_greedy(engine: RewindingEngine, prompt: list[int], count: int) -> dict[str, Any]:
+    """Do the same with an engine that takes the largest logit itself; nothing is guessed."""
+    started = time.perf_counter()
+    engine.truncate(0)
+    tokens = [int(engine.greedy(prompt)[0])]
+    first = time.perf_counter()
+    while len(tokens) < count:
+        tokens.append(int(engine.greedy(tokens[-1:])[0]))
     return {"tokens": tokens, "prefill_s": first - started, "decode_s": time.perf_counter() - first}
 
 

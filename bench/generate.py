@@ -9,40 +9,36 @@ measured read bandwidth / bytes of weights a token; reading a buffer of just tha
 before and after each round.
 """
 
+import contextlib
 import dataclasses
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from bench.agreement import agreeing
 from bench.engines import row_name
 from bench.lineup import Entry, chosen_peers, in_order, own_entries, peer_entries
 from bench.machine import provenance, read_bandwidth
+from bench.random_models import random_artifacts
 from bench.workers import Worker, spread
-from export.artifact import Tensors, read_artifact, to_hf_name, write_artifact
+from export.artifact import read_artifact
 from export.generate import set_threads
-from export.model import EMBEDDINGS, float_model, layer_shapes, norm_names
-from export.quantization import HEAD, Quantization, linear_layers
-from export.quantize.calibration import collect_inputs, plan_input
-from export.quantize.rounding import rounded_tensors
-from jaxgpt.config import ModelConfig, find_preset
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
-from jaxgpt.shared.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 16
+BUSY_TOKENS = 48
 WARMUP_TOKENS = 8
 BANDWIDTH_BUFFER_BYTES = 1_000_000_000
-RANDOM_VOCAB_SIZE = 50_257
-SAME_SIZE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +48,12 @@ class GenerateOptions:
     Attributes:
       artifact: artifact folders.
       run: run folder: its Flax model is measured too.
-      preset: measure a model of this shape with random weights, as fp32, int8-dynamic and int8-static.
+      preset: measure a model of this shape with random weights, in float32 and quantized in every way.
       tokens: to generate in each round.
       threads: CPU threads; 0 takes all cores that this process may use.
       rounds: in each of which every engine generates once.
       uncached: also without KV cache (slow: every token runs the whole text again).
+      busy: so many other processes compete for the cores in one more pass of each round; 0 leaves it out.
       prefill: tokens of a prompt that is timed as well in each round; a shorter context bounds it.
       peers: also every other program that is installed, with the same float32 weights: see `bench.peers`.
         transformers' GPT-2 runs with its cache, without, and without and with the logits of every position
@@ -73,6 +70,7 @@ class GenerateOptions:
     threads: int = 0
     rounds: int = 3
     uncached: bool = False
+    busy: int = 0
     prefill: int = 512
     peers: bool = False
     peer: tuple[str, ...] = ()
@@ -105,7 +103,8 @@ def generate(options: GenerateOptions) -> Result:
                 f"--tokens {options.tokens} does not fit the model's context of {config.block_size}"
             )
         prefill = min(options.prefill, config.block_size)
-        line_up = own_entries(artifacts, options.run, options.uncached, threads)
+        positions = length + options.tokens / 2
+        line_up = own_entries(artifacts, options.run, options.uncached, threads, positions)
         left_out: dict[str, str] = {}
         if wanted:
             peers, left_out = peer_entries(artifacts, wanted, Path(scratch), threads)
@@ -116,7 +115,7 @@ def generate(options: GenerateOptions) -> Result:
         rounds, bandwidths, failed = run_rounds(line_up, prompts, options, threads)
     measured = [entry for entry in line_up if entry.name not in failed]
     reference = next((rounds[e.name][0]["tokens"] for e in measured if e.precision == "fp32"), None)
-    rows = [row(entry, rounds[entry.name], bandwidths, prefill, reference) for entry in measured]
+    rows = [row(entry, rounds[entry.name], prefill, reference) for entry in measured]
     figures = {
         **provenance(),
         "settings": {
@@ -126,11 +125,12 @@ def generate(options: GenerateOptions) -> Result:
             "prompt_tokens": length,
             "prefill_tokens": prefill,
             "threads": threads,
+            "busy_processes": options.busy,
             "batch": 1,
             "sampling": "greedy",
         },
         "rounds": options.rounds,
-        "bandwidth_gb_s": [round(value, 2) for value in bandwidths[BANDWIDTH_BUFFER_BYTES]],
+        "bandwidth_gb_s": [round(value, 2) for value in bandwidths],
         "left_out": {**left_out, **failed},
         "rows": rows,
     }
@@ -145,7 +145,7 @@ def generate(options: GenerateOptions) -> Result:
 
 def run_rounds(
     line_up: Sequence[Entry], prompts: Sequence[list[int]], options: GenerateOptions, threads: int
-) -> tuple[dict[str, list[dict[str, Any]]], dict[int, list[float]], dict[str, str]]:
+) -> tuple[dict[str, list[dict[str, Any]]], list[float], dict[str, str]]:
     """Generate in every round with every engine.
 
     Args:
@@ -155,14 +155,15 @@ def run_rounds(
       threads: CPU threads.
 
     Returns:
-      The answers by row name; the read bandwidth of each round, in 10^9 bytes a second, the better of
-      before and after it, by the size of the buffer that was read; and the peers that did not run, with why.
+      The answers by row name, each with the bandwidth of a buffer of the engine's size, read right before
+      and right after; the bandwidth of a large buffer in each round, in 10^9 bytes a second; and the peers
+      that did not run, with why.
     """
     workers: list[Worker] = []
     failed: dict[str, str] = {}
     environments: dict[str, dict[str, str]] = {}
     answers: dict[str, list[dict[str, Any]]] = {entry.name: [] for entry in line_up}
-    bandwidths: dict[int, list[float]] = {BANDWIDTH_BUFFER_BYTES: []}
+    bandwidths: list[float] = []
     prompt, long_prompt = prompts
     try:
         for entry in line_up:
@@ -177,38 +178,34 @@ def run_rounds(
                 failed[entry.name] = str(error)
                 workers = [worker for worker in workers if worker.name != entry.name]
                 say(f"{entry.name} is left out: {error}")
-        sizes = [entry.bytes_per_token for entry in line_up if entry.name not in failed]
-        bandwidths |= {size: [] for size in distinct_sizes(sizes)}
+        sizes = {entry.name: entry.bytes_per_token for entry in line_up}
         for number in range(options.rounds):
-            before = {size: read_bandwidth(size, threads) for size in bandwidths}
+            bandwidths.append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, threads))
             for worker in workers:
+                size = sizes[worker.name]
+                before = read_bandwidth(size, threads)
                 answer = worker.ask({"prompt": prompt, "count": options.tokens})
+                after = read_bandwidth(size, threads)
                 prefilled = worker.ask({"prompt": long_prompt, "count": 1})
                 more = {"long_prefill_s": prefilled["prefill_s"], "environment": environments[worker.name]}
-                answers[worker.name].append({**answer, **more})
+                answers[worker.name].append({**answer, **more, "read_gb_s": (before + after) / 2})
                 rate = (options.tokens - 1) / answer["decode_s"]
                 say(f"round {number + 1}/{options.rounds}  {worker.name}: {rate:.1f} tokens/s")
-            for size, rates in bandwidths.items():
-                rates.append(max(before[size], read_bandwidth(size, threads)))
+            if options.busy:
+                with busy_processes(options.busy):
+                    for worker in workers:
+                        count = min(BUSY_TOKENS, options.tokens)
+                        answer = worker.ask({"prompt": prompt, "count": count})
+                        answers[worker.name][-1]["busy_rate"] = (count - 1) / answer["decode_s"]
     finally:
         for worker in workers:
             worker.close()
     return answers, bandwidths, failed
 
 
-def distinct_sizes(sizes: Sequence[int]) -> list[int]:
-    """Return sizes of which every given one is near one: buffers of nearly the same size read alike."""
-    found: list[int] = []
-    for size in sorted(sizes):
-        if not found or size > (1 + SAME_SIZE) * found[-1]:
-            found.append(size)
-    return found
-
-
 def row(
     entry: Entry,
     answers: Sequence[dict[str, Any]],
-    bandwidths: dict[int, list[float]],
     prefill: int,
     reference: Sequence[int] | None,
 ) -> dict[str, Any]:
@@ -217,15 +214,14 @@ def row(
     Args:
       entry: what was measured.
       answers: one a round.
-      bandwidths: by size of the buffer.
       prefill: tokens of the long prompt.
       reference: the float32 artifact's greedy tokens; None where it was not measured.
     """
     size = entry.bytes_per_token
-    nearest = min(bandwidths, key=lambda other: abs(other - size))
-    rate = statistics.median(bandwidths[nearest])
-    decode = spread([(len(answer["tokens"]) - 1) / answer["decode_s"] for answer in answers])
-    ceiling = rate * 1e9 / size
+    rates = [(len(answer["tokens"]) - 1) / answer["decode_s"] for answer in answers]
+    shares = [rate * size / 1e9 / answer["read_gb_s"] for rate, answer in zip(rates, answers, strict=True)]
+    decode = spread(rates)
+    read = statistics.median(answer["read_gb_s"] for answer in answers)
     tokens = answers[0]["tokens"]
     contestant = entry.contestant
     return {
@@ -237,73 +233,37 @@ def row(
         "prefill_tokens_per_s": spread([prefill / answer["long_prefill_s"] for answer in answers]),
         "seconds": spread([answer["prefill_s"] + answer["decode_s"] for answer in answers]),
         "bytes_per_token": size,
-        "read_gb_s": rate,
-        "ceiling_tokens_per_s": ceiling,
-        "ceiling_share": decode["median"] / ceiling,
+        "read_gb_s": read,
+        "ceiling_tokens_per_s": read * 1e9 / size,
+        "ceiling_share": statistics.median(shares),
         "file_mb": entry.file_bytes / 1e6,
         "peak_rss_mb": max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
+        **busy_figures(rates, answers),
         "settings": {**entry.settings, **answers[0]["environment"]},
         "greedy_agrees": None if reference is None else agreeing(reference, tokens),
         "greedy_tokens": tokens,
     }
 
 
-def random_artifacts(preset: str, scratch: Path) -> list[Path]:
-    """Write artifacts of a preset's shape with random weights: fp32, int8-dynamic, int8-static.
-
-    They have no certificate: nothing but their speed means anything.
-    """
-    config = find_preset(preset).model(RANDOM_VOCAB_SIZE)
-    say(f"making random weights of the shape of {preset}")
-    tensors = random_tensors(config)
-    tokenizer = placeholder_tokenizer(config.vocab_size)
-    hf = {}
-    for name, tensor in tensors.items():
-        conv1d = tensor.ndim == 2 and not name.startswith((*EMBEDDINGS, HEAD))
-        hf[to_hf_name(name)] = tensor.t() if conv1d else tensor
-    model = float_model(config, tensors)
-    tokens = torch.randint(config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
-    plans = {
-        name: plan_input(seen, tensors[f"{linear_layers(config)[name]}.weight"], (1.0,), ())
-        for name, seen in collect_inputs(model, tokens.int()).items()
-    }
-    del model
-    bits = dict.fromkeys(layer_shapes(config), 8)
-    made: list[tuple[str, Quantization | None, Tensors]] = [
-        ("fp32", None, hf),
-        ("int8-dynamic", Quantization("dynamic", bits), rounded_tensors(config, tensors, bits)),
-        ("int8-static", Quantization("static", bits), rounded_tensors(config, tensors, bits, plans)),
-    ]
-    for name, quantization, content in made:
-        (scratch / name).mkdir()
-        write_artifact(scratch / name, config, quantization, content, tokenizer)
-    return [scratch / name for name, _, _ in made]
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Let so many processes compute and do nothing else."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
-def random_tensors(config: ModelConfig) -> Tensors:
-    """Return float tensors by module name, N(0, 0.02), every one non-zero."""
-    generator = torch.Generator().manual_seed(0)
-    tensors: Tensors = {}
-    for name, (O, I) in layer_shapes(config).items():
-        tensors[f"{name}.weight"] = torch.randn(O, I, generator=generator) * 0.02
-        if name not in (*EMBEDDINGS, HEAD):
-            tensors[f"{name}.bias"] = torch.randn(O, generator=generator) * 0.02
-    for name in norm_names(config):
-        tensors[f"{name}.weight"] = 1 + torch.randn(config.n_embd, generator=generator) * 0.02
-        tensors[f"{name}.bias"] = torch.randn(config.n_embd, generator=generator) * 0.02
-    return tensors
-
-
-def placeholder_tokenizer(vocab_size: int) -> Tokenizer:
-    """Return a tokenizer of that size whose merges mean nothing (pairs of bytes, of pairs, ...)."""
-    tokens = [bytes([b]) for b in range(256)]
-    merges: list[tuple[bytes, bytes]] = []
-    for first in tokens:
-        for second in tokens:
-            if len(merges) == vocab_size - 257:
-                return Tokenizer(merges, "placeholder")
-            merges.append((first, second))
-    raise UserError(f"no placeholder tokenizer has {vocab_size} tokens")
+def busy_figures(rates: Sequence[float], answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the rates beside busy processes, and their share of each round's free rate."""
+    if not all("busy_rate" in answer for answer in answers):
+        return {}
+    busy = [answer["busy_rate"] for answer in answers]
+    shares = [slow / free for slow, free in zip(busy, rates, strict=True)]
+    return {"busy_tokens_per_s": spread(busy), "busy_share": statistics.median(shares)}
 
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> Table:

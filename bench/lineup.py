@@ -12,6 +12,7 @@ from bench.peers import PEERS
 from bench.peers.peer import OPENMP, Peer
 from bench.workers import Worker
 from export.artifact import Artifact
+from export.engine import why_not
 from export.model import layer_shapes
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
@@ -87,10 +88,24 @@ class Entry:
         return workers[best], self.environments[best]
 
 
-def own_entries(artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int) -> list[Entry]:
-    """List this project's engines: the module for each artifact, the Flax model of a run."""
+def own_entries(
+    artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int, positions: float
+) -> list[Entry]:
+    """List this project's engines: the native one and the module for each artifact, the Flax model of a run.
+
+    Args:
+      artifacts: that are measured.
+      run: of the Flax model, or None.
+      uncached: the module without a KV cache too.
+      threads: CPU threads.
+      positions: that an average token attends to; their keys and values (float16) are read too.
+    """
     found = []
     for artifact in artifacts:
+        if why_not(artifact) is None:
+            contestant = Contestant("jaxgpt-native", artifact.kind, str(artifact.folder), threads)
+            size = stored_bytes(artifact) + cache_bytes(artifact, positions)
+            found.append(Entry(contestant, size, artifact.file_bytes, ({},)))
         contestant = Contestant("jaxgpt-torch", artifact.kind, str(artifact.folder), threads)
         entry = Entry(contestant, weight_bytes(artifact), artifact.file_bytes)
         found.append(entry)
@@ -185,6 +200,17 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
     """Put rows of one precision together, in the order in which precisions first appear."""
     order = list(dict.fromkeys(entry.precision for entry in entries))
     return sorted(entries, key=lambda entry: order.index(entry.precision))
+
+
+def stored_bytes(artifact: Artifact) -> int:
+    """Return the bytes of an artifact that one token reads, at the width they are stored with."""
+    skipped = ("wpe.", "wte.smooth") if artifact.config.tied else ("wpe.", "wte.")
+    return sum(t.nbytes for name, t in artifact.tensors.items() if not name.startswith(skipped))
+
+
+def cache_bytes(artifact: Artifact, positions: float) -> int:
+    """Return the bytes of float16 keys and values that a token reads when it attends to so many positions."""
+    return round(artifact.config.n_layer * 2 * artifact.config.n_embd * 2 * positions)
 
 
 def weight_bytes(artifact: Artifact) -> int:

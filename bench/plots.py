@@ -18,13 +18,17 @@ from jaxgpt.shared.files import write_atomic
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
 SMOOTH_STEPS = 20
 PNG_DPI = 150
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+# Steps with values; read back from JSON, the pairs are lists.
+Points = Sequence[Sequence[int | float]]
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    # No date and a fixed salt: the same figures give the same bytes.
+    # No date and a fixed salt: the same figures give the same bytes. No addresses of vocabularies either.
     with plt.rc_context({"svg.hashsalt": "jaxgpt", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=NO_METADATA)
     plt.close(figure)
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 
@@ -36,13 +40,12 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def loss_curve(metrics: Sequence[dict[str, Any]]) -> str:
-    """Draw training loss (a moving mean over 20 steps) and validation loss against steps.
+def curve_points(metrics: Sequence[dict[str, Any]]) -> tuple[Points, Points]:
+    """Return steps with training loss (a moving mean over 20 steps), and with validation loss.
 
     Args:
       metrics: rows of metrics.jsonl.
     """
-    figure, axes = _axes(7.2, 3.2)
     train = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
     val = [(row["step"], row["val_loss"]) for row in metrics if "val_loss" in row]
     losses = [loss for _, loss in train]
@@ -50,9 +53,22 @@ def loss_curve(metrics: Sequence[dict[str, Any]]) -> str:
         sum(losses[max(i - SMOOTH_STEPS + 1, 0) : i + 1]) / len(losses[max(i - SMOOTH_STEPS + 1, 0) : i + 1])
         for i in range(len(losses))
     ]
-    axes.plot(
-        [step for step, _ in train], means, color=BLUE, linewidth=1.4, label="training (mean of 20 steps)"
-    )
+    return [(step, mean) for (step, _), mean in zip(train, means, strict=True)], val
+
+
+def loss_curve(metrics: Sequence[dict[str, Any]]) -> str:
+    """Draw training and validation loss against steps.
+
+    Args:
+      metrics: rows of metrics.jsonl.
+    """
+    return draw_curve(*curve_points(metrics))
+
+
+def draw_curve(train: Points, val: Points) -> str:
+    """Draw what `curve_points` gave."""
+    figure, axes = _axes(7.2, 3.2)
+    axes.plot(*zip(*train, strict=True), color=BLUE, linewidth=1.4, label="training (mean of 20 steps)")
     axes.plot(
         *zip(*val, strict=True), color=ORANGE, marker="o", linewidth=1.4, label="validation, whole split"
     )
@@ -125,3 +141,30 @@ def _speed_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -1.0 / len(rows) - 0.06)
     )
     return figure
+
+
+def loss_bars(rows: Sequence[tuple[str, float, bool]], title: str) -> str:
+    """Draw what each model's loss differs by from its reference.
+
+    Args:
+      rows: name, nats, and whether the bar is somebody else's figure (grey).
+      title: what is drawn.
+    """
+    figure, axes = _axes(7.2, 0.36 * len(rows) + 0.9)
+    places = range(len(rows))
+    values = [value for _, value, _ in rows]
+    axes.barh(places, values, height=0.6, color=[GREY if theirs else BLUE for _, _, theirs in rows])
+    span = (max(*values, 0.0) - min(*values, 0.0)) or 1.0
+    for place, value in zip(places, values, strict=True):
+        side = "left" if value >= 0 else "right"
+        axes.text(
+            value + (0.01 if value >= 0 else -0.01) * span, place, f"{value:+.5f}", va="center", ha=side,
+            fontsize=9,
+        )  # fmt: skip
+    axes.axvline(0, color="#444", linewidth=0.8)
+    axes.set_xlim(min(*values, 0.0) - 0.2 * span * (min(values) < 0), max(*values, 0.0) + 0.2 * span)
+    axes.set_yticks(list(places), [name for name, _, _ in rows], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("nats per token", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    return _svg(figure)

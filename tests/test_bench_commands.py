@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error
 
-from bench.generate import placeholder_tokenizer
 from bench.lineup import weight_bytes
 from bench.machine import read_bandwidth
 from bench.markers import write_between_markers
 from bench.quality import parses, sample_prompts, xz_bits_per_byte
+from bench.random_models import placeholder_tokenizer
 from export.artifact import read_artifact
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import load_tokenizer

@@ -4,8 +4,8 @@ from pathlib import Path
 import torch
 from conftest import Command, assert_one_line_error
 
-from bench.generate import random_tensors
 from bench.outliers import with_outliers
+from bench.random_models import random_tensors
 from export.model import float_model
 from jaxgpt.config import ModelConfig
 

@@ -10,11 +10,11 @@ import torch
 from conftest import Command, assert_one_line_error
 
 from bench.engines import Contestant, open_engine, timed_generation
-from bench.generate import distinct_sizes, placeholder_tokenizer, random_tensors
 from bench.lineup import peer_entries
 from bench.peers import PEERS
 from bench.peers.blocks import block_size_for, pack_pairs, round_blocks
 from bench.peers.peer import Prepared
+from bench.random_models import placeholder_tokenizer, random_tensors
 from export.artifact import load, read_artifact, to_hf_name, write_artifact
 from export.model import EMBEDDINGS
 from jaxgpt.config import ModelConfig
@@ -129,7 +129,3 @@ def test_blocks_are_within_half_a_step(bits: int) -> None:
         packed = pack_pairs(q)
         assert (packed & 15 == q[..., ::2]).all()
         assert (packed >> 4 == q[..., 1::2]).all()
-
-
-def test_sizes_within_five_percent_share_a_measurement() -> None:
-    assert distinct_sizes([100, 104, 120, 500]) == [100, 120, 500]

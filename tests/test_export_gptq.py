@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error
 
-from bench.generate import random_tensors
+from bench.random_models import random_tensors
 from export.arithmetic import dequantize, int4_scale, pack_int4, quantize_rows, round_int4, unpack_int4
 from export.layers import WeightOnlyLinear
 from export.model import float_model

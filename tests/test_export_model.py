@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.generate import random_tensors
+from bench.random_models import random_tensors
 from export.artifact import load
 from export.model import Cache, Session, UncachedSession, float_model
 from jaxgpt.config import ModelConfig

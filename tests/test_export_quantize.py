@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
-from bench.generate import random_tensors
+from bench.random_models import random_tensors
 from export.arithmetic import quantize_rows
 from export.artifact import read_artifact
 from export.model import float_model, layer_shapes

@@ -1,0 +1,1 @@
+"""`jaxgpt-bench reproduce`: the original project's experiment, from the text to one page. See command.py."""

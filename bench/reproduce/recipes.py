@@ -1,0 +1,100 @@
+"""What `jaxgpt-bench reproduce` does on each size of machine: data, model, training, amounts measured."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxgpt.shared.errors import UserError, nearest
+
+HUB_SOURCE = "hub:flytech/python-codes-25k"  # what the original was trained on
+PACKAGES = (
+    "packages:torch,transformers,jax,flax,optax,orbax,numpy,datasets,scipy,pandas,sympy,networkx,matplotlib"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One size of the experiment.
+
+    Attributes:
+      about: for whom, in a line.
+      offline_source: text where the hub can't be reached.
+      tokenizer: of `jaxgpt prepare`.
+      val_fraction: of `jaxgpt prepare`.
+      train: options of `jaxgpt train`, the preset among them.
+      qat: options of the quantization-aware training that goes on from it; None leaves it out.
+      quality_tokens: of the validation split; 0 for all.
+      parse_samples: texts whose share that parses is measured, for each model.
+      parse_tokens: their length at most.
+      tokens: to generate for speed, and for the samples at most.
+      rounds: of the speed measurement.
+    """
+
+    about: str
+    offline_source: str
+    tokenizer: str
+    val_fraction: float
+    train: Mapping[str, Any]
+    qat: Mapping[str, Any] | None
+    quality_tokens: int = 131_072
+    parse_samples: int = 24
+    parse_tokens: int = 200
+    tokens: int = 250
+    rounds: int = 3
+
+
+RECIPES = {
+    "smoke": Recipe(
+        about="five minutes on two cores; shows that everything runs, not what a model can do",
+        offline_source="stdlib",
+        tokenizer="bpe:2048",
+        val_fraction=0.08,
+        train={"preset": "tiny", "max_steps": 200, "eval_every": 200, "checkpoint_every": 100,
+               "sample_every": 0},
+        qat={"preset": "tiny", "max_steps": 20, "learning_rate": 0.002, "embedding_rate": 0.002,
+             "warmup_steps": 2, "eval_every": 20, "checkpoint_every": 20, "sample_every": 0},
+        quality_tokens=16_384,
+        rounds=2,
+    ),
+    "cpu": Recipe(
+        about="an hour and a half on two cores: the reference model, 5.9 million parameters",
+        offline_source=PACKAGES,
+        tokenizer="bpe:4096",
+        val_fraction=0.04,
+        train={"preset": "small", "n_layer": 6, "n_head": 4, "n_embd": 256, "batch_size": 8,
+               "max_steps": 2400, "learning_rate": 0.02, "embedding_rate": 0.01, "warmup_steps": 60,
+               "eval_every": 1200, "checkpoint_every": 200, "sample_every": 1200},
+        qat={"preset": "small", "batch_size": 8, "max_steps": 200, "learning_rate": 0.002,
+             "embedding_rate": 0.0005, "warmup_steps": 20, "eval_every": 200, "checkpoint_every": 100,
+             "sample_every": 0},
+    ),
+    # The original's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16.
+    "gpu": Recipe(
+        about="GPT-2 with 124 million parameters and its own tokenizer, on every GPU of one host",
+        offline_source=PACKAGES,
+        tokenizer="gpt2",
+        val_fraction=0.04,
+        train={"preset": "gpt2", "batch_size": 128, "accumulate": 8, "remat": True, "dropout": 0.1,
+               "max_steps": 1000, "warmup_steps": 100, "eval_every": 100, "checkpoint_every": 100,
+               "sample_every": 500},
+        qat={"preset": "gpt2", "batch_size": 32, "accumulate": 2, "remat": True, "max_steps": 200,
+             "learning_rate": 1e-5, "embedding_rate": 1e-5, "warmup_steps": 20, "eval_every": 200,
+             "checkpoint_every": 100, "sample_every": 0},
+    ),
+}  # fmt: skip
+
+
+def find_recipe(name: str, max_steps: int | None) -> Recipe:
+    """Return a recipe, with another number of steps where one is given.
+
+    Raises:
+      UserError: there is none of that name, which is then answered with the nearest.
+    """
+    if name not in RECIPES:
+        raise UserError(f"reproduce has no preset {name!r}; {nearest(name, RECIPES)}")
+    recipe = RECIPES[name]
+    if max_steps is None:
+        return recipe
+    if max_steps < 1:
+        raise UserError(f"--max-steps ({max_steps}) must be at least 1")
+    return dataclasses.replace(recipe, train={**recipe.train, "max_steps": max_steps})

@@ -1,0 +1,464 @@
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, rows, write_jsonl
+
+import bench.reproduce.command as command_module
+from bench.reproduce import recipes, stages
+from bench.reproduce.memorization import Corpus, longest_runs, shared_documents
+from bench.reproduce.page import (
+    COLUMNS,
+    best_row,
+    claims,
+    is_the_original_s,
+    markdown_table,
+    render,
+    table_cells,
+)
+from bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
+from bench.reproduce.texts import PROMPTS
+from jaxgpt.options import TrainOptions, run_config
+from jaxgpt.shared.errors import UserError
+from jaxgpt.tokens import open_dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDTHS = (1280, 390)
+SECTIONS = (
+    "The claim", "Training", "Every model", "Speed against the ceiling", "Text from elsewhere",
+    "Learned by heart?", "Samples, float32 and INT8 side by side", "Where it falls short", "Provenance",
+)  # fmt: skip
+
+
+def options_of(flags: tuple[Any, ...]) -> dict[str, Any]:
+    return {
+        flag.lstrip("-").replace("-", "_"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)
+    }
+
+
+RECIPE = Recipe(
+    about="of the tests",
+    offline_source="stdlib",
+    tokenizer="bpe:384",
+    val_fraction=0.1,
+    train={"preset": "tiny", "cpu_devices": 2, **options_of(TINY_SHAPE), **options_of(TINY_TRAIN)},
+    qat=None,
+    quality_tokens=1024,
+    parse_samples=2,
+    parse_tokens=8,
+    tokens=16,
+    rounds=1,
+)  # fmt: skip
+
+
+def speed_row(engine: str, precision: str, rate: float, **other: Any) -> dict[str, Any]:
+    """A row as `jaxgpt-bench generate` gives it."""
+    return {
+        "engine": engine, "precision": precision, "cached": True, "every_logit": False,
+        "decode_tokens_per_s": {"median": rate, "min": rate * 0.9, "max": rate * 1.1},
+        "seconds": {"median": 250 / rate, "min": 220 / rate, "max": 270 / rate},
+        "ceiling_tokens_per_s": 3 * rate, "ceiling_share": 1 / 3, "file_mb": 1.5,
+        "peak_rss_mb": 300.0, **other,
+    }  # fmt: skip
+
+
+def speed_figures(asked: Any = None) -> dict[str, Any]:
+    """What `jaxgpt-bench generate` gives, without the minutes."""
+    found = [
+        speed_row("jaxgpt-torch", "fp32", 50.0),
+        speed_row("jaxgpt-native", "int8-dynamic", 200.0),
+        speed_row("jaxgpt-torch", "int8-dynamic", 100.0),
+        speed_row("jaxgpt-torch", "int8-static-qat", 120.0),
+        speed_row("jaxgpt-flax", "fp32", 30.0),
+        speed_row("transformers", "fp32", 60.0),
+        speed_row("transformers", "fp32", 10.0, cached=False, every_logit=True),
+    ]
+    model = {"n_layer": 2, "n_embd": 32}
+    return {
+        "settings": {"preset": None, "model": model, "tokens": 250, "prompt_tokens": 16, "threads": 2},
+        "rounds": 1, "bandwidth_gb_s": [10.0], "rows": found,
+        "machine": {"cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux"},
+        "date": "2026-01-01", "commit": "c0ffee",
+    }  # fmt: skip
+
+
+def fill(out: Path, **folders: Path) -> Path:
+    """Lay folders of the single commands out as `reproduce` lays them out."""
+    for name, folder in folders.items():
+        shutil.copytree(folder, out / name.replace("_", "-"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def filled(
+    data: Path, run: Path, fp32: Path, int8_dynamic: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder that the single commands filled."""
+    out = tmp_path_factory.mktemp("reproduce") / "out"
+    return fill(out, data=data, run=run, fp32=fp32, int8_dynamic=int8_dynamic)
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The tests' recipe as preset "tests", one method, no minutes of speed; gives the calls for speed."""
+    asked: list[Any] = []
+
+    def generate(options: Any) -> Any:
+        asked.append(options)
+        return command_module.Result(speed_figures())
+
+    monkeypatch.setitem(RECIPES, "tests", RECIPE)
+    monkeypatch.setattr(command_module, "QUANTIZED", stages.QUANTIZED[:1])
+    monkeypatch.setattr(command_module, "generate", generate)
+    return asked
+
+
+def kept(out: Path) -> dict[str, bool]:
+    """Whether each stage of the last call was kept."""
+    log = json.loads((out / "report.json").read_text())["stages"]
+    names = {entry["stage"] for entry in log}
+    return {name: all(entry["kept"] for entry in log if entry["stage"] == name) for name in names}
+
+
+def test_a_folder_of_the_single_commands_is_taken_over_and_every_stage_is_kept_the_second_time(
+    command: Command, filled: Path, recipe: list[Any], tmp_path: Path
+) -> None:
+    other = write_jsonl(tmp_path / "else.jsonl", rows(40, seed=9))
+    before = {path: path.stat().st_mtime_ns for path in filled.rglob("*") if path.is_file()}
+    call = ("reproduce", "tests", "--out", filled, "--other-text", f"{other}=rows of another seed")
+    code, _, said = command("jaxgpt-bench", *call)
+    assert code == 0, said
+    assert "[train] kept" in said
+    state = kept(filled)
+    assert all(state[name] for name in ("data", "train", "convert", "quantize"))
+    assert not any(state[name] for name in ("quality", "samples", "memorization", "speed"))
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())  # nothing was written anew
+
+    report = json.loads((filled / "report.json").read_text())
+    assert [row["name"] for row in report["models"]] == ["flax-fp32", "torch-fp32", "int8-dynamic"]
+    assert [row["engine"] for row in report["models"]] == ["jaxgpt-flax", "jaxgpt-torch", "jaxgpt-native"]
+    assert report["memorization"]["overlap"]["sharing"] == 0
+    assert report["memorization"]["overlap"]["documents"] == report["data"]["counts"]["val_documents"]
+    assert len(report["samples"]) == len(PROMPTS) * 2 * 2
+    assert {row["model"] for row in report["samples"]} == {"torch-fp32", "int8-dynamic"}
+    for row in report["samples"]:
+        assert row["verbatim"]["tokens"] <= row["tokens"]
+        assert row["verbatim"]["text"] in row["text"] or "\ufffd" in row["verbatim"]["text"]
+    (text,) = report["other_text"]
+    assert (text["file"], text["about"], text["documents"]) == ("else.jsonl", "rows of another seed", 40)
+    assert [row["name"] for row in text["rows"]] == [row["name"] for row in report["models"]]
+    page = (filled / "report.html").read_text()
+    assert "else.jsonl" in page
+    assert "not the original&#39;s data set" in page
+
+    assert command("jaxgpt-bench", *call)[0] == 0
+    assert all(kept(filled).values())
+    assert len(recipe) == 1
+    assert command("jaxgpt-bench", *call, "--redo", "speed")[0] == 0
+    assert [name for name, was_kept in kept(filled).items() if not was_kept] == ["speed"]
+    assert len(recipe) == 2
+
+
+@pytest.mark.slow
+def test_the_quantization_aware_training_is_taken_over_too(
+    command: Command, data: Path, run: Path, fp32: Path, qat_run: Path, qat_fp32: Path, int8_static_qat: Path,
+    recipe: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    out = fill(tmp_path / "out", data=data, run=run, fp32=fp32, qat=qat_run, fp32_qat=qat_fp32,
+               int8_static_qat=int8_static_qat)  # fmt: skip
+    qat = {"preset": "tiny", **options_of(TINY_TRAIN), "max_steps": 10, "learning_rate": 0.001}
+    monkeypatch.setitem(RECIPES, "tests", dataclasses.replace(RECIPE, qat=qat))
+    monkeypatch.setattr(command_module, "QUANTIZED", (stages.QUANTIZED[0], stages.QUANTIZED[2]))
+    code, _, said = command("jaxgpt-bench", "reproduce", "tests", "--out", out)
+    assert code == 0, said
+    assert kept(out)["qat"]
+    assert kept(out)["convert"]
+    assert said.count("[quantize] kept") == 1
+
+
+def test_an_altered_artifact_is_made_again_and_what_was_measured_on_equal_weights_stays(
+    command: Command, filled: Path, recipe: list[Any]
+) -> None:
+    assert command("jaxgpt-bench", "reproduce", "tests", "--out", filled)[0] == 0
+    weights = filled / "int8-dynamic" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    whole, content[-1] = bytes(content), content[-1] ^ 1
+    weights.write_bytes(content)
+    code, _, said = command("jaxgpt-bench", "reproduce", "tests", "--out", filled)
+    assert code == 0, said
+    assert "int8-dynamic was altered (model.safetensors)" in said
+    assert weights.read_bytes() == whole
+    assert [name for name, was_kept in kept(filled).items() if not was_kept] == ["quantize"]
+
+
+def test_another_training_or_data_set_in_the_folder_is_one_line_and_nothing_is_touched(
+    command: Command, filled: Path, recipe: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted((filled / "run").rglob("*"))
+    call = ("jaxgpt-bench", "reproduce", "tests", "--out", filled)
+    code, _, said = command(*call, "--max-steps", 30)
+    assert code == 2
+    assert "max_steps was 40, now 30" in said.splitlines()[-1]
+    code, _, said = command(*call, "--source", "stdlib")
+    assert code == 2
+    assert "source was" in said.splitlines()[-1]
+    assert sorted((filled / "run").rglob("*")) == before
+
+
+def test_bad_options_are_one_line(command: Command, recipe: list[Any], run: Path, tmp_path: Path) -> None:
+    def refused(*arguments: object) -> tuple[int, str, str]:
+        result = command("jaxgpt-bench", "reproduce", *arguments, "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return result
+
+    assert_one_line_error(refused("cpuu"), "'cpuu'", "did you mean cpu or gpu?")
+    assert_one_line_error(refused("cpu", "--max-steps", 0), "--max-steps (0)")
+    assert_one_line_error(refused("cpu", "--rounds", 0), "--rounds (0)")
+    assert_one_line_error(refused("cpu", "--threads", -1), "--threads (-1)")
+    assert_one_line_error(refused("cpu", "--run", run, "--source", "stdlib"), "--run brings")
+    assert_one_line_error(refused("cpu", "--other-text", tmp_path / "no.jsonl"), "no.jsonl is no file")
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"code": "x"}\n')
+    assert_one_line_error(refused("cpu", "--other-text", wrong), "no column 'text'")
+    wrong.write_text('{"text": "  "}\n')
+    assert_one_line_error(refused("cpu", "--other-text", wrong), "holds no text")
+    readme = tmp_path / "README.md"
+    readme.write_text("no table")
+    assert_one_line_error(refused("cpu", "--readme", readme), "reproduction: begin")
+
+
+def test_a_given_run_brings_its_data_and_must_be_finished(run: Path, data: Path, tmp_path: Path) -> None:
+    found = stages.Stages()
+    dataset, folder = command_module.taken_run(run, found)
+    assert (dataset.folder, folder) == (data, run)
+    assert [entry["stage"] for entry in found.log] == ["data", "train"]
+    unfinished = tmp_path / "run"
+    shutil.copytree(run, unfinished)
+    (unfinished / "summary.json").unlink()
+    with pytest.raises(UserError, match="summary of a finished run"):
+        command_module.taken_run(unfinished, found)
+    shutil.copy(run / "summary.json", unfinished)
+    config = unfinished / "config.json"
+    config.write_text(re.sub(r'"manifest_sha256": "\w+"', '"manifest_sha256": "0"', config.read_text()))
+    with pytest.raises(UserError, match="is not the data set"):
+        command_module.taken_run(unfinished, found)
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu"])
+def test_every_preset_is_a_training_that_can_be(name: str, data: Path, tmp_path: Path) -> None:
+    dataset, chosen = open_dataset(data), RECIPES[name]
+    for settings in (chosen.train, chosen.qat or {}):
+        config = run_config(TrainOptions(data=data, out=tmp_path, **settings), dataset)
+        assert config.train.max_steps == settings["max_steps"]
+        assert config.model.block_size >= chosen.tokens  # the speed measurement fits
+        if name == "gpu":  # a micro-batch splits over one, two, four or eight GPUs
+            assert config.train.batch_size // config.train.accumulate % 8 == 0
+    assert chosen.parse_samples >= 20
+    assert find_recipe(name, 7).train["max_steps"] == 7
+
+
+def test_without_the_hub_the_offline_text_is_taken_and_never_called_the_other(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(name: str) -> Any:
+        raise UserError("the hub can't be reached")
+
+    monkeypatch.setattr("jaxgpt.data.sources.open_source", unreachable)
+    assert stages.choose_source("auto", RECIPES["cpu"]) == recipes.PACKAGES
+    assert "NOT the original's data" in capfd.readouterr().err
+    assert stages.choose_source("offline", RECIPES["smoke"]) == "stdlib"
+    assert stages.choose_source("mine.jsonl", RECIPES["cpu"]) == "mine.jsonl"
+    monkeypatch.setattr("jaxgpt.data.sources.open_source", lambda name: None)
+    assert stages.choose_source("auto", RECIPES["cpu"]) == HUB_SOURCE
+    assert is_the_original_s(f"{HUB_SOURCE}@abc")
+    assert not any(
+        is_the_original_s(name) for name in ("stdlib", "hub:other/set", recipes.PACKAGES, "x.jsonl")
+    )
+
+
+def test_a_measurement_is_kept_only_where_it_was_made_from_the_same(tmp_path: Path) -> None:
+    path, asked = tmp_path / "quality.json", []
+
+    def measure() -> dict[str, Any]:
+        asked.append(1)
+        return {"figure": len(asked)}
+
+    def figure(made_from: dict[str, Any], *redo: str) -> int:
+        return int(stages.Stages(redo).measured(path, made_from, measure)["figure"])
+
+    assert figure({"model": "a", "prompts": ("x",)}) == 1
+    assert figure({"model": "a", "prompts": ("x",)}) == 1
+    assert figure({"model": "b", "prompts": ("x",)}) == 2
+    path.write_text(path.read_text()[:-20])  # a half-written file counts for nothing
+    assert figure({"model": "b", "prompts": ("x",)}) == 3
+    assert figure({"model": "b", "prompts": ("x",)}, "quality") == 4
+    assert figure({"model": "b", "prompts": ("x",)}, "speed") == 4
+
+
+def test_longest_runs_are_those_of_a_search_by_hand() -> None:
+    draw = np.random.default_rng(0)
+    corpus = draw.integers(0, 4, 600).astype(np.uint16)
+    texts = [draw.integers(0, 5, size).tolist() for size in (1, 2, 7, 40, 120)]
+    texts += [corpus[100:160].tolist(), [9, 9], [], [9, *corpus[5:30].tolist(), 9]]
+    haystack = bytes(corpus.tolist())
+    for text, (start, length) in zip(texts, longest_runs(Corpus(corpus), texts), strict=True):
+        occurring = [
+            end - begin
+            for begin in range(len(text))
+            for end in range(begin + 1, len(text) + 1)
+            if bytes(text[begin:end]) in haystack
+        ]
+        assert length == max(occurring, default=0)
+        assert bytes(text[start : start + length]) in haystack
+
+
+def test_overlap_counts_documents_and_no_run_crosses_two() -> None:
+    end = 7
+    train = np.array([end, 1, 2, 3, 4, 5, end, 6, 6, 1, end], np.uint16)
+    val = np.array([end, 9, 2, 3, 4, end, 4, 5, end, 6, 6, 5, end, 2, 3, 4, 5, 1, 2, 3, end], np.uint16)
+    assert shared_documents(Corpus(train), val, end, 3) == (4, 2)
+    assert shared_documents(Corpus(train), val, end, 2) == (4, 4)
+    assert shared_documents(Corpus(train), val, end, 5) == (4, 0)  # 4 5 <end> 6 6 stands in both, over an end
+
+
+def small_report() -> dict[str, Any]:
+    """A report.json as a run gives it, of two models."""
+    row = {"val_loss": 2.0, "loss_increase": 0.0, "kl_mean": None, "top1_agreement": 1.0, "parse_share": 0.5,
+           "size_mb": 8.0, "engine": "jaxgpt-flax", "seconds": 8.0, "tokens_per_s": 30.0,
+           "ceiling_share": 0.2}  # fmt: skip
+    sample = {"prompt": PROMPTS[0], "temperature": 0.0, "model": "torch-fp32", "finish_reason": "length",
+              "text": "<script>alert(1)</script> " + "x" * 900, "tokens": 250,
+              "verbatim": {"tokens": 3, "text": "x x"}}  # fmt: skip
+    return {
+        "preset": "cpu", "about": "a test", "date": "2026-01-01", "commit": "c0ffee",
+        "command": "jaxgpt-bench reproduce cpu --out runs/" + "a" * 90,
+        "machine": {"packages": {"jax": "1"}, "python": "3.11"},
+        "data": {"source": "packages:numpy,jax", "revision": "numpy 2", "is_the_original_s": False,
+                 "tokenizer": {"name": "bpe:384"}, "counts": {"train_documents": 9, "val_documents": 3},
+                 "manifest_sha256": "ab" * 32},
+        "train": {"preset": "small", "steps": 40, "parameters": 5_900_000, "tokens_seen": 9_800_000,
+                  "step_taken": 40, "xz_bits_per_byte": 1.6,
+                  "curve": {"train": [[1, 5.0], [40, 2.5]], "val": [[20, 3.0], [40, 2.0]]}},
+        "parity": {"max_abs_logit_diff": 1e-5},
+        "files": {"model.safetensors": "cd" * 32},
+        "quality": {"reference": "flax-fp32", "val_tokens": 1024, "val_bytes": 4096, "xz_bits_per_byte": 1.6,
+                    "date": "2026-01-01", "commit": "c0ffee", "parse_samples": 24, "parse_tokens": 200,
+                    "machine": {"cpu": "a CPU"}},
+        "models": [
+            {**row, "name": "flax-fp32"},
+            {**row, "name": "torch-fp32", "kl_mean": 1e-12, "tokens_per_s": 50.0},
+            {**row, "name": "int8-dynamic", "kl_mean": 1e-4, "val_loss": 2.001, "loss_increase": 0.001,
+             "size_mb": 2.0, "tokens_per_s": 200.0, "engine": "jaxgpt-native"},
+        ],
+        "original": {"val_loss": (1.3223, 1.3350), "size_mb": (620.33, 148.88), "tokens_per_s": (2.95, 4.01)},
+        "speed": [{**speed_figures(), "command": "jaxgpt-bench reproduce cpu --redo speed"}],
+        "samples": [sample, {**sample, "model": "int8-dynamic"},
+                    {**sample, "temperature": 0.8, "text": "y"}],
+        "sampling": {"seed": 0, "longest": 250},
+        "other_text": [{"file": "head.jsonl", "about": "rows & more", "documents": 356, "tokens": 9,
+                        "bytes": 30, "documents_shared_with_training": 0, "xz_bits_per_byte": 2.0,
+                        "rows": [{"name": "flax-fp32", "loss": 3.5, "loss_increase": 0.0,
+                                  "bits_per_byte": 1.9}]}],
+        "memorization": {"overlap": {"run_tokens": 50, "documents": 1913, "sharing": 0},
+                         "train_tokens": 12_875_930,
+                         "summary": [{"name": "held-out", "texts": 24, "median_tokens": 12.5,
+                                      "max_tokens": 49, "whole": 0}]},
+        "stages": [{"stage": "data", "kept": True, "seconds": 0.0}],
+    }  # fmt: skip
+
+
+def test_the_page_has_every_section_and_row_and_fetches_nothing() -> None:
+    report = small_report()
+    page = render(report)
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert headings == list(SECTIONS)
+    plain = re.sub(r"<[^>]+>", "\n", page).replace("&#39;", "'")
+    for cells in table_cells(report):
+        assert all(cell in plain for cell in cells)
+    assert all(name in plain for name in COLUMNS)
+    for line in (
+        "the original's fp32",
+        "the original's INT8",
+        "1.3223 to 1.3350 (+0.0127)",
+        "0 of 1,913",
+        "held-out code",
+    ):
+        assert line in plain
+    assert "jaxgpt-native int8-dynamic" in plain
+    assert "transformers fp32, no KV cache, every logit" in plain
+    assert report["command"] in plain
+    assert "head.jsonl" in plain
+    assert page.count("<svg") == 3
+    assert "<script" not in page
+    assert not re.search(r'(?:src|href)="(?!#)', page)
+    assert not re.search(r"url\((?!#)|@import", page)
+    # What is left of addresses are the names of XML's namespaces, which nothing fetches.
+    assert set(re.findall(r"https?://[^\"'<> ]+", page)) <= {
+        "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="does not fit this version"):
+        render({**report, "memorization": {}})
+
+
+def test_a_slower_int8_is_called_slower_and_the_original_s_data_by_its_name() -> None:
+    report = small_report()
+    assert [row["so"] for row in claims(report)] == [
+        "costs less", "shrinks the file less", "gains more", "gains more",
+    ]  # fmt: skip
+    report["models"][2] |= {"tokens_per_s": 20.0, "loss_increase": 0.02, "val_loss": 2.02}
+    assert [row["so"] for row in claims(report)][::2] == ["costs as much or more", "is slower"]
+    assert "not the original's data set" in markdown_table(report)
+    report["data"]["is_the_original_s"] = True
+    assert "of flytech/python-codes-25k, the original's data set" in markdown_table(report)
+    assert "not the original" not in render(report)
+
+
+def test_the_fastest_engine_of_this_project_stands_for_a_model() -> None:
+    rows = speed_figures()["rows"]
+    for name, engine in (
+        ("int8-dynamic", "jaxgpt-native"), ("torch-fp32", "jaxgpt-torch"), ("flax-fp32", "jaxgpt-flax"),
+    ):  # fmt: skip
+        found = best_row(name, rows)
+        assert found is not None
+        assert found["engine"] == engine
+    assert best_row("int8-static", rows) is None
+
+
+def browser() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="no chromium is installed here")
+def test_the_page_does_not_scroll_sideways_on_a_desktop_or_a_phone(tmp_path: Path) -> None:
+    widths = "[document.scrollingElement.scrollWidth, innerWidth]"
+    tell = f"<script>onload = () => parent.postMessage({widths}, '*')</script>"
+    (tmp_path / "page.html").write_text(render(small_report()).replace("</body>", tell + "</body>"))
+    frames = "".join(
+        f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>' for width in WIDTHS
+    )
+    note = "onmessage = event => { document.body.dataset['w' + event.data[1]] = event.data[0] }"
+    (tmp_path / "both.html").write_text(f"<body><script>{note}</script>{frames}</body>")
+    done = subprocess.run(
+        [str(browser()), "--headless", "--no-sandbox", "--disable-gpu",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
+         (tmp_path / "both.html").as_uri()],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    found = {int(a): int(b) for a, b in re.findall(r'data-w(\d+)="(\d+)"', done.stdout)}
+    assert set(found) == set(WIDTHS), done.stderr[-1000:]
+    assert all(scroll <= width for width, scroll in found.items()), found
+
+
+def test_the_readme_s_reproduction_comes_from_committed_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("<!-- reproduction: begin -->")[2].partition("<!-- reproduction: end -->")[0]
+    report = json.loads((ROOT / "bench" / "results" / "reproduce_reference.json").read_text())
+    assert table.strip() == markdown_table(report).strip()
+    assert len(report["models"]) == 7
+    assert report["memorization"]["overlap"]["sharing"] == 0
