@@ -133,6 +133,14 @@ void quantize(const float* x, const float* smooth, int n, float static_scale, in
   step->fine_start = -128 * sum_lanes(fine_total);
 }
 
+void sum_groups(const int8_t* q, const int8_t* fine, int n, int group, int32_t* sums) {
+  for (int g = 0; g * group < n; g++) {
+    int32_t whole = 0, rest = 0;
+    for (int i = g * group; i < (g + 1) * group && i < n; i++) whole += q[i], rest += fine[i];
+    sums[g] = 8 * (256 * whole + rest);
+  }
+}
+
 // GELU (tanh): 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 void gelu(float* x, int n) {
   for (int i = 0; i < n; i += 16) {

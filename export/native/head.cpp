@@ -46,16 +46,16 @@ void jaxgpt_model::make_screen() {
     std::fill(screen.steps4(t), screen.steps4(t) + kTile, kOne);
     const uint8_t* bytes = head.weights(t);
     uint8_t* halves = screen.weights(t);
+    float squares[kStepBytes] = {};
+    for (int k = 0; k < width; k += 8, bytes += 2 * kStepBytes, halves += kStepBytes)
+      for (int i = 0; i < kStepBytes; i++) {
+        const uint8_t first = bytes[i], second = bytes[kStepBytes + i];
+        halves[i] = uint8_t(first >> 4 | (second & 0xf0));
+        const float a = float(first & 15) - 7.5f, b = float(second & 15) - 7.5f;
+        squares[i] += a * a + b * b;
+      }
     for (int o = 0; o < kTile; o++) {
-      float square = 0;
-      for (int k = 0; k < width; k += 8)
-        for (int j = 0; j < 4; j++) {
-          const uint8_t first = bytes[size_t(k) / 4 * kStepBytes + o * 4 + j];
-          const uint8_t second = bytes[(size_t(k) / 4 + 1) * kStepBytes + o * 4 + j];
-          halves[size_t(k) / 8 * kStepBytes + o * 4 + j] = uint8_t(first >> 4 | (second & 0xf0));
-          const float a = float(first & 15) - 7.5f, b = float(second & 15) - 7.5f;
-          square += a * a + b * b;
-        }
+      const float square = squares[4 * o] + squares[4 * o + 1] + squares[4 * o + 2] + squares[4 * o + 3];
       const size_t row = size_t(t) * kTile + size_t(o);
       screen_step[row] = head.steps8(t)[o];
       screen_error[row] = screen_step[row] * (std::sqrt(square) + kRounding * std::sqrt(float(width)));

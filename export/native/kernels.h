@@ -42,6 +42,8 @@ struct Kernels {
   // padded(n).
   void (*quantize)(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* fine,
                    RowStep* step);
+  // sums[g] = 8 sum of 256 q + fine over each group
+  void (*sum_groups)(const int8_t* q, const int8_t* fine, int n, int group, int32_t* sums);
   void (*gelu)(float* x, int n);
   // y[o] = (sums[o] + fine_sums[o] / 256) (scale weight_scale[o]) + bias[o] for 64 outputs; fine_sums
   // and bias may be null.

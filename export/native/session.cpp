@@ -76,11 +76,7 @@ void jaxgpt_session::round_rows(const Matrix& matrix, const float* x, int x_widt
     k.quantize(row, smooth, n, matrix.input_scale, q, fine, &step);
     starts_[size_t(m) * size_t(parts)] = step.start;
     if (fine) starts_[size_t(m) * 2 + 1] = step.fine_start;
-    for (int g = 0; g < groups; g++) {
-      int32_t sum = 0;
-      for (int i = g * matrix.group; i < std::min((g + 1) * matrix.group, width); i++) sum += 256 * q[i] + fine[i];
-      group_sums_[size_t(m) * size_t(groups) + size_t(g)] = 8 * sum;
-    }
+    if (groups) k.sum_groups(q, fine, width, matrix.group, &group_sums_[size_t(m) * size_t(groups)]);
   };
   if (rows < 4)
     for (int m = 0; m < rows; m++) round_row(m);
@@ -138,20 +134,23 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
   model.kernels->attend(&place, kv, D, run.position + first, rows, query.data(), scores.data(), mixed, C);
 }
 
+// Whether the keys and values of a layer stay in the second caches beside the weights that pass through.
+bool jaxgpt_session::cache_fits() const {
+  constexpr size_t kMost = size_t(1) << 20;  // of a thread
+  size_t bytes = 0;
+  for (const Run& run : runs_) bytes += 2 * head_bytes_ * size_t(model.shape.n_head) * size_t(run.position / kBlock + 1);
+  return bytes <= kMost * size_t(model.pool.threads());
+}
+
 // While tile after tile of c_attn is multiplied, asks for the keys and values that attention reads next: it would
 // wait for them, as every step drives them out of the near caches. A thread has the same share of both loops.
 void jaxgpt_session::ask_for_cache(int layer, int tile, int tiles) const {
   constexpr int kParts = 16;
-  constexpr size_t kMost = size_t(1) << 20;  // of a thread, beside the weights in its second cache
-  const int H = model.shape.n_head, D = model.head_size();
-  size_t bytes = 0;
-  for (const Run& run : runs_) bytes += 2 * head_bytes_ * size_t(H) * size_t(run.position / kBlock + 1);
-  if (bytes > kMost * size_t(model.pool.threads())) return;
-  const int pieces = int(runs_.size()) * H, shares = pieces * kParts;
+  const int H = model.shape.n_head, shares = int(runs_.size()) * H * kParts;
   for (int share = tile * shares / tiles; share < (tile + 1) * shares / tiles; share++) {
     const Run& run = runs_[size_t(share / kParts / H)];
     const HeadCache place = cache(layer, run.slot, share / kParts % H);
-    model.kernels->ask_for(&place, kv, D, run.position, share % kParts, kParts);
+    model.kernels->ask_for(&place, kv, model.head_size(), run.position, share % kParts, kParts);
   }
 }
 
@@ -179,7 +178,12 @@ void jaxgpt_session::attention(int layer) {
   int most = 0;
   for (const Run& run : runs_) most = std::max(most, run.rows);
   if (most <= kAttendRows) {
+    const bool fits = cache_fits();
     model.pool.run(runs * H, [&](int piece) {
+      if (!fits && piece + 1 < runs * H) {  // the piece that likely follows on this thread
+        const HeadCache next = cache(layer, runs_[size_t((piece + 1) / H)].slot, (piece + 1) % H);
+        model.kernels->ask_for(&next, kv, D, runs_[size_t((piece + 1) / H)].position, 0, 1);
+      }
       const Run& run = runs_[size_t(piece / H)];
       remember(run, piece % H);
       attend_run(layer, run, piece % H, 0, run.rows);
@@ -210,6 +214,7 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
     model.embed(tokens[m], run.position + run.rows, stream + size_t(m) * size_t(C));
     run.rows++;
   }
+  const bool fits = cache_fits();
   const int qkv_width = padded(3 * n), hidden_width = padded(4 * n);
   const auto into = [&](float* to, int width) {
     return [=](int tile, const float* y) {
@@ -229,7 +234,7 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
     round_rows(matrices[JAXGPT_C_ATTN], stream, C, rows, &layer.norms[0]);
     multiply(matrices[JAXGPT_C_ATTN], rows, [&](int tile, const float* y) {
       into(wide, qkv_width)(tile, y);
-      ask_for_cache(index, tile, matrices[JAXGPT_C_ATTN].tiles());
+      if (fits) ask_for_cache(index, tile, matrices[JAXGPT_C_ATTN].tiles());
     });
     attention(index);
     round_rows(matrices[JAXGPT_ATTN_C_PROJ], mixed_.as<float>(), C, rows, nullptr);

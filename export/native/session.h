@@ -31,6 +31,7 @@ struct jaxgpt_session {
   void multiply(const Matrix& matrix, int rows, const Finish& finish);
   void multiply_tile(const Matrix& matrix, int tile, int rows, float* y, int32_t* sums);
   void attention(int layer);
+  bool cache_fits() const;
   void ask_for_cache(int layer, int tile, int tiles) const;
   void attend_run(int layer, const Run& run, int head, int first, int rows);
   int cache_blocks() const;
