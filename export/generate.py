@@ -6,6 +6,7 @@ jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompts prompts.jsonl
 
 import dataclasses
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -63,15 +64,22 @@ def read_whole_artifact(folder: Path) -> Artifact:
     Raises:
       UserError: see read_artifact; or a file was altered.
     """
-    artifact = read_artifact(folder)
-    if (folder / "certificate.json").exists() and (
-        altered := altered_files(folder, read_certificate(folder))
-    ):
+    with ThreadPoolExecutor(1) as aside:  # hashing takes as long as all the rest, on another core
+        hashed = aside.submit(_altered, folder)
+        artifact = read_artifact(folder)
+        altered = hashed.result()
+    if altered:
         raise UserError(
             f"{folder}: {', '.join(altered)} changed since certificate.json was written; "
             "restore it, or convert or quantize again"
         )
     return artifact
+
+
+def _altered(folder: Path) -> list[str]:
+    if not (folder / "certificate.json").exists():
+        return []
+    return altered_files(folder, read_certificate(folder))
 
 
 def open_session(

@@ -28,6 +28,7 @@ _CHARACTERS = {b: chr(b) for b in _PRINTABLE} | {
     b: chr(256 + n) for n, b in enumerate(_BYTE_ORDER[len(_PRINTABLE) :])
 }
 _BYTES = {character: b for b, character in _CHARACTERS.items()}
+_LATIN = {ord(character): b for character, b in _BYTES.items()}
 
 
 class Tokenizer:
@@ -144,19 +145,21 @@ def parse_merges(text: str, where: Path) -> list[tuple[bytes, bytes]]:
         if not line or (number == 1 and line.startswith("#version")):
             continue
         parts = line.split(" ")
-        if len(parts) != 2 or not all(part and set(part) <= _BYTES.keys() for part in parts):
+        if len(parts) != 2 or not all(part and _BYTES.keys() >= set(part) for part in parts):
             raise UserError(f"{where} line {number} is not a merge of two tokens: {line[:40]!r}")
         merges.append((unspell(parts[0]), unspell(parts[1])))
     return merges
 
 
 def _spell(token: bytes) -> str:
-    return "".join(_CHARACTERS[b] for b in token)
+    return token.decode("latin-1").translate(_CHARACTERS)
 
 
 def unspell(characters: str) -> bytes:
     """Return the bytes that GPT-2's printable spelling stands for."""
-    return bytes(_BYTES[character] for character in characters)
+    if not _BYTES.keys() >= set(characters):
+        raise KeyError(characters)
+    return characters.translate(_LATIN).encode("latin-1")
 
 
 class TextStream:
