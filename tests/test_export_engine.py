@@ -1,0 +1,315 @@
+"""The native engine against the PyTorch module, against itself, and as it is used."""
+
+import ctypes
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, assert_one_line_error
+
+import export.engine
+from bench.random_models import placeholder_tokenizer, random_tensors
+from export.artifact import Artifact, read_artifact, write_artifact
+from export.engine import (
+    NativeModel,
+    NativeSession,
+    _call,
+    cpu_quota,
+    instruction_sets,
+    read_bandwidth,
+    usable_cores,
+    why_not,
+)
+from export.model import EMBEDDINGS, layer_shapes
+from export.quantization import HEAD, Quantization, linear_layers
+from export.quantize.gptq import round_groups
+from export.quantize.rounding import rounded_tensors
+from jaxgpt.config import ModelConfig
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.generation import generate
+from jaxgpt.shared.sampling import Sampling
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
+
+# Odd on purpose: widths that are no multiple of 64, heads of 12 channels, a vocabulary that ends in a tile.
+CONFIG = ModelConfig(vocab_size=300, block_size=70, n_layer=2, n_head=4, n_embd=48)
+ROTARY = dataclasses.replace(CONFIG, positions="rotary", tied=False)
+WIDE = ModelConfig(vocab_size=4500, block_size=40, n_layer=1, n_head=2, n_embd=64)
+# Sums of up to 200 float32 terms in another order, 2^-24 each, in two layers; of the largest logit.
+FLOAT_NOISE = 1e-5
+# Where an input is rounded to 256ths of a step (fine, and float inputs), float noise flips such 256ths: each
+# is 2^-15 of a row's largest input, and some of 48 to 192 inputs flip in each of nine layers.
+FINE_NOISE = 3e-4
+# A whole step that flips is 2^-7 of it; a few of them in one text.
+FLIPPED = 0.1
+TEXTS = 5
+KINDS = ("dynamic", "fine", "static", "weight-only-int8", "weight-only-int4")
+
+
+def artifact_of(kind: str, config: ModelConfig, folder: Path) -> Artifact:
+    """An artifact with random weights of a kind; `fine` is dynamic, smoothed, every input rounded twice."""
+    tensors = {name: t * 4 if t.ndim == 2 else t for name, t in random_tensors(config).items()}
+    bits = dict.fromkeys(layer_shapes(config), 8)
+    method = "dynamic" if kind == "fine" else kind
+    quantization, groups = Quantization(method, bits), {}
+    if kind == "weight-only-int4":
+        bits = {name: 8 if name in (*EMBEDDINGS, HEAD) else 4 for name in bits}
+        quantization = Quantization(method, bits, 16)
+        groups = {n: round_groups(tensors[f"{n}.weight"], 16) for n in bits if bits[n] == 4}
+    content = rounded_tensors(config, tensors, bits, groups=groups)
+    if kind == "fine":
+        names = tuple(linear_layers(config))
+        smooth = tuple(name for name in names if name.endswith("mlp.c_proj"))
+        quantization = dataclasses.replace(quantization, fine=names, smooth=smooth)
+        for name in smooth:
+            content[f"{name}.smooth"] = torch.linspace(0.5, 2, 4 * config.n_embd)
+    if kind == "static":
+        for name in linear_layers(config):
+            content[f"{name}.input_scale"] = torch.tensor(0.03)
+    folder.mkdir()
+    write_artifact(folder, config, quantization, content, placeholder_tokenizer(config.vocab_size))
+    return read_artifact(folder)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def text_of(config: ModelConfig, length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(config.vocab_size, size=length).tolist()
+
+
+@pytest.mark.parametrize("config", [CONFIG, ROTARY], ids=["learned, tied", "rotary, untied"])
+def test_every_instruction_set_gives_the_module_s_logits(
+    kind: str, config: ModelConfig, tmp_path: Path
+) -> None:
+    """Within float noise, but for texts with an integer that flips as it lies on an edge: a minority."""
+    artifact = artifact_of(kind, config, tmp_path / "a")
+    module = artifact.model()
+    allowed = FLOAT_NOISE if kind in ("dynamic", "static") else FINE_NOISE
+    for isa in instruction_sets():
+        model, distances = NativeModel(artifact, 1, isa), []
+        for seed in range(TEXTS):
+            text = text_of(config, 33, seed)
+            with torch.inference_mode():
+                expected = module(torch.tensor([text]))[0].numpy()
+            logits = NativeSession(model, cache="fp32").forward(text, every=True)
+            distances.append(np.abs(logits - expected).max() / np.abs(expected).max())
+        assert max(distances) <= FLIPPED, isa
+        assert np.median(distances) <= allowed, isa
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 33])
+def test_sums_are_exact_on_extreme_values(isa: str, rows: int) -> None:
+    draw = np.random.default_rng(rows)
+    for outputs, inputs in ((64, 64), (70, 100), (3, 1), (129, 260)):
+        for extreme in (False, True):
+            size = 127 * draw.choice([-1, 1], (outputs + rows, inputs))
+            values = size if extreme else draw.integers(-127, 128, (outputs + rows, inputs))
+            values = np.ascontiguousarray(values, dtype=np.int8)
+            weight, x = values[:outputs].copy(), values[outputs:].copy()
+            sums = np.empty((rows, outputs), dtype=np.int32)
+            arrays = [array.ctypes.data_as(ctypes.c_void_p) for array in (weight, x, sums)]
+            _call("jaxgpt_sums", isa.encode(), arrays[0], outputs, inputs, arrays[1], rows, arrays[2])
+            assert np.array_equal(sums, x.astype(np.int64) @ weight.astype(np.int64).T)
+
+
+@pytest.mark.parametrize("cache", ["fp32", "fp16", "int8"])
+def test_a_prompt_and_single_steps_give_the_same_bits(kind: str, cache: str, tmp_path: Path) -> None:
+    model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 2)
+    text = text_of(CONFIG, CONFIG.block_size)
+    whole = NativeSession(model, cache=cache).forward(text, every=True)
+    session = NativeSession(model, cache=cache)
+    steps = np.concatenate(
+        [session.forward(text[:5], every=True), *([session.forward([t]) for t in text[5:]])]
+    )
+    assert np.array_equal(whole, steps)
+
+
+def test_texts_side_by_side_are_the_ones_they_are_alone(kind: str, tmp_path: Path) -> None:
+    model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 2)
+    texts = [text_of(CONFIG, length, seed=length) for length in (1, 40, 9)]
+    many = NativeSession(model, slots=3)
+    slots = [slot for slot, text in enumerate(texts) for _ in text]
+    together = many.forward([token for text in texts for token in text], slots)
+    for text, logits in zip(texts, together, strict=True):
+        assert np.array_equal(NativeSession(model).start(text), logits)
+
+
+def test_a_forgotten_draft_leaves_no_trace(kind: str, tmp_path: Path) -> None:
+    model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 1)
+    session, clean = NativeSession(model), NativeSession(model)
+    text = text_of(CONFIG, 20)
+    session.start(text[:10])
+    session.forward([1, 2, 3, 4])
+    session.truncate(10)
+    assert np.array_equal(session.forward(text[10:], every=True), clean.forward(text, every=True)[10:])
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_the_screened_token_is_the_largest_logit(isa: str, tmp_path: Path) -> None:
+    """Also where rows are equal, so that the first must win, and where a few stand out, as in training."""
+    artifact = artifact_of("dynamic", WIDE, tmp_path / "a")
+    scale = artifact.tensors["wte.weight_scale"]
+    scale[::50] *= 8
+    artifact.tensors["wte.weight"][4444] = artifact.tensors["wte.weight"][50]
+    scale[4444] = scale[50]
+    model = NativeModel(artifact, 2, isa)
+    screened, whole = NativeSession(model), NativeSession(model)
+    for start in range(12):
+        for token in text_of(WIDE, 30, seed=start):
+            assert screened.greedy([token])[0] == whole.forward([token])[0].argmax()
+        screened.truncate(0)
+        whole.truncate(0)
+    assert 0 < screened.exact_outputs < 12 * 30 * WIDE.vocab_size / 4
+
+
+def test_guesses_change_nothing_but_the_steps(int8_dynamic: Path) -> None:
+    artifact = read_artifact(int8_dynamic)
+    tokenizer, session = artifact.tokenizer(), NativeSession(NativeModel(artifact, 1))
+    prompt = "def a(x):\n    return x + 1\ndef a(x):\n    return x + 1\ndef a(x"
+    guessed = 0
+    for sampling in (Sampling(temperature=0.0), Sampling(temperature=0.7, seed=3), Sampling(0.5, top_k=3)):
+        plain = generate(session, tokenizer, prompt, 60, sampling)
+        ahead = generate(session, tokenizer, prompt, 60, sampling, guess=8)
+        assert ahead.tokens == plain.tokens
+        assert ahead.text == plain.text
+        guessed += ahead.guessed
+        assert 0 <= ahead.accepted <= ahead.guessed
+    assert guessed > 0
+
+
+def test_sessions_of_several_threads_do_not_mix(tmp_path: Path) -> None:
+    model = NativeModel(artifact_of("dynamic", CONFIG, tmp_path / "a"), 2)
+    expected = [NativeSession(model).start(text_of(CONFIG, 30, seed)) for seed in range(4)]
+    found: dict[tuple[int, int], np.ndarray] = {}
+
+    def work(seed: int) -> None:
+        session = NativeSession(model)
+        for turn in range(5):
+            found[seed, turn] = session.start(text_of(CONFIG, 30, seed))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(logits, expected[seed]) for (seed, _), logits in found.items())
+    assert len(found) == 20
+
+
+def test_what_the_engine_cannot_do_is_one_clear_error(tmp_path: Path, fp32: Path) -> None:
+    artifact = artifact_of("dynamic", CONFIG, tmp_path / "a")
+    session = NativeSession(NativeModel(artifact, 1), slots=2)
+    for tokens, slots, words in (
+        ([300], None, "token 300 is not in a vocabulary of 300"),
+        ([-1], None, "token -1"),
+        ([1], [2], "slot 2 is not one of 2"),
+        ([1, 1, 1], [0, 1, 0], "not neighbours"),
+        ([1] * 71, None, "context of 70"),
+        ([], None, "no tokens"),
+    ):
+        with pytest.raises(UserError, match=words):
+            session.forward(tokens, slots)
+    assert session.length() == 0  # nothing was taken
+    with pytest.raises(UserError, match="cannot be cut to 5"):
+        session.truncate(5)
+    with pytest.raises(UserError, match=r"instruction set sse9 is not there; expected one of: .*portable"):
+        NativeModel(artifact, 1, "sse9")
+    with pytest.raises(UserError, match=r"threads \(999\) must lie in 0"):
+        NativeModel(artifact, 999)
+    assert why_not(read_artifact(fp32)) == "it runs quantized artifacts only"
+    with pytest.raises(UserError, match="quantized artifacts only"):
+        NativeModel(read_artifact(fp32))
+
+
+def test_the_variable_chooses_the_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXGPT_ISA", "portable")
+    assert NativeModel(artifact_of("static", CONFIG, tmp_path / "a"), 1).isa == "portable"
+
+
+def test_cores_follow_the_control_group(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert cpu_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cpu_quota(tmp_path) == float("inf")
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("200000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert cpu_quota(tmp_path) == 2.0
+    assert usable_cores() >= 1
+
+
+def test_bandwidth_is_that_of_a_machine() -> None:
+    assert 0.5 < read_bandwidth(10_000_000, 1) < 10_000
+
+
+def test_generate_takes_the_engine_and_says_which(command: Command, int8_dynamic: Path) -> None:
+    arguments = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 8, "--temperature", 0, "--json")
+    code, out, _ = command("jaxgpt-export", *arguments)
+    native = json.loads(out)
+    assert code == 0
+    assert native["engine"].startswith("jaxgpt-native (")
+    code, out, _ = command("jaxgpt-export", *arguments, "--engine", "torch")
+    assert json.loads(out)["engine"] == "jaxgpt-torch"
+    assert json.loads(out)["tokens"] == native["tokens"]
+
+
+def test_without_a_build_the_module_runs_and_says_so(
+    command: Command, int8_dynamic: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JAXGPT_ENGINE", str(tmp_path / "none.so"))
+    export.engine._library.cache_clear()
+    try:
+        arguments = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 2)
+        code, _, err = command("jaxgpt-export", *arguments)
+        assert code == 0
+        assert "the PyTorch module runs, which is slower" in err
+        assert "no C++ compiler" in err
+        result = command("jaxgpt-export", *arguments, "--engine", "native")
+        assert_one_line_error(result, "native engine cannot run it", "no C++ compiler")
+    finally:
+        monkeypatch.undo()
+        export.engine._library.cache_clear()
+
+
+def test_prompts_of_a_file_come_back_in_order(command: Command, int8_dynamic: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    wanted = [
+        {"prompt": "Write a function", "seed": 5},
+        {"prompt": "", "max_new_tokens": 3},
+        {"prompt": "def"},
+    ]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in wanted) + "\n")
+    common = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 12)
+    code, out, _ = command("jaxgpt-export", *common, "--prompts", prompts, "--batch", 2)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line["prompt"] for line in lines] == [line["prompt"] for line in wanted]
+    assert len(lines[1]["tokens"]) <= 3
+    alone = command("jaxgpt-export", *common, "--prompt", "Write a function", "--seed", 5, "--json")
+    assert json.loads(alone[1])["tokens"] == lines[0]["tokens"]
+    prompts.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    result = command("jaxgpt-export", *common, "--prompts", prompts)
+    assert_one_line_error(result, "line 2 has prompt 3", "prompt (str)")
+
+
+def test_an_altered_file_is_refused_before_anything_runs(
+    command: Command, int8_dynamic: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in int8_dynamic.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    result = command("jaxgpt-export", "generate", "--artifact", copy, "--max-new-tokens", 2)
+    assert_one_line_error(result, "model.safetensors changed since certificate.json was written")

@@ -1,0 +1,46 @@
+from jaxgpt.shared.drafting import ALLOWED_LOSS, PromptLookup
+
+
+def settled(tokens: list[int], most: int = 8) -> PromptLookup:
+    lookup = PromptLookup(tokens, most)
+    lookup.learn(0, 0, 1.0)
+    return lookup
+
+
+def test_the_latest_place_that_went_the_same_way_is_continued() -> None:
+    assert settled([7, 1, 2, 3, 9, 9, 1, 2, 4, 5, 6, 1, 2]).guess(10) == [4, 5, 6]
+    assert settled([1, 2, 3, 4, 8, 5, 2, 3, 4, 9, 1, 2, 3, 4]).guess(10) == [8, 5, 2]  # four before three
+    assert settled([1, 2, 3, 4, 5]).guess(10) == []
+
+
+def test_room_and_the_first_plain_step_are_waited_for() -> None:
+    text = [1, 2, 3, 1, 2]
+    assert PromptLookup(text, 8).guess(10) == []
+    assert settled(text).guess(0) == []
+    assert settled(text).guess(2) == [3, 1]
+    assert settled(text, most=0).guess(10) == []
+
+
+def test_guesses_grow_while_they_stand_and_shrink_when_not() -> None:
+    text = list(range(10)) * 3
+    lookup = settled(text, most=6)
+    assert len(lookup.guess(20)) == 3
+    lookup.learn(3, 3, 1.2)
+    assert len(lookup.guess(20)) == 6
+    lookup.learn(6, 0, 1.2)
+    assert len(lookup.guess(20)) == 3
+    assert (lookup.guessed, lookup.accepted) == (9, 3)
+
+
+def test_wrong_guesses_cost_no_more_than_allowed() -> None:
+    """A text that looks as if it repeated itself and never does, and guesses that double a step's time."""
+    lookup = settled([1, 2, 3, 1, 2], most=8)
+    plain, spent = 1, 1.0
+    for _ in range(5000):
+        guessed = lookup.guess(8)
+        seconds = 2.0 if guessed else 1.0
+        lookup.learn(len(guessed), 0, seconds)
+        spent += seconds
+        plain += 1
+    assert lookup.guessed > 0
+    assert spent <= plain / (1 - ALLOWED_LOSS) + 2  # the loss is a share of all time spent
