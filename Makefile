@@ -2,6 +2,7 @@
 # make demo   builds .venv, then runs the whole pipeline on real input on the CPU
 # make test   builds .venv, then lint, type check, tests
 # make reference  builds .venv, then trains and quantizes the reference model, an hour and a half on two cores
+# make wheel  builds dist/*.whl with the native engine inside: it installs without a compiler
 # make lint   lint and type check alone
 
 PYTHON ?= python3
@@ -9,13 +10,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
 
-.PHONY: setup demo reference test lint clean
+.PHONY: setup demo reference wheel test lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
 
 # pip, not uv: pip finds a CPU build of torch where the machine provides one.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard export/native/*.cpp export/native/*.h export/native/*.inl)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export,gguf,bench,dev]'
 	touch $@
@@ -26,6 +27,10 @@ demo: $(STAMP)
 reference: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/reference.sh runs/reference
 
+wheel: $(STAMP)
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	@ls dist/*.whl
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +40,4 @@ test: lint
 	$(BIN)/pytest -n auto --dist loadfile
 
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs build dist *.egg-info export/native/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ from conftest import Command, assert_one_line_error
 SMALL = ("tiny", "--vocab-size", 300, "--block-size", 32, "--batch-size", 4)
 
 
+@pytest.mark.slow
 def test_both_trainers_do_the_same_work_and_are_timed_in_turns(command: Command, tmp_path: Path) -> None:
     """Losses of the same steps agree: same weights, batches, optimizer. PyTorch's step is compiled."""
     out = tmp_path / "train.json"

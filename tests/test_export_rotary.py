@@ -59,6 +59,7 @@ def test_attention_depends_on_distance_alone() -> None:
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
 
 
+@pytest.mark.slow
 def test_cache_continues_at_its_position() -> None:
     params, graph = init_params(CONFIG, 0), graph_of(CONFIG)
     assert "wpe.embedding" not in params

@@ -24,6 +24,7 @@ def test_peak_counts_arguments_results_and_what_lives_between() -> None:
     assert 2e6 + 1e6 + 1e6 <= peak_bytes(compiled) <= 1e7
 
 
+@pytest.mark.slow
 def test_the_largest_micro_batch_that_fits_is_found_by_compiling(command: Command) -> None:
     code, out, _ = command("jaxgpt", *TINY, "--mesh", "data=2", "--memory", "20MB", "--json")
     figures = json.loads(out)

@@ -56,6 +56,7 @@ print(json.dumps([double, single]))
 """
 
 
+@pytest.mark.slow
 def test_fifty_steps_lose_the_same_in_two_processes_of_two_devices() -> None:
     import json
 

@@ -116,6 +116,7 @@ def test_micro_batches_count_by_their_tokens() -> None:
             assert np.abs(parts - whole).max() <= FLOAT64_TOLERANCE
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_on_any_devices_and_differs_by_step() -> None:
     with jax.enable_x64(True):
         one = losses(1, "", jnp.float64, rate=0.3)
