@@ -8,6 +8,10 @@
 #include <new>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "session.h"
 
 namespace {
@@ -51,6 +55,14 @@ void set_norm(Norm& norm, const float* gain, const float* bias, int n) {
   norm.bias.assign(bias, bias + n);
 }
 
+#if defined(__x86_64__)
+// F16C, which not every compiler's __builtin_cpu_supports knows by name.
+bool converts_halves() {
+  unsigned a, b, c = 0, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 }  // namespace
 
 const char* jaxgpt_error(void) { return error_text.c_str(); }
@@ -65,7 +77,7 @@ const Kernels* const* kernels_here() {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512vnni"))
       found[n++] = avx512_kernels();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_halves())
       found[n++] = avx2_kernels();
 #endif
 #if defined(__aarch64__)

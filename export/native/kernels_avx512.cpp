@@ -164,12 +164,15 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
     ask_ahead(bytes + i);
     for (int v = 0; v < 4; v++) seen[v] = _mm512_xor_si512(seen[v], _mm512_loadu_si512(bytes + i + v * 64));
   }
-  return _mm512_reduce_add_epi64(
-      _mm512_xor_si512(_mm512_xor_si512(seen[0], seen[1]), _mm512_xor_si512(seen[2], seen[3])));
+  uint64_t lanes[8];
+  _mm512_storeu_si512(lanes, _mm512_xor_si512(_mm512_xor_si512(seen[0], seen[1]), _mm512_xor_si512(seen[2], seen[3])));
+  for (int l = 1; l < 8; l++) lanes[0] ^= lanes[l];
+  return lanes[0];
 }
 
 // ---- the matrix unit: 16 rows x 64 bytes times 64 bytes x 16 outputs a product
 
+// Clang takes this instead of what holds for the file, so these functions have no vector instructions of their own.
 #define MATRIX_UNIT __attribute__((target("amx-tile,amx-int8")))
 
 struct alignas(64) TileShapes {
@@ -224,7 +227,7 @@ MATRIX_UNIT void multiply_block(const uint8_t* half_tile, int inputs, const int8
 MATRIX_UNIT void many(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
                       const int32_t* start, int32_t* sums) {
   for (int r = 0; r < rows; r++)
-    for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, _mm512_set1_epi32(start[r]));
+    for (int o = 0; o < kTile; o++) sums[r * kTile + o] = start[r];
   int shaped = 0;
   for (int r = 0; r < rows; r += 32) {
     const int now = rows - r < 32 ? rows - r : 32, first = now < 16 ? now : 16;

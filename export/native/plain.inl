@@ -1,4 +1,4 @@
-// The loops in plain C++ that the portable kernels and those of NEON share.
+// Halves in plain C++, for the portable kernels: other processors have an instruction for them.
 
 inline uint16_t half_bits(float x) {  // to nearest, halves to even
   uint32_t f;

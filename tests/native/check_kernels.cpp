@@ -1,0 +1,475 @@
+// Compares the kernels of every instruction set that this machine and this build have with plain formulas and with
+// the portable kernels; tests/test_export_native_kernels.py compiles it with the engine's sources and runs it.
+//
+// Integers, and floats that only plain operators make, must be identical. Where multiply-adds may fuse, floats may
+// differ by kUlps units in the last place of the largest number that entered; each check says which that is.
+// Prints a line for each difference and exits with 1, else prints the instruction sets that were checked.
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <algorithm>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+#include "kernels.h"
+
+namespace {
+
+constexpr double kUlp = 1.0 / (1 << 23);
+constexpr double kUlps = 4;  // a handful of roundings of each side; the most that was seen is between 1 and 2
+constexpr int kMostReported = 20;
+
+int differences = 0;
+
+__attribute__((format(printf, 2, 3))) void differ(const Kernels& k, const char* format, ...) {
+  if (++differences > kMostReported) return;
+  printf("%s: ", k.name);
+  va_list arguments;
+  va_start(arguments, format);
+  vprintf(format, arguments);
+  va_end(arguments);
+  printf("\n");
+}
+
+// ---- random inputs
+
+std::mt19937 generator(1);
+
+template <typename T>
+std::vector<T> integers(size_t n, int low, int high) {
+  std::uniform_int_distribution<int> one(low, high);
+  std::vector<T> all(n);
+  for (T& x : all) x = T(one(generator));
+  return all;
+}
+
+// Integers of which only the two outermost occur.
+std::vector<int8_t> extremes(size_t n) {
+  std::vector<int8_t> all = integers<int8_t>(n, 0, 1);
+  for (int8_t& x : all) x = x ? 127 : -127;
+  return all;
+}
+
+std::vector<float> normals(size_t n, float deviation = 1) {
+  std::normal_distribution<float> one(0, deviation);
+  std::vector<float> all(n);
+  for (float& x : all) x = one(generator);
+  return all;
+}
+
+// ---- comparisons
+
+template <typename T>
+void expect_same(const Kernels& k, const std::string& what, const std::vector<T>& got, const std::vector<T>& expected) {
+  for (size_t i = 0; i < expected.size(); i++)
+    if (memcmp(&got[i], &expected[i], sizeof(T)) != 0)
+      return differ(k, "%s: element %zu is %.9g, expected %.9g", what.c_str(), i, double(got[i]), double(expected[i]));
+}
+
+// `size` of an element gives the number whose units in the last place count.
+template <typename T>
+void expect_near(const Kernels& k, const std::string& what, const std::vector<float>& got,
+                 const std::vector<T>& expected, const std::function<double(size_t)>& size) {
+  for (size_t i = 0; i < expected.size(); i++) {
+    const double off = fabs(double(got[i]) - double(expected[i])) / (size(i) * kUlp);
+    if (!(off <= kUlps))
+      return differ(k, "%s: element %zu is %.9g, expected %.9g within %g ulp of %.3g", what.c_str(), i,
+                    double(got[i]), double(expected[i]), kUlps, size(i));
+  }
+}
+
+// ---- products of integers
+
+std::vector<int32_t> naive_sums(const std::vector<int8_t>& weight, int outputs, int inputs,
+                                const std::vector<int8_t>& x, int rows) {
+  std::vector<int32_t> sums;
+  for (int r = 0; r < rows; r++)
+    for (int o = 0; o < outputs; o++) {
+      int64_t sum = 0;
+      for (int i = 0; i < inputs; i++) sum += int64_t(weight[size_t(o * inputs + i)]) * x[size_t(r * inputs + i)];
+      sums.push_back(int32_t(sum));
+    }
+  return sums;
+}
+
+void check_sums(const Kernels& k) {
+  constexpr int kRows = 40;
+  const int shapes[][2] = {{1, 1}, {3, 7}, {16, 64}, {63, 65}, {64, 128}, {65, 100}, {130, 321}};
+  for (const auto& shape : shapes)
+    for (const bool extreme : {false, true}) {
+      const int outputs = shape[0], inputs = shape[1];
+      const size_t weights = size_t(outputs * inputs), numbers = size_t(kRows * inputs);
+      const auto weight = extreme ? extremes(weights) : integers<int8_t>(weights, -127, 127);
+      const auto x = extreme ? extremes(numbers) : integers<int8_t>(numbers, -127, 127);
+      const auto expected = naive_sums(weight, outputs, inputs, x, kRows);
+      for (int rows = 1; rows <= kRows; rows++) {
+        std::vector<int32_t> sums(size_t(rows * outputs));
+        if (jaxgpt_sums(k.name, weight.data(), outputs, inputs, x.data(), rows, sums.data()) != 0)
+          return differ(k, "sums: %s", jaxgpt_error());
+        expect_same(k, "sums (" + std::to_string(outputs) + ", " + std::to_string(inputs) + ") of " +
+                           std::to_string(rows) + " rows",
+                    sums, {expected.begin(), expected.begin() + ptrdiff_t(sums.size())});
+      }
+    }
+}
+
+using Product = void (*)(const uint8_t*, int, const int8_t*, ptrdiff_t, int, const int32_t*, int32_t*);
+
+// The contract of one product: any bytes, starts and stride; outputs beyond `outputs` are left alone.
+void check_product(const Kernels& k, const char* name, Product product, int first, int outputs) {
+  constexpr int32_t kUntouched = 123456789;
+  for (const int inputs : {64, 192})
+    for (int rows = 1; rows <= 35; rows++) {
+      const int stride = inputs + 64;
+      const auto tile = integers<uint8_t>(size_t(inputs) * kTile, 0, 255);
+      const auto x = integers<int8_t>(size_t(rows * stride), -127, 127);
+      const auto start = integers<int32_t>(size_t(rows), -1000000, 1000000);
+      std::vector<int32_t> sums(size_t(rows * kTile), kUntouched), expected = sums;
+      for (int r = 0; r < rows; r++)
+        for (int o = 0; o < outputs; o++) {
+          int64_t sum = start[size_t(r)];
+          for (int i = 0; i < inputs; i++)
+            sum += int64_t(tile[size_t(i / 4 * kStepBytes + (first + o) * 4 + i % 4)]) * x[size_t(r * stride + i)];
+          expected[size_t(r * kTile + o)] = int32_t(sum);
+        }
+      product(tile.data() + first * 4, inputs, x.data(), stride, rows, start.data(), sums.data());
+      expect_same(k, std::string(name) + " of " + std::to_string(rows) + " rows", sums, expected);
+    }
+}
+
+void check_products(const Kernels& k) {
+  check_product(k, "dot8", k.dot8, 0, kTile);
+  if (k.many_from) check_product(k, "many", k.many, 0, kTile);
+  for (int first = 0; first < kTile; first += 16) check_product(k, "column8", k.column8, first, 16);
+}
+
+float bfloat16(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float x;
+  memcpy(&x, &wide, 4);
+  return x;
+}
+
+// Within ulps of the sum of what the groups contribute, regardless of sign.
+void check_dot4(const Kernels& k) {
+  const int shapes[][2] = {{64, 8}, {64, 64}, {192, 24}, {192, 128}, {2048, 2048}, {4096, 4096}};
+  for (const auto& shape : shapes)
+    for (int tokens = 1; tokens <= 5; tokens++) {
+      const int inputs = shape[0], group = shape[1], groups = (inputs + group - 1) / group, stride = inputs + 64;
+      const auto tile = integers<uint8_t>(size_t(inputs) * kTile / 2, 0, 255);
+      const auto scale = integers<uint16_t>(size_t(groups * kTile), 0x3c00, 0x3f80);
+      const size_t numbers = size_t(2 * tokens * stride);
+      const auto x = tokens == 5 ? extremes(numbers) : integers<int8_t>(numbers, -127, 127);
+      std::vector<int32_t> group_sums(size_t(tokens * groups));
+      std::vector<double> expected, sizes;
+      for (int m = 0; m < tokens; m++) {
+        const int8_t* row = &x[size_t(2 * m * stride)];
+        k.sum_groups(row, row + stride, inputs, group, &group_sums[size_t(m * groups)]);
+        for (int o = 0; o < kTile; o++) {
+          double total = 0, size = 0;
+          for (int g = 0; g < groups; g++) {
+            int64_t sum = 0;
+            for (int i = g * group; i < std::min(inputs, (g + 1) * group); i++) {
+              const int both = tile[size_t(i / 8 * kStepBytes + o * 4 + i % 4)];
+              sum += ((i % 8 < 4 ? both & 15 : both >> 4) - 8) * (256 * row[i] + row[stride + i]);
+            }
+            const double term = double(sum) * double(bfloat16(scale[size_t(g * kTile + o)]));
+            total += term;
+            size += fabs(term);
+          }
+          expected.push_back(total);
+          sizes.push_back(size);
+        }
+      }
+      std::vector<float> sums(size_t(tokens * kTile));
+      k.dot4(tile.data(), scale.data(), inputs, group, x.data(), stride, tokens, group_sums.data(), sums.data());
+      expect_near(k, "dot4 (" + std::to_string(inputs) + " in groups of " + std::to_string(group) + ")", sums, expected,
+                  [&](size_t i) { return sizes[i]; });
+    }
+}
+
+// ---- loops over floats
+
+// Within ulps of the two terms of each output.
+void check_layer_norm(const Kernels& k) {
+  for (const int n : {1, 15, 16, 33, 768, 1600}) {
+    auto x = normals(size_t(n), 3);
+    for (float& one : x) one += 0.5f;
+    const auto gain = normals(size_t(n)), bias = normals(size_t(n));
+    double mean = 0, square = 0;
+    for (const float one : x) mean += double(one) / n;
+    for (const float one : x) square += (double(one) - mean) * (double(one) - mean) / n;
+    std::vector<double> expected, sizes;
+    for (size_t i = 0; i < x.size(); i++) {
+      const double part = (double(x[i]) - mean) / sqrt(square + 1e-5) * double(gain[i]);
+      expected.push_back(part + double(bias[i]));
+      // The mean's rounding, however small the element is, counts as much as that of an element of size 1.
+      sizes.push_back(fabs(part) + fabs(double(bias[i])) + fabs(double(gain[i])));
+    }
+    std::vector<float> y(x.size()), portable(x.size());
+    const auto size = [&](size_t i) { return sizes[i]; };
+    k.layer_norm(x.data(), gain.data(), bias.data(), n, y.data());
+    portable_kernels()->layer_norm(x.data(), gain.data(), bias.data(), n, portable.data());
+    expect_near(k, "layer_norm of " + std::to_string(n), y, expected, size);
+    expect_near(k, "layer_norm of " + std::to_string(n) + " beside portable", y, portable, size);
+  }
+}
+
+// Within ulps of x: its factor lies in 0 to 1.
+void check_gelu(const Kernels& k) {
+  std::vector<float> x;
+  for (int i = -4096; i < 4096; i++) x.push_back(float(i) / 256);
+  for (const float wide : {0.0f, 1e-38f, 1e-6f, 20.0f, 88.0f, 1e4f, 1e9f, 3.4e12f})
+    for (const float sign : {1.0f, -1.0f}) x.push_back(sign * wide);
+  std::vector<double> expected;
+  for (const double v : x) expected.push_back(0.5 * v * (1 + tanh(sqrt(2 / M_PI) * (v + 0.044715 * v * v * v))));
+  auto y = x, portable = x;
+  const auto size = [&](size_t i) { return fabs(double(x[i])) + 1e-37; };
+  k.gelu(y.data(), int(y.size()));
+  portable_kernels()->gelu(portable.data(), int(portable.size()));
+  expect_near(k, "gelu", y, expected, size);
+  expect_near(k, "gelu beside portable", y, portable, size);
+}
+
+struct Rounded {
+  std::vector<int8_t> q, fine;
+  RowStep step = {};
+};
+
+Rounded quantized(const Kernels& k, const std::vector<float>& x, const float* smooth, float scale, bool fine) {
+  const size_t width = size_t(padded(int(x.size())));
+  Rounded all = {std::vector<int8_t>(width, 99), std::vector<int8_t>(width, 99)};
+  k.quantize(x.data(), smooth, int(x.size()), scale, all.q.data(), fine ? all.fine.data() : nullptr, &all.step);
+  return all;
+}
+
+// The formula of export/arithmetic.py, one number at a time.
+Rounded rounded(const std::vector<float>& x, const float* smooth, float scale, bool fine) {
+  const size_t width = size_t(padded(int(x.size())));
+  Rounded all = {std::vector<int8_t>(width, 0), std::vector<int8_t>(width, fine ? 0 : 99)};
+  std::vector<float> v = x;
+  float most = 0;
+  for (size_t i = 0; i < v.size(); i++) {
+    if (smooth) v[i] /= smooth[i];
+    most = std::max(most, fabsf(v[i]));
+  }
+  const float step = scale != 0 ? scale : std::max(most / 127.0f, 1.17549435e-38f);
+  const auto clipped = [](float y) { return std::min(127.0f, std::max(-127.0f, nearbyintf(y))); };
+  int sum = 0, fine_sum = 0;
+  for (size_t i = 0; i < v.size(); i++) {
+    const float whole = clipped(v[i] / step);
+    const float product = whole * step;
+    all.q[i] = int8_t(whole);
+    sum += all.q[i];
+    if (!fine) continue;
+    all.fine[i] = int8_t(clipped((v[i] - product) / step * 256.0f));
+    fine_sum += all.fine[i];
+  }
+  all.step = {step, -128 * sum, -128 * fine_sum};
+  return all;
+}
+
+void check_quantize(const Kernels& k) {
+  for (const int n : {1, 16, 47, 64, 769})
+    for (const float magnitude : {0.0f, 1e-40f, 1e-30f, 1.0f, 1e30f})
+      for (const float scale : {0.0f, 0.01f})
+        for (const bool smoothed : {false, true})
+          for (const bool fine : {false, true}) {
+            const auto x = normals(size_t(n), magnitude);
+            auto smooth = normals(size_t(n));
+            for (float& one : smooth) one = 0.5f + fabsf(one);
+            const float* by = smoothed ? smooth.data() : nullptr;
+            const Rounded got = quantized(k, x, by, scale, fine), expected = rounded(x, by, scale, fine);
+            const std::string what = "quantize " + std::to_string(n) + " of about " + std::to_string(magnitude);
+            expect_same(k, what, got.q, expected.q);
+            expect_same(k, what + ", fine", got.fine, expected.fine);
+            expect_same<float>(k, what + ", step", {got.step.scale}, {expected.step.scale});
+            expect_same<int32_t>(k, what + ", starts", {got.step.start, got.step.fine_start},
+                                 {expected.step.start, expected.step.fine_start});
+          }
+}
+
+// What consists of plain operators: the same bits as the portable kernels.
+void check_plain_loops(const Kernels& k) {
+  const Kernels& portable = *portable_kernels();
+  const auto sums = integers<int32_t>(kTile, -2000000, 2000000), fine_sums = integers<int32_t>(kTile, -200000, 200000);
+  const auto a = normals(kTile), b = normals(kTile), c = normals(kTile);
+  const auto both = [&](const char* what, const std::function<void(const Kernels&, float*)>& run) {
+    std::vector<float> got = c, expected = c;
+    run(k, got.data());
+    run(portable, expected.data());
+    expect_same(k, what, got, expected);
+  };
+  for (const int32_t* fine : {static_cast<const int32_t*>(nullptr), fine_sums.data()})
+    for (const float* bias : {static_cast<const float*>(nullptr), b.data()})
+      both("finish8", [&](const Kernels& of, float* y) { of.finish8(sums.data(), fine, 0.3f, a.data(), bias, y); });
+  for (const float* bias : {static_cast<const float*>(nullptr), b.data()})
+    both("finish4", [&](const Kernels& of, float* y) { of.finish4(a.data(), 0.3f, bias, y); });
+  both("add", [&](const Kernels& of, float* y) { of.add(a.data(), kTile, y); });
+  both("bounds",
+       [&](const Kernels& of, float* y) { of.bounds(a.data(), 0.3f, 0.2f, 5.0f, b.data(), a.data(), y); });
+}
+
+void check_largest(const Kernels& k) {
+  for (int n = 1; n <= 70; n++)
+    for (int at = 0; at < n; at++) {
+      auto x = normals(size_t(n));
+      x[size_t(at)] = x[size_t(n - 1)] = 100;  // of equals the first
+      if (k.largest(x.data(), n) != at) differ(k, "largest of %d is %d, expected %d", n, k.largest(x.data(), n), at);
+      if (n % 16 == 0 && k.most(x.data(), n) != 100) differ(k, "most of %d misses element %d", n, at);
+      for (const float broken : {INFINITY, -INFINITY, NAN}) {
+        x[size_t(at)] = broken;
+        if (k.largest(x.data(), n) != -1) differ(k, "largest of %d overlooks %g at %d", n, double(broken), at);
+      }
+    }
+}
+
+void check_read(const Kernels& k) {
+  std::vector<uint8_t> bytes = integers<uint8_t>(512, 0, 255);
+  const uint64_t before = k.read(bytes.data(), bytes.size());
+  for (uint8_t& byte : bytes) {
+    byte ^= 0x10;
+    if (k.read(bytes.data(), bytes.size()) == before) differ(k, "read overlooks byte %td", &byte - bytes.data());
+    byte ^= 0x10;
+  }
+}
+
+// ---- attention
+
+// One head's cache, laid out as a session lays out two heads.
+struct Cache {
+  Cache(int of_kv, int of_D, int positions) : kv(of_kv), D(of_D), Dp((of_D + 15) / 16 * 16) {
+    const size_t part = size_t(kBlock * Dp) * (kv == 0 ? 4 : kv == 1 ? 2 : 1), steps = kv == 2 ? kBlock * 4 : 0;
+    const size_t stride = 2 * 2 * (part + steps);
+    bytes.assign(size_t((positions + kBlock - 1) / kBlock) * stride, 0);
+    uint8_t* start = bytes.data();
+    head = {start, start + part, start + 2 * part, start + 2 * part + steps, stride};
+  }
+  void remember(const Kernels& k, int position, const float* key, const float* value) {
+    k.remember(&head, kv, D, position, key, value);
+  }
+  int kv, D, Dp;
+  std::vector<uint8_t> bytes;
+  HeadCache head;
+};
+
+// Every finite half comes back as it is, and floats between halves are rounded as by the portable kernels.
+void check_halves(const Kernels& k) {
+  constexpr int D = 64;
+  std::vector<float> halves;
+  for (int bits = 0; bits < 0x7c00; bits++) {
+    const int exponent = bits >> 10, mantissa = bits & 0x3ff;
+    const float size = exponent ? ldexpf(float(1024 + mantissa), exponent - 25) : ldexpf(float(mantissa), -24);
+    halves.push_back(size);
+    halves.push_back(-size);
+  }
+  const std::vector<float> zeros(D, 0.0f);
+  std::vector<float> scores(4 * kTile), mixed(halves.size());
+  for (size_t i = 0; i < halves.size(); i += D) {
+    Cache cache(JAXGPT_KV_HALF, D, 1);
+    cache.remember(k, 0, zeros.data(), &halves[i]);
+    k.attend(&cache.head, cache.kv, D, 0, 1, zeros.data(), scores.data(), &mixed[i], D);
+  }
+  for (size_t i = 0; i < halves.size(); i++)
+    if (mixed[i] != halves[i])
+      return differ(k, "half %.9g comes back as %.9g", double(halves[i]), double(mixed[i]));
+
+  std::vector<float> between;
+  for (const float half : halves)
+    for (const float off : {0.5f, 0.4999f, 0.5001f}) between.push_back(half + off * fabsf(half) / 1024);
+  for (const float edge : {65519.0f, 65520.0f, 1e30f, 2.98023224e-8f, 2.9802326e-8f, 1e-40f, 0.0f, -0.0f})
+    between.push_back(edge);
+  between.resize(between.size() / D * D);
+  for (size_t i = 0; i < between.size(); i += D) {
+    Cache got(JAXGPT_KV_HALF, D, 1), expected(JAXGPT_KV_HALF, D, 1);
+    got.remember(k, 0, &between[i], &between[i]);
+    expected.remember(*portable_kernels(), 0, &between[i], &between[i]);
+    expect_same(k, "floats as halves", got.bytes, expected.bytes);
+  }
+}
+
+// Attention by its formula, over the keys and values that were put in.
+std::vector<double> attended(const std::vector<float>& keys, const std::vector<float>& values, int D, int Dp,
+                             int first, int rows, const std::vector<float>& query) {
+  std::vector<double> mixed;
+  for (int r = 0; r < rows; r++) {
+    std::vector<double> sum(size_t(D), 0.0);
+    double total = 0;
+    for (int t = 0; t <= first + r; t++) {
+      double score = 0;
+      for (int d = 0; d < D; d++) score += double(query[size_t(r * Dp + d)]) * double(keys[size_t(t * D + d)]);
+      const double p = exp(score);
+      total += p;
+      for (int d = 0; d < D; d++) sum[size_t(d)] += p * double(values[size_t(t * D + d)]);
+    }
+    for (const double one : sum) mixed.push_back(one / total);
+  }
+  return mixed;
+}
+
+// Within ulps of the largest value that is mixed, and of the scores' sizes, which the exponential makes relative.
+void check_attention(const Kernels& k, int kv, int D, int first, int rows) {
+  const Kernels& portable = *portable_kernels();
+  const int positions = first + rows + 3;  // texts that were cut leave some behind
+  const std::string what = "attend (cache " + std::to_string(kv) + ", head size " + std::to_string(D) + ", " +
+                           std::to_string(rows) + " rows from " + std::to_string(first) + ")";
+  const auto keys = normals(size_t(positions * D)), values = normals(size_t(positions * D));
+  Cache cache(kv, D, positions), expected_cache(kv, D, positions);
+  for (int t = 0; t < positions; t++) {
+    cache.remember(k, t, &keys[size_t(t * D)], &values[size_t(t * D)]);
+    expected_cache.remember(portable, t, &keys[size_t(t * D)], &values[size_t(t * D)]);
+  }
+  expect_same(k, what + ", cache", cache.bytes, expected_cache.bytes);
+
+  std::vector<float> query(size_t(rows * cache.Dp), 0.0f);
+  const auto numbers = normals(size_t(rows * D), 1 / sqrtf(float(D)));
+  for (int r = 0; r < rows; r++) std::copy_n(&numbers[size_t(r * D)], D, &query[size_t(r * cache.Dp)]);
+  const auto run = [&](const Kernels& of) {
+    std::vector<float> scores(4 * size_t(padded(first + rows))), mixed(size_t(rows * D));
+    of.attend(&cache.head, kv, D, first, rows, query.data(), scores.data(), mixed.data(), D);
+    return mixed;
+  };
+  const auto mixed = run(k);
+  const auto size = [](size_t) { return 4.0; };  // of normal values and scores
+  expect_near(k, what + " beside portable", mixed, run(portable), size);
+  if (kv == JAXGPT_KV_FLOAT)
+    expect_near(k, what, mixed, attended(keys, values, D, cache.Dp, first, rows, query), size);
+  for (int part = 0; part < 3; part++) k.ask_for(&cache.head, kv, D, positions, part, 3);
+}
+
+void check_attentions(const Kernels& k) {
+  for (const int kv : {JAXGPT_KV_FLOAT, JAXGPT_KV_HALF, JAXGPT_KV_INT8})
+    for (const int D : {1, 8, 16, 20, 64, 80, 100})
+      for (const int first : {0, 15, 63, 64, 200})
+        for (const int rows : {1, 4, 7}) check_attention(k, kv, D, first, rows);
+}
+
+}  // namespace
+
+int main() {
+  for (const Kernels* const* k = kernels_here(); *k; k++) {
+    generator.seed(1);
+    check_sums(**k);
+    check_products(**k);
+    check_dot4(**k);
+    check_layer_norm(**k);
+    check_gelu(**k);
+    check_quantize(**k);
+    check_plain_loops(**k);
+    check_largest(**k);
+    check_read(**k);
+    check_halves(**k);
+    check_attentions(**k);
+  }
+  if (differences) {
+    printf("%d differences\n", differences);
+    return 1;
+  }
+  printf("%s\n", jaxgpt_instruction_sets());
+  return 0;
+}
