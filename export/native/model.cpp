@@ -156,6 +156,7 @@ void jaxgpt_model::check_complete() {
   bytes_read += int64_t(head.bytes_read());
   if (!tokens_set) refuse("the token embedding is missing");
   if (shape.rotary ? turns.empty() : position_rows.empty()) refuse("the positions are missing");
+  ready = true;
 }
 
 void jaxgpt_model::embed(int token, int position, float* x) const {

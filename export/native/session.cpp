@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 namespace {
 
@@ -28,7 +29,9 @@ jaxgpt_session::jaxgpt_session(jaxgpt_model& of, int slots, int chosen) : model(
   head_bytes_ = size_t(kBlock) * size_t(padded16(model.head_size())) * element_bytes(kv);
   scale_bytes_ = kv == JAXGPT_KV_INT8 ? kBlock * sizeof(float) : 0;
   const size_t blocks = size_t(slots) * size_t(cache_blocks());
-  cache_ = Pages(blocks * size_t(shape.n_layer) * size_t(shape.n_head) * 2 * (head_bytes_ + scale_bytes_), true);
+  const size_t of_block = size_t(shape.n_layer) * size_t(shape.n_head) * 2 * (head_bytes_ + scale_bytes_);
+  if (blocks > (size_t(1) << 47) / of_block) throw std::bad_alloc();  // more than there are addresses
+  cache_ = Pages(blocks * of_block, true);
 }
 
 int jaxgpt_session::cache_blocks() const { return (model.shape.block_size + kBlock - 1) / kBlock; }
