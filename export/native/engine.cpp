@@ -192,7 +192,10 @@ int jaxgpt_model_ready(jaxgpt_model* model) {
 
 const char* jaxgpt_model_isa(const jaxgpt_model* model) { return model->kernels->name; }
 int64_t jaxgpt_model_bytes(const jaxgpt_model* model) { return model->bytes_read; }
-void jaxgpt_model_use_screen(jaxgpt_model* model, int use) { model->use_screen = use != 0; }
+void jaxgpt_model_use_screen(jaxgpt_model* model, int use) {
+  std::lock_guard<std::mutex> lock(model->turn);
+  model->use_screen = use != 0;
+}
 void jaxgpt_model_free(jaxgpt_model* model) { delete model; }
 
 int jaxgpt_session_new(jaxgpt_model* model, int slots, int kv, jaxgpt_session** session) {
@@ -210,15 +213,20 @@ void jaxgpt_session_free(jaxgpt_session* session) { delete session; }
 int jaxgpt_session_truncate(jaxgpt_session* session, int slot, int length) {
   return guarded([&] {
     need(session);
+    std::lock_guard<std::mutex> lock(session->model.turn);
     if (slot < 0 || slot >= int(session->lengths.size()) || length < 0 || length > session->lengths[size_t(slot)])
       refuse("slot %d cannot be cut to %d tokens", slot, length);
     session->lengths[size_t(slot)] = length;
   });
 }
 
-int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session) { return 16 * session->columns_read; }
+int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session) {
+  std::lock_guard<std::mutex> lock(session->model.turn);
+  return 16 * session->columns_read;
+}
 
 int jaxgpt_session_length(const jaxgpt_session* session, int slot) {
+  std::lock_guard<std::mutex> lock(session->model.turn);
   return slot >= 0 && slot < int(session->lengths.size()) ? session->lengths[size_t(slot)] : -1;
 }
 

@@ -252,6 +252,7 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
 
 void jaxgpt_session::forward(int rows, const int32_t* slots, const int32_t* tokens, const uint8_t* wanted,
                              float* logits, int32_t* best) {
+  std::lock_guard<std::mutex> lock(model.turn);  // before the lengths are looked at: another thread may change them
   std::vector<int> room(lengths.size());
   for (size_t slot = 0; slot < lengths.size(); slot++) room[slot] = model.shape.block_size - lengths[slot];
   std::vector<uint8_t> seen(lengths.size(), 0);
@@ -267,7 +268,6 @@ void jaxgpt_session::forward(int rows, const int32_t* slots, const int32_t* toke
     if (--room[size_t(slot)] < 0)
       refuse("slot %d would have more tokens than the context of %d holds", slot, model.shape.block_size);
   }
-  std::lock_guard<std::mutex> lock(model.turn);
   for (int first = 0; first < rows; first += kChunk) {
     const int now = std::min(kChunk, rows - first);
     chunk(now, slots + first, tokens + first);
