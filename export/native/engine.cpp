@@ -38,6 +38,20 @@ const Kernels* chosen_kernels(const char* isa) {
   return kernels;
 }
 
+constexpr int kMostThreads = 1024;
+
+// Refuses a null among what must be there.
+template <typename... Pointers>
+void need(const Pointers*... pointers) {
+  if ((... || !pointers)) refuse("a pointer that is needed is null");
+}
+
+// A model whose weights are still being set.
+void need_open(const jaxgpt_model* model) {
+  need(model);
+  if (model->ready) refuse("the model is ready: its weights are set already");
+}
+
 void check_shape(const jaxgpt_shape& s) {
   constexpr int kMost = 1 << 20;
   if (s.n_layer < 1 || s.n_layer > 4096 || s.n_head < 1 || s.n_embd < 1 || s.n_embd > 1 << 15 ||
@@ -107,14 +121,16 @@ const char* jaxgpt_instruction_sets(void) {
 
 int jaxgpt_model_new(const jaxgpt_shape* shape, const char* isa, int threads, jaxgpt_model** model) {
   return guarded([&] {
+    need(shape, model);
     check_shape(*shape);
-    if (threads < 1 || threads > 1024) refuse("%d threads are none", threads);
+    if (threads < 1 || threads > kMostThreads) refuse("%d threads are none", threads);
     *model = new jaxgpt_model(*shape, chosen_kernels(isa), threads);
   });
 }
 
 int jaxgpt_model_set_norm(jaxgpt_model* model, int which, int layer, const float* gain, const float* bias) {
   return guarded([&] {
+    need_open(model);
     if (which != JAXGPT_LN_F && (layer < 0 || layer >= model->shape.n_layer || which < 0 || which > JAXGPT_LN_2))
       refuse("norm %d of layer %d is none", which, layer);
     Norm& norm = which == JAXGPT_LN_F ? model->last_norm : model->layers[size_t(layer)].norms[which];
@@ -126,6 +142,8 @@ int jaxgpt_model_set_linear(jaxgpt_model* model, int which, int layer, const jax
   static const char* const names[] = {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"};
   static const int outputs[] = {3, 1, 4, 1}, inputs[] = {1, 1, 1, 4};
   return guarded([&] {
+    need_open(model);
+    need(linear);
     if (layer < 0 || layer >= model->shape.n_layer || which < 0 || which > JAXGPT_MLP_C_PROJ)
       refuse("matrix %d of layer %d is none", which, layer);
     const int C = model->shape.n_embd;
@@ -137,6 +155,9 @@ int jaxgpt_model_set_linear(jaxgpt_model* model, int which, int layer, const jax
 
 int jaxgpt_model_set_head(jaxgpt_model* model, const jaxgpt_linear* linear) {
   return guarded([&] {
+    need_open(model);
+    need(linear);
+    if (linear->bias || linear->smooth) refuse("the head has a bias or a smoothing, expected none");
     if (linear->bits != 8) refuse("the head has %d bits, expected 8", linear->bits);
     model->set_matrix(model->head, *linear, model->shape.vocab_size, model->shape.n_embd, "lm_head");
   });
@@ -144,6 +165,7 @@ int jaxgpt_model_set_head(jaxgpt_model* model, const jaxgpt_linear* linear) {
 
 int jaxgpt_model_set_tokens(jaxgpt_model* model, const int8_t* rows, const float* scale, const float* smooth) {
   return guarded([&] {
+    need_open(model);
     const size_t V = size_t(model->shape.vocab_size), C = size_t(model->shape.n_embd);
     if (!model->shape.tied) {
       if (!rows || !scale) refuse("the token embedding has no rows or no steps");
@@ -157,6 +179,7 @@ int jaxgpt_model_set_tokens(jaxgpt_model* model, const int8_t* rows, const float
 
 int jaxgpt_model_set_positions(jaxgpt_model* model, const int8_t* rows, const float* scale) {
   return guarded([&] {
+    need_open(model);
     if (model->shape.rotary || !rows || !scale) refuse("a position embedding is missing, or not for this model");
     const size_t S = size_t(model->shape.block_size);
     model->position_rows.assign(rows, rows + S * size_t(model->shape.n_embd));
@@ -166,22 +189,31 @@ int jaxgpt_model_set_positions(jaxgpt_model* model, const int8_t* rows, const fl
 
 int jaxgpt_model_set_turns(jaxgpt_model* model, const float* turns) {
   return guarded([&] {
+    need_open(model);
     if (!model->shape.rotary || !turns) refuse("rotary positions are missing, or not for this model");
     model->turns.assign(turns, turns + 2 * size_t(model->shape.block_size) * size_t(model->head_size()));
   });
 }
 
 int jaxgpt_model_ready(jaxgpt_model* model) {
-  return guarded([&] { model->check_complete(); });
+  return guarded([&] {
+    need(model);
+    model->check_complete();
+  });
 }
 
 const char* jaxgpt_model_isa(const jaxgpt_model* model) { return model->kernels->name; }
 int64_t jaxgpt_model_bytes(const jaxgpt_model* model) { return model->bytes_read; }
-void jaxgpt_model_use_screen(jaxgpt_model* model, int use) { model->use_screen = use != 0; }
+void jaxgpt_model_use_screen(jaxgpt_model* model, int use) {
+  std::lock_guard<std::mutex> lock(model->turn);
+  model->use_screen = use != 0;
+}
 void jaxgpt_model_free(jaxgpt_model* model) { delete model; }
 
 int jaxgpt_session_new(jaxgpt_model* model, int slots, int kv, jaxgpt_session** session) {
   return guarded([&] {
+    need(model, session);
+    if (!model->ready) refuse("the model is not ready: jaxgpt_model_ready comes before its sessions");
     if (slots < 1 || slots > 1 << 16) refuse("%d slots are none", slots);
     if (kv < JAXGPT_KV_FLOAT || kv > JAXGPT_KV_INT8) refuse("cache kind %d is none", kv);
     *session = new jaxgpt_session(*model, slots, kv);
@@ -192,21 +224,28 @@ void jaxgpt_session_free(jaxgpt_session* session) { delete session; }
 
 int jaxgpt_session_truncate(jaxgpt_session* session, int slot, int length) {
   return guarded([&] {
+    need(session);
+    std::lock_guard<std::mutex> lock(session->model.turn);
     if (slot < 0 || slot >= int(session->lengths.size()) || length < 0 || length > session->lengths[size_t(slot)])
       refuse("slot %d cannot be cut to %d tokens", slot, length);
     session->lengths[size_t(slot)] = length;
   });
 }
 
-int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session) { return 16 * session->columns_read; }
+int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session) {
+  std::lock_guard<std::mutex> lock(session->model.turn);
+  return 16 * session->columns_read;
+}
 
 int jaxgpt_session_length(const jaxgpt_session* session, int slot) {
+  std::lock_guard<std::mutex> lock(session->model.turn);
   return slot >= 0 && slot < int(session->lengths.size()) ? session->lengths[size_t(slot)] : -1;
 }
 
 int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slots, const int32_t* tokens,
                            const uint8_t* wanted, float* logits, int32_t* best) {
   return guarded([&] {
+    need(session, slots, tokens, wanted);
     if (rows < 1) refuse("no tokens were given");
     session->forward(rows, slots, tokens, wanted, logits, best);
   });
@@ -215,7 +254,10 @@ int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slo
 int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, const int8_t* x, int rows,
                 int32_t* sums) {
   return guarded([&] {
-    if (outputs < 1 || inputs < 1 || rows < 1) refuse("an empty product is none");
+    constexpr int kMost = 1 << 17;  // whose sums 32 bits hold
+    need(weight, x, sums);
+    if (outputs < 1 || inputs < 1 || rows < 1 || outputs > kMost || inputs > kMost || rows > kMost)
+      refuse("a product of %d rows, %d inputs, %d outputs is none", rows, inputs, outputs);
     const Kernels* k = chosen_kernels(isa);
     jaxgpt_model model(jaxgpt_shape{1, 1, inputs, 1, outputs, 1, 0}, k, 1);  // the matrix is its head
     Matrix matrix;
@@ -243,7 +285,10 @@ int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, 
 int jaxgpt_read_seconds(int64_t bytes, int threads, int passes, double* seconds) {
   return guarded([&] {
     constexpr size_t kPiece = size_t(1) << 16;
-    if (bytes < int64_t(kPiece) || threads < 1) refuse("%lld bytes are too few to read", static_cast<long long>(bytes));
+    need(seconds);
+    if (bytes < int64_t(kPiece) || bytes > int64_t(1) << 46)
+      refuse("%lld bytes are too few or too many to read", static_cast<long long>(bytes));
+    if (threads < 1 || threads > kMostThreads) refuse("%d threads are none", threads);
     const Kernels* k = chosen_kernels(nullptr);
     Pool pool(threads);
     const size_t pieces = size_t(bytes) / kPiece;

@@ -1,9 +1,9 @@
 // The C interface of the engine: what export/engine.py calls, and nothing else does.
 //
 // A model holds packed weights and threads. A session holds the keys and values of some texts (slots). Every call
-// returns 0, or -1 with a text in jaxgpt_error() (one for each calling thread). Pointers that are passed in are
-// read during the call only; nothing is kept. Sessions of one model may be used from several threads: their
-// forwards take turns. A model must outlive its sessions.
+// returns 0, or -1 with a text in jaxgpt_error() (one for each calling thread), also for a null pointer that is
+// needed. Pointers that are passed in are read during the call only; nothing is kept. Sessions of one model may be
+// used from several threads: their forwards take turns. A model must outlive its sessions.
 #pragma once
 
 #include <stdint.h>
@@ -57,7 +57,7 @@ int jaxgpt_model_set_tokens(jaxgpt_model* model, const int8_t* rows, const float
 int jaxgpt_model_set_positions(jaxgpt_model* model, const int8_t* rows, const float* scale);
 // Cosines and sines (2, block_size, C / n_head).
 int jaxgpt_model_set_turns(jaxgpt_model* model, const float* turns);
-// Checks that nothing is missing.
+// Checks that nothing is missing; sessions come after it, and no more weights.
 int jaxgpt_model_ready(jaxgpt_model* model);
 const char* jaxgpt_model_isa(const jaxgpt_model* model);
 // Bytes of weights and steps that a decode step reads: what the ceiling is made of.

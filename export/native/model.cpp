@@ -8,6 +8,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <utility>
 
 void refuse(const char* format, ...) {
   char text[256];
@@ -57,7 +58,7 @@ jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int
 }
 
 uint8_t* jaxgpt_model::take_pages(size_t bytes) {
-  if (bytes > pages.bytes() - pages_used) refuse("a matrix is set twice");
+  if (bytes > pages.bytes() - pages_used) refuse("the matrices take more room than the model's shape gives");
   uint8_t* taken = pages.as<uint8_t>() + pages_used;
   pages_used += bytes;
   return taken;
@@ -112,15 +113,18 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
     refuse("%s: 4 bits in groups of %d are not for this engine; expected groups of 8, 16, ... 2048 that divide %d",
            name, linear.group_size, inputs);
   if (!(linear.input_scale >= 0 && linear.input_scale < 1e30f)) refuse("%s has an input step that is no step", name);
-  matrix.outputs = outputs;
-  matrix.inputs = inputs;
-  matrix.bits = linear.bits;
-  matrix.group = linear.bits == 4 ? linear.group_size : 0;
-  matrix.fine = linear.fine || linear.bits == 4;
-  matrix.input_scale = linear.input_scale;
-  matrix.has_bias = linear.bias != nullptr;
-  if (linear.smooth) matrix.smooth.assign(linear.smooth, linear.smooth + inputs);
-  matrix.tiles_start = take_pages(size_t(matrix.tiles()) * matrix.tile_bytes());
+  if (matrix.outputs) refuse("%s is set twice", name);
+  Matrix made;
+  made.outputs = outputs;
+  made.inputs = inputs;
+  made.bits = linear.bits;
+  made.group = linear.bits == 4 ? linear.group_size : 0;
+  made.fine = linear.fine || linear.bits == 4;
+  made.input_scale = linear.input_scale;
+  made.has_bias = linear.bias != nullptr;
+  if (linear.smooth) made.smooth.assign(linear.smooth, linear.smooth + inputs);
+  made.tiles_start = take_pages(size_t(made.tiles()) * made.tile_bytes());
+  matrix = std::move(made);
   pool.run(matrix.tiles(), [&](int t) {
     const int first = t * kTile, real = std::min(kTile, outputs - first);
     if (linear.bias) std::copy(linear.bias + first, linear.bias + first + real, matrix.bias(t));
@@ -152,6 +156,7 @@ void jaxgpt_model::check_complete() {
   bytes_read += int64_t(head.bytes_read());
   if (!tokens_set) refuse("the token embedding is missing");
   if (shape.rotary ? turns.empty() : position_rows.empty()) refuse("the positions are missing");
+  ready = true;
 }
 
 void jaxgpt_model::embed(int token, int position, float* x) const {

@@ -92,7 +92,7 @@ struct jaxgpt_model {
   Pages screen_pages;
   std::vector<float> screen_step, screen_error;
   bool use_screen = true;
-  bool tokens_set = false;
+  bool tokens_set = false, ready = false;
   int64_t bytes_read = 0;
 
   int head_size() const { return shape.n_embd / shape.n_head; }

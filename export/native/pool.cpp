@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <chrono>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -35,10 +36,18 @@ bool spin(const Ready& ready) {
 }  // namespace
 
 Pool::Pool(int threads) : ranges_(size_t(threads)) {
-  for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });
+  others_.reserve(size_t(threads));
+  try {
+    for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });
+  } catch (...) {  // the system lends no more threads
+    finish();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { finish(); }
+
+void Pool::finish() {
   ends_ = true;
   loop_++;
   {
@@ -69,14 +78,26 @@ void Pool::run_pieces(int n, Call call, const void* context) {
     wake_.notify_all();
   }
   int own = 0;  // told at the end, as every telling costs both threads a cache line
-  for (int piece; (piece = take(0)) >= 0; own++) call(context, piece);
+  for (int piece; (piece = take(0)) >= 0; own++) run_piece(piece);
   done_.fetch_add(own, std::memory_order_acq_rel);
   const auto all_done = [this, n] { return done_ == n; };
-  if (spin(all_done)) return;
-  std::unique_lock<std::mutex> lock(mutex_);
-  caller_sleeps_ = true;
-  all_done_.wait(lock, all_done);
-  caller_sleeps_ = false;
+  if (!spin(all_done)) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_ = true;
+    all_done_.wait(lock, all_done);
+    caller_sleeps_ = false;
+  }
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+// Keeps what a piece throws: the others still use what the loop was given.
+void Pool::run_piece(int piece) {
+  try {
+    call_(context_, piece);
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
 }
 
 // A piece from the thread's own range or, when that is empty, from another's; -1 when there is none.
@@ -99,7 +120,7 @@ void Pool::serve(int thread) {
     int own = 0, n = 0;
     for (int piece; (piece = take(thread)) >= 0; own++) {
       n = pieces_;  // of the running loop, which the pieces that were not told yet keep from ending
-      call_(context_, piece);
+      run_piece(piece);
     }
     if (own && done_.fetch_add(own) + own == n && caller_sleeps_) {
       std::lock_guard<std::mutex> lock(mutex_);

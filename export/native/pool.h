@@ -4,12 +4,14 @@
 // thread has a range of its own, which it takes from front to back, and then helps the others piece by piece: so
 // a thread that loses its core holds up no more than one piece. Threads wait for work by spinning for some
 // microseconds, as the next loop of a step is near, and then sleep, so that a machine that others use as well
-// stays usable; and so does the caller while it waits for the last pieces.
+// stays usable; and so does the caller while it waits for the last pieces. What a piece throws, run throws when all
+// pieces are done, the first of several.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -38,6 +40,8 @@ class Pool {
   };
 
   void run_pieces(int n, Call call, const void* context);
+  void run_piece(int piece);
+  void finish();
   int take(int thread);
   void serve(int thread);
   bool await_loop(uint32_t seen);
@@ -52,6 +56,7 @@ class Pool {
   std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> ends_{false};
+  std::exception_ptr error_;  // of the running loop; under the mutex, as long as pieces run
   std::mutex mutex_;
   std::condition_variable wake_, all_done_;
 };

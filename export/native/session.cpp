@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 namespace {
 
@@ -28,7 +29,9 @@ jaxgpt_session::jaxgpt_session(jaxgpt_model& of, int slots, int chosen) : model(
   head_bytes_ = size_t(kBlock) * size_t(padded16(model.head_size())) * element_bytes(kv);
   scale_bytes_ = kv == JAXGPT_KV_INT8 ? kBlock * sizeof(float) : 0;
   const size_t blocks = size_t(slots) * size_t(cache_blocks());
-  cache_ = Pages(blocks * size_t(shape.n_layer) * size_t(shape.n_head) * 2 * (head_bytes_ + scale_bytes_), true);
+  const size_t of_block = size_t(shape.n_layer) * size_t(shape.n_head) * 2 * (head_bytes_ + scale_bytes_);
+  if (blocks > (size_t(1) << 47) / of_block) throw std::bad_alloc();  // more than there are addresses
+  cache_ = Pages(blocks * of_block, true);
 }
 
 int jaxgpt_session::cache_blocks() const { return (model.shape.block_size + kBlock - 1) / kBlock; }
@@ -249,6 +252,7 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
 
 void jaxgpt_session::forward(int rows, const int32_t* slots, const int32_t* tokens, const uint8_t* wanted,
                              float* logits, int32_t* best) {
+  std::lock_guard<std::mutex> lock(model.turn);  // before the lengths are looked at: another thread may change them
   std::vector<int> room(lengths.size());
   for (size_t slot = 0; slot < lengths.size(); slot++) room[slot] = model.shape.block_size - lengths[slot];
   std::vector<uint8_t> seen(lengths.size(), 0);
@@ -264,7 +268,6 @@ void jaxgpt_session::forward(int rows, const int32_t* slots, const int32_t* toke
     if (--room[size_t(slot)] < 0)
       refuse("slot %d would have more tokens than the context of %d holds", slot, model.shape.block_size);
   }
-  std::lock_guard<std::mutex> lock(model.turn);
   for (int first = 0; first < rows; first += kChunk) {
     const int now = std::min(kChunk, rows - first);
     chunk(now, slots + first, tokens + first);
