@@ -58,7 +58,7 @@ def test_commands_in_the_running_text_exist_with_their_options(command: Command,
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = set(re.findall(r"make ([a-z]+)", TEXT))
-    assert named == {"demo", "setup"} or named == {"demo", "setup", "test"}
+    assert named >= {"demo", "setup"}
     for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
