@@ -20,12 +20,13 @@ Nothing is pickled.
 
 import dataclasses
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from jaxgpt.config import ModelConfig
-from jaxgpt.shared.errors import UserError
+from jaxgpt.config import ModelConfig, Positions
+from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.shared.huggingface import FIXED_SETTINGS, OWN_MODEL_TYPE, PREFIX, SHAPE_FIELDS
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
@@ -121,18 +122,24 @@ def read_artifact(folder: Path) -> Artifact:
     path = folder / "config.json"
     value = read_json(path, "artifact configuration")
     plain = _is_plain(value, path)
-    missing = [theirs for theirs in SHAPE_FIELDS.values() if not isinstance(value.get(theirs), int)]
+    missing = [theirs for theirs in SHAPE_FIELDS.values() if theirs not in value]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of an artifact?")
     shape = {ours: value[theirs] for ours, theirs in SHAPE_FIELDS.items()}
+    for ours, number in shape.items():
+        if type(number) is not int:
+            raise UserError(f"{path} has {SHAPE_FIELDS[ours]} {quoted(number)}, expected a whole number")
     tied = value.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
-        raise UserError(f"{path} has tie_word_embeddings {tied!r}, expected true or false")
-    config = ModelConfig(**shape, positions=value.get("positions", "learned"), tied=tied)
+        raise UserError(f"{path} has tie_word_embeddings {quoted(tied)}, expected true or false")
+    positions = value.get("positions", "learned")
+    if positions not in get_args(Positions):
+        raise UserError(f"{path} has positions {quoted(positions)}, expected learned or rotary")
+    config = ModelConfig(**shape, positions=positions, tied=tied)
     quantization = None if plain else read_quantization(value.get("quantization"), config, path)
     for name, only in FIXED_SETTINGS.items():
         if value.get(name, only) != only:
-            raise UserError(f"{path} has {name} {value[name]!r}; this program computes {only!r} only")
+            raise UserError(f"{path} has {name} {quoted(value[name])}; this program computes {only!r} only")
     tensors = _read_tensors(folder / "model.safetensors")
     check_tensors(tensors, expected_tensors(config, quantization), folder / "model.safetensors")
     if quantization is None:
@@ -146,12 +153,12 @@ def _is_plain(value: dict[str, Any], path: Path) -> bool:
     if kind == "gpt2" and "positions" not in value:
         return True
     if kind != OWN_MODEL_TYPE:
-        raise UserError(f"{path} has model_type {kind!r}, expected gpt2 or {OWN_MODEL_TYPE}")
+        raise UserError(f"{path} has model_type {quoted(kind)}, expected gpt2 or {OWN_MODEL_TYPE}")
     return value.get("positions") == "rotary" and value.get("quantization") is None
 
 
 def _read_trained(path: Path, config: ModelConfig) -> Tensors:
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     tensors = _read_tensors(path)
     expected: Shapes = {f"{name}.input_scale": (torch.float32, ()) for name in linear_layers(config)}

@@ -16,6 +16,7 @@ An imported model has no run: its origin names the source, its logits come from 
 import dataclasses
 import importlib.metadata
 import math
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from jaxgpt.config import ModelConfig
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.errors import UserError, damaged, quoted
 from jaxgpt.shared.files import read_json, sha256_of, write_json
 from jaxgpt.tokens import windows
 from jaxtyping import Float, Int32
@@ -181,7 +182,7 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     certificate = read_json(folder / "certificate.json", "certificate")
     if certificate.get("format_version") != CERTIFICATE_FORMAT_VERSION:
         raise UserError(
-            f"{folder / 'certificate.json'} has format version {certificate.get('format_version')}, "
+            f"{folder / 'certificate.json'} has format version {quoted(certificate.get('format_version'))}, "
             f"expected {CERTIFICATE_FORMAT_VERSION}; convert the run again"
         )
     missing = [key for key in ("kind", "origin", "parity", "files") if key not in certificate]
@@ -197,12 +198,12 @@ def read_certificate(folder: Path) -> dict[str, Any]:
 def altered_files(folder: Path, certificate: dict[str, Any]) -> list[str]:
     """Return the names of files that are not those that were certified."""
     files = certificate["files"]
-    added = {TRAINED_FILE} if (folder / TRAINED_FILE).exists() else set()
+    added = {TRAINED_FILE} if os.path.lexists(folder / TRAINED_FILE) else set()
     return [
         name
         for name in (*CERTIFIED_FILES, *OPTIONAL_FILES)
         if name in {*CERTIFIED_FILES, *files, *added}
-        and (not (folder / name).exists() or sha256_of(folder / name) != files.get(name))
+        and (not (folder / name).is_file() or sha256_of(folder / name) != files.get(name))
     ]
 
 

@@ -36,6 +36,7 @@ NORMS = ("ln_1", "ln_2")
 LAST_NORM = 2
 CACHES = {"fp32": 0, "fp16": 1, "int8": 2}
 GROUP_STEP, LARGEST_GROUP = 8, 2048
+LARGEST_HEAD = 512
 WARM_PASSES = 3
 
 CacheKind = Literal["fp32", "fp16", "int8"]
@@ -110,6 +111,8 @@ def why_not(artifact: Artifact) -> str | None:
         return "it was not built (pip install found no C++ compiler)"
     if 32 in quantization.bits.values():
         return "the artifact keeps a layer in float32"
+    if artifact.config.head_size > LARGEST_HEAD:
+        return f"heads of {artifact.config.head_size} channels are larger than its {LARGEST_HEAD}"
     size = quantization.group_size
     if size and (size % GROUP_STEP or size > LARGEST_GROUP):
         return f"groups of {size} weights are none of its ({GROUP_STEP}, 16, ... {LARGEST_GROUP})"
@@ -336,6 +339,8 @@ class NativeSession:
     def _order(self, tokens: Sequence[int], slots: Sequence[int] | None, every: bool) -> tuple[Any, Any, Any]:
         ids = np.ascontiguousarray(tokens, dtype=np.int32)
         places = np.zeros_like(ids) if slots is None else np.ascontiguousarray(slots, dtype=np.int32)
+        if ids.ndim != 1 or ids.shape != places.shape:
+            raise ValueError(f"tokens are {ids.shape}, slots {places.shape}; expected a slot for each token")
         wanted = np.ones(len(ids), dtype=np.uint8)
         if not every:
             wanted[:-1] = places[1:] != places[:-1]

@@ -5,6 +5,7 @@ jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompts prompts.jsonl
 """
 
 import dataclasses
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,7 +78,7 @@ def read_whole_artifact(folder: Path) -> Artifact:
 
 
 def _altered(folder: Path) -> list[str]:
-    if not (folder / "certificate.json").exists():
+    if not os.path.lexists(folder / "certificate.json"):  # a link to nowhere is a certificate that is lost
         return []
     return altered_files(folder, read_certificate(folder))
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from jaxgpt.config import ModelConfig
-from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.errors import UserError, damaged, quoted
 from torch import Tensor, nn
 
 from export.layers import Int8Embedding, Int8Linear, WeightOnlyLinear
@@ -101,12 +101,13 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
     if not isinstance(section, dict) or section.get("format_version") != QUANTIZATION_FORMAT_VERSION:
         version = section.get("format_version") if isinstance(section, dict) else None
         raise UserError(
-            f"{path}: quantization format version {version}, this program reads "
+            f"{path}: quantization format version {quoted(version)}, this program reads "
             f"{QUANTIZATION_FORMAT_VERSION}; quantize the fp32 artifact again"
         )
     if not isinstance(section.get("method"), str) or section["method"] not in KINDS:
         raise UserError(
-            f"{path}: quantization method {section.get('method')!r} is unknown; expected {', '.join(KINDS)}"
+            f"{path}: quantization method {quoted(section.get('method'))} is unknown; "
+            f"expected {', '.join(KINDS)}"
         )
     with damaged(path, "quantize the fp32 artifact again"):
         found = Quantization(
@@ -121,6 +122,8 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
         shapes = layer_shapes(config)
         if other := sorted(set(found.bits) ^ set(shapes)):
             raise ValueError(f"bits and shape disagree on the layers {', '.join(other)}")
+        if not all(type(bits) is int for bits in (*found.bits.values(), found.group_size)):
+            raise ValueError("bits and group_size are whole numbers")
         if not set(found.bits.values()) <= {4, 8, 32}:
             raise ValueError(f"bits are {sorted(set(found.bits.values()))}, expected 4, 8 or 32")
         fours = [name for name, bits in found.bits.items() if bits == 4]

@@ -12,6 +12,8 @@ from jaxgpt.shared.errors import UserError, nearest
 RUN_FORMAT_VERSION = 2
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_BLOCK_SIZE = 2**20
+MAX_LAYERS = 4096
+MAX_CHANNELS = 2**15  # the sums of 4 C products of bytes fit 32 bits
 
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -75,6 +77,10 @@ class ModelConfig:
             raise UserError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB_SIZE}")
         if self.block_size > MAX_BLOCK_SIZE:
             raise UserError(f"block_size ({self.block_size}) must be at most {MAX_BLOCK_SIZE}")
+        if self.n_layer > MAX_LAYERS:
+            raise UserError(f"n_layer ({self.n_layer}) must be at most {MAX_LAYERS}")
+        if self.n_embd > MAX_CHANNELS:
+            raise UserError(f"n_embd ({self.n_embd}) must be at most {MAX_CHANNELS}")
         if self.n_embd % self.n_head:
             below = self.n_embd // self.n_head * self.n_head
             valid = " or ".join(str(n) for n in (below, below + self.n_head) if n)

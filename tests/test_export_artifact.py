@@ -200,3 +200,55 @@ def test_a_setting_that_would_be_ignored_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     with pytest.raises(UserError, match=name):
         read_artifact(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["config.json", "certificate.json", "merges.txt", "model.safetensors"])
+@pytest.mark.parametrize("what", ["folder", "nowhere", "itself"])
+def test_a_file_that_is_a_folder_or_a_bad_link_is_one_line(
+    command: Command, int8_static: Path, tmp_path: Path, name: str, what: str
+) -> None:
+    shutil.copytree(int8_static, tmp_path / "a")
+    path = tmp_path / "a" / name
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(name if what == "itself" else "nowhere")
+    assert_one_line_error(generate(command, tmp_path / "a"), name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"n_layer": 2**31}, "n_layer (2147483648) must be at most 4096"),
+        ({"n_embd": 10**400}, "must be at most 32768"),
+        ({"n_embd": "32"}, "has n_embd '32', expected a whole number"),
+        ({"n_layer": True}, "has n_layer True, expected a whole number"),
+        ({"model_type": "a\nb" * 10_000}, "expected gpt2 or jaxgpt_gpt2"),
+        ({"positions": ["rotary"]}, "has positions ['rotary'], expected learned or rotary"),
+        ({"quantization": {"format_version": [[]] * 1000}}, "this program reads 2"),
+    ],
+)
+def test_a_value_that_no_config_has_is_one_short_line(
+    command: Command, int8_static: Path, tmp_path: Path, fields: dict[str, object], words: str
+) -> None:
+    shutil.copytree(int8_static, tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    code, out, err = generate(command, tmp_path / "a")
+    assert_one_line_error((code, out, err), words)
+    assert len(err) < 1000
+
+
+def test_bits_are_whole_numbers(command: Command, int8_static: Path, tmp_path: Path) -> None:
+    shutil.copytree(int8_static, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["quantization"]["bits"]["wte"] = 8.0
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    assert_one_line_error(generate(command, tmp_path / "a"), "bits and group_size are whole numbers")
+
+
+def test_a_message_is_one_line_however_long_a_damaged_file_is() -> None:
+    message = str(UserError("a\nb" * 10_000))
+    assert "\n" not in message
+    assert len(message) < 4100

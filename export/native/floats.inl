@@ -1,6 +1,6 @@
 // The float loops, written once over vectors of 16 floats; each instruction set includes this after it has
-// defined load16 / store16 for half and int8, and fma16. GCC's and Clang's vector types split such a vector where
-// the registers are smaller. Compiled without contraction: what must round as export/arithmetic.py says is
+// defined load16 / store16 for half and int8, fma16, and max16 and min16 (a > b ? a : b, a < b ? a : b). GCC's and
+// Clang's vector types split such a vector where the registers are smaller. Compiled without contraction: what must round as export/arithmetic.py says is
 // written with plain operators, what may fuse with fma16.
 //
 // Included in an anonymous namespace; needs <math.h>, <string.h>, <stdint.h> and kernels.h.
@@ -12,8 +12,6 @@ inline Floats load16(const float* p) {
   return v;
 }
 inline void store16(float* p, Floats v) { memcpy(p, &v, sizeof v); }
-
-inline Floats max16(Floats a, Floats b) { return a > b ? a : b; }
 
 // Sum and maximum over lanes, halving.
 #define HALVED(v, how)                                                                                   \
@@ -38,7 +36,6 @@ inline float max_lanes(Floats v) {
   return v[0];
 }
 #undef HALVED
-inline Floats min16(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats abs16(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
 
 // Rounds halves to even, |x| < 2^22: adding 1.5 x 2^23 leaves no bits below 1.

@@ -42,6 +42,18 @@ inline Floats fma16(const Floats& a, const Floats& b, const Floats& c) {
   for (int h = 0; h < 4; h++) z.quarter[h] = vfmaq_f32(z.quarter[h], x.quarter[h], y.quarter[h]);
   return z.all;
 }
+inline Floats max16(const Floats& a, const Floats& b) {
+  Parts x = {a}, y = {b};
+  for (int h = 0; h < 4; h++)
+    x.quarter[h] = vbslq_f32(vcgtq_f32(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
+  return x.all;
+}
+inline Floats min16(const Floats& a, const Floats& b) {
+  Parts x = {a}, y = {b};
+  for (int h = 0; h < 4; h++)
+    x.quarter[h] = vbslq_f32(vcltq_f32(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
+  return x.all;
+}
 inline Floats load16(const Half* p) {
   Parts v;
   for (int h = 0; h < 4; h++) v.quarter[h] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p[4 * h].bits)));

@@ -15,6 +15,8 @@ struct Half {
 };
 
 inline Floats fma16(const Floats& a, const Floats& b, const Floats& c) { return a * b + c; }
+inline Floats max16(const Floats& a, const Floats& b) { return a > b ? a : b; }
+inline Floats min16(const Floats& a, const Floats& b) { return a < b ? a : b; }
 inline Floats load16(const Half* p) {
   Floats v;
   for (int i = 0; i < 16; i++) v[i] = half_value(p[i].bits);

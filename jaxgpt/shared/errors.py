@@ -5,13 +5,33 @@ import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+LONGEST_MESSAGE = 4000  # characters; what is longer quotes a damaged file
+LONGEST_QUOTE = 80
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: a flag, a file, a folder.
 
     Its message is one line: what was wrong, what was got, what was expected, what to do. The command
-    line prints it and leaves with exit code 2.
+    line prints it and leaves with exit code 2. What a message quotes may hold line ends, or thousands of
+    characters: they become spaces, and the middle is left out.
     """
+
+    def __init__(self, message: object = "") -> None:
+        line = " ".join(str(message).splitlines())
+        if len(line) > LONGEST_MESSAGE:
+            half = LONGEST_MESSAGE // 2
+            line = f"{line[:half]} [...] {line[-half:]}"
+        super().__init__(line)
+
+
+def quoted(value: object) -> str:
+    """Return how a value of a damaged file is shown: its repr, where that is short and can be made."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # lists in lists in lists; a number of 5000 digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 @contextlib.contextmanager

@@ -62,6 +62,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"{what} {path} is missing; check the path") from None
     except NotADirectoryError:
         raise UserError(f"{what} {path} is missing: {path.parent} is a file, expected a folder") from None
+    except OSError as error:  # a folder, a link to itself, no permission
+        raise UserError(f"{what} {path} cannot be read ({error.strerror}); check the path") from None
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, a number of 5000 digits
         raise UserError(f"{what} {path} is not JSON ({error}); it is damaged, make it again") from None
     if not isinstance(value, dict):

@@ -126,7 +126,7 @@ def load_tokenizer(folder: Path, name: str = "bpe") -> Tokenizer:
     try:
         merges_text = (folder / "merges.txt").read_text(encoding="utf-8")
         vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"tokenizer in {folder} can't be read: {error}") from None
     tokenizer = Tokenizer(parse_merges(merges_text, folder / "merges.txt"), name)
     if vocab != tokenizer.vocab():
