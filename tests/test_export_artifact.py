@@ -128,6 +128,7 @@ def test_tokenizer_of_another_model_is_one_line(command: Command, copy: Path) ->
     from jaxgpt.data.tokenizers import make_tokenizer
 
     make_tokenizer("bpe:300", ["other text " * 100]).save(copy)
+    (copy / "certificate.json").unlink()  # which would name the files that changed
     assert_one_line_error(generate(command, copy), "tokenizer", "tokens, the model 384", "two models")
 
 
@@ -245,7 +246,9 @@ def test_bits_are_whole_numbers(command: Command, int8_static: Path, tmp_path: P
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     config["quantization"]["bits"]["wte"] = 8.0
     (tmp_path / "a" / "config.json").write_text(json.dumps(config))
-    assert_one_line_error(generate(command, tmp_path / "a"), "bits and group_size are whole numbers")
+    assert_one_line_error(
+        generate(command, tmp_path / "a"), "config.json is damaged", "quantize the fp32 artifact again"
+    )
 
 
 def test_a_message_is_one_line_however_long_a_damaged_file_is() -> None:
