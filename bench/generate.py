@@ -11,7 +11,6 @@ before and after each round.
 
 import contextlib
 import dataclasses
-import os
 import statistics
 import subprocess
 import sys
@@ -80,11 +79,12 @@ class GenerateOptions:
 
 def generate(options: GenerateOptions) -> Result:
     """Run `jaxgpt-bench generate`."""
-    if options.tokens < 2 or options.rounds < 1 or options.prefill < 1:
-        raise UserError("--tokens must be at least 2, --rounds and --prefill at least 1")
+    if options.tokens < 2 or options.rounds < 1 or options.prefill < 1 or options.busy < 0:
+        raise UserError(
+            "--tokens must be at least 2, --rounds and --prefill at least 1, --busy must not be negative"
+        )
     wanted = chosen_peers(options.peers, options.peer)
-    threads = options.threads or len(os.sched_getaffinity(0))
-    set_threads(threads)
+    threads = set_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
         folders = list(options.artifact)
         if options.preset is not None:

@@ -24,7 +24,7 @@ import torch
 from bench.machine import provenance, read_bandwidth
 from bench.workers import spread
 from export.artifact import Artifact, read_artifact
-from export.engine import CacheKind, NativeModel, NativeSession, usable_cores
+from export.engine import CacheKind, NativeModel, NativeSession
 from export.generate import set_threads
 from export.model import Session
 from jaxgpt.shared.console import Result, say
@@ -260,7 +260,7 @@ print(json.dumps({"seconds": seconds, "grown": resident() - before, "peak": peak
 
 def load_figures(folder: Path, threads: int) -> dict[str, Any]:
     """Load an artifact in a fresh process: seconds to the first token, memory after 250 more and its peak."""
-    command = [sys.executable, "-c", LOAD, str(folder), str(threads or usable_cores())]
+    command = [sys.executable, "-c", LOAD, str(folder), str(threads)]
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
     size = (folder / "model.safetensors").stat().st_size
     return {

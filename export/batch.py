@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.generation import Engine, Generation, PromptOptions, Text, generate
+from jaxgpt.shared.generation import Engine, Generation, PromptOptions, Text, generate, prompt_tokens
 from jaxgpt.shared.sampling import Sampling
 from jaxgpt.shared.tokenizer import Tokenizer
 
@@ -76,6 +76,11 @@ def generate_all(
     engine: str,
 ) -> Result:
     """Generate all texts; print each as a JSON line as soon as those before it are done."""
+    for number, order in enumerate(orders, 1):  # before any work: a prompt too long ends nothing halfway
+        try:
+            prompt_tokens(tokenizer, order.prompt, session.block_size)
+        except UserError as error:
+            raise UserError(f"prompt {number} of {len(orders)}: {error}") from None
     started = time.perf_counter()
     found: dict[int, Generation] = {}
     printed = 0

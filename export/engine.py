@@ -68,7 +68,12 @@ def _library() -> Any:
     path = library_path()
     if not path.exists():
         return None
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UserError(
+            f"the native engine cannot be loaded ({error}); build it again: pip install -e ."
+        ) from None
     if library.jaxgpt_version() != VERSION:
         raise UserError(
             f"{path} is version {library.jaxgpt_version()} of the engine, expected {VERSION}; "

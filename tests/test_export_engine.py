@@ -299,6 +299,10 @@ def test_prompts_of_a_file_come_back_in_order(command: Command, int8_dynamic: Pa
     prompts.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     result = command("jaxgpt-export", *common, "--prompts", prompts)
     assert_one_line_error(result, "line 2 has prompt 3", "prompt (str)")
+    prompts.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "word " * 500}) + "\n")
+    result = command("jaxgpt-export", *common, "--prompts", prompts)
+    assert_one_line_error(result, "prompt 2 of 2: the prompt has", "shorten the prompt")
+    assert result[1] == ""
 
 
 def test_an_altered_file_is_refused_before_anything_runs(

@@ -176,6 +176,16 @@ void jaxgpt_model::check_complete() {
   ready = true;
 }
 
+void jaxgpt_model::turn_by(int position, const float* from, float* to) const {
+  const int D = head_size(), half = D / 2;
+  const float* cosine = &turns[size_t(position) * size_t(D)];
+  const float* sine = cosine + size_t(shape.block_size) * size_t(D);
+  for (int i = 0; i < half; i++) {
+    to[i] = from[i] * cosine[i] - from[half + i] * sine[i];
+    to[half + i] = from[half + i] * cosine[half + i] + from[i] * sine[half + i];
+  }
+}
+
 void jaxgpt_model::embed(int token, int position, float* x) const {
   const int C = shape.n_embd;
   if (shape.tied) {  // the head's rows, wherever they lie in its tiles

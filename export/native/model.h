@@ -101,6 +101,8 @@ struct jaxgpt_model {
   void check_complete();
   void make_screen();
   void drop_screen();
+  // Turns the query or key of a head by the angles of a rotary position.
+  void turn_by(int position, const float* from, float* to) const;
   void embed(int token, int position, float* x) const;
 };
 

@@ -112,7 +112,7 @@ void jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows, flo
 // Attention of some rows of a run and one head; keys and values of the whole run are in the cache already.
 void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, int rows) {
   const int D = model.head_size(), Dp = padded16(D), C = padded(model.shape.n_embd);
-  const int width = padded(3 * model.shape.n_embd), half = D / 2;
+  const int width = padded(3 * model.shape.n_embd);
   static thread_local std::vector<float> query, scores;
   query.assign(size_t(rows) * size_t(Dp), 0.0f);
   scores.resize(4 * size_t(padded(run.position + first + rows)));
@@ -122,14 +122,7 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
     const float* from = wide_.as<float>() + size_t(row) * size_t(width) + head * D;
     float* to = query.data() + r * Dp;
     std::copy(from, from + D, to);
-    if (model.shape.rotary) {
-      const float* cosine = &model.turns[size_t(run.position + first + r) * size_t(D)];
-      const float* sine = cosine + size_t(model.shape.block_size) * size_t(D);
-      for (int i = 0; i < half; i++) {
-        to[i] = from[i] * cosine[i] - from[half + i] * sine[i];
-        to[half + i] = from[half + i] * cosine[half + i] + from[i] * sine[half + i];
-      }
-    }
+    if (model.shape.rotary) model.turn_by(run.position + first + r, from, to);
     for (int i = 0; i < D; i++) to[i] *= rate;
   }
   const HeadCache place = cache(layer, run.slot, head);
@@ -158,21 +151,14 @@ void jaxgpt_session::ask_for_cache(int layer, int tile, int tiles) const {
 }
 
 void jaxgpt_session::attention(int layer) {
-  const int H = model.shape.n_head, n = model.shape.n_embd, D = model.head_size(), half = D / 2;
+  const int H = model.shape.n_head, n = model.shape.n_embd, D = model.head_size();
   const int width = padded(3 * n);
   const auto remember = [&](const Run& run, int head) {
     const HeadCache place = cache(layer, run.slot, head);
     float turned[512];
     for (int r = 0; r < run.rows; r++) {
       const float* key = wide_.as<float>() + size_t(run.first_row + r) * size_t(width) + n + head * D;
-      if (model.shape.rotary) {
-        const float* cosine = &model.turns[size_t(run.position + r) * size_t(D)];
-        const float* sine = cosine + size_t(model.shape.block_size) * size_t(D);
-        for (int i = 0; i < half; i++) {
-          turned[i] = key[i] * cosine[i] - key[half + i] * sine[i];
-          turned[half + i] = key[half + i] * cosine[half + i] + key[i] * sine[half + i];
-        }
-      }
+      if (model.shape.rotary) model.turn_by(run.position + r, key, turned);
       const float* value = wide_.as<float>() + size_t(run.first_row + r) * size_t(width) + 2 * n + head * D;
       model.kernels->remember(&place, kv, D, run.position + r, model.shape.rotary ? turned : key, value);
     }
