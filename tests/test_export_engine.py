@@ -38,6 +38,12 @@ pytestmark = pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler 
 # Odd on purpose: widths that are no multiple of 64, heads of 12 channels, a vocabulary that ends in a tile.
 CONFIG = ModelConfig(vocab_size=300, block_size=70, n_layer=2, n_head=4, n_embd=48)
 ROTARY = dataclasses.replace(CONFIG, positions="rotary", tied=False)
+# Heads that fill tiles of 64, two at a time and in two tiles each: c_attn and attention are one loop then.
+PAIRS = ModelConfig(
+    vocab_size=300, block_size=70, n_layer=2, n_head=4, n_embd=128, positions="rotary", tied=False
+)
+LARGE = ModelConfig(vocab_size=300, block_size=70, n_layer=2, n_head=3, n_embd=384)
+SHAPES = pytest.mark.parametrize("config", [CONFIG, PAIRS, LARGE], ids=["odd", "pairs", "large"])
 WIDE = ModelConfig(vocab_size=4500, block_size=40, n_layer=1, n_head=2, n_embd=64)
 # Sums of up to 200 float32 terms in another order, 2^-24 each, in two layers; of the largest logit.
 FLOAT_NOISE = 1e-5
@@ -84,7 +90,7 @@ def text_of(config: ModelConfig, length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(config.vocab_size, size=length).tolist()
 
 
-@pytest.mark.parametrize("config", [CONFIG, ROTARY], ids=["learned, tied", "rotary, untied"])
+@pytest.mark.parametrize("config", [CONFIG, ROTARY, PAIRS], ids=["learned, tied", "rotary, untied", "pairs"])
 def test_every_instruction_set_gives_the_module_s_logits(
     kind: str, config: ModelConfig, tmp_path: Path
 ) -> None:
@@ -120,10 +126,13 @@ def test_sums_are_exact_on_extreme_values(isa: str, rows: int) -> None:
             assert np.array_equal(sums, x.astype(np.int64) @ weight.astype(np.int64).T)
 
 
+@SHAPES
 @pytest.mark.parametrize("cache", ["fp32", "fp16", "int8"])
-def test_a_prompt_and_single_steps_give_the_same_bits(kind: str, cache: str, tmp_path: Path) -> None:
-    model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 2)
-    text = text_of(CONFIG, CONFIG.block_size)
+def test_a_prompt_and_single_steps_give_the_same_bits(
+    kind: str, cache: str, config: ModelConfig, tmp_path: Path
+) -> None:
+    model = NativeModel(artifact_of(kind, config, tmp_path / "a"), 2)
+    text = text_of(config, config.block_size)
     whole = NativeSession(model, cache=cache).forward(text, every=True)
     session = NativeSession(model, cache=cache)
     steps = np.concatenate(
@@ -132,14 +141,35 @@ def test_a_prompt_and_single_steps_give_the_same_bits(kind: str, cache: str, tmp
     assert np.array_equal(whole, steps)
 
 
-def test_texts_side_by_side_are_the_ones_they_are_alone(kind: str, tmp_path: Path) -> None:
-    model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 2)
-    texts = [text_of(CONFIG, length, seed=length) for length in (1, 40, 9)]
+@SHAPES
+def test_texts_side_by_side_are_the_ones_they_are_alone(
+    kind: str, config: ModelConfig, tmp_path: Path
+) -> None:
+    model = NativeModel(artifact_of(kind, config, tmp_path / "a"), 2)
     many = NativeSession(model, slots=3)
-    slots = [slot for slot, text in enumerate(texts) for _ in text]
-    together = many.forward([token for text in texts for token in text], slots)
-    for text, logits in zip(texts, together, strict=True):
-        assert np.array_equal(NativeSession(model).start(text), logits)
+    texts: list[list[int]] = [[], [], []]
+    for lengths in ((1, 40, 9), (3, 1, 2), (1, 1, 1)):
+        more = [text_of(config, length, seed=length) for length in lengths]
+        texts = [text + new for text, new in zip(texts, more, strict=True)]
+        slots = [slot for slot, new in enumerate(more) for _ in new]
+        together = many.forward([token for new in more for token in new], slots)
+        for text, logits in zip(texts, together, strict=True):
+            assert np.array_equal(NativeSession(model).start(text), logits)
+
+
+def test_greedy_is_the_first_of_the_largest_logits(tmp_path: Path) -> None:
+    artifact = artifact_of("dynamic", CONFIG, tmp_path / "a")
+    weight, scale = artifact.tensors["wte.weight"], artifact.tensors["wte.weight_scale"]
+    scale[[5, 130]] *= 8  # stand out, and each has equals in its own tile of 64 and in later ones
+    for row, equal in ((5, 6), (5, 70), (130, 131), (130, 299)):
+        weight[equal], scale[equal] = weight[row], scale[row]
+    text, model = text_of(CONFIG, 60), NativeModel(artifact, 2)
+    logits = NativeSession(model).forward(text, every=True)
+    session = NativeSession(model)
+    found = [*session.greedy(text[:40], every=True), *(session.greedy([token])[0] for token in text[40:])]
+    assert found == logits.argmax(axis=1).tolist()
+    assert {5, 130} & set(found)
+    assert {int((row == row.max()).sum()) for row in logits} >= {3}
 
 
 def test_a_forgotten_draft_leaves_no_trace(kind: str, tmp_path: Path) -> None:

@@ -168,6 +168,12 @@ void add(const float* x, int n, float* y) {
   for (int i = 0; i < n; i += 16) store16(y + i, load16(y + i) + load16(x + i));
 }
 
+void fold(const float* y, float* lanes) {
+  const Floats a = load16(y), b = load16(y + 16), c = load16(y + 32), d = load16(y + 48);
+  const Floats nothing = (a - a) + (b - b) + (c - c) + (d - d);
+  store16(lanes, max16(max16(a, b), max16(c, d)) + nothing);
+}
+
 int largest(const float* x, int n) {
   Floats most = splat(x[0]), nothing = {};  // x - x is 0 where x is finite, else NaN
   for (int i = 0; i < n; i += 16) {

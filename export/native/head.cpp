@@ -11,6 +11,7 @@
 // these are is the text's business (0.2 % to 1 % with trained models, most with random ones), so a session that
 // finds many leaves the screen alone for some steps.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -166,25 +167,24 @@ void jaxgpt_session::predict(int rows, const uint8_t* wanted, float* logits, int
       return;
     }
   }
-  std::vector<float> most(best ? size_t(count) * size_t(tiles) : 0);
-  std::vector<int32_t> at(most.size());
-  multiply(model.head, count, [&](int tile, const float* y) {
+  expect_heads(0);  // of the next step
+  const size_t stride = logits ? size_t(V) : size_t(tiles) * kTile, lanes = size_t(tiles) * kColumn;
+  if (!logits) logits_.resize(size_t(count) * stride);
+  if (best) lanes_.resize(size_t(count) * lanes);
+  float* all = logits ? logits : logits_.data();
+  multiply(model.head, count, [&](int tile, float* y) {
     const int real = std::min(kTile, V - tile * kTile);
-    for (int m = 0; m < count; m++) {
-      if (logits) memcpy(logits + size_t(m) * size_t(V) + tile * kTile, y + m * kTile, size_t(real) * 4);
+    for (int m = 0; m < count; m++, y += kTile) {
+      memcpy(all + size_t(m) * stride + tile * kTile, y, size_t(real) * sizeof(float));
       if (!best) continue;
-      const size_t place = size_t(m) * size_t(tiles) + size_t(tile);
-      at[place] = k.largest(y + m * kTile, real);
-      if (at[place] >= 0) most[place] = y[m * kTile + at[place]];
+      std::fill(y + real, y + kTile, -FLT_MAX);
+      k.fold(y, &lanes_[size_t(m) * lanes + size_t(tile) * kColumn]);
     }
   });
   for (int m = 0; best && m < count; m++) {
-    const size_t first = size_t(m) * size_t(tiles);
-    int found = 0;
-    for (int t = 0; t < tiles; t++) {
-      if (at[first + size_t(t)] < 0) refuse("the model's logits hold NaN or infinity; its weights are damaged");
-      if (most[first + size_t(t)] > most[first + size_t(found)]) found = t;
-    }
-    best[m] = found * kTile + at[first + size_t(found)];
+    const int lane = k.largest(&lanes_[size_t(m) * lanes], int(lanes));
+    if (lane < 0) refuse("the model's logits hold NaN or infinity; its weights are damaged");
+    const int first = lane / kColumn * kTile;
+    best[m] = first + k.largest(all + size_t(m) * stride + first, std::min(kTile, V - first));
   }
 }

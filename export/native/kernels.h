@@ -63,6 +63,8 @@ struct Kernels {
   // Asks for one of `parts` shares of the keys and values of positions 0 on.
   void (*ask_for)(const HeadCache* cache, int kv, int D, int positions, int part, int parts);
 
+  // lanes[16]: the largest of 64 in each lane; what is not finite makes its lane NaN.
+  void (*fold)(const float* y, float* lanes);
   // Largest of n and its index, the first of equals; returns -1 where one is not finite.
   int (*largest)(const float* x, int n);
   // upper[o] = step[o] (coarse[o] rate + middle) + error[o] length for 64 outputs

@@ -43,7 +43,7 @@ inline void put(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_
 
 // Bytes that are asked for ahead: far into the second cache, near into the first; see docs/engine.md for what was
 // tried.
-constexpr int kFar = 8192, kNear = 2048;
+constexpr int kFar = 16384, kNear = 2048;
 
 inline void ask_ahead(const uint8_t* p) {
   for (int line = 0; line < kStepBytes; line += 64) {
@@ -258,7 +258,7 @@ bool has_matrix_unit() {
 const Kernels* avx512_kernels() {
   static const Kernels kernels = {
       "avx512-vnni", has_matrix_unit() ? kFewestMany : 0, dot8, many, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
-      remember, attend, ask_for, largest, bounds, most, read_all,
+      remember, attend, ask_for, fold, largest, bounds, most, read_all,
   };
   return &kernels;
 }

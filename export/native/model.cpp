@@ -72,6 +72,12 @@ jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int
   };
   const size_t layer = room(3 * C, C) + room(C, C) + room(4 * C, C) + room(C, 4 * C);
   pages = Pages(layer * size_t(shape.n_layer) + room(shape.vocab_size, C), true);
+  for (Layer& one : layers) one.matrices[JAXGPT_C_ATTN].thirds = heads_together() * head_size() / kTile;
+}
+
+int jaxgpt_model::heads_together() const {
+  const int D = head_size(), heads = D % kTile == 0 ? 1 : kTile % D == 0 ? kTile / D : 0;
+  return heads && shape.n_head % heads == 0 ? heads : 0;
 }
 
 uint8_t* jaxgpt_model::take_pages(size_t bytes) {
@@ -139,11 +145,12 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
   made.fine = linear.fine || linear.bits == 4;
   made.input_scale = linear.input_scale;
   made.has_bias = linear.bias != nullptr;
+  made.thirds = matrix.thirds;
   if (linear.smooth) made.smooth.assign(linear.smooth, linear.smooth + inputs);
   made.tiles_start = take_pages(size_t(made.tiles()) * made.tile_bytes());
   matrix = std::move(made);
   pool.run(matrix.tiles(), [&](int t) {
-    const int first = t * kTile, real = std::min(kTile, outputs - first);
+    const int first = matrix.first_output(t), real = std::min(kTile, outputs - first);
     if (linear.bias) std::copy(linear.bias + first, linear.bias + first + real, matrix.bias(t));
     if (linear.bits == 8) {
       const auto* scale = static_cast<const float*>(linear.weight_scale) + first;

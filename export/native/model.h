@@ -42,10 +42,17 @@ struct Matrix {
   bool fine = false;
   float input_scale = 0;
   bool has_bias = false;
+  int thirds = 0;  // of c_attn: so many tiles of keys, then of values, of queries, then the next; 0: as they come
   uint8_t* tiles_start = nullptr;  // in the model's pages
   std::vector<float> smooth;       // empty without one
 
   int tiles() const { return padded(outputs) / kTile; }
+  // Of the outputs in a tile.
+  int first_output(int tile) const {
+    if (!thirds) return tile * kTile;
+    const int together = tile / (3 * thirds), rest = tile % (3 * thirds);
+    return ((rest / thirds + 1) % 3 * (tiles() / 3) + together * thirds + rest % thirds) * kTile;
+  }
   int groups() const { return (padded(inputs) + group - 1) / group; }
   // The rows of integers that a row of input becomes.
   int parts() const { return fine ? 2 : 1; }
@@ -96,6 +103,8 @@ struct jaxgpt_model {
   int64_t bytes_read = 0;
 
   int head_size() const { return shape.n_embd / shape.n_head; }
+  // How many heads fill whole tiles of queries, of keys and of values; 0 where heads and tiles do not go together.
+  int heads_together() const;
   void set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs, const char* name);
   uint8_t* take_pages(size_t bytes);
   void check_complete();

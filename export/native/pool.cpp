@@ -11,6 +11,8 @@ namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr int kLooks = 64;  // between two looks at the clock
+constexpr size_t kAsked = 64 << 10;  // bytes that a waiting thread asks for at most: they stay in its second cache
+constexpr int kLines = 8;            // between two looks whether the wait is over
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -20,9 +22,19 @@ inline void pause() {
 #endif
 }
 
-// Whether `ready` came true while spinning.
+}  // namespace
+
+// Whether `ready` came true while asking for what the thread reads next and then spinning.
 template <typename Ready>
-bool spin(const Ready& ready) {
+bool Pool::spin(int thread, const Ready& ready) const {
+  if (const uint8_t* start = expected_start_.load(std::memory_order_relaxed)) {
+    const size_t piece = expected_piece_.load(std::memory_order_relaxed);
+    start += size_t(first(thread, expected_pieces_.load(std::memory_order_relaxed))) * piece;
+    for (size_t asked = 0; asked < kAsked; asked += kLines * 64) {
+      if (ready()) return true;
+      for (int line = 0; line < kLines; line++) __builtin_prefetch(start + asked + line * 64, 0, 2);
+    }
+  }
   const auto until = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < kLooks; i++) {
@@ -32,8 +44,6 @@ bool spin(const Ready& ready) {
   } while (std::chrono::steady_clock::now() < until);
   return ready();
 }
-
-}  // namespace
 
 Pool::Pool(int threads) : ranges_(size_t(threads)) {
   others_.reserve(size_t(threads));
@@ -69,8 +79,8 @@ void Pool::run_pieces(int n, Call call, const void* context) {
   pieces_ = n;
   done_.store(0, std::memory_order_relaxed);
   for (int t = 0; t < T; t++) {
-    const uint64_t first = uint64_t(n) * t / T, end = uint64_t(n) * (t + 1) / T;
-    ranges_[t].next_and_end.store(end << 32 | first, std::memory_order_release);
+    ranges_[size_t(t)].next_and_end.store(uint64_t(first(t + 1, n)) << 32 | uint64_t(first(t, n)),
+                                          std::memory_order_release);
   }
   loop_++;
   if (sleepers_ > 0) {
@@ -81,7 +91,7 @@ void Pool::run_pieces(int n, Call call, const void* context) {
   for (int piece; (piece = take(0)) >= 0; own++) run_piece(piece);
   done_.fetch_add(own, std::memory_order_acq_rel);
   const auto all_done = [this, n] { return done_ == n; };
-  if (!spin(all_done)) {
+  if (!spin(0, all_done)) {
     std::unique_lock<std::mutex> lock(mutex_);
     caller_sleeps_ = true;
     all_done_.wait(lock, all_done);
@@ -115,7 +125,7 @@ int Pool::take(int thread) {
 
 void Pool::serve(int thread) {
   uint32_t seen = 0;
-  while (await_loop(seen)) {
+  while (await_loop(thread, seen)) {
     seen = loop_.load();
     int own = 0, n = 0;
     for (int piece; (piece = take(thread)) >= 0; own++) {
@@ -130,9 +140,9 @@ void Pool::serve(int thread) {
 }
 
 // Waits for a loop after number `seen`; false when the pool ends.
-bool Pool::await_loop(uint32_t seen) {
+bool Pool::await_loop(int thread, uint32_t seen) {
   const auto came = [this, seen] { return loop_ != seen; };
-  if (!spin(came)) {
+  if (!spin(thread, came)) {
     std::unique_lock<std::mutex> lock(mutex_);
     sleepers_++;
     wake_.wait(lock, came);

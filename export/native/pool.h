@@ -5,7 +5,8 @@
 // a thread that loses its core holds up no more than one piece. Threads wait for work by spinning for some
 // microseconds, as the next loop of a step is near, and then sleep, so that a machine that others use as well
 // stays usable; and so does the caller while it waits for the last pieces. What a piece throws, run throws when all
-// pieces are done, the first of several.
+// pieces are done, the first of several. Threads that wait first ask for what they read in the loop after the running
+// one, where expect() told that: memory does not stand still while threads meet.
 #pragma once
 
 #include <atomic>
@@ -26,6 +27,13 @@ class Pool {
 
   int threads() const { return int(ranges_.size()); }
 
+  // Of the loop after the next: its pieces are read from start on, each piece_bytes long.
+  void expect(const uint8_t* start, size_t piece_bytes, int pieces) {
+    expected_start_.store(start, std::memory_order_relaxed);
+    expected_piece_.store(piece_bytes, std::memory_order_relaxed);
+    expected_pieces_.store(pieces, std::memory_order_relaxed);
+  }
+
   template <typename Work>
   void run(int n, const Work& work) {
     run_pieces(n, [](const void* context, int piece) { (*static_cast<const Work*>(context))(piece); }, &work);
@@ -44,7 +52,11 @@ class Pool {
   void finish();
   int take(int thread);
   void serve(int thread);
-  bool await_loop(uint32_t seen);
+  // The first piece of n in a thread's own range.
+  int first(int thread, int n) const { return int(int64_t(n) * thread / threads()); }
+  bool await_loop(int thread, uint32_t seen);
+  template <typename Ready>
+  bool spin(int thread, const Ready& ready) const;
 
   std::vector<Range> ranges_;
   std::vector<std::thread> others_;
@@ -53,6 +65,9 @@ class Pool {
   alignas(64) std::atomic<uint32_t> loop_{0};  // counts the loops
   alignas(64) std::atomic<int> done_{0};
   int pieces_ = 0;
+  std::atomic<const uint8_t*> expected_start_{nullptr};
+  std::atomic<size_t> expected_piece_{0};
+  std::atomic<int> expected_pieces_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> ends_{false};

@@ -1,11 +1,12 @@
 // One step, for any number of rows: a token of a text, tokens of several texts, a draft, a prompt.
 //
 //   stream   (rows, C)    x = wte[token] + wpe[position]
-//   layer    integers <- round(norm(x));  qkv <- integers * c_attn;  attention;  x += round(mixed) * c_proj
+//   layer    integers <- round(norm(x));  mixed <- attention of integers * c_attn;  x += round(mixed) * c_proj
 //            integers <- round(norm(x));  hidden <- gelu(integers * c_fc);       x += round(hidden) * c_proj
 //   head     integers <- round(norm(x));  logits <- integers * head
 //
-// Each "<-" and "+=" is one loop over pieces that the threads share: rows, tiles of 64 outputs, or heads.
+// Each "<-" and "+=" is one loop over pieces that the threads share: rows, tiles of 64 outputs, or heads. A thread that
+// waits for the end of one asks for its tiles of the next matrix.
 #include "session.h"
 
 #include <algorithm>
@@ -87,8 +88,10 @@ void jaxgpt_session::round_rows(const Matrix& matrix, const float* x, int x_widt
     model.pool.run(rows, round_row);
 }
 
-// y (rows, 64) of one tile.
-void jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows, float* y, int32_t* sums) {
+// y (rows, 64) of one tile; it stays until this thread's next tile.
+float* jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows) {
+  alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
+  alignas(64) static thread_local float y[kChunk * kTile];
   const Kernels& k = *model.kernels;
   const int width = padded(matrix.inputs), parts = matrix.parts();
   const int8_t* x = integers_.as<int8_t>();
@@ -97,7 +100,7 @@ void jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows, flo
     k.dot4(matrix.weights(tile), matrix.steps4(tile), width, matrix.group, x, width, rows, group_sums_.data(), floats);
     for (int m = 0; m < rows; m++)
       k.finish4(floats + m * kTile, steps_[size_t(m)].scale, matrix.bias(tile), y + m * kTile);
-    return;
+    return y;
   }
   const int all = rows * parts;
   const auto dot = k.many_from && all >= k.many_from ? k.many : k.dot8;
@@ -107,6 +110,7 @@ void jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows, flo
     k.finish8(own, matrix.fine ? own + kTile : nullptr, steps_[size_t(m)].scale, matrix.steps8(tile),
               matrix.bias(tile), y + m * kTile);
   }
+  return y;
 }
 
 // Attention of some rows of a run and one head; keys and values of the whole run are in the cache already.
@@ -130,56 +134,59 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
   model.kernels->attend(&place, kv, D, run.position + first, rows, query.data(), scores.data(), mixed, C);
 }
 
-// Whether the keys and values of a layer stay in the second caches beside the weights that pass through.
-bool jaxgpt_session::cache_fits() const {
-  constexpr size_t kMost = size_t(1) << 20;  // of a thread
-  size_t bytes = 0;
-  for (const Run& run : runs_) bytes += 2 * head_bytes_ * size_t(model.shape.n_head) * size_t(run.position / kBlock + 1);
-  return bytes <= kMost * size_t(model.pool.threads());
+// Puts the outputs of a tile (rows, 64) where they belong in wide_.
+void jaxgpt_session::put_tile(const float* y, const Matrix& matrix, int tile, int rows, int width) {
+  float* to = wide_.as<float>() + matrix.first_output(tile);
+  for (int m = 0; m < rows; m++) memcpy(to + size_t(m) * size_t(width), y + m * kTile, kTile * sizeof(float));
 }
 
-// While tile after tile of c_attn is multiplied, asks for the keys and values that attention reads next: it would
-// wait for them, as every step drives them out of the near caches. A thread has the same share of both loops.
-void jaxgpt_session::ask_for_cache(int layer, int tile, int tiles) const {
-  constexpr int kParts = 16;
-  const int H = model.shape.n_head, shares = int(runs_.size()) * H * kParts;
-  for (int share = tile * shares / tiles; share < (tile + 1) * shares / tiles; share++) {
-    const Run& run = runs_[size_t(share / kParts / H)];
-    const HeadCache place = cache(layer, run.slot, share / kParts % H);
-    model.kernels->ask_for(&place, kv, model.head_size(), run.position, share % kParts, kParts);
+// Puts a run's keys and values of one head into the cache.
+void jaxgpt_session::remember(int layer, const Run& run, int head) {
+  const int n = model.shape.n_embd, D = model.head_size(), width = padded(3 * n);
+  const HeadCache place = cache(layer, run.slot, head);
+  float turned[512];
+  for (int r = 0; r < run.rows; r++) {
+    const float* key = wide_.as<float>() + size_t(run.first_row + r) * size_t(width) + n + head * D;
+    if (model.shape.rotary) model.turn_by(run.position + r, key, turned);
+    model.kernels->remember(&place, kv, D, run.position + r, model.shape.rotary ? turned : key, key + n);
   }
 }
 
-void jaxgpt_session::attention(int layer) {
-  const int H = model.shape.n_head, n = model.shape.n_embd, D = model.head_size();
-  const int width = padded(3 * n);
-  const auto remember = [&](const Run& run, int head) {
-    const HeadCache place = cache(layer, run.slot, head);
-    float turned[512];
-    for (int r = 0; r < run.rows; r++) {
-      const float* key = wide_.as<float>() + size_t(run.first_row + r) * size_t(width) + n + head * D;
-      if (model.shape.rotary) model.turn_by(run.position + r, key, turned);
-      const float* value = wide_.as<float>() + size_t(run.first_row + r) * size_t(width) + 2 * n + head * D;
-      model.kernels->remember(&place, kv, D, run.position + r, model.shape.rotary ? turned : key, value);
+// Asks for a share of the keys and values of a head, which would not be near: every step drives them out.
+void jaxgpt_session::ask_for_cache(int layer, const Run& run, int head, int part, int parts) const {
+  const HeadCache place = cache(layer, run.slot, head);
+  model.kernels->ask_for(&place, kv, model.head_size(), run.position, part, parts);
+}
+
+// c_attn and attention in one loop, for few rows: a piece makes the queries, keys and values of some heads and
+// attends with them at once. It asks for a share of the cache before each tile, so that attention need not wait.
+void jaxgpt_session::attend_together(int layer, int rows) {
+  const Matrix& matrix = model.layers[size_t(layer)].matrices[JAXGPT_C_ATTN];
+  const int heads = model.heads_together(), pieces = model.shape.n_head / heads, tiles = 3 * matrix.thirds;
+  const int width = padded(3 * model.shape.n_embd);
+  model.pool.run(pieces, [&](int piece) {
+    const int head = piece * heads;
+    for (int t = 0; t < tiles; t++) {
+      if (t == 2 * matrix.thirds)  // keys and values are there; while queries are made, the stores come to rest
+        for (const Run& run : runs_)
+          for (int h = head; h < head + heads; h++) remember(layer, run, h);
+      for (int h = head; h < head + heads; h++) ask_for_cache(layer, runs_[0], h, t, tiles);
+      put_tile(multiply_tile(matrix, piece * tiles + t, rows), matrix, piece * tiles + t, rows, width);
     }
-  };
-  const int runs = int(runs_.size());
+    for (size_t r = 0; r < runs_.size(); r++)
+      for (int h = head; h < head + heads; h++) {
+        if (r + 1 < runs_.size()) ask_for_cache(layer, runs_[r + 1], h, 0, 1);
+        attend_run(layer, runs_[r], h, 0, runs_[r].rows);
+      }
+  });
+}
+
+// Attention after c_attn, for many rows, and for heads that lie across tiles.
+void jaxgpt_session::attend(int layer) {
+  const int H = model.shape.n_head, runs = int(runs_.size());
   int most = 0;
   for (const Run& run : runs_) most = std::max(most, run.rows);
-  if (most <= kAttendRows) {
-    const bool fits = cache_fits();
-    model.pool.run(runs * H, [&](int piece) {
-      if (!fits && piece + 1 < runs * H) {  // the piece that likely follows on this thread
-        const HeadCache next = cache(layer, runs_[size_t((piece + 1) / H)].slot, (piece + 1) % H);
-        model.kernels->ask_for(&next, kv, D, runs_[size_t((piece + 1) / H)].position, 0, 1);
-      }
-      const Run& run = runs_[size_t(piece / H)];
-      remember(run, piece % H);
-      attend_run(layer, run, piece % H, 0, run.rows);
-    });
-    return;
-  }
-  model.pool.run(runs * H, [&](int piece) { remember(runs_[size_t(piece / H)], piece % H); });
+  model.pool.run(runs * H, [&](int piece) { remember(layer, runs_[size_t(piece / H)], piece % H); });
   const int blocks = (most + kAttendRows - 1) / kAttendRows;
   model.pool.run(runs * H * blocks, [&](int piece) {
     const Run& run = runs_[size_t(piece / (H * blocks))];
@@ -187,6 +194,17 @@ void jaxgpt_session::attention(int layer) {
     if (first < run.rows)
       attend_run(layer, run, piece / blocks % H, first, std::min(kAttendRows, run.rows - first));
   });
+}
+
+// What the loop after the next reads: see Pool::expect.
+void jaxgpt_session::expect_tiles(const Matrix& matrix) {
+  model.pool.expect(matrix.tile(0), matrix.tile_bytes(), matrix.tiles());
+}
+
+void jaxgpt_session::expect_heads(int layer) {
+  const Matrix& matrix = model.layers[size_t(layer)].matrices[JAXGPT_C_ATTN];
+  const int together = std::max(1, 3 * matrix.thirds);
+  model.pool.expect(matrix.tile(0), size_t(together) * matrix.tile_bytes(), matrix.tiles() / together);
 }
 
 // Takes up to kChunk rows through all layers; stream_ has the result.
@@ -203,34 +221,41 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
     model.embed(tokens[m], run.position + run.rows, stream + size_t(m) * size_t(C));
     run.rows++;
   }
-  const bool fits = cache_fits();
+  int most = 0;
+  for (const Run& run : runs_) most = std::max(most, run.rows);
+  const bool together = model.heads_together() && most <= kAttendRows;
   const int qkv_width = padded(3 * n), hidden_width = padded(4 * n);
-  const auto into = [&](float* to, int width) {
-    return [=](int tile, const float* y) {
-      for (int m = 0; m < rows; m++) memcpy(to + size_t(m) * size_t(width) + tile * kTile, y + m * kTile, kTile * 4);
-    };
-  };
   const auto onto_stream = [&](int tile, const float* y) {
     for (int m = 0; m < rows; m++) k.add(y + m * kTile, kTile, stream + size_t(m) * size_t(C) + tile * kTile);
   };
   const auto hidden = [&](int tile, float* y) {
     k.gelu(y, rows * kTile);
-    into(wide, hidden_width)(tile, y);
+    put_tile(y, model.layers[0].matrices[JAXGPT_C_FC], tile, rows, hidden_width);
   };
   for (int index = 0; index < model.shape.n_layer; index++) {
     const Layer& layer = model.layers[size_t(index)];
     const Matrix* matrices = layer.matrices;
     round_rows(matrices[JAXGPT_C_ATTN], stream, C, rows, &layer.norms[0]);
-    multiply(matrices[JAXGPT_C_ATTN], rows, [&](int tile, const float* y) {
-      into(wide, qkv_width)(tile, y);
-      if (fits) ask_for_cache(index, tile, matrices[JAXGPT_C_ATTN].tiles());
-    });
-    attention(index);
+    expect_tiles(matrices[JAXGPT_ATTN_C_PROJ]);
+    if (together) {
+      attend_together(index, rows);
+    } else {
+      multiply(matrices[JAXGPT_C_ATTN], rows, [&](int tile, const float* y) {
+        put_tile(y, matrices[JAXGPT_C_ATTN], tile, rows, qkv_width);
+      });
+      attend(index);
+    }
     round_rows(matrices[JAXGPT_ATTN_C_PROJ], mixed_.as<float>(), C, rows, nullptr);
+    expect_tiles(matrices[JAXGPT_C_FC]);
     multiply(matrices[JAXGPT_ATTN_C_PROJ], rows, onto_stream);
     round_rows(matrices[JAXGPT_C_FC], stream, C, rows, &layer.norms[1]);
+    expect_tiles(matrices[JAXGPT_MLP_C_PROJ]);
     multiply(matrices[JAXGPT_C_FC], rows, hidden);
     round_rows(matrices[JAXGPT_MLP_C_PROJ], wide, hidden_width, rows, nullptr);
+    if (index + 1 < model.shape.n_layer)
+      expect_heads(index + 1);
+    else
+      expect_tiles(model.use_screen && model.screen.outputs ? model.screen : model.head);
     multiply(matrices[JAXGPT_MLP_C_PROJ], rows, onto_stream);
   }
   for (const Run& run : runs_) lengths[size_t(run.slot)] += run.rows;

@@ -27,12 +27,16 @@ struct jaxgpt_session {
   void chunk(int rows, const int32_t* slots, const int32_t* tokens);
   void make_room(int rows);
   void round_rows(const Matrix& matrix, const float* x, int x_width, int rows, const Norm* norm);
+  void expect_tiles(const Matrix& matrix);
+  void expect_heads(int layer);
   template <typename Finish>
   void multiply(const Matrix& matrix, int rows, const Finish& finish);
-  void multiply_tile(const Matrix& matrix, int tile, int rows, float* y, int32_t* sums);
-  void attention(int layer);
-  bool cache_fits() const;
-  void ask_for_cache(int layer, int tile, int tiles) const;
+  float* multiply_tile(const Matrix& matrix, int tile, int rows);
+  void put_tile(const float* y, const Matrix& matrix, int tile, int rows, int width);
+  void attend_together(int layer, int rows);
+  void attend(int layer);
+  void ask_for_cache(int layer, const Run& run, int head, int part, int parts) const;
+  void remember(int layer, const Run& run, int head);
   void attend_run(int layer, const Run& run, int head, int first, int rows);
   int cache_blocks() const;
   HeadCache cache(int layer, int slot, int head) const;
@@ -49,6 +53,8 @@ struct jaxgpt_session {
   Pages stream_, wide_, mixed_, integers_;
   std::vector<RowStep> steps_;
   std::vector<int32_t> starts_, group_sums_;
+  // Of the head: logits that nobody asked for, and the largest of each lane of each tile.
+  std::vector<float> logits_, lanes_;
   // Of the screen: bounds, the largest of each tile, what is computed exactly; steps to go without it.
   std::vector<float> upper_, most_;
   std::vector<int> columns_;
@@ -58,10 +64,5 @@ struct jaxgpt_session {
 // Calls finish(tile, y) with y (rows, 64) for every tile.
 template <typename Finish>
 void jaxgpt_session::multiply(const Matrix& matrix, int rows, const Finish& finish) {
-  model.pool.run(matrix.tiles(), [&](int tile) {
-    alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
-    alignas(64) static thread_local float y[kChunk * kTile];
-    multiply_tile(matrix, tile, rows, y, sums);
-    finish(tile, y);
-  });
+  model.pool.run(matrix.tiles(), [&](int tile) { finish(tile, multiply_tile(matrix, tile, rows)); });
 }

@@ -8,7 +8,7 @@ Hugging Face's GPT-2 classes as they are.
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tiktoken
@@ -35,19 +35,20 @@ class Tokenizer:
     """A byte-level BPE; merges decide everything.
 
     Attributes:
-      merges: pairs of byte strings, most frequent first.
       vocab_size: V = 256 + merges + 1.
       endoftext: id of <|endoftext|>, V - 1.
       sha256: identity, the hash of the canonical merges.txt.
     """
 
     def __init__(self, merges: Iterable[tuple[bytes, bytes]], name: str) -> None:
-        self.merges = list(merges)
         self.name = name
         ranks = {bytes([b]): rank for rank, b in enumerate(_BYTE_ORDER)}
-        for first, second in self.merges:
+        lines = []  # kept as text: as objects, merges take more memory than all the rest
+        for first, second in merges:
             ranks[first + second] = len(ranks)
-        if len(ranks) != 256 + len(self.merges):
+            lines.append(f"{_spell(first)} {_spell(second)}")
+        self._lines = "\n".join(lines)
+        if len(ranks) != 256 + len(lines):
             raise UserError(f"tokenizer {name}: two merges give the same token; its files are damaged")
         self._ranks = ranks
         self.endoftext = len(ranks)
@@ -75,8 +76,7 @@ class Tokenizer:
 
     def merges_text(self) -> str:
         """Return the canonical merges.txt."""
-        lines = (f"{_spell(first)} {_spell(second)}" for first, second in self.merges)
-        return "\n".join([MERGES_HEADER, *lines]) + "\n"
+        return "\n".join([MERGES_HEADER, *self._lines.splitlines()]) + "\n"
 
     def vocab(self) -> dict[str, int]:
         """Return vocab.json: token as GPT-2 spells it -> id."""
@@ -112,7 +112,7 @@ class Tokenizer:
                 "byte_fallback": False,
                 "ignore_merges": False,
                 "vocab": self.vocab(),
-                "merges": [f"{_spell(first)} {_spell(second)}" for first, second in self.merges],
+                "merges": self._lines.splitlines(),
             },
         }
 
@@ -138,17 +138,15 @@ def load_tokenizer(folder: Path, name: str = "bpe") -> Tokenizer:
     return tokenizer
 
 
-def parse_merges(text: str, where: Path) -> list[tuple[bytes, bytes]]:
-    """Read the text of a merges.txt; UserError names the first line that is none."""
-    merges = []
+def parse_merges(text: str, where: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the merges of a merges.txt; UserError names the first line that is none."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         parts = line.split(" ")
         if len(parts) != 2 or not all(part and _BYTES.keys() >= set(part) for part in parts):
             raise UserError(f"{where} line {number} is not a merge of two tokens: {line[:40]!r}")
-        merges.append((unspell(parts[0]), unspell(parts[1])))
-    return merges
+        yield unspell(parts[0]), unspell(parts[1])
 
 
 def _spell(token: bytes) -> str:

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <random>
 #include <string>
@@ -329,6 +330,24 @@ void check_largest(const Kernels& k) {
     }
 }
 
+void check_fold(const Kernels& k) {
+  const auto x = normals(kTile);
+  for (int at = 0; at < kTile; at++)
+    for (const float odd : {100.0f, -100.0f, INFINITY, -INFINITY, NAN}) {
+      auto y = x;
+      y[size_t(at)] = odd;
+      std::vector<float> lanes(16);
+      k.fold(y.data(), lanes.data());
+      for (int l = 0; l < 16; l++) {
+        const float got = lanes[size_t(l)], *lane = &y[size_t(l)];
+        const float most = std::max(std::max(lane[0], lane[16]), std::max(lane[32], lane[48]));
+        const bool broken = l == at % 16 && !std::isfinite(odd);
+        if (!(broken ? std::isnan(got) : got == most))
+          differ(k, "fold: lane %d is %g with %g at %d", l, double(got), double(odd), at);
+      }
+    }
+}
+
 void check_read(const Kernels& k) {
   std::vector<uint8_t> bytes = integers<uint8_t>(512, 0, 255);
   const uint64_t before = k.read(bytes.data(), bytes.size());
@@ -462,6 +481,7 @@ int main() {
     check_quantize(**k);
     check_plain_loops(**k);
     check_largest(**k);
+    check_fold(**k);
     check_read(**k);
     check_halves(**k);
     check_attentions(**k);
