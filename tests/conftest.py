@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: PyTorch's threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+else:  # what is compiled once serves all workers and the commands that tests start
+    COMPILED = tempfile.mkdtemp(prefix="jaxgpt-tests-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 import pytest
@@ -20,6 +26,18 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.device_count() == 8  # starts JAX before a command may ask for fewer devices
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README's commands first: they take longest, and nothing should wait for them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
+def pytest_unconfigure() -> None:
+    """Remove what was compiled."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(COMPILED, ignore_errors=True)
+
 
 NAMES = ("total", "count", "width", "height", "index", "value", "price", "score", "level", "depth")
 VERBS = ("add", "multiply", "subtract", "compare", "count", "merge", "scale", "clamp")
