@@ -3,7 +3,8 @@
     jaxgpt-bench native --artifact runs/tiny-int8 --reference runs/tiny-fp32 --data data/stdlib
 
 One process, one model, rounds interleaved: greedy steps that read the whole head, and with its screen; with
-tokens guessed ahead; several texts side by side. Also how soon the first token comes and what memory that
+tokens guessed ahead; several texts side by side; and the original project's way, transformers in float32
+without KV cache, every logit. Also how soon the first token comes and what memory that
 takes (in a fresh process), and how far its logits are from the PyTorch module's, beside how far the module is
 from itself when it takes the same text in single steps.
 """
@@ -19,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from bench.engines import timed_generation
 from bench.machine import provenance, read_bandwidth
+from bench.peers.transformers_ import TransformersEngine
 from bench.workers import spread
 from export.artifact import Artifact, read_artifact
 from export.engine import CacheKind, NativeModel, NativeSession
@@ -99,9 +103,9 @@ def native(options: NativeOptions) -> Result:
         },
         "load": load_figures(options.artifact, threads),
         "parity": parity_figures(model, artifact, reference, text),
-        **speed_figures(model, tokenizer, prompts, count, options, threads),
+        **speed_figures(model, reference, tokenizer, prompts, count, options, threads),
     }
-    for name in ("load", "parity", "screen", "guess", "batch"):
+    for name in ("load", "parity", "screen", "guess", "batch", "original_way"):
         say(f"{name}: {json.dumps(figures[name])}")
     if options.out is not None:
         write_json(options.out, figures)
@@ -109,7 +113,7 @@ def native(options: NativeOptions) -> Result:
 
 
 def parity_figures(
-    model: NativeModel, artifact: Artifact, reference: Artifact, text: np.ndarray[Any, Any]
+    model: NativeModel, artifact: Artifact, reference: Artifact, text: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
     """Compare the logits of one text: engine, module, module in single steps, float32."""
     module = artifact.model()
@@ -142,6 +146,7 @@ def parity_figures(
 
 def speed_figures(
     model: NativeModel,
+    reference: Artifact,
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
     count: int,
@@ -151,12 +156,16 @@ def speed_figures(
     """Time the ways to generate, in turns."""
     plain, screened = NativeSession(model), NativeSession(model)
     many = NativeSession(model, slots=options.batch)
-    rates: dict[str, list[float]] = {name: [] for name in ("plain", "screen", "guess", "batch")}
+    original = TransformersEngine(str(reference.folder), cached=False, every_logit=True)
+    ways = ("plain", "screen", "guess", "batch", "original_way")
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     bandwidths: list[float] = []
     same = {"screen": True, "guess": True, "batch": True}
     exact = guessed = accepted = 0
     texts = [tokenizer.decode(prompt) for prompt in prompts]
     for _ in range(options.rounds):
+        taken = timed_generation(original, prompts[0], count)["decode_s"]
+        rates["original_way"].append((count - 1) / taken)
         bandwidths.append(read_bandwidth(model.bytes_per_token, threads))
         seconds = dict.fromkeys(("plain", "screen", "guess"), 0.0)
         made = 0
@@ -209,6 +218,7 @@ def speed_figures(
             "times_plain": ratio("batch", "plain"),
             "same_tokens": same["batch"],
         },
+        "original_way": {f"{name}_times_it": ratio(name, "original_way") for name in ways[:3]},
     }
 
 
@@ -251,23 +261,23 @@ tokenizer = artifact.tokenizer()
 session, name = generate.open_session(artifact, "native", int(sys.argv[2]))
 artifact.tensors.clear()
 token = int(session.greedy([tokenizer.endoftext])[0])
-seconds = time.perf_counter() - started
+seconds, first = time.perf_counter() - started, resident() - before
 for _ in range(min(250, session.block_size - 1)):
     token = int(session.greedy([token])[0])
-print(json.dumps({"seconds": seconds, "grown": resident() - before, "peak": peak_rss_bytes() - before}))
+grown, peak = resident() - before, peak_rss_bytes() - before
+print(json.dumps({"seconds": seconds, "first": first, "grown": grown, "peak": peak}))
 """
 
 
 def load_figures(folder: Path, threads: int) -> dict[str, Any]:
-    """Load an artifact in a fresh process: seconds to the first token, memory after 250 more and its peak."""
+    """Load an artifact in a fresh process: seconds to the first token, memory then and later."""
     command = [sys.executable, "-c", LOAD, str(folder), str(threads)]
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
     size = (folder / "model.safetensors").stat().st_size
+    memory = {name: statistics.median(run[name] for run in runs) for name in ("first", "grown", "peak")}
     return {
         "seconds_to_first_token": spread([run["seconds"] for run in runs]),
-        "grown_mb": statistics.median(run["grown"] for run in runs) / 1e6,
-        "peak_mb": statistics.median(run["peak"] for run in runs) / 1e6,
         "artifact_mb": size / 1e6,
-        "grown_times_artifact": statistics.median(run["grown"] for run in runs) / size,
-        "peak_times_artifact": statistics.median(run["peak"] for run in runs) / size,
+        **{f"{name}_mb": grown / 1e6 for name, grown in memory.items()},
+        **{f"{name}_times_artifact": grown / size for name, grown in memory.items()},
     }

@@ -127,6 +127,26 @@ def test_float_engines_generate_the_same_greedy_tokens(speed: Path) -> None:
     assert len(texts) == 1
 
 
+@pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
+def test_native_measures_every_way_to_generate_the_same_tokens(
+    fp32: Path, int8_dynamic: Path, data: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "native.json"
+    models = ("--artifact", int8_dynamic, "--reference", fp32, "--data", data)
+    more = ("--prompts", 2, "--tokens", 40, "--batch", 2, "--rounds", 2, "--threads", 1, "--out", out)
+    assert command("jaxgpt-bench", "native", *models, *more)[0] == 0
+    figures = json.loads(out.read_text())
+    assert {"machine", "date", "commit", "command"} <= figures.keys()
+    assert all(figures[way]["same_tokens"] for way in ("screen", "guess", "batch"))
+    assert all(rate["min"] > 0 for rate in figures["tokens_per_s"].values())
+    assert figures["original_way"]["plain_times_it"] > 1
+    load, parity = figures["load"], figures["parity"]
+    assert 0 < load["first_mb"] <= load["grown_mb"] <= load["peak_mb"]
+    assert parity["fp32"]["max"] < parity["quantization_error_max"]
+    wrong = ("--artifact", int8_dynamic, "--reference", int8_dynamic, "--data", data)
+    assert_one_line_error(command("jaxgpt-bench", "native", *wrong), "is not the float32 artifact")
+
+
 def test_bytes_a_token_are_the_weights_it_touches(fp32: Path, int8_dynamic: Path) -> None:
     c = read_artifact(fp32).config
     per_block = 12 * c.n_embd**2 + 13 * c.n_embd

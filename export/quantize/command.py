@@ -178,7 +178,10 @@ def _round(
 def _speed(quantizer: Quantizer, model: GPT) -> float:
     speed = speed_against_float(quantizer.reference, model)
     if speed < SLOWER:
-        say(f"slower than float on this machine: {speed:.2f} times its tokens/s, one text at a time")
+        say(
+            f"its PyTorch module is slower than float on this machine: {speed:.2f} times its tokens/s, "
+            "one text at a time; `jaxgpt-export generate` takes the native engine where it was built"
+        )
     return speed
 
 
