@@ -14,6 +14,7 @@ from bench.workers import Worker
 from export.artifact import Artifact
 from export.engine import why_not
 from export.model import layer_shapes
+from jaxgpt.config import ModelConfig
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 
@@ -21,6 +22,8 @@ from jaxgpt.shared.errors import UserError
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TRIALS = 3
 CLEAR = 2.0  # times as slow: not tried again
+# Engines that keep keys and values in float16; the others keep them in float32.
+FLOAT16_CACHES = ("jaxgpt-native", "llama.cpp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Entry:
 
     Attributes:
       contestant: what its process opens.
-      bytes_per_token: of weights that a token reads.
+      bytes_per_token: that a token reads: weights as they lie in memory, and what `with_cache` adds.
       file_bytes: of what is loaded.
       environments: variables of its process, beside those that all get; the fastest of them is taken.
       settings: that a peer chose on this machine.
@@ -88,9 +91,7 @@ class Entry:
         return workers[best], self.environments[best]
 
 
-def own_entries(
-    artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int, positions: float
-) -> list[Entry]:
+def own_entries(artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int) -> list[Entry]:
     """List this project's engines: the native one and the module for each artifact, the Flax model of a run.
 
     Args:
@@ -98,14 +99,12 @@ def own_entries(
       run: of the Flax model, or None.
       uncached: the module without a KV cache too.
       threads: CPU threads.
-      positions: that an average token attends to; their keys and values (float16) are read too.
     """
     found = []
     for artifact in artifacts:
         if why_not(artifact) is None:
             contestant = Contestant("jaxgpt-native", artifact.kind, str(artifact.folder), threads)
-            size = stored_bytes(artifact) + cache_bytes(artifact, positions)
-            found.append(Entry(contestant, size, artifact.file_bytes, ({},)))
+            found.append(Entry(contestant, stored_bytes(artifact), artifact.file_bytes, ({},)))
         contestant = Contestant("jaxgpt-torch", artifact.kind, str(artifact.folder), threads)
         entry = Entry(contestant, weight_bytes(artifact), artifact.file_bytes)
         found.append(entry)
@@ -208,9 +207,19 @@ def stored_bytes(artifact: Artifact) -> int:
     return sum(t.nbytes for name, t in artifact.tensors.items() if not name.startswith(skipped))
 
 
-def cache_bytes(artifact: Artifact, positions: float) -> int:
-    """Return the bytes of float16 keys and values that a token reads when it attends to so many positions."""
-    return round(artifact.config.n_layer * 2 * artifact.config.n_embd * 2 * positions)
+def with_cache(entry: Entry, config: ModelConfig, positions: float) -> Entry:
+    """Add the keys and values that a token reads to a row's bytes: one rule for every engine.
+
+    Args:
+      entry: whose bytes are those of its weights.
+      config: of the model.
+      positions: that an average token attends to.
+    """
+    if not entry.contestant.cached:
+        return entry
+    width = 2 if entry.contestant.engine in FLOAT16_CACHES else 4
+    read = round(config.n_layer * 2 * config.n_embd * width * positions)
+    return dataclasses.replace(entry, bytes_per_token=entry.bytes_per_token + read)
 
 
 def weight_bytes(artifact: Artifact) -> int:

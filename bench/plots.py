@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import offset_copy
 
 from bench.engines import row_name
 from jaxgpt.shared.files import write_atomic
@@ -18,6 +19,8 @@ from jaxgpt.shared.files import write_atomic
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
 SMOOTH_STEPS = 20
 PNG_DPI = 150
+BAR_INCHES = 0.3
+EDGE = 1.2  # of the fastest bar, where the axis ends
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 # Steps with values; read back from JSON, the pairs are lists.
@@ -112,7 +115,7 @@ def speed_title(speed: dict[str, Any]) -> str:
 
 
 def _speed_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
-    figure, axes = _axes(7.2, 0.42 * len(rows) + 1.1)
+    figure, axes = _axes(7.2, BAR_INCHES * len(rows) + 1.1)
     names = [row_name(row) for row in rows]
     places = range(len(rows))
     ceilings = [row["ceiling_tokens_per_s"] for row in rows]
@@ -121,50 +124,63 @@ def _speed_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     high = [row["decode_tokens_per_s"]["max"] - m for m, row in zip(medians, rows, strict=True)]
     # A model in the cache has a ceiling far beyond its speed: such bars end, dotted, at the edge.
     tops = [row["decode_tokens_per_s"]["max"] for row in rows]
-    edge = min(max(ceilings), 2.2 * max(tops)) * 1.02
+    edge = min(max(ceilings), EDGE * max(tops)) * 1.02
     shown = [min(ceiling, edge) for ceiling in ceilings]
     axes.barh(places, shown, color=GREY, alpha=0.45, label="ceiling: read bandwidth / bytes a token")
     axes.barh(places, medians, height=0.5, color=BLUE, xerr=[low, high], ecolor="#444", label="measured")
-    axes.set_xlim(0, edge * 1.35)
+    axes.set_xlim(0, edge * 1.04)
     for place, row in enumerate(rows):
         ceiling = row["ceiling_tokens_per_s"]
         if ceiling > edge:
             axes.plot([edge, edge * 1.04], [place, place], linestyle=":", color="#444")
-        end = min(max(tops[place], ceiling), edge * 1.04) + edge * 0.015
-        text = f"{medians[place]:,.1f}  ({row['ceiling_share']:.0%} of {ceiling:,.0f})"
-        axes.text(end, place, text, va="center", fontsize=9)
-    axes.set_yticks(list(places), names, fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xlabel("tokens/s", fontsize=9)
-    axes.set_title(title, fontsize=10, loc="left")
+        text = f"{rate_text(medians[place])}  ({row['ceiling_share']:.0%} of {ceiling:,.0f})"
+        axes.text(edge * 1.06, place, text, va="center", fontsize=9)
+    _bar_axes(axes, names, title)
+    axes.set_xlabel("tokens/s after the first", fontsize=9)
+    below = offset_copy(axes.transAxes, figure, y=-0.4)
     axes.legend(
-        frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -1.0 / len(rows) - 0.06)
+        frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below
     )
     return figure
 
 
-def loss_bars(rows: Sequence[tuple[str, float, bool]], title: str) -> str:
-    """Draw what each model's loss differs by from its reference.
+def _bar_axes(axes: Axes, names: Sequence[str], title: str) -> None:
+    """Label bars that lie on each other, the first on top, without empty bands above and below."""
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_title(title, fontsize=10, loc="left")
+
+
+def rate_text(rate: float) -> str:
+    """Print tokens a second: no decimals from 100 on."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+
+
+def signed(value: float) -> str:
+    """Print a difference of losses; what rounds to nothing is "0", without a sign."""
+    text = f"{value:+.5f}"
+    return text if float(text) else "0"
+
+
+def loss_bars(rows: Sequence[tuple[str, float, float | None]], title: str) -> str:
+    """Draw what models' losses differ by, with whiskers of twice the standard error.
 
     Args:
-      rows: name, nats, and whether the bar is somebody else's figure (grey).
+      rows: name, nats, and their standard error where it is known.
       title: what is drawn.
     """
-    figure, axes = _axes(7.2, 0.36 * len(rows) + 0.9)
+    figure, axes = _axes(7.2, BAR_INCHES * len(rows) + 0.8)
     places = range(len(rows))
     values = [value for _, value, _ in rows]
-    axes.barh(places, values, height=0.6, color=[GREY if theirs else BLUE for _, _, theirs in rows])
-    span = (max(*values, 0.0) - min(*values, 0.0)) or 1.0
+    errors = [2 * (error or 0.0) for _, _, error in rows]
+    axes.barh(places, values, height=0.6, color=BLUE, xerr=errors, ecolor="#444")
+    low = min(0.0, *(value - error for value, error in zip(values, errors, strict=True)))
+    high = max(0.0, *(value + error for value, error in zip(values, errors, strict=True)))
+    span = (high - low) or 1.0
     for place, value in zip(places, values, strict=True):
-        side = "left" if value >= 0 else "right"
-        axes.text(
-            value + (0.01 if value >= 0 else -0.01) * span, place, f"{value:+.5f}", va="center", ha=side,
-            fontsize=9,
-        )  # fmt: skip
+        axes.text(high + 0.05 * span, place, signed(value), va="center", fontsize=9)
     axes.axvline(0, color="#444", linewidth=0.8)
-    axes.set_xlim(min(*values, 0.0) - 0.2 * span * (min(values) < 0), max(*values, 0.0) + 0.2 * span)
-    axes.set_yticks(list(places), [name for name, _, _ in rows], fontsize=9)
-    axes.invert_yaxis()
+    axes.set_xlim(low - 0.03 * span, high + 0.03 * span)
+    _bar_axes(axes, [name for name, _, _ in rows], title)
     axes.set_xlabel("nats per token", fontsize=9)
-    axes.set_title(title, fontsize=10, loc="left")
     return _svg(figure)

@@ -15,7 +15,7 @@ import jinja2
 from bench.engines import row_name
 from bench.machine import commit
 from bench.markers import write_between_markers
-from bench.plots import loss_curve, speed_bars, speed_title
+from bench.plots import loss_curve, rate_text, speed_bars, speed_title
 from bench.quality import quality_cells
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, damaged
@@ -150,22 +150,23 @@ def markdown_table(figures: dict[str, Any]) -> str:
         f"({machine['cores']} cores): {train['val_bits_per_byte']:.3f} bits per byte on held-out files "
         f"(xz -9e on the same bytes: {train['xz_bits_per_byte']:.3f}).",
         "",
-        "| model | validation loss | difference | KL mean | top-1 | MB | tokens/s |",
+        "| model | validation loss | difference | KL mean | top-1 | MB | tokens/s after the first |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in figures["models"]:
         name, loss, difference, kl, _, top1, _, size = quality_cells(row)
-        rate = "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}"
+        rate = "" if row["tokens_per_s"] is None else rate_text(row["tokens_per_s"])
         lines.append(f"| {name} | {loss} | {difference} | {kl} | {top1} | {size} | {rate} |")
     for speed in figures["speed"][1:]:
         lines += ["", f"Speed, {speed_title(speed)}, batch 1, greedy:", ""]
-        lines += ["| engine | seconds | tokens/s (min-max) | of ceiling | file MB | peak MB |"]
+        lines += ["| engine | seconds, prompt included | tokens/s after the first (min-max) | of ceiling "
+                  "| file MB | peak MB |"]  # fmt: skip
         lines += ["|---|---|---|---|---|---|"]
         for row in speed["rows"]:
             decode = row["decode_tokens_per_s"]
             lines.append(
                 f"| {row_name(row)} | {row['seconds']['median']:.2f} "
-                f"| {decode['median']:.1f} ({decode['min']:.1f}-{decode['max']:.1f}) "
+                f"| {rate_text(decode['median'])} ({rate_text(decode['min'])}-{rate_text(decode['max'])}) "
                 f"| {row['ceiling_share']:.0%} | {row['file_mb']:.1f} | {row['peak_rss_mb']:.0f} |"
             )
     return "\n".join(lines)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error
 
-from bench.lineup import weight_bytes
+from bench.engines import Contestant
+from bench.lineup import Entry, weight_bytes, with_cache
 from bench.machine import read_bandwidth
 from bench.markers import write_between_markers
 from bench.quality import parses, sample_prompts, xz_bits_per_byte
@@ -158,6 +159,17 @@ def test_bytes_a_token_are_the_weights_it_touches(fp32: Path, int8_dynamic: Path
     vectors = sum(4 * c.n_embd for name in artifact.quantization.smooth if name.endswith("mlp.c_proj"))
     floats = c.n_layer * 13 * c.n_embd + 2 * c.n_embd + scales + vectors
     assert weight_bytes(artifact) == matrices + 4 * floats
+
+
+def test_keys_and_values_are_charged_to_every_engine_that_keeps_them(fp32: Path) -> None:
+    config = read_artifact(fp32).config
+    numbers = config.n_layer * 2 * config.n_embd * 10  # of the keys and values of ten positions
+    for engine, cached, width in (
+        ("jaxgpt-native", True, 2), ("llama.cpp", True, 2), ("jaxgpt-torch", True, 4), ("openvino", True, 4),
+        ("transformers", False, 0),
+    ):  # fmt: skip
+        entry = Entry(Contestant(engine, "fp32", "", 1, cached), 1000, 2000)
+        assert with_cache(entry, config, 10.0).bytes_per_token == 1000 + width * numbers
 
 
 def test_weight_only_layers_are_read_in_float32(fp32: Path, int4: Path) -> None:

@@ -2,38 +2,23 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, rows, write_jsonl
+from test_bench_reproduce_page import speed_figures
 
 import bench.reproduce.command as command_module
 from bench.reproduce import recipes, stages
 from bench.reproduce.memorization import Corpus, longest_runs, shared_documents
-from bench.reproduce.page import (
-    COLUMNS,
-    best_row,
-    claims,
-    is_the_original_s,
-    markdown_table,
-    render,
-    table_cells,
-)
+from bench.reproduce.page import is_the_original_s
 from bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
 from bench.reproduce.texts import PROMPTS
 from jaxgpt.options import TrainOptions, run_config
 from jaxgpt.shared.errors import UserError
 from jaxgpt.tokens import open_dataset
-
-ROOT = Path(__file__).resolve().parent.parent
-WIDTHS = (1280, 390)
-SECTIONS = (
-    "The claim", "Training", "Every model", "Speed against the ceiling", "Text from elsewhere",
-    "Learned by heart?", "Samples, float32 and INT8 side by side", "Where it falls short", "Provenance",
-)  # fmt: skip
 
 
 def options_of(flags: tuple[Any, ...]) -> dict[str, Any]:
@@ -55,37 +40,6 @@ RECIPE = Recipe(
     tokens=16,
     rounds=1,
 )  # fmt: skip
-
-
-def speed_row(engine: str, precision: str, rate: float, **other: Any) -> dict[str, Any]:
-    """A row as `jaxgpt-bench generate` gives it."""
-    return {
-        "engine": engine, "precision": precision, "cached": True, "every_logit": False,
-        "decode_tokens_per_s": {"median": rate, "min": rate * 0.9, "max": rate * 1.1},
-        "seconds": {"median": 250 / rate, "min": 220 / rate, "max": 270 / rate},
-        "ceiling_tokens_per_s": 3 * rate, "ceiling_share": 1 / 3, "file_mb": 1.5,
-        "peak_rss_mb": 300.0, **other,
-    }  # fmt: skip
-
-
-def speed_figures(asked: Any = None) -> dict[str, Any]:
-    """What `jaxgpt-bench generate` gives, without the minutes."""
-    found = [
-        speed_row("jaxgpt-torch", "fp32", 50.0),
-        speed_row("jaxgpt-native", "int8-dynamic", 200.0),
-        speed_row("jaxgpt-torch", "int8-dynamic", 100.0),
-        speed_row("jaxgpt-torch", "int8-static-qat", 120.0),
-        speed_row("jaxgpt-flax", "fp32", 30.0),
-        speed_row("transformers", "fp32", 60.0),
-        speed_row("transformers", "fp32", 10.0, cached=False, every_logit=True),
-    ]
-    model = {"n_layer": 2, "n_embd": 32}
-    return {
-        "settings": {"preset": None, "model": model, "tokens": 250, "prompt_tokens": 16, "threads": 2},
-        "rounds": 1, "bandwidth_gb_s": [10.0], "rows": found,
-        "machine": {"cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux"},
-        "date": "2026-01-01", "commit": "c0ffee",
-    }  # fmt: skip
 
 
 def fill(out: Path, **folders: Path) -> Path:
@@ -142,7 +96,11 @@ def test_a_folder_of_the_single_commands_is_taken_over_and_every_stage_is_kept_t
 
     report = json.loads((filled / "report.json").read_text())
     assert [row["name"] for row in report["models"]] == ["flax-fp32", "torch-fp32", "int8-dynamic"]
-    assert [row["engine"] for row in report["models"]] == ["jaxgpt-flax", "jaxgpt-torch", "jaxgpt-native"]
+    assert [row["fastest"]["engine"] for row in report["models"]] == [
+        "jaxgpt-flax",
+        "jaxgpt-torch",
+        "jaxgpt-native",
+    ]
     assert report["memorization"]["overlap"]["sharing"] == 0
     assert report["memorization"]["overlap"]["documents"] == report["data"]["counts"]["val_documents"]
     assert len(report["samples"]) == len(PROMPTS) * 2 * 2
@@ -325,140 +283,3 @@ def test_overlap_counts_documents_and_no_run_crosses_two() -> None:
     assert shared_documents(Corpus(train), val, end, 3) == (4, 2)
     assert shared_documents(Corpus(train), val, end, 2) == (4, 4)
     assert shared_documents(Corpus(train), val, end, 5) == (4, 0)  # 4 5 <end> 6 6 stands in both, over an end
-
-
-def small_report() -> dict[str, Any]:
-    """A report.json as a run gives it, of two models."""
-    row = {"val_loss": 2.0, "loss_increase": 0.0, "kl_mean": None, "top1_agreement": 1.0, "parse_share": 0.5,
-           "size_mb": 8.0, "engine": "jaxgpt-flax", "seconds": 8.0, "tokens_per_s": 30.0,
-           "ceiling_share": 0.2}  # fmt: skip
-    sample = {"prompt": PROMPTS[0], "temperature": 0.0, "model": "torch-fp32", "finish_reason": "length",
-              "text": "<script>alert(1)</script> " + "x" * 900, "tokens": 250,
-              "verbatim": {"tokens": 3, "text": "x x"}}  # fmt: skip
-    return {
-        "preset": "cpu", "about": "a test", "date": "2026-01-01", "commit": "c0ffee",
-        "command": "jaxgpt-bench reproduce cpu --out runs/" + "a" * 90,
-        "machine": {"packages": {"jax": "1"}, "python": "3.11"},
-        "data": {"source": "packages:numpy,jax", "revision": "numpy 2", "is_the_original_s": False,
-                 "tokenizer": {"name": "bpe:384"}, "counts": {"train_documents": 9, "val_documents": 3},
-                 "manifest_sha256": "ab" * 32},
-        "train": {"preset": "small", "steps": 40, "parameters": 5_900_000, "tokens_seen": 9_800_000,
-                  "step_taken": 40, "xz_bits_per_byte": 1.6,
-                  "curve": {"train": [[1, 5.0], [40, 2.5]], "val": [[20, 3.0], [40, 2.0]]}},
-        "parity": {"max_abs_logit_diff": 1e-5},
-        "files": {"model.safetensors": "cd" * 32},
-        "quality": {"reference": "flax-fp32", "val_tokens": 1024, "val_bytes": 4096, "xz_bits_per_byte": 1.6,
-                    "date": "2026-01-01", "commit": "c0ffee", "parse_samples": 24, "parse_tokens": 200,
-                    "machine": {"cpu": "a CPU"}},
-        "models": [
-            {**row, "name": "flax-fp32"},
-            {**row, "name": "torch-fp32", "kl_mean": 1e-12, "tokens_per_s": 50.0},
-            {**row, "name": "int8-dynamic", "kl_mean": 1e-4, "val_loss": 2.001, "loss_increase": 0.001,
-             "size_mb": 2.0, "tokens_per_s": 200.0, "engine": "jaxgpt-native"},
-        ],
-        "original": {"val_loss": (1.3223, 1.3350), "size_mb": (620.33, 148.88), "tokens_per_s": (2.95, 4.01)},
-        "speed": [{**speed_figures(), "command": "jaxgpt-bench reproduce cpu --redo speed"}],
-        "samples": [sample, {**sample, "model": "int8-dynamic"},
-                    {**sample, "temperature": 0.8, "text": "y"}],
-        "sampling": {"seed": 0, "longest": 250},
-        "other_text": [{"file": "head.jsonl", "about": "rows & more", "documents": 356, "tokens": 9,
-                        "bytes": 30, "documents_shared_with_training": 0, "xz_bits_per_byte": 2.0,
-                        "rows": [{"name": "flax-fp32", "loss": 3.5, "loss_increase": 0.0,
-                                  "bits_per_byte": 1.9}]}],
-        "memorization": {"overlap": {"run_tokens": 50, "documents": 1913, "sharing": 0},
-                         "train_tokens": 12_875_930,
-                         "summary": [{"name": "held-out", "texts": 24, "median_tokens": 12.5,
-                                      "max_tokens": 49, "whole": 0}]},
-        "stages": [{"stage": "data", "kept": True, "seconds": 0.0}],
-    }  # fmt: skip
-
-
-def test_the_page_has_every_section_and_row_and_fetches_nothing() -> None:
-    report = small_report()
-    page = render(report)
-    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
-    assert headings == list(SECTIONS)
-    plain = re.sub(r"<[^>]+>", "\n", page).replace("&#39;", "'")
-    for cells in table_cells(report):
-        assert all(cell in plain for cell in cells)
-    assert all(name in plain for name in COLUMNS)
-    for line in (
-        "the original's fp32",
-        "the original's INT8",
-        "1.3223 to 1.3350 (+0.0127)",
-        "0 of 1,913",
-        "held-out code",
-    ):
-        assert line in plain
-    assert "jaxgpt-native int8-dynamic" in plain
-    assert "transformers fp32, no KV cache, every logit" in plain
-    assert report["command"] in plain
-    assert "head.jsonl" in plain
-    assert page.count("<svg") == 3
-    assert "<script" not in page
-    assert not re.search(r'(?:src|href)="(?!#)', page)
-    assert not re.search(r"url\((?!#)|@import", page)
-    # What is left of addresses are the names of XML's namespaces, which nothing fetches.
-    assert set(re.findall(r"https?://[^\"'<> ]+", page)) <= {
-        "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink",
-    }  # fmt: skip
-    with pytest.raises(UserError, match="does not fit this version"):
-        render({**report, "memorization": {}})
-
-
-def test_a_slower_int8_is_called_slower_and_the_original_s_data_by_its_name() -> None:
-    report = small_report()
-    assert [row["so"] for row in claims(report)] == [
-        "costs less", "shrinks the file less", "gains more", "gains more",
-    ]  # fmt: skip
-    report["models"][2] |= {"tokens_per_s": 20.0, "loss_increase": 0.02, "val_loss": 2.02}
-    assert [row["so"] for row in claims(report)][::2] == ["costs as much or more", "is slower"]
-    assert "not the original's data set" in markdown_table(report)
-    report["data"]["is_the_original_s"] = True
-    assert "of flytech/python-codes-25k, the original's data set" in markdown_table(report)
-    assert "not the original" not in render(report)
-
-
-def test_the_fastest_engine_of_this_project_stands_for_a_model() -> None:
-    rows = speed_figures()["rows"]
-    for name, engine in (
-        ("int8-dynamic", "jaxgpt-native"), ("torch-fp32", "jaxgpt-torch"), ("flax-fp32", "jaxgpt-flax"),
-    ):  # fmt: skip
-        found = best_row(name, rows)
-        assert found is not None
-        assert found["engine"] == engine
-    assert best_row("int8-static", rows) is None
-
-
-def browser() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.mark.skipif(browser() is None, reason="no chromium is installed here")
-def test_the_page_does_not_scroll_sideways_on_a_desktop_or_a_phone(tmp_path: Path) -> None:
-    widths = "[document.scrollingElement.scrollWidth, innerWidth]"
-    tell = f"<script>onload = () => parent.postMessage({widths}, '*')</script>"
-    (tmp_path / "page.html").write_text(render(small_report()).replace("</body>", tell + "</body>"))
-    frames = "".join(
-        f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>' for width in WIDTHS
-    )
-    note = "onmessage = event => { document.body.dataset['w' + event.data[1]] = event.data[0] }"
-    (tmp_path / "both.html").write_text(f"<body><script>{note}</script>{frames}</body>")
-    done = subprocess.run(
-        [str(browser()), "--headless", "--no-sandbox", "--disable-gpu",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
-         (tmp_path / "both.html").as_uri()],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    found = {int(a): int(b) for a, b in re.findall(r'data-w(\d+)="(\d+)"', done.stdout)}
-    assert set(found) == set(WIDTHS), done.stderr[-1000:]
-    assert all(scroll <= width for width, scroll in found.items()), found
-
-
-def test_the_readme_s_reproduction_comes_from_committed_results() -> None:
-    text = (ROOT / "README.md").read_text()
-    table = text.partition("<!-- reproduction: begin -->")[2].partition("<!-- reproduction: end -->")[0]
-    report = json.loads((ROOT / "bench" / "results" / "reproduce_reference.json").read_text())
-    assert table.strip() == markdown_table(report).strip()
-    assert len(report["models"]) == 7
-    assert report["memorization"]["overlap"]["sharing"] == 0
