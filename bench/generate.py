@@ -4,7 +4,8 @@
     jaxgpt-bench generate --preset gpt2 --peers            (random weights: speed does not depend on them)
 
 Every engine runs in a process of its own, with the same threads and in huge pages; in each round all of
-them generate once, one after the other, so that a slow moment of the machine hits none alone. The ceiling is
+them generate once, one after the other, so that a slow moment of the machine hits none alone; a few tokens
+before that are not timed, as memory that lay still for minutes is read slowly at first. The ceiling is
 measured read bandwidth / bytes that a token reads: weights, and the keys and values of the text so far (an
 average over it), for every engine alike. Reading a buffer of just that size is what is measured, right
 before and after the engine in each round. decode_tokens_per_s is the rate after the first token; seconds are
@@ -40,6 +41,13 @@ PROMPT_TOKENS = 16
 BUSY_TOKENS = 48
 WARMUP_TOKENS = 8
 BANDWIDTH_BUFFER_BYTES = 1_000_000_000
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +169,7 @@ def run_rounds(
       and right after; the bandwidth of a large buffer in each round, in 10^9 bytes a second; and the peers
       that did not run, with why.
     """
+    warmup = min(WARMUP_TOKENS, options.tokens)
     workers: list[Worker] = []
     failed: dict[str, str] = {}
     environments: dict[str, dict[str, str]] = {}
@@ -171,7 +180,7 @@ def run_rounds(
         for entry in line_up:
             say(f"loading {entry.name}")
             try:
-                worker, environments[entry.name] = entry.start(prompt, min(WARMUP_TOKENS, options.tokens))
+                worker, environments[entry.name] = entry.start(prompt, warmup)
                 workers.append(worker)
                 workers[-1].ask({"prompt": long_prompt, "count": 1})
             except (RuntimeError, BrokenPipeError) as error:
@@ -186,6 +195,7 @@ def run_rounds(
             for worker in workers:
                 size = sizes[worker.name]
                 before = read_bandwidth(size, threads)
+                worker.ask({"prompt": prompt, "count": warmup})
                 answer = worker.ask({"prompt": prompt, "count": options.tokens})
                 after = read_bandwidth(size, threads)
                 prefilled = worker.ask({"prompt": long_prompt, "count": 1})
@@ -249,8 +259,8 @@ def row(
 
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Let so many processes compute and do nothing else."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """Let so many processes compute and do nothing else, at most as long as this one lives."""
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
     try:
         yield
     finally:
