@@ -97,11 +97,12 @@ def agreement(options: AgreementOptions) -> Result:
     longest = artifact.config.block_size - options.tokens
     if options.tokens < 1 or longest < 2:
         raise UserError(f"--tokens {options.tokens} must lie in 1 to {artifact.config.block_size - 2}")
-    texts = sample_prompts(val_documents(dataset.val, tokenizer), tokenizer, PROMPTS, min(longest, 64))
+    found = sample_prompts(val_documents(dataset.val, tokenizer), tokenizer, PROMPTS, min(longest, 64))
+    texts = [prompt.text for prompt in found]
     prompts = [tokenizer.encode(text) for text in texts if text]
     written: dict[str, list[list[int]]] = {}
-    with engines(artifact) as found:
-        for name, opened in found.items():
+    with engines(artifact) as opened_by:
+        for name, opened in opened_by.items():
             engine = opened()
             written[name] = [greedy(engine, prompt, options.tokens) for prompt in prompts]
     ours = written.pop("jaxgpt")

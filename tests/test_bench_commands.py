@@ -1,6 +1,9 @@
+import dataclasses
 import json
+import math
 import re
 import shutil
+import statistics
 import tomllib
 from pathlib import Path
 
@@ -12,12 +15,25 @@ from bench.engines import Contestant
 from bench.lineup import Entry, weight_bytes, with_cache
 from bench.machine import read_bandwidth
 from bench.markers import write_between_markers
-from bench.quality import parses, sample_prompts, xz_bits_per_byte
+from bench.quality import (
+    Prompt,
+    cut_count,
+    held_out_texts,
+    parent_name,
+    parses,
+    sample_prompts,
+    spread_evenly,
+    xz_bits_per_byte,
+)
 from bench.random_models import placeholder_tokenizer
 from export.artifact import read_artifact
 from export.engine import instruction_sets
+from export.quality import Quality, difference_error, measure_quality
+from export.quantization import Quantization
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tokenizer import load_tokenizer
+from jaxgpt.tokens import open_dataset, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["flax-fp32", "torch-fp32", "int8-dynamic", "int8-static"]
@@ -239,18 +255,107 @@ def test_xz_and_parse_share_are_what_they_say() -> None:
     assert parses("def f():\n    return 1\n")
     assert not parses("def f(:")
     assert not parses("   \n")
-    assert xz_bits_per_byte(["ab" * 5000]) < 0.2
-    noise = "".join(
-        map(chr, torch.randint(32, 127, (20_000,), generator=torch.Generator().manual_seed(0)).tolist())
-    )
-    assert 6.5 < xz_bits_per_byte([noise]) < 7.2  # log2(95) = 6.57
+    assert xz_bits_per_byte(b"ab" * 5000) < 0.2
+    noise = bytes(torch.randint(32, 127, (20_000,), generator=torch.Generator().manual_seed(0)).tolist())
+    assert 6.5 < xz_bits_per_byte(noise) < 7.2  # log2(95) = 6.57
 
 
 def test_prompts_end_where_the_code_begins(data: Path) -> None:
     tokenizer = load_tokenizer(data)
     texts = ["Say a ```python\nx = 1\n```", "no code at all " * 40, "long " * 100 + "```python\n"]
-    assert sample_prompts(texts, tokenizer, 5, 60)[0] == "Say a ```python\n"
-    assert len(sample_prompts(texts, tokenizer, 5, 60)) == 2
+    first, second = sample_prompts(texts, tokenizer, 5, 60)
+    assert first == Prompt("Say a ```python\n", "x = 1\n")
+    assert second.text + second.rest == texts[1]
+    assert len(tokenizer.encode(second.text)) == 30
+
+
+def test_held_out_code_is_cut_and_parsed_as_samples_are(data: Path) -> None:
+    tokenizer = load_tokenizer(data)
+    prompts = [
+        Prompt("a ```python\n", "x = 1\n"),
+        Prompt("b ```python\n", "y = (1 + 2 + 3 + 4 + 5 + 6)\n" * 9),
+    ]
+    whole, cut = held_out_texts(prompts, tokenizer, 12)
+    assert whole == {"text": "x = 1\n", "finish_reason": "stop", "parses": True}
+    assert cut["finish_reason"] == "length"
+    assert prompts[1].rest.startswith(cut["text"])
+    assert len(tokenizer.encode(cut["text"])) == 12
+    assert not cut["parses"]
+    assert cut_count([whole, cut]) == 1
+
+
+def test_windows_are_spread_over_the_whole_split_and_the_differences_have_paired_errors(
+    command: Command, fp32: Path, int8_static: Path, data: Path, tmp_path: Path
+) -> None:
+    assert spread_evenly(10, 4).tolist() == [0, 3, 6, 9]
+    assert spread_evenly(3, 9).tolist() == [0, 1, 2]
+    block_size = read_artifact(fp32).config.block_size
+    call = ("quality", "--artifact", fp32, int8_static, "--data", data, "--samples", 0)
+    code, _, said = command(
+        "jaxgpt-bench", *call, "--tokens", 3 * block_size, "--out", tmp_path / "quality.json"
+    )
+    assert code == 0, said
+    figures = json.loads((tmp_path / "quality.json").read_text())
+    inputs, targets = windows(open_dataset(data).val, block_size)
+    middle = round((len(inputs) - 1) / 2)
+    losses = []
+    for folder in (fp32, int8_static):
+        model = read_artifact(folder).model()
+        each = []
+        for window in (0, middle, -1):
+            counted = torch.from_numpy(targets[window]).long()
+            logits = model(torch.from_numpy(inputs[window])[None].long())[0].double()
+            each.append(torch.nn.functional.cross_entropy(logits, counted, ignore_index=-1, reduction="sum"))
+        losses.append(torch.stack(each).detach().numpy())
+    counts = (targets[[0, middle, -1]] >= 0).sum(axis=1)
+    first, second = figures["rows"]
+    assert figures["val_tokens"] == counts.sum()
+    assert first["val_loss"] == pytest.approx(losses[0].sum() / counts.sum(), rel=1e-6)
+    assert first["difference_error"] is None
+    paired = losses[1] - losses[0]
+    assert second["loss_increase"] == pytest.approx(paired.sum() / counts.sum(), abs=1e-8)
+    spread = paired - second["loss_increase"] * counts
+    expected = math.sqrt(3 / 2 * (spread**2).sum()) / counts.sum()
+    assert second["difference_error"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_error_of_a_difference_is_the_standard_error_over_windows() -> None:
+    def measured(losses: tuple[float, ...], tokens: tuple[int, ...]) -> Quality:
+        return Quality(sum(losses) / max(sum(tokens), 1), sum(tokens), None, None, losses, tokens)
+
+    reference = measured((300.0, 100.0, 200.0, 0.0), (100, 100, 100, 0))  # the last is padding
+    model = measured((301.0, 102.0, 206.0, 0.0), (100, 100, 100, 0))
+    assert difference_error(model, reference) == pytest.approx(statistics.stdev([1, 2, 6]) / 100 / 3**0.5)
+    assert difference_error(measured((5.0,), (9,)), measured((4.0,), (9,))) is None
+
+
+def test_a_model_is_also_compared_with_its_own_parent(data: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    tables = {name: torch.randn(5, 5, generator=draw) for name in ("first", "parent", "child")}
+    tokens = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    parts = [(tokens, torch.tensor([[1, 2, 3], [4, 0, -1]]))]
+    models = {name: table.__getitem__ for name, table in tables.items()}
+    found = measure_quality(models, parts, {"child": "parent"})
+    alone = measure_quality({name: models[name] for name in ("parent", "child")}, parts)
+    assert found["child"].parent == alone["child"].parity
+    assert found["child"].parity != found["child"].parent
+    assert found["parent"].parent is None
+
+
+def test_int8_static_qat_is_refused_beside_another_training_s_parent(
+    fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = dataclasses.replace(read_artifact(fp32), trained={"logits": torch.ones(1)})
+    child = dataclasses.replace(parent, quantization=Quantization("static-qat", {}))
+    assert child.kind == "int8-static-qat"
+    origin = {"parent_sha256": sha256_of(fp32 / "model.safetensors")}
+    monkeypatch.setattr("bench.quality.read_certificate", lambda folder: {"origin": origin})
+    assert parent_name(child, [parent, child]) == "fp32-qat"
+    assert parent_name(child, [child]) is None
+    assert parent_name(parent, [parent, child]) is None
+    origin["parent_sha256"] = "0"
+    with pytest.raises(UserError, match="give what belongs together"):
+        parent_name(child, [parent, child])
 
 
 def test_bandwidth_is_that_of_a_machine() -> None:

@@ -12,7 +12,7 @@ from test_bench_reproduce_page import speed_figures
 
 import bench.reproduce.command as command_module
 from bench.reproduce import recipes, stages
-from bench.reproduce.memorization import Corpus, longest_runs, shared_documents
+from bench.reproduce.memorization import Corpus, longest_runs, overlap
 from bench.reproduce.page import is_the_original_s
 from bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
 from bench.reproduce.texts import PROMPTS
@@ -138,6 +138,14 @@ def test_the_quantization_aware_training_is_taken_over_too(
     assert kept(out)["qat"]
     assert kept(out)["convert"]
     assert said.count("[quantize] kept") == 1
+    report = json.loads((out / "report.json").read_text())
+    models = {row["name"]: row for row in report["models"]}
+    parent, row = models["int8-static-qat"]["parent"], models["int8-static-qat"]
+    assert parent["name"] == "fp32-qat"
+    assert parent["difference"] == pytest.approx(row["val_loss"] - models["fp32-qat"]["val_loss"])
+    assert parent["kl_mean"] < row["kl_mean"]
+    assert models["fp32-qat"]["fastest"] is None
+    assert [name for name in models if "parent" in models[name]] == ["int8-static-qat"]
 
 
 def test_an_altered_artifact_is_made_again_and_what_was_measured_on_equal_weights_stays(
@@ -280,6 +288,8 @@ def test_overlap_counts_documents_and_no_run_crosses_two() -> None:
     end = 7
     train = np.array([end, 1, 2, 3, 4, 5, end, 6, 6, 1, end], np.uint16)
     val = np.array([end, 9, 2, 3, 4, end, 4, 5, end, 6, 6, 5, end, 2, 3, 4, 5, 1, 2, 3, end], np.uint16)
-    assert shared_documents(Corpus(train), val, end, 3) == (4, 2)
-    assert shared_documents(Corpus(train), val, end, 2) == (4, 4)
-    assert shared_documents(Corpus(train), val, end, 5) == (4, 0)  # 4 5 <end> 6 6 stands in both, over an end
+    corpus = Corpus(train)
+    assert overlap(corpus, val, end, 3) == {"documents": 4, "sharing": 2, "too_short": 1}
+    assert overlap(corpus, val, end, 2) == {"documents": 4, "sharing": 4, "too_short": 0}
+    # 4 5 <end> 6 6 stands in both, over an end
+    assert overlap(corpus, val, end, 5) == {"documents": 4, "sharing": 0, "too_short": 3}

@@ -71,12 +71,12 @@ def small_report() -> dict[str, Any]:
               "verbatim": {"tokens": 3, "text": "x x"}}  # fmt: skip
     return {
         "preset": "cpu", "about": "a test", "date": "2026-01-04T04:05:06+00:00", "commit": "c0ffee",
-        "command": f"jaxgpt-bench reproduce cpu --out runs/{LONG} --other-text 'head.jsonl=rows of it'",
+        "command": f"jaxgpt-bench reproduce cpu --out runs/{LONG} --other-text 'head.jsonl=rows & more'",
         "machine": {"packages": {"jax": "1"}, "python": "3.11"},
         "data": {"source": "packages:numpy,jax", "revision": "numpy 2", "is_the_original_s": False,
                  "tokenizer": {"name": "bpe:384"},
                  "counts": {"train_documents": 9, "val_documents": 3, "val_overlapping": 208},
-                 "manifest_sha256": "ab" * 32, "val_too_short": 77},
+                 "manifest_sha256": "ab" * 32},
         "train": {"preset": "small", "steps": 40, "parameters": 5_900_000, "tokens_seen": 9_800_000,
                   "step_taken": 40, "xz_bits_per_byte": 1.6,
                   "curve": {"train": [[1, 5.0], [40, 2.5]], "val": [[20, 3.0], [40, 2.0]]}},
@@ -111,7 +111,8 @@ def small_report() -> dict[str, Any]:
                                   "difference_error": None, "bits_per_byte": 1.9},
                                  {"name": "int8-dynamic", "loss": 3.6, "loss_increase": 0.1,
                                   "difference_error": 0.02, "bits_per_byte": 1.95}]}],
-        "memorization": {"overlap": {"run_tokens": 50, "documents": 1913, "sharing": 0},
+        "memorization": {"overlap": {"run_tokens": 50, "documents": 1913, "sharing": 0,
+                                     "dropped": 208, "too_short": 77},
                          "train_tokens": 12_875_930,
                          "summary": [
                              {"name": "held-out", "texts": 24, "median_tokens": 12.5, "max_tokens": 49,
@@ -254,7 +255,7 @@ def test_what_runs_it_again_is_whole_and_the_other_text_optional() -> None:
     assert extras is not None
     assert all(f"\n{name} = " in extras[1] for name in ("train", "export", "bench", "peers", "cuda"))
     assert command == "jaxgpt-bench reproduce cpu --out runs/" + LONG
-    assert "--other-text 'head.jsonl=rows of it'" in "".join(optional)
+    assert "--other-text 'head.jsonl=rows & more'" in "".join(optional)
     assert "ef" * 32 in "".join(optional)
 
 

@@ -80,6 +80,12 @@ def test_damaged_table_is_one_line(command: Command, tmp_path: Path) -> None:
     assert_one_line_error(result, "a.parquet", "no readable parquet table")
 
 
+def test_a_table_without_a_byte_is_one_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    result = command("jaxgpt", "prepare", "--source", tmp_path / "a.jsonl", "--out", tmp_path / "d")
+    assert_one_line_error(result, "a.jsonl is empty", "json table")
+
+
 def test_unreachable_hub_is_one_line_within_seconds(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,11 +177,12 @@ def memorized(report: dict[str, Any]) -> str:
 
 def overlap(report: dict[str, Any]) -> str:
     """Say how much of the validation text stands in the training text."""
-    found, data = report["memorization"]["overlap"], report["data"]
+    found = report["memorization"]["overlap"]
+    dropped = f"after prepare dropped {found['dropped']:,} that did; " if "dropped" in found else ""
     return (
         f"{found['sharing']:,} of {found['documents']:,} validation documents share {found['run_tokens']} "
-        f"tokens in a row with the {report['memorization']['train_tokens']:,} training tokens, after prepare "
-        f"dropped {data['counts']['val_overlapping']:,} that did; {data['val_too_short']:,} are too short to."
+        f"tokens in a row with the {report['memorization']['train_tokens']:,} training tokens, {dropped}"
+        f"{found['too_short']:,} are too short to."
     )
 
 
@@ -217,12 +218,13 @@ def commands(report: dict[str, Any]) -> list[str]:
         f"pip install -c constraints.txt -e '.[train,{cuda}export,bench,peers]'",
         shlex.join(word for at, word in enumerate(words) if at not in left_out),
     ]
-    for at, text in zip(others, report["other_text"], strict=True):
+    for text in report["other_text"]:
+        given = f"{text['file']}={text['about']}" if text["about"] else text["file"]
         lines += [
             "",
             "# optional, the loss on text from elsewhere: a table with a column text, here the one of sha256",
             f"# {text['sha256']}",
-            f"#   {shlex.join(words[at : at + 2])}",
+            f"#   {shlex.join(['--other-text', given])}",
         ]
     return lines
 

@@ -22,11 +22,23 @@ import tyro
 from bench.generate import GenerateOptions, generate
 from bench.machine import describe_machine, provenance
 from bench.markers import require_markers, write_between_markers
-from bench.quality import Contender, QualityOptions, quality
+from bench.quality import SPREAD, Contender, QualityOptions, quality
 from bench.reproduce.memorization import Corpus
 from bench.reproduce.page import markdown_table, report_figures, write_page
-from bench.reproduce.recipes import Recipe, find_recipe
-from bench.reproduce.stages import QUANTIZED, Stages, StoppedError, converted, prepared, quantized, trained
+from bench.reproduce.recipes import RECIPES, Recipe, find_recipe
+from bench.reproduce.stages import (
+    QUANTIZED,
+    Stages,
+    StoppedError,
+    check_folders,
+    converted,
+    made_of_run,
+    prepared,
+    quantized,
+    read_figures,
+    trained,
+    weights_sha256,
+)
 from bench.reproduce.texts import (
     PROMPTS,
     SEED,
@@ -39,13 +51,15 @@ from bench.reproduce.texts import (
     samples,
     word_for_word,
 )
+from export.engine import library_path
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import read_json, sha256_of
+from jaxgpt.shared.files import read_json, sha256_of, write_json
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt.tokens import Dataset, open_dataset
 
 Redo = Literal["convert", "quantize", "quality", "samples", "other-text", "memorization", "speed"]
+PRESETS = "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +67,22 @@ class ReproduceOptions:
     """Train a GPT-2, quantize it by every method and put what was measured on one page; again, to go on.
 
     Attributes:
-      preset: smoke (five minutes), cpu (an hour and a half on two cores) or gpu (GPT-2's own size).
+      preset: one of recipes.RECIPES.
       out: folder of everything.
       source: text to train on: auto (flytech/python-codes-25k where the hub can be reached, else the preset's
         offline text), offline, or what `jaxgpt prepare --source` takes.
       run: a finished run to take instead of training one; its own data set is taken with it.
       max_steps: of the training, instead of the preset's.
       other_text: FILE.jsonl with a column text, or 'FILE.jsonl=what it is': the loss on it is measured too;
-        may be given several times.
+        may be given several times. What an earlier call measured on these models stays in the report.
       threads: CPU threads of the speed measurement; 0 takes all cores that this process may use.
       rounds: of the speed measurement, instead of the preset's.
-      redo: stages to do again although their results fit.
+      redo: stage to do again although its results fit; may be given several times.
       readme: text whose table between the markers `<!-- reproduction: begin -->` and `end` is written anew.
       json: print report.json on stdout.
     """
 
-    preset: tyro.conf.Positional[str]
+    preset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=PRESETS)]
     out: Path
     source: str = "auto"
     run: Path | None = None
@@ -76,7 +90,7 @@ class ReproduceOptions:
     other_text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     threads: int = 0
     rounds: int | None = None
-    redo: tuple[Redo, ...] = ()
+    redo: Annotated[tuple[Redo, ...], tyro.conf.UseAppendAction] = ()
     readme: Path | None = None
     json: bool = False
 
@@ -84,7 +98,7 @@ class ReproduceOptions:
 def reproduce(options: ReproduceOptions) -> Result:
     """Run `jaxgpt-bench reproduce`; exit code 1 when a check of a stage fails."""
     recipe = find_recipe(options.preset, options.max_steps)
-    others = check(options)
+    others = check(options, recipe)
     stages = Stages(options.redo)
     try:
         models = build(options, recipe, stages)
@@ -104,11 +118,11 @@ def reproduce(options: ReproduceOptions) -> Result:
     return Result(figures)
 
 
-def check(options: ReproduceOptions) -> list[OtherText]:
+def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
     """Refuse now what would fail hours later; return the texts from elsewhere.
 
     Raises:
-      UserError: an option that can't be meant.
+      UserError: an option that can't be meant, a source that is not there, a folder of something else.
     """
     if options.rounds is not None and options.rounds < 1:
         raise UserError(f"--rounds ({options.rounds}) must be at least 1")
@@ -118,12 +132,29 @@ def check(options: ReproduceOptions) -> list[OtherText]:
         raise UserError("--run brings a training and its data: leave --source and --max-steps out")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file, expected a folder; choose another --out")
+    if "other-text" in options.redo and not options.other_text:
+        raise UserError("--redo other-text measures files: give them with --other-text")
     others = [parse_other(given) for given in options.other_text]
     for other in others:
         other_documents(other)
+    if options.run is None and not (options.out / "data" / "manifest.json").exists():
+        check_source(recipe.offline_source if options.source == "offline" else options.source)
+    check_folders(options.out, takes_run=options.run is not None)
     if options.readme is not None:
         require_markers(options.readme, "reproduction")
     return others
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that is not there, as far as that can be told without the hub.
+
+    Raises:
+      UserError: nothing of that name can be read.
+    """
+    from jaxgpt.data.sources import open_source
+
+    if source not in ("auto", "hub") and not source.startswith("hub:"):
+        open_source(source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,20 +165,29 @@ class Built:
       dataset: that the run was trained on.
       run: the run folder.
       artifacts: float32 first.
+      qat: the float32 artifact of the training with rounding, of which int8-static-qat was made; only its
+        losses are compared, its speed is that of the other.
     """
 
     dataset: Dataset
     run: Path
     artifacts: list[Path]
+    qat: Path | None
+
+    @property
+    def compared(self) -> list[Path]:
+        """The artifacts whose losses are compared: float32 first, the parent before what was made of it."""
+        first, *rest = self.artifacts
+        return [first, *([] if self.qat is None else [self.qat]), *rest]
 
     @functools.cached_property
     def corpus(self) -> Corpus:
         """The training split, to look runs up in."""
         return Corpus(self.dataset.train)
 
-    def hashes(self) -> dict[str, str]:
+    def hashes(self, artifacts: list[Path]) -> dict[str, str]:
         """Return what tells these models and data from others."""
-        weights = {path.name: sha256_of(path / "model.safetensors") for path in self.artifacts}
+        weights = {path.name: weights_sha256(path) for path in artifacts}
         return {"data": self.dataset.sha256, "run": sha256_of(self.run / "config.json"), **weights}
 
 
@@ -170,7 +210,7 @@ def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> Built:
         for name, method, parent in QUANTIZED
         if parent in parents
     ]
-    return Built(dataset, run, [fp32, *artifacts])
+    return Built(dataset, run, [fp32, *artifacts], parents.get("fp32-qat"))
 
 
 def taken_run(run: Path, stages: Stages) -> tuple[Dataset, Path]:
@@ -188,8 +228,8 @@ def taken_run(run: Path, stages: Stages) -> tuple[Dataset, Path]:
         raise UserError(
             f"{dataset.folder} is not the data set that {run} was trained on; bring that one back"
         )
-    stages.kept("data", f"{dataset.folder} is that of --run {run}")
-    stages.kept("train", f"--run {run}")
+    stages.kept("data", f"{dataset.folder} is that of --run {run}", dataset.manifest)
+    stages.kept("train", f"--run {run}", made_of_run(run))
     return dataset, run
 
 
@@ -197,14 +237,14 @@ def measure(
     options: ReproduceOptions, recipe: Recipe, stages: Stages, built: Built, others: list[OtherText]
 ) -> dict[str, Any]:
     """Measure what was built, as far as that is not done; speed last."""
-    hashes, out = built.hashes(), options.out
+    hashes, out = built.hashes(built.compared), options.out
 
     @functools.cache
     def opened() -> tuple[list[Contender], Tokenizer, int]:
-        return open_models(built.artifacts, built.run, built.dataset)
+        return open_models(built.compared, built.run, built.dataset)
 
     asked = QualityOptions(
-        tuple(built.artifacts),
+        tuple(built.compared),
         built.dataset.folder,
         built.run,
         tokens=recipe.quality_tokens,
@@ -214,44 +254,82 @@ def measure(
     amount = {key: getattr(asked, key) for key in ("tokens", "samples", "sample_tokens")}
     found: dict[str, Any] = {
         "quality": stages.measured(
-            out / "quality.json", {**hashes, **amount}, lambda: dict(quality(asked).figures)
+            out / "quality.json",
+            {**hashes, **amount, "windows": SPREAD},
+            lambda: dict(quality(asked).figures),
         )
     }
     fixed = {"seed": SEED, "temperatures": TEMPERATURES, "prompts": PROMPTS, "tokens": recipe.tokens}
     found["samples"] = stages.measured(
-        out / "samples.json", {**hashes, **fixed}, lambda: samples(opened()[0], opened()[1], recipe.tokens)
+        out / "samples.json",
+        {**built.hashes(built.artifacts), **fixed},
+        lambda: samples(opened()[0], opened()[1], recipe.tokens),
     )
-    found["other_text"] = []
-    for other in others:
-        path = out / f"other-text-{other.sha256[:12]}.json"
-        figures = stages.measured(
-            path, {**hashes, "file": other.sha256},
-            functools.partial(_loss_on, other, opened, built), "other-text",
-        )  # fmt: skip
-        found["other_text"].append({**figures, "file": other.path.name, "about": other.about})
+    found["other_text"] = [
+        *(measure_other(other, stages, out, hashes, opened, built) for other in others),
+        *earlier_others(stages, out, hashes, [other.sha256 for other in others]),
+    ]
     made_from = {"data": hashes["data"], "samples": sha256_of(out / "samples.json"),
                  "quality": sha256_of(out / "quality.json")}  # fmt: skip
     found["memorization"] = stages.measured(
         out / "memorization.json", made_from,
-        lambda: word_for_word(built.corpus, built.dataset, opened()[1], found["samples"], found["quality"],
-                              recipe.parse_tokens),
+        lambda: word_for_word(built.corpus, built.dataset, opened()[1], found["samples"], found["quality"]),
     )  # fmt: skip
-    found["speed"] = measure_speed(options, recipe, stages, built, hashes)
+    found["speed"] = measure_speed(options, recipe, stages, built)
     return found
 
 
-def _loss_on(
-    other: OtherText, opened: Callable[[], tuple[list[Contender], Tokenizer, int]], built: Built
+def measure_other(
+    other: OtherText,
+    stages: Stages,
+    out: Path,
+    hashes: dict[str, str],
+    opened: Callable[[], tuple[list[Contender], Tokenizer, int]],
+    built: Built,
 ) -> dict[str, Any]:
-    models, tokenizer, block_size = opened()
-    return loss_on(other, models, tokenizer, block_size, built.corpus)
+    """Measure the loss on text from elsewhere, as far as that is not done; name and words are the given."""
+    path = out / f"other-text-{other.sha256[:12]}.json"
+
+    def measure() -> dict[str, Any]:
+        models, tokenizer, block_size = opened()
+        return loss_on(other, models, tokenizer, block_size, built.corpus)
+
+    figures = stages.measured(path, {**hashes, "file": other.sha256}, measure, "other-text")
+    given = {"file": other.path.name, "about": other.about}
+    if any(figures[key] != given[key] for key in given):
+        figures = {**figures, **given}
+        write_json(path, figures)
+    return {key: value for key, value in figures.items() if key != "made"}
 
 
-def measure_speed(
-    options: ReproduceOptions, recipe: Recipe, stages: Stages, built: Built, hashes: dict[str, str]
-) -> dict[str, Any]:
+def earlier_others(
+    stages: Stages, out: Path, hashes: dict[str, str], given: list[str]
+) -> list[dict[str, Any]]:
+    """Return what earlier calls measured on these models, on files that are not given this time.
+
+    Args:
+      stages: where it is noted.
+      out: folder of everything.
+      hashes: of models and data.
+      given: hashes of the files that are given.
+    """
+    found = []
+    for path in sorted(out.glob("other-text-*.json")):
+        file = read_figures(path).get("made_from", {}).get("file")
+        if file in given:
+            continue
+        figures = stages.earlier(path, {**hashes, "file": file})
+        if figures is None:
+            say(f"[{path.stem}] left out of the report; give its file with --other-text to measure it anew")
+        else:
+            say(f"[{path.stem}] stays in the report; remove {path} to leave it out")
+            found.append({key: value for key, value in figures.items() if key != "made"})
+    return found
+
+
+def measure_speed(options: ReproduceOptions, recipe: Recipe, stages: Stages, built: Built) -> dict[str, Any]:
     """Measure tokens a second of every model and of the engines that compete, on this machine."""
-    machine = describe_machine()
+    machine, engine = describe_machine(), library_path()
     asked = GenerateOptions(
         artifact=tuple(built.artifacts),
         run=built.run,
@@ -261,11 +339,14 @@ def measure_speed(
         peers=True,
     )
     settings = {"tokens": asked.tokens, "threads": asked.threads, "rounds": asked.rounds,
-                "cpu": machine["cpu"], "cores": machine["cores"]}  # fmt: skip
+                "cpu": machine["cpu"], "cores": machine["cores"], "python": machine["python"],
+                **machine["packages"], "engine": sha256_of(engine) if engine.exists() else None}  # fmt: skip
     threads = torch.get_num_threads()
     try:
         return stages.measured(
-            options.out / "speed.json", {**hashes, **settings}, lambda: dict(generate(asked).figures)
+            options.out / "speed.json",
+            {**built.hashes(built.artifacts), **settings},
+            lambda: dict(generate(asked).figures),
         )
     finally:
         torch.set_num_threads(threads)

@@ -1,8 +1,9 @@
-"""What a text has word for word from the training split: exact, without an index on disk.
+"""What a text has word for word from the training text, without an index on disk.
 
-A run of tokens is looked up by a 64-bit hash of every run of its length in the corpus, and each hit is
-compared token by token. So an answer "occurs" is certain, and so is "does not": equal runs have equal
-hashes. `jaxgpt prepare` drops overlapping validation documents by another hash; this counts them anew.
+A run of tokens is looked up by a 64-bit hash of every run of its length in the corpus, and the first place of
+its hash is compared token by token. So an answer "occurs" is certain; "does not" is wrong only where another
+run of the same hash stands before it in the corpus. `jaxgpt prepare` drops overlapping validation documents
+by another hash; this counts them anew.
 """
 
 import functools
@@ -135,8 +136,8 @@ def _next_length(low: int, high: int) -> int:
     return doubled if doubled < high else (low + high + 1) // 2
 
 
-def shared_documents(corpus: Corpus, tokens: Tokens, endoftext: int, length: int) -> tuple[int, int]:
-    """Count documents, and those of them that share a run with the corpus.
+def overlap(corpus: Corpus, tokens: Tokens, endoftext: int, length: int) -> dict[str, int]:
+    """Count documents, those of them that share a run with the corpus, and those too short to have one.
 
     Args:
       corpus: where to look.
@@ -146,7 +147,7 @@ def shared_documents(corpus: Corpus, tokens: Tokens, endoftext: int, length: int
     """
     array = np.asarray(tokens)
     separators = np.flatnonzero(array == endoftext)
-    documents = max(len(separators) - 1, 0)
+    too_short = int((np.diff(separators) - 1 < length).sum())
     runs = runs_of(array, length)
     starts = np.arange(len(runs))
     inside = np.searchsorted(separators, starts) == np.searchsorted(separators, starts + length)
@@ -155,18 +156,20 @@ def shared_documents(corpus: Corpus, tokens: Tokens, endoftext: int, length: int
     for begin in range(0, len(starts), _RUNS_AT_ONCE):
         part = slice(begin, begin + _RUNS_AT_ONCE)
         hits[part] = corpus.occurs(runs[starts[part]])
-    return documents, len(np.unique(np.searchsorted(separators, starts[hits])))
+    sharing = len(np.unique(np.searchsorted(separators, starts[hits])))
+    return {"documents": max(len(separators) - 1, 0), "sharing": sharing, "too_short": too_short}
 
 
 _RUNS_AT_ONCE = 100_000  # of 50 tokens: 40 MB of hashes
 
 
 def describe(texts: Sequence[Sequence[int]], found: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Return median and maximum of the longest runs, and of how many texts."""
+    """Return median and maximum of the longest runs, of how many texts, and how long those are."""
     lengths = [length for _, length in found]
     return {
         "texts": len(texts),
         "median_tokens": float(np.median(lengths)) if lengths else 0.0,
         "max_tokens": max(lengths, default=0),
+        "median_text_tokens": float(np.median([len(text) for text in texts])) if texts else 0.0,
         "whole": sum(length == len(text) > 0 for text, (_, length) in zip(texts, found, strict=True)),
     }

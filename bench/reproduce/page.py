@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from bench.plots import curve_points, draw_curve, loss_bars, speed_bars, speed_title
 from bench.report import ORIGINAL
@@ -16,7 +15,7 @@ from bench.reproduce import claims, tables
 from bench.reproduce.recipes import HUB_SOURCE, Recipe
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_atomic, write_json
-from jaxgpt.tokens import Dataset, Tokens
+from jaxgpt.tokens import Dataset
 
 TEMPLATES = Path(__file__).resolve().parent.parent
 CURVE_POINTS = 200
@@ -63,7 +62,6 @@ def report_figures(
             **{key: manifest[key] for key in ("source", "revision", "tokenizer", "counts")},
             "is_the_original_s": is_the_original_s(str(manifest["source"])),
             "manifest_sha256": dataset.sha256,
-            "val_too_short": shorter_documents(dataset.val, memorization["overlap"]["run_tokens"]),
         },
         "train": {**summary, "xz_bits_per_byte": quality["xz_bits_per_byte"], "step_taken":
                   certificate["origin"]["step"], "curve": {"train": train[::every], "val": val}},
@@ -89,12 +87,6 @@ def report_figures(
 def is_the_original_s(source: str) -> bool:
     """Tell whether a data set's source is what the original was trained on."""
     return source == "hub" or source.partition("@")[0] == HUB_SOURCE
-
-
-def shorter_documents(tokens: Tokens, length: int) -> int:
-    """Count documents of fewer tokens; the first token of a split separates them."""
-    separators = np.flatnonzero(tokens == tokens[0])
-    return int((np.diff(separators) - 1 < length).sum())
 
 
 def fastest_figures(name: str, speeds: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

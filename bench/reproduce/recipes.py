@@ -17,7 +17,7 @@ class Recipe:
     """One size of the experiment.
 
     Attributes:
-      about: for whom, in a line.
+      about: how long it takes, and what for, in a line; the one place that says so.
       offline_source: text where the hub can't be reached.
       tokenizer: of `jaxgpt prepare`.
       val_fraction: of `jaxgpt prepare`.
@@ -40,7 +40,7 @@ class Recipe:
     parse_samples: int = 24
     parse_tokens: int = 200
     tokens: int = 250
-    rounds: int = 3
+    rounds: int = 5
 
 
 RECIPES = {
@@ -54,7 +54,6 @@ RECIPES = {
         qat={"preset": "tiny", "max_steps": 20, "learning_rate": 0.002, "embedding_rate": 0.002,
              "warmup_steps": 2, "eval_every": 20, "checkpoint_every": 20, "sample_every": 0},
         quality_tokens=16_384,
-        rounds=2,
     ),
     "cpu": Recipe(
         about="an hour and a half on two cores: the reference model, 5.9 million parameters",
@@ -80,6 +79,7 @@ RECIPES = {
         qat={"preset": "gpt2", "batch_size": 32, "accumulate": 2, "remat": True, "max_steps": 200,
              "learning_rate": 1e-5, "embedding_rate": 1e-5, "warmup_steps": 20, "eval_every": 200,
              "checkpoint_every": 100, "sample_every": 0},
+        rounds=3,
     ),
 }  # fmt: skip
 

@@ -2,23 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.quality import (
-    BATCH_ROWS,
-    FENCE,
     Contender,
     QualityOptions,
     contenders,
-    val_documents,
+    differences,
+    measured_on,
     xz_bits_per_byte,
 )
-from bench.reproduce.memorization import Corpus, describe, longest_runs, shared_documents
-from export.quality import batches, measure_quality
+from bench.reproduce.memorization import Corpus, describe, longest_runs, overlap
 from jaxgpt.data.prepare import OVERLAP_TOKENS, encode, join
 from jaxgpt.data.sources import load_table, table_documents
 from jaxgpt.shared.console import say
@@ -119,36 +115,31 @@ def loss_on(other: OtherText, models: Sequence[Contender], tokenizer: Tokenizer,
     """Measure every model on text from elsewhere, and how much of that text is in the training split."""
     texts = other_documents(other)
     tokens = join(encode(texts, tokenizer, 1, other.path.name), tokenizer.endoftext)
-    if len(tokens) < block_size + 1:
-        raise UserError(
-            f"--other-text {other.path} has {len(tokens)} tokens, at least {block_size + 1} are needed"
-        )
-    inputs, targets = windows(tokens, block_size)
-    missing = -len(inputs) % BATCH_ROWS
-    inputs = np.pad(inputs, ((0, missing), (0, 0)))
-    targets = np.pad(targets, ((0, missing), (0, 0)), constant_values=-1)
+    inputs, targets = windows(tokens, min(block_size, len(tokens) - 1))  # a short text is one short window
     say(f"measuring {len(models)} models on {len(tokens) - 1:,} tokens of {other.path.name}")
-    found = measure_quality({m.name: m.forward for m in models}, batches(inputs, targets, BATCH_ROWS))
-    size = sum(len(text.encode()) for text in texts)
-    documents, shared = shared_documents(corpus, tokens, tokenizer.endoftext, OVERLAP_TOKENS)
-    reference = found[models[0].name].loss
+    found = measured_on(models, inputs, targets)
+    content = "".join(texts).encode()
+    shared = overlap(corpus, tokens, tokenizer.endoftext, OVERLAP_TOKENS)
     return {
         "file": other.path.name,
-        "documents": documents,
+        "about": other.about,
+        "documents": shared["documents"],
         "tokens": found[models[0].name].tokens,
-        "bytes": size,
-        "documents_shared_with_training": shared,
-        "xz_bits_per_byte": xz_bits_per_byte(texts),
+        "bytes": len(content),
+        "documents_shared_with_training": shared["sharing"],
+        "documents_too_short_to_tell": shared["too_short"],
+        "xz_bits_per_byte": xz_bits_per_byte(content),
         "rows": [
             {
-                "name": name,
-                "loss": quality.loss,
-                "loss_increase": quality.loss - reference,
-                "bits_per_byte": quality.loss * quality.tokens / math.log(2) / size,
+                "name": model.name,
+                "loss": found[model.name].loss,
+                **differences(model, found),
+                "bits_per_byte": found[model.name].loss * found[model.name].tokens
+                / math.log(2) / len(content),
             }
-            for name, quality in found.items()
+            for model in models
         ],
-    }
+    }  # fmt: skip
 
 
 def open_models(
@@ -164,25 +155,24 @@ def word_for_word(
     tokenizer: Tokenizer,
     sampled: dict[str, Any],
     quality: dict[str, Any],
-    longest: int,
 ) -> dict[str, Any]:
     """Measure what generated and held-out texts have word for word from the training split.
 
     Args:
       corpus: the training split.
-      dataset: whose validation split is counted again, and whose texts are the yardstick.
+      dataset: whose validation split is counted again.
       tokenizer: of the models.
       sampled: what `samples` gave.
-      quality: what `jaxgpt-bench quality` gave, with the samples whose parsing is counted.
-      longest: tokens of those samples, and of the held-out texts, at most.
+      quality: what `jaxgpt-bench quality` gave, with the samples whose parsing is counted, and how their
+        held-out documents go on, the yardstick.
     """
     say("counting overlaps of validation and training")
-    documents, shared = shared_documents(corpus, dataset.val, tokenizer.endoftext, OVERLAP_TOKENS)
-    groups = {name: [row["text"] for row in rows] for name, rows in quality["samples"].items()}
+    shared = overlap(corpus, dataset.val, tokenizer.endoftext, OVERLAP_TOKENS)
+    if "val_overlapping" in dataset.manifest["counts"]:
+        shared["dropped"] = dataset.manifest["counts"]["val_overlapping"]
     written = [row["tokens"] for row in sampled["samples"]]
-    yardstick = list(_held_out(dataset, tokenizer, quality["prompts"], longest))
-    lists = {"held-out": yardstick, **{name: [tokenizer.encode(text) for text in texts]
-             for name, texts in groups.items()}}  # fmt: skip
+    groups = {"held-out": quality["held_out"], **quality["samples"]}
+    lists = {name: [tokenizer.encode(row["text"]) for row in rows] for name, rows in groups.items()}
     everything = [*written, *(text for texts in lists.values() for text in texts)]
     say(f"looking for the longest run of {len(everything)} texts in {len(corpus.tokens):,} tokens")
     found = longest_runs(corpus, everything)
@@ -195,18 +185,8 @@ def word_for_word(
         summary.append({"name": name, **describe(texts, found[at : at + len(texts)])})
         at += len(texts)
     return {
-        "overlap": {"run_tokens": OVERLAP_TOKENS, "documents": documents, "sharing": shared},
+        "overlap": {"run_tokens": OVERLAP_TOKENS, **shared},
         "train_tokens": len(corpus.tokens),
         "runs": runs,
         "summary": summary,
     }
-
-
-def _held_out(
-    dataset: Dataset, tokenizer: Tokenizer, prompts: Sequence[str], longest: int
-) -> Iterator[list[int]]:
-    """Yield how the validation documents that the prompts were taken from go on, as far as a sample may."""
-    left = list(prompts)
-    for text in val_documents(dataset.val, tokenizer):
-        if left and text.startswith(left[0]):
-            yield tokenizer.encode(text.removeprefix(left.pop(0)).partition(FENCE)[0])[:longest]

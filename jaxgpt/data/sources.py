@@ -166,6 +166,8 @@ def load_table(data_files: Sequence[str]) -> Any:
     kind = "parquet" if data_files[0].endswith(".parquet") else "json"
     try:
         return datasets.load_dataset(kind, data_files=[_escaped(f) for f in data_files], split="train")
+    except StopIteration:  # files without a byte
+        raise UserError(f"{data_files[0]} is empty; give a {kind} table with text in it") from None
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
         cause = str(error.__cause__ or error).splitlines()[0][:200]
         raise UserError(f"{data_files[0]} is no readable {kind} table: {cause}") from None
