@@ -1,7 +1,7 @@
 # make setup  builds .venv alone
 # make demo   builds .venv, then runs the whole pipeline on real input on the CPU
 # make test   builds .venv, then lint, type check, tests
-# make reference  builds .venv, then trains and quantizes the reference model, an hour and a half on two cores
+# make reference  builds .venv, then trains and quantizes the reference model, one to two hours on two cores
 # make wheel  builds dist/*.whl with the native engine inside: it installs without a compiler
 # make lint   lint and type check alone
 

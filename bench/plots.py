@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
 from bench.engines import row_name
+from bench.words import rate_text, signed
 from jaxgpt.shared.files import write_atomic
 
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
@@ -149,17 +150,6 @@ def _bar_axes(axes: Axes, names: Sequence[str], title: str) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_title(title, fontsize=10, loc="left")
-
-
-def rate_text(rate: float) -> str:
-    """Print tokens a second: no decimals from 100 on."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
-
-
-def signed(value: float) -> str:
-    """Print a difference of losses; what rounds to nothing is "0", without a sign."""
-    text = f"{value:+.5f}"
-    return text if float(text) else "0"
 
 
 def loss_bars(rows: Sequence[tuple[str, float, float | None]], title: str) -> str:

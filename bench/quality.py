@@ -26,6 +26,7 @@ from rich.table import Table
 
 from bench.machine import provenance
 from bench.markers import write_between_markers
+from bench.words import signed
 from export.artifact import Artifact, read_artifact
 from export.certificate import read_certificate
 from export.model import Session
@@ -365,7 +366,7 @@ def quality_cells(row: dict[str, Any]) -> list[str]:
     return [
         row["name"],
         f"{row['val_loss']:.4f}",
-        "" if reference else f"{row['loss_increase']:+.5f}" + ("" if error is None else f" ± {error:.5f}"),
+        "" if reference else signed(row["loss_increase"]) + (f" ± {error:.5f}" if error and error >= 5e-6 else ""),
         "" if reference else f"{row['kl_mean']:.1e}",
         "" if reference else f"{row['kl_max']:.1e}",
         "" if reference else f"{row['top1_agreement']:.2%}",

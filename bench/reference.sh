@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make reference: the reference model, 5.9 million parameters, on the source of the installed packages, every
-# quantization of it, and the page of `jaxgpt-bench reproduce`; then what goes beyond it. About an hour and a half on
+# quantization of it, and the page of `jaxgpt-bench reproduce`; then what goes beyond it. One to two hours on
 # two cores; run again, what is done stays done.
 set -euo pipefail
 

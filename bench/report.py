@@ -15,8 +15,9 @@ import jinja2
 from bench.engines import row_name
 from bench.machine import commit
 from bench.markers import write_between_markers
-from bench.plots import loss_curve, rate_text, speed_bars, speed_title
+from bench.plots import loss_curve, speed_bars, speed_title
 from bench.quality import quality_cells
+from bench.words import rate_text
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, write_atomic, write_json

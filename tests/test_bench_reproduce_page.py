@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bench.plots import rate_text, signed
 from bench.reproduce.claims import claims, commands, conclusion, limits
 from bench.reproduce.page import markdown_table, render
 from bench.reproduce.tables import best_row, difference_text, quality_cells, speed_cells, stage_cells
 from bench.reproduce.texts import PROMPTS
+from bench.words import rate_text, signed
 from jaxgpt.shared.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +224,14 @@ def test_the_trained_on_model_is_held_against_its_own_parent() -> None:
     assert rows["… against fp32-qat"][2:5] == ["+0.00300 ± 0.00040", "3.0e-04", "98.70%"]
     assert rows["int8-dynamic"][5] == "12 of 24 (5 cut)"
     assert rows["held-out code itself"][5] == "13 of 24 (9 cut)"
+
+
+def test_the_committed_page_is_that_of_the_committed_figures() -> None:
+    page, report = COMMITTED.with_suffix(".html").read_text(), committed_report()
+    assert report["date"][:10] in page
+    text = plain(page)
+    for cells in (*quality_cells(report), *speed_cells(report)):
+        assert all(cell in text for cell in cells)
 
 
 def test_the_page_says_where_it_fails_and_what_bounds_it() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines import row_name
-from bench.plots import rate_text, signed
 from bench.reproduce.tables import best_row, fastest, is_within_error
+from bench.words import rate_text, signed
 
 INT8 = "int8-dynamic"  # what the original measured
 THE_ORIGINAL = (

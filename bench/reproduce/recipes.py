@@ -56,7 +56,7 @@ RECIPES = {
         quality_tokens=16_384,
     ),
     "cpu": Recipe(
-        about="an hour and a half on two cores: the reference model, 5.9 million parameters",
+        about="one to two hours on two cores: the reference model, 5.9 million parameters",
         offline_source=PACKAGES,
         tokenizer="bpe:4096",
         val_fraction=0.04,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.engines import row_name
-from bench.plots import rate_text, signed
+from bench.words import rate_text, signed
 
 QUALITY_COLUMNS = ("model", "validation loss", "difference", "KL mean", "top-1", "samples that parse", "MB")
 SPEED_COLUMNS = (
