@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import bench.reproduce.command as command_module
 from bench.reproduce import stages
 from bench.reproduce.recipes import RECIPES
 from export.engine import library_path
+from jaxgpt.progress import RATE_STEPS
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of, write_json
 from jaxgpt.tokens import open_dataset
@@ -114,6 +116,20 @@ def test_a_damaged_output_is_told_with_what_helps_here(run: Path, data: Path, tm
     with pytest.raises(UserError, match=f"here: remove {tmp_path / 'data'}, and the same command"):
         stages.prepared(log, tmp_path / "data", "auto", RECIPE)
     assert log.log == []
+
+
+def test_the_seconds_of_a_training_are_those_between_its_steps() -> None:
+    draw, rows, passed = random.Random(0), [], 0.0
+    for count in (1, 30, 50, 127):  # steps between two pauses; the first of each has no time
+        times = [draw.uniform(0.1, 3.0) for _ in range(count)]
+        passed += sum(times)
+        rows += [{"loss": 1.0}]
+        for end in range(1, count + 1):
+            last = times[max(end - RATE_STEPS, 0) : end]
+            rows.append({"loss": 1.0, "step_ms": sum(last) / len(last) * 1e3})
+        rows.append({"val_loss": 1.0})
+    assert stages.seconds_of_steps(rows) == pytest.approx(passed)
+    assert stages.seconds_of_steps([]) == 0
 
 
 def test_a_measurement_names_what_differs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

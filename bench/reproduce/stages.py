@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -286,17 +287,37 @@ def read_summary(run: Path) -> dict[str, Any]:
 def made_of_run(run: Path) -> dict[str, Any]:
     """Return when a run was made: date of its last checkpoint, seconds of its steps.
 
-    The seconds are a sum of metrics.jsonl's step_ms, a running mean; compilation, validations and samples are
-    not in it. A run does not tell its commit.
+    Compilation, validations and samples are not in the seconds. A run does not tell its commit.
     """
     from jaxgpt.runs import read_metrics
 
-    times = [row["step_ms"] for row in read_metrics(run) if "step_ms" in row]
+    seconds = seconds_of_steps(read_metrics(run))
     files = (run / "checkpoints").glob("*/_CHECKPOINT_METADATA")  # Orbax's
     saved = [read_figures(path).get("commit_timestamp_nsecs") or 0 for path in files]
     last = max(saved, default=0) / 1e9
     date = datetime.datetime.fromtimestamp(last, datetime.UTC).isoformat(timespec="seconds") if last else None
-    return {"date": date, "seconds": round(sum(times) / 1e3, 1) if times else None}
+    return {"date": date, "seconds": round(seconds, 1) if seconds else None}
+
+
+def seconds_of_steps(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Add up the time between the steps of metrics.jsonl.
+
+    step_ms is a mean over the last RATE_STEPS steps, or over those since the last pause, which begins with a
+    step that has none: so the last means of a stretch, one every RATE_STEPS, are the whole of it.
+    """
+    from jaxgpt.progress import RATE_STEPS
+
+    stretches: list[list[float]] = [[]]
+    for row in metrics:
+        if "step_ms" in row:
+            stretches[-1].append(row["step_ms"])
+        elif "loss" in row:
+            stretches.append([])
+    return math.fsum(
+        means[end - 1] * min(end, RATE_STEPS) / 1e3
+        for means in stretches
+        for end in range(len(means), 0, -RATE_STEPS)
+    )
 
 
 def is_finished(options: Any, dataset: Dataset) -> bool:
