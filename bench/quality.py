@@ -339,8 +339,9 @@ def quality(options: QualityOptions) -> Result:
 def markdown_table(figures: dict[str, Any]) -> str:
     """Return the rows as Markdown, with what they were measured on."""
     machine = figures["machine"]
+    where = f", {figures['windows']}" if "windows" in figures else ""  # files of earlier versions have none
     lines = [
-        f"{figures['val_tokens']:,} held-out tokens ({figures['val_bytes']:,} bytes; xz -9e "
+        f"{figures['val_tokens']:,} held-out tokens{where} ({figures['val_bytes']:,} bytes; xz -9e "
         f"{figures['xz_bits_per_byte']:.3f} bits a byte), against {figures['reference']}; {figures['date']}, "
         f"commit {figures['commit']}, {machine['cpu']}.",
         "",

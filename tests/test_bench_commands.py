@@ -19,6 +19,7 @@ from bench.quality import (
     Prompt,
     cut_count,
     held_out_texts,
+    markdown_table,
     parent_name,
     parses,
     sample_prompts,
@@ -317,6 +318,9 @@ def test_windows_are_spread_over_the_whole_split_and_the_differences_have_paired
     spread = paired - second["loss_increase"] * counts
     expected = math.sqrt(3 / 2 * (spread**2).sum()) / counts.sum()
     assert second["difference_error"] == pytest.approx(expected, rel=1e-3)
+    table = markdown_table(figures)
+    assert "held-out tokens, spread evenly over the validation split" in table
+    assert f"{second['loss_increase']:+.5f} ± {second['difference_error']:.5f}" in table
 
 
 def test_the_error_of_a_difference_is_the_standard_error_over_windows() -> None:
@@ -395,8 +399,6 @@ def test_the_quantization_table_comes_from_committed_results() -> None:
     text = (ROOT / "docs" / "quantization.md").read_text()
     table = text.partition("<!-- quality: begin -->")[2].partition("<!-- quality: end -->")[0]
     figures = json.loads((ROOT / "bench" / "results" / "reference_quality.json").read_text())
-    from bench.quality import markdown_table
-
     assert table.strip() == markdown_table(figures).strip()
     assert {row["name"] for row in figures["rows"]} >= {"flax-fp32", "int8-static-qat", "int4-weight-only"}
 
