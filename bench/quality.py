@@ -363,11 +363,12 @@ def quality_table(rows: Sequence[dict[str, Any]]) -> Table:
 def quality_cells(row: dict[str, Any]) -> list[str]:
     """Format a row: model, loss, difference with its error, KL mean, KL max, top-1, share that parses, MB."""
     reference = row["kl_mean"] is None
-    error = row.get("difference_error")  # files of earlier versions have none
+    error = row.get("difference_error") or 0.0  # files of earlier versions have none
+    shown = f" ± {error:.5f}" if error >= 5e-6 else ""
     return [
         row["name"],
         f"{row['val_loss']:.4f}",
-        "" if reference else signed(row["loss_increase"]) + (f" ± {error:.5f}" if error and error >= 5e-6 else ""),
+        "" if reference else signed(row["loss_increase"]) + shown,
         "" if reference else f"{row['kl_mean']:.1e}",
         "" if reference else f"{row['kl_max']:.1e}",
         "" if reference else f"{row['top1_agreement']:.2%}",
