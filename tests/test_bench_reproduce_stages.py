@@ -165,3 +165,17 @@ def test_speed_is_kept_only_with_the_same_engine_and_packages(
     other.write_bytes(b"another build")
     monkeypatch.setenv("JAXGPT_ENGINE", str(other))
     assert not measured()["kept"]
+
+
+def test_a_damaged_measurement_is_told_and_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "speed.json"
+    stages.Stages().measured(path, {"rounds": 5}, lambda: {"rate": 7})
+    path.write_bytes(path.read_bytes()[:20])
+    capsys.readouterr()
+    assert stages.Stages().measured(path, {"rounds": 5}, lambda: {"rate": 8})["rate"] == 8
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is damaged" in said
+    assert "something else" not in said
+    assert json.loads(path.read_text())["rate"] == 8

@@ -89,6 +89,9 @@ class Stages:
         if not path.exists():
             return None
         found = read_figures(path)
+        if not found:
+            say(f"[{path.stem}] {path} is damaged")
+            return None
         was, now = found.get("made_from", {}), _made_from(made_from)
         if was == now:
             self.kept(path.stem, f"{path} was measured on these models with these settings", found["made"])
