@@ -10,6 +10,7 @@ NATIVE = Path("export/native")
 FLAGS = [
     "-std=c++17",
     "-O3",
+    "-fno-wrapv",  # Python's own flags may say otherwise; addresses are then computed anew in each step
     "-ffp-contract=off",  # a fused multiply-add rounds once where export/arithmetic.py says twice
     "-fvisibility=hidden",
     "-Wno-psabi",

@@ -6,14 +6,14 @@ import torch
 
 from export.artifact import Tensors, to_hf_name, write_artifact
 from export.model import EMBEDDINGS, float_model, layer_shapes, norm_names
-from export.quantization import HEAD, Quantization, linear_layers
+from export.quantization import FOUR_BIT_METHODS, HEAD, KINDS, Quantization, linear_layers, usual_bits
 from export.quantize.calibration import collect_inputs, plan_input
-from export.quantize.gptq import round_groups
+from export.quantize.gptq import Rounded, round_groups
 from export.quantize.rounding import rounded_tensors
 from jaxgpt.config import ModelConfig, find_preset
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.tokenizer import Tokenizer
+from jaxgpt.shared.tokenizer import Tokenizer, spell
 
 RANDOM_VOCAB_SIZE = 50_257
 GROUP_SIZE = 32  # of 4-bit weights
@@ -46,10 +46,13 @@ def random_artifacts(preset: str, scratch: Path) -> list[Path]:
         ("int8-static", Quantization("static", bits), rounded_tensors(config, tensors, bits, plans)),
         ("int8-weight-only", Quantization("weight-only-int8", bits), rounded_tensors(config, tensors, bits)),
     ]
-    fours = {name: 8 if name in (*EMBEDDINGS, HEAD) else 4 for name in bits}
-    groups = {name: round_groups(tensors[f"{name}.weight"], GROUP_SIZE) for name in fours if fours[name] == 4}
-    content = rounded_tensors(config, tensors, fours, groups=groups)
-    made.append(("int4-weight-only", Quantization("weight-only-int4", fours, GROUP_SIZE), content))
+    groups: dict[str, Rounded] = {}
+    for method in reversed(FOUR_BIT_METHODS):
+        fours = usual_bits(config, method)
+        wanted = [name for name in fours if fours[name] == 4 and name not in groups]
+        groups |= {name: round_groups(tensors[f"{name}.weight"], GROUP_SIZE) for name in wanted}
+        content = rounded_tensors(config, tensors, fours, groups=groups)
+        made.append((KINDS[method], Quantization(method, fours, GROUP_SIZE), content))
     for name, quantization, content in made:
         (scratch / name).mkdir()
         write_artifact(scratch / name, config, quantization, content, tokenizer)
@@ -72,11 +75,11 @@ def random_tensors(config: ModelConfig) -> Tensors:
 
 def placeholder_tokenizer(vocab_size: int) -> Tokenizer:
     """Return a tokenizer of that size whose merges mean nothing (pairs of bytes, of pairs, ...)."""
-    tokens = [bytes([b]) for b in range(256)]
-    merges: list[tuple[bytes, bytes]] = []
-    for first in tokens:
-        for second in tokens:
+    letters = [spell(bytes([b])) for b in range(256)]
+    merges: list[str] = []
+    for first in letters:
+        for second in letters:
             if len(merges) == vocab_size - 257:
                 return Tokenizer(merges, "placeholder")
-            merges.append((first, second))
+            merges.append(f"{first} {second}")
     raise UserError(f"no placeholder tokenizer has {vocab_size} tokens")

@@ -218,7 +218,7 @@ def check_tensors(
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: {name} holds NaN or infinity; the file or its training is damaged")
-        if tensor.dtype == torch.int8 and bool((tensor == -128).any()):
+        if tensor.dtype == torch.int8 and tensor.numel() and int(tensor.amin()) == -128:
             raise UserError(f"{where}: {name} holds -128, which no artifact has; the file is damaged")
         signed = tensor.dtype == torch.bfloat16  # steps of 4-bit weights
         positive = tensor.abs() > 0 if signed else tensor > 0

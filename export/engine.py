@@ -197,6 +197,7 @@ class NativeModel:
 
     def _fill(self, artifact: Artifact, quantization: Quantization) -> None:
         tensors, config = artifact.tensors, artifact.config
+        mapped = _mapped_ranges(artifact.folder / "model.safetensors")
         for layer in range(config.n_layer):
             for which, name in enumerate(NORMS):
                 self._set_norm(tensors, f"h.{layer}.{name}", which, layer)
@@ -204,7 +205,7 @@ class NativeModel:
                 linear = _linear(f"h.{layer}.{name}", artifact, quantization)
                 _call("jaxgpt_model_set_linear", self._handle, which, layer, ctypes.byref(linear))
             of_layer = [tensor for name, tensor in tensors.items() if name.startswith(f"h.{layer}.")]
-            _release(of_layer, artifact.folder / "model.safetensors")
+            _release(of_layer, mapped)
         self._set_norm(tensors, "ln_f", LAST_NORM, 0)
         head = _linear(HEAD, artifact, quantization)
         _call("jaxgpt_model_set_head", self._handle, ctypes.byref(head))
@@ -216,7 +217,7 @@ class NativeModel:
         else:
             _call("jaxgpt_model_set_positions", self._handle, *_rows(tensors, "wpe"))
         _call("jaxgpt_model_ready", self._handle)
-        _release(list(tensors.values()), artifact.folder / "model.safetensors")
+        _release(list(tensors.values()), mapped)
 
     def _set_norm(self, tensors: dict[str, Tensor], name: str, which: int, layer: int) -> None:
         gain, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
@@ -227,18 +228,23 @@ class NativeModel:
             _library().jaxgpt_model_free(self._handle)
 
 
-def _release(tensors: Sequence[Tensor], file: Path) -> None:
+def _mapped_ranges(file: Path) -> list[tuple[int, int]]:
+    """Return the addresses (first, end) where a file is mapped into memory; [] where that can't be told."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    ranges = [line.split()[0].split("-") for line in lines if line.endswith(str(file.resolve()))]
+    return [(int(first, 16), int(end, 16)) for first, end in ranges]
+
+
+def _release(tensors: Sequence[Tensor], mapped: Sequence[tuple[int, int]]) -> None:
     """Give the pages of tensors that are mapped from a file back to the system; reading them maps them again.
 
     Packed weights and the file's pages together would take the artifact's size twice. Memory that is not a
     mapping of this very file is left alone.
     """
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    mapped = [line.split()[0].split("-") for line in lines if line.endswith(str(file.resolve()))]
-    for first, end in ((int(a, 16), int(b, 16)) for a, b in mapped):
+    for first, end in mapped:
         for tensor in tensors:
             start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
             stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -256,12 +256,12 @@ class Int8Linear(nn.Module):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, int8, {inputs} input{fine}"
 
 
-class Int8Embedding(nn.Module):
-    """An embedding whose rows are int8, each with its own step.
+class QuantizedEmbedding(nn.Module):
+    """An embedding whose rows are integers with steps of their own.
 
     Attributes:
-      weight: (V, C) int8; the head uses the same tensor.
-      weight_scale: (V,).
+      weight: (V, C) int8, or (V, C / 2) uint8 with 4-bit integers; the head uses the same tensor.
+      weight_scale: (V,) float32, or (V, C / G) bfloat16.
       smooth: (C,) by which a row is divided; None unless the head is smoothed.
     """
 
@@ -270,10 +270,7 @@ class Int8Embedding(nn.Module):
     smooth: Tensor | None
 
     def __init__(
-        self,
-        weight: Int8[Tensor, "V C"],
-        weight_scale: Float[Tensor, "V"],
-        smooth: Float[Tensor, "C"] | None = None,
+        self, weight: Tensor, weight_scale: Tensor, smooth: Float[Tensor, "C"] | None = None
     ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
@@ -282,13 +279,15 @@ class Int8Embedding(nn.Module):
 
     def forward(self, tokens: Integer[Tensor, "*N"]) -> Float[Tensor, "*N C"]:
         """Return the rows of tokens as float32."""
-        rows = F.embedding(tokens, self.weight) * F.embedding(tokens, self.weight_scale[:, None])
-        return rows if self.smooth is None else rows / self.smooth
+        return self._floats(F.embedding(tokens, self.weight), self.weight_scale[tokens])
 
     def float_weight(self) -> Float[Tensor, "V C"]:
         """Return all rows as float32."""
-        weight = dequantize(self.weight, self.weight_scale)
-        return weight if self.smooth is None else weight / self.smooth
+        return self._floats(self.weight, self.weight_scale)
+
+    def _floats(self, weight: Tensor, scale: Tensor) -> Float[Tensor, "*N C"]:
+        rows = dequantize(weight, scale)
+        return rows if self.smooth is None else rows / self.smooth
 
 
 class WeightOnlyLinear(nn.Module):

@@ -1,7 +1,8 @@
 """What a quantized artifact is made of: its section in config.json, its tensors, its module.
 
     quantization.format_version    2
-    quantization.method            dynamic | static | static-qat | weight-only-int8 | weight-only-int4
+    quantization.method            dynamic | static | static-qat | weight-only-int8 | weight-only-int4 |
+                                   weight-only-int4-head
     quantization.bits              of each layer's weights: 8, 4, or 32 where a layer was left in float32
     quantization.group_size        input channels that share a step, of the layers with 4 bits; 0 without any
     quantization.smooth            names of the layers that have a smoothing vector
@@ -9,7 +10,7 @@
 
     8 bits    NAME.weight          (O, I) int8
               NAME.weight_scale    (O,) float32
-    4 bits    NAME.weight_packed   (O, I / 2) uint8, two weights a byte; the blocks' matrices only
+    4 bits    NAME.weight_packed   (O, I / 2) uint8, two weights a byte; the blocks' matrices and the head
               NAME.weight_scale    (O, I / group_size) bfloat16
     32 bits   NAME.weight          (O, I) float32
     any       NAME.input_scale     () float32       static input, 8 bits; also lm_head.input_scale
@@ -30,7 +31,7 @@ from jaxgpt.config import ModelConfig
 from jaxgpt.shared.errors import UserError, damaged, quoted
 from torch import Tensor, nn
 
-from export.layers import Int8Embedding, Int8Linear, WeightOnlyLinear
+from export.layers import Int8Linear, QuantizedEmbedding, WeightOnlyLinear
 from export.model import EMBEDDINGS, GPT, PARTS, float_linear, layer_shapes, norm_names
 
 QUANTIZATION_FORMAT_VERSION = 2
@@ -41,7 +42,9 @@ KINDS = {
     "static-qat": "int8-static-qat",
     "weight-only-int8": "int8-weight-only",
     "weight-only-int4": "int4-weight-only",
+    "weight-only-int4-head": "int4-weight-only-head",
 }
+FOUR_BIT_METHODS = ("weight-only-int4-head", "weight-only-int4")
 HEAD = "lm_head"
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -127,10 +130,9 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
         if not set(found.bits.values()) <= {4, 8, 32}:
             raise ValueError(f"bits are {sorted(set(found.bits.values()))}, expected 4, 8 or 32")
         fours = [name for name, bits in found.bits.items() if bits == 4]
-        if {HEAD, *EMBEDDINGS} & set(fours):
-            raise ValueError("embeddings and head have no 4-bit form")
-        if fours and found.method != "weight-only-int4":
-            raise ValueError(f"method {found.method} has no layers of 4 bits, {fours[0]} has")
+        usual = usual_bits(config, found.method)
+        if more := [name for name in fours if usual[name] != 4]:
+            raise ValueError(f"method {found.method} gives {more[0]} no 4 bits")
         size = found.group_size
         if bool(fours) != bool(size) or any(size < 2 or shapes[name][1] % size for name in fours):
             raise ValueError(f"group_size {size} does not divide the layers' inputs")
@@ -173,6 +175,16 @@ def quantized_shapes(config: ModelConfig, quantization: Quantization) -> Shapes:
     return expected
 
 
+def usual_bits(config: ModelConfig, method: str) -> dict[str, int]:
+    """Return the bits of every layer's weights where a method keeps nothing back."""
+    bits = dict.fromkeys(layer_shapes(config), 8)
+    if method in FOUR_BIT_METHODS:
+        bits |= {name: 4 for name in bits if name not in (*EMBEDDINGS, HEAD)}
+    if method == "weight-only-int4-head":
+        bits[linear_layers(config)[HEAD]] = 4
+    return bits
+
+
 def linear_layers(config: ModelConfig) -> dict[str, str]:
     """Return every linear layer, the head included, with the name of the matrix that it multiplies with."""
     found = {name: name for name in layer_shapes(config) if name not in EMBEDDINGS}
@@ -194,10 +206,11 @@ def quantized_model(config: ModelConfig, quantization: Quantization, tensors: Ma
 
 
 def _embedding(name: str, quantization: Quantization, tensors: Mapping[str, Tensor]) -> nn.Module:
-    smooth = tensors.get(f"{name}.smooth")
-    if quantization.bits[name] == 8:
-        return Int8Embedding(tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"], smooth)
-    return nn.Embedding.from_pretrained(tensors[f"{name}.weight"])
+    bits = quantization.bits[name]
+    if bits == 32:
+        return nn.Embedding.from_pretrained(tensors[f"{name}.weight"])
+    weight = tensors[f"{name}.weight" if bits == 8 else f"{name}.weight_packed"]
+    return QuantizedEmbedding(weight, tensors[f"{name}.weight_scale"], tensors.get(f"{name}.smooth"))
 
 
 def _linear(name: str, source: str, quantization: Quantization, tensors: Mapping[str, Tensor]) -> nn.Module:

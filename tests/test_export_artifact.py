@@ -101,7 +101,7 @@ def damage_quantization(folder: Path, **fields: object) -> None:
     ("fields", "words"),
     [
         ({"method": "weight-only-int3"}, "weight-only-int3"),
-        ({"method": "dynamic"}, "no layers of 4 bits"),
+        ({"method": "dynamic"}, "gives h.0.attn.c_attn no 4 bits"),
         ({"bits": {"wte": 8}}, "disagree on the layers h.0.attn.c_attn"),
         ({"group_size": 0}, "group_size 0"),
         ({"group_size": 12}, "group_size 12"),

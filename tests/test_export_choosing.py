@@ -51,24 +51,25 @@ def test_auto_takes_the_first_within_the_bound_from_the_cheapest_on(quantizer: Q
 
     made, rows = choose(quantizer, cost, 1.0)
     assert made is not None
-    assert [row["method"] for row in rows] == ["weight-only-int4"]
+    assert [row["method"] for row in rows] == ["weight-only-int4-head"]
     made, rows = choose(quantizer, cost, -1.0)  # no rounding makes the loss so much better
     assert made is None
     assert [row["method"] for row in rows] == [
+        "weight-only-int4-head",
         "weight-only-int4",
         "static",
         "dynamic",
         "weight-only-int8",
     ] * 2
-    assert [len(row["kept"]) for row in rows] == [0] * 4 + [1] * 4
+    assert [len(row["kept"]) for row in rows] == [0] * 5 + [1] * 5
 
 
 def test_a_kept_layer_is_float_or_has_8_bits(quantizer: Quantizer) -> None:
     made = quantizer.round("dynamic", ["h.0.attn.c_proj", "wte"])
-    assert kept_layers(made) == ["wte", "h.0.attn.c_proj"]
+    assert kept_layers(quantizer.config, made) == ["wte", "h.0.attn.c_proj"]
     assert made.tensors["wte.weight"].dtype == torch.float32
     made = quantizer.round("weight-only-int4", ["h.0.attn.c_proj"])
-    assert kept_layers(made) == ["h.0.attn.c_proj"]
+    assert kept_layers(quantizer.config, made) == ["h.0.attn.c_proj"]
     assert made.tensors["h.0.attn.c_proj.weight"].dtype == torch.int8
     with pytest.raises(UserError, match=r"no layer h\.7"):
         quantizer.round("dynamic", ["h.7"])
@@ -95,7 +96,7 @@ def test_auto_writes_what_it_chose_or_nothing(
     arguments = ("--artifact", fp32, "--method", "auto", "--data", data, "--out", tmp_path / "a", "--json")
     code, out, err = command("jaxgpt-export", "quantize", *arguments, "--max-loss", 1)
     assert code == 0
-    assert last_json(out)["kind"] == read_artifact(tmp_path / "a").kind == "int4-weight-only"
+    assert last_json(out)["kind"] == read_artifact(tmp_path / "a").kind == "int4-weight-only-head"
     assert "speed / float" in err
     monkeypatch.setattr("export.quantize.choosing.CHEAPEST_FIRST", ("weight-only-int4",))
     arguments = (*arguments[:6], "--out", tmp_path / "b", "--json")

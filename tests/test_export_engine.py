@@ -24,8 +24,7 @@ from export.engine import (
     usable_cores,
     why_not,
 )
-from export.model import EMBEDDINGS, layer_shapes
-from export.quantization import HEAD, Quantization, linear_layers
+from export.quantization import FOUR_BIT_METHODS, Quantization, linear_layers, usual_bits
 from export.quantize.gptq import round_groups
 from export.quantize.rounding import rounded_tensors
 from jaxgpt.config import ModelConfig
@@ -53,17 +52,16 @@ FINE_NOISE = 3e-4
 # A whole step that flips is 2^-7 of it; a few of them in one text.
 FLIPPED = 0.1
 TEXTS = 5
-KINDS = ("dynamic", "fine", "static", "weight-only-int8", "weight-only-int4")
+KINDS = ("dynamic", "fine", "static", "weight-only-int8", "weight-only-int4", "weight-only-int4-head")
 
 
 def artifact_of(kind: str, config: ModelConfig, folder: Path) -> Artifact:
     """An artifact with random weights of a kind; `fine` is dynamic, smoothed, every input rounded twice."""
     tensors = {name: t * 4 if t.ndim == 2 else t for name, t in random_tensors(config).items()}
-    bits = dict.fromkeys(layer_shapes(config), 8)
     method = "dynamic" if kind == "fine" else kind
+    bits = usual_bits(config, method)
     quantization, groups = Quantization(method, bits), {}
-    if kind == "weight-only-int4":
-        bits = {name: 8 if name in (*EMBEDDINGS, HEAD) else 4 for name in bits}
+    if kind in FOUR_BIT_METHODS:
         quantization = Quantization(method, bits, 16)
         groups = {n: round_groups(tensors[f"{n}.weight"], 16) for n in bits if bits[n] == 4}
     content = rounded_tensors(config, tensors, bits, groups=groups)

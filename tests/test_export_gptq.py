@@ -140,7 +140,7 @@ def test_layers_are_rounded_in_order_on_inputs_from_rounded_ones() -> None:
 
     round_in_order(CONFIG, tensors, tokens, halve_the_first)
     parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    assert names == [f"h.{i}.{part}" for i in range(2) for part in parts]
+    assert names == [*(f"h.{i}.{part}" for i in range(2) for part in parts), "wte"]
     halved = {**tensors, "h.0.attn.c_attn.weight": tensors["h.0.attn.c_attn.weight"] / 2}
     model, total = float_model(CONFIG, halved), torch.zeros(32, 32)
 

@@ -7,8 +7,8 @@ from export.layers import (
     FEW,
     KERNELS,
     MANY,
-    Int8Embedding,
     Int8Linear,
+    QuantizedEmbedding,
     exact_kernels,
     fastest_kernel,
     is_exact,
@@ -90,8 +90,8 @@ def test_embedding_returns_the_rounded_rows() -> None:
     smooth = torch.linspace(0.5, 2.0, 8)
     tokens = torch.tensor([[3, 0], [10, 3]])
     rows = (q.float() * scale[:, None])[tokens]
-    assert torch.equal(Int8Embedding(q, scale)(tokens), rows)
-    assert torch.equal(Int8Embedding(q, scale, smooth)(tokens), rows / smooth)
+    assert torch.equal(QuantizedEmbedding(q, scale)(tokens), rows)
+    assert torch.equal(QuantizedEmbedding(q, scale, smooth)(tokens), rows / smooth)
 
 
 @pytest.mark.parametrize("static", [False, True])

@@ -9,15 +9,15 @@ from safetensors.torch import save_file
 from bench.random_models import placeholder_tokenizer, random_tensors
 from export.artifact import Tensors, read_artifact, to_hf_name, write_artifact
 from export.certificate import Probe, measure, probe_positions, write_certificate, write_probe
-from export.model import EMBEDDINGS, float_model, layer_shapes
-from export.quantization import HEAD, Quantization, linear_layers
+from export.model import EMBEDDINGS, float_model
+from export.quantization import FOUR_BIT_METHODS, HEAD, Quantization, linear_layers, usual_bits
 from export.quantize.calibration import InputPlan
 from export.quantize.gptq import round_groups
 from export.quantize.methods import fine_layers
 from export.quantize.rounding import rounded_tensors
 from jaxgpt.config import ModelConfig
 
-KINDS = ("fp32", "dynamic", "static", "weight-only-int8", "weight-only-int4")
+KINDS = ("fp32", "dynamic", "static", "weight-only-int8", "weight-only-int4", "weight-only-int4-head")
 SHAPE = ModelConfig(vocab_size=300, block_size=32, n_layer=2, n_head=2, n_embd=24)
 GROUP_SIZE = 8
 
@@ -61,7 +61,7 @@ def _float(tensors: Tensors) -> tuple[None, Tensors]:
 
 
 def _quantized(kind: str, config: ModelConfig, tensors: Tensors) -> tuple[Quantization, Tensors]:
-    bits = dict.fromkeys(layer_shapes(config), 8)
+    bits = usual_bits(config, kind)
     plans, groups, size = {}, {}, 0
     if kind in ("dynamic", "static"):
         names = linear_layers(config)
@@ -70,9 +70,8 @@ def _quantized(kind: str, config: ModelConfig, tensors: Tensors) -> tuple[Quanti
     if kind == "dynamic":
         smooth = {"h.0.mlp.c_proj": 4 * config.n_embd, HEAD: config.n_embd}
         plans |= {name: InputPlan(None, torch.linspace(0.5, 2, n), 0.0) for name, n in smooth.items()}
-    if kind == "weight-only-int4":
+    if kind in FOUR_BIT_METHODS:
         size = GROUP_SIZE
-        bits |= {name: 4 for name in bits if name not in (*EMBEDDINGS, HEAD)}
         groups = {name: round_groups(tensors[f"{name}.weight"], size) for name in bits if bits[name] == 4}
     content = rounded_tensors(config, tensors, bits, plans, groups)
     smoothed = tuple(sorted(name.removesuffix(".smooth") for name in content if name.endswith(".smooth")))

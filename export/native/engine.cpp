@@ -158,8 +158,7 @@ int jaxgpt_model_set_head(jaxgpt_model* model, const jaxgpt_linear* linear) {
     need_open(model);
     need(linear);
     if (linear->bias || linear->smooth) refuse("the head has a bias or a smoothing, expected none");
-    if (linear->bits != 8) refuse("the head has %d bits, expected 8", linear->bits);
-    model->set_matrix(model->head, *linear, model->shape.vocab_size, model->shape.n_embd, "lm_head");
+    model->set_matrix(model->head, *linear, model->shape.vocab_size, model->shape.n_embd, "lm_head", true);
   });
 }
 

@@ -351,6 +351,16 @@ void attend(const HeadCache* cache, int kv, int D, int first, int rows, const fl
   if (kv == 2) attend_as<int8_t>(cache, D, first, rows, query, scores, mixed, stride);
 }
 
+void join(const uint8_t* upper, const uint8_t* lower, int inputs, int first, int outputs, uint8_t* tile) {
+  const int from = 4 * first, to = 4 * (first + outputs);
+  for (int k = 0; k < inputs; k += 8, upper += kStepBytes, lower += kStepBytes, tile += 2 * kStepBytes)
+    for (int i = from; i < to; i++) {
+      const uint8_t high = upper[i], low = lower[i];
+      tile[i] = uint8_t(high << 4 | (low & 15));
+      tile[kStepBytes + i] = uint8_t((high & 0xf0) | low >> 4);
+    }
+}
+
 void ask_for(const HeadCache* cache, int kv, int D, int positions, int part, int parts) {
   const size_t element = kv == 0 ? 4 : kv == 1 ? 2 : 1;
   const size_t line_of_block = kBlock * ((D + 15) / 16 * 16) * element / 64;

@@ -1,6 +1,7 @@
 // The head: logits of rows, or only the most probable token of each.
 //
-// For the latter a step need not read the whole head. The screen is a copy of its upper half bytes, half as long:
+// For the latter a step need not read the whole head. The screen is the upper half of each of its bytes, which lie
+// together (see layout.h), with a step of 16:
 //
 //   integer w = 16 (hi - 8) + lo,  hi and lo in 0..15
 //   logit     = s_w s_x sum(w x) = s_w (16 s_x sum((hi - 8) x) + 7.5 s_x sum(x)) + error
@@ -24,50 +25,34 @@ constexpr int kColumns = kTile / kColumn;
 constexpr int kFewestTiles = 64;        // a smaller head is read sooner than it is screened
 constexpr int kWidest = 4096;           // inputs; more could overflow the integer sums of the screen
 constexpr double kMostColumns = 0.25;   // of all, from which on the screen costs as much as it saves
-constexpr int kLongestRest = 256;       // steps without it; after them it is given up, with its memory
+constexpr int kLongestRest = 256;       // steps without it; after them it is given up
 // Floats round: relative 1e-6 of the largest a sum could be covers every rounding of both sides.
 constexpr float kRounding = 1e-6f * 128;
 
 }  // namespace
 
-void jaxgpt_model::make_screen() {
-  if (screen.outputs || head.tiles() < kFewestTiles || head.inputs > kWidest) return;
+bool jaxgpt_model::screens() const {
+  return use_screen && head.halves && head.tiles() >= kFewestTiles && head.inputs <= kWidest;
+}
+
+// How far a logit can be from its screened value, for an input of length 1.
+void jaxgpt_model::bound_screen() {
   const int width = padded(head.inputs);
-  screen.inputs = head.inputs;
-  screen.bits = 4;
-  screen.group = width;
-  screen.fine = true;
-  screen_pages = Pages(size_t(head.tiles()) * (size_t(width) * kTile / 2 + kTile * 2), true);
-  screen.tiles_start = screen_pages.as<uint8_t>();
-  screen_step.assign(size_t(head.tiles()) * kTile, 0.0f);
-  screen_error.assign(screen_step.size(), 0.0f);
-  screen.outputs = head.outputs;
+  screen_error.assign(size_t(head.tiles()) * kTile, 0.0f);
   pool.run(head.tiles(), [&](int t) {
-    constexpr uint16_t kOne = 0x3f80;  // 1 in bfloat16
-    std::fill(screen.steps4(t), screen.steps4(t) + kTile, kOne);
-    const uint8_t* bytes = head.weights(t);
-    uint8_t* halves = screen.weights(t);
+    const uint8_t* lower = head.lower(t);
     float squares[kStepBytes] = {};
-    for (int k = 0; k < width; k += 8, bytes += 2 * kStepBytes, halves += kStepBytes)
+    for (int k = 0; k < width; k += 8, lower += kStepBytes)
       for (int i = 0; i < kStepBytes; i++) {
-        const uint8_t first = bytes[i], second = bytes[kStepBytes + i];
-        halves[i] = uint8_t(first >> 4 | (second & 0xf0));
-        const float a = float(first & 15) - 7.5f, b = float(second & 15) - 7.5f;
+        const float a = float(lower[i] & 15) - 7.5f, b = float(lower[i] >> 4) - 7.5f;
         squares[i] += a * a + b * b;
       }
     for (int o = 0; o < kTile; o++) {
       const float square = squares[4 * o] + squares[4 * o + 1] + squares[4 * o + 2] + squares[4 * o + 3];
-      const size_t row = size_t(t) * kTile + size_t(o);
-      screen_step[row] = head.steps8(t)[o];
-      screen_error[row] = screen_step[row] * (std::sqrt(square) + kRounding * std::sqrt(float(width)));
+      screen_error[size_t(t) * kTile + size_t(o)] =
+          head.steps8(t)[o] * (std::sqrt(square) + kRounding * std::sqrt(float(width)));
     }
   });
-}
-
-void jaxgpt_model::drop_screen() {
-  use_screen = false;
-  screen = Matrix();
-  screen_pages = Pages();
 }
 
 // Exact logits of 16 outputs for the row that is rounded.
@@ -76,8 +61,9 @@ void jaxgpt_session::exact_column(int column, float* y) const {
   const int tile = column / kColumns, first = column % kColumns * kColumn;
   alignas(64) int32_t sums[2 * kTile];
   alignas(64) float all[kTile];
-  model.kernels->column8(head.weights(tile) + first * 4, padded(head.inputs), integers_.as<int8_t>(),
-                         padded(head.inputs), head.parts(), starts_.data(), sums + first);
+  const uint8_t* bytes = joined(head, tile, first, kColumn) + first * 4;
+  model.kernels->column8(bytes, padded(head.inputs), integers_.as<int8_t>(), padded(head.inputs), head.parts(),
+                         starts_.data(), sums + first);
   model.kernels->finish8(sums, head.fine ? sums + kTile : nullptr, steps_[0].scale, head.steps8(tile), nullptr, all);
   std::copy(all + first, all + first + kColumn, y);
 }
@@ -93,10 +79,10 @@ int jaxgpt_session::best_of_column(int column, float* most) const {
   return column * kColumn + at;
 }
 
-// The most probable token of the one row that is rounded for the head.
+// The most probable token of the one row that is rounded for the head; -1 where too many outputs could be it.
 int jaxgpt_session::screened_best() {
   const Kernels& k = *model.kernels;
-  const Matrix &head = model.head, &screen = model.screen;
+  const Matrix& head = model.head;
   const int width = padded(head.inputs), tiles = head.tiles(), V = model.shape.vocab_size;
   int8_t* q = integers_.as<int8_t>();
   if (!head.fine) memset(q + width, 0, size_t(width));
@@ -112,12 +98,15 @@ int jaxgpt_session::screened_best() {
   group_sums_.assign(1, int32_t(8 * sum));
   upper_.resize(size_t(tiles) * kTile);
   most_.resize(size_t(tiles));
+  if (model.screen_error.empty()) model.bound_screen();
+  constexpr uint16_t kOne = 0x3f80;  // 1 in bfloat16
+  uint16_t ones[kTile];
+  std::fill(ones, ones + kTile, kOne);
   model.pool.run(tiles, [&](int tile) {
     alignas(64) float coarse[kTile];
-    k.dot4(screen.weights(tile), screen.steps4(tile), width, width, q, width, 1, group_sums_.data(), coarse);
+    k.dot4(head.weights(tile), ones, width, width, q, width, 1, group_sums_.data(), coarse);
     const size_t first = size_t(tile) * kTile;
-    k.bounds(coarse, scale / 16.0f, middle, length, &model.screen_step[first], &model.screen_error[first],
-             &upper_[first]);
+    k.bounds(coarse, scale / 16.0f, middle, length, head.steps8(tile), &model.screen_error[first], &upper_[first]);
     for (int o = std::max(0, V - tile * kTile); o < kTile; o++) upper_[first + size_t(o)] = -INFINITY;
     most_[size_t(tile)] = k.most(&upper_[first], kTile);
   });
@@ -136,7 +125,8 @@ int jaxgpt_session::screened_best() {
   const bool many = double(columns_.size()) > kMostColumns * double(tiles * kColumns);
   rest_ = many ? 2 * rest_ + 1 : 0;
   resting_ = rest_;
-  if (rest_ > kLongestRest) model.drop_screen();
+  if (rest_ > kLongestRest) model.use_screen = false;
+  if (many) return -1;
   columns_read += int64_t(columns_.size());
   std::vector<float> found(columns_.size());
   std::vector<int> at(columns_.size());
@@ -160,12 +150,9 @@ void jaxgpt_session::predict(int rows, const uint8_t* wanted, float* logits, int
   const Kernels& k = *model.kernels;
   const int tiles = model.head.tiles();
   round_rows(model.head, stream, C, count, &model.last_norm);
-  if (count == 1 && best && !logits && model.use_screen) {
-    model.make_screen();
-    if (model.screen.outputs && resting_-- <= 0) {
-      best[0] = screened_best();
-      return;
-    }
+  if (count == 1 && best && !logits && model.screens() && resting_-- <= 0) {
+    best[0] = screened_best();
+    if (best[0] >= 0) return;
   }
   expect_heads(0);  // of the next step
   const size_t stride = logits ? size_t(V) : size_t(tiles) * kTile, lanes = size_t(tiles) * kColumn;

@@ -29,7 +29,12 @@ struct Kernels {
                int32_t* sums);
   void (*many)(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
                int32_t* sums);
-  // The same of 16 outputs; `column` is the tile's start + 64 times which 16 they are; sums lie as dot8's.
+  // dot8 of a tile of halves; null where it is as quick to join them before.
+  void (*dot_halves)(const uint8_t* upper, const uint8_t* lower, int inputs, const int8_t* x, ptrdiff_t stride,
+                     int rows, const int32_t* start, int32_t* sums);
+  // Makes a tile of 8 bits of halves: the bytes of `outputs` outputs from `first` on, the others stay as they are.
+  void (*join)(const uint8_t* upper, const uint8_t* lower, int inputs, int first, int outputs, uint8_t* tile);
+  // dot8 of 16 outputs; `column` is the tile's start + 64 times which 16 they are; sums lie as dot8's.
   void (*column8)(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
                   int32_t* sums);
   // Rows come in pairs (a rounding and what it left): sums[m][64] = sum over groups of scale[g][o] times

@@ -45,10 +45,14 @@ inline void put(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_
 // tried.
 constexpr int kFar = 16384, kNear = 2048;
 
-inline void ask_ahead(const uint8_t* p) {
+// The streams of weights that are read side by side share the distance.
+// Inlined at once: GCC takes a function that only prefetches for one that does nothing, and drops calls of it.
+#define INLINED inline __attribute__((always_inline))
+template <int Streams = 1>
+INLINED void ask_ahead(const uint8_t* p) {
   for (int line = 0; line < kStepBytes; line += 64) {
-    _mm_prefetch((const char*)p + kFar + line, _MM_HINT_T1);
-    _mm_prefetch((const char*)p + kNear + line, _MM_HINT_T0);
+    _mm_prefetch((const char*)p + kFar / Streams + line, _MM_HINT_T1);
+    _mm_prefetch((const char*)p + kNear / Streams + line, _MM_HINT_T0);
   }
 }
 
@@ -58,40 +62,84 @@ inline __m512i four_inputs(const int8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
+// Weights of 64 outputs as they lie: 4 inputs a step.
+struct Bytes {
+  static constexpr int kInputs = 4;
+  const uint8_t* tile;
+
+  INLINED void ask() const { ask_ahead(tile); }
+  __m512i of(int, int v) const { return _mm512_loadu_si512(tile + v * 64); }
+  void next() { tile += kStepBytes; }
+};
+
+// The same joined from halves: 8 inputs a step, four of the low half bytes and four of the high.
+struct Halves {
+  static constexpr int kInputs = 8;
+  const uint8_t *upper, *lower;
+
+  INLINED void ask() const {
+    ask_ahead<2>(upper);
+    ask_ahead<2>(lower);
+  }
+  __m512i of(int four, int v) const {
+    constexpr int kFirstWhereMask = 0xca;  // mask ? a : b
+    const __m512i mask = _mm512_set1_epi8(int8_t(0xf0));
+    const __m512i up = _mm512_loadu_si512(upper + v * 64), low = _mm512_loadu_si512(lower + v * 64);
+    return four ? _mm512_ternarylogic_epi32(mask, up, _mm512_srli_epi16(low, 4), kFirstWhereMask)
+                : _mm512_ternarylogic_epi32(mask, _mm512_slli_epi16(up, 4), low, kFirstWhereMask);
+  }
+  void next() {
+    upper += kStepBytes;
+    lower += kStepBytes;
+  }
+};
+
 // R rows at once: 4 R sums stay in registers, each step of weights is read once.
-template <int R>
-void dot8_rows(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, const int32_t* start,
-               int32_t* sums) {
+template <int R, typename Weights>
+void dot_rows(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, const int32_t* start, int32_t* sums) {
   __m512i s[R][4];
   for (int r = 0; r < R; r++)
     for (int v = 0; v < 4; v++) s[r][v] = _mm512_set1_epi32(start[r]);
-  for (int k = 0; k < inputs; k += 4, tile += kStepBytes) {
-    ask_ahead(tile);
-    __m512i w[4];
-    for (int v = 0; v < 4; v++) w[v] = _mm512_loadu_si512(tile + v * 64);
-    for (int r = 0; r < R; r++) {
-      const __m512i four = four_inputs(x + r * stride + k);
-      for (int v = 0; v < 4; v++) s[r][v] = _mm512_dpbusd_epi32(s[r][v], w[v], four);
+  for (int k = 0; k < inputs; k += Weights::kInputs, weights.next()) {
+    weights.ask();
+    for (int four = 0; four < Weights::kInputs / 4; four++) {
+      __m512i w[4];
+      for (int v = 0; v < 4; v++) w[v] = weights.of(four, v);
+      for (int r = 0; r < R; r++) {
+        const __m512i in = four_inputs(x + r * stride + k + 4 * four);
+        for (int v = 0; v < 4; v++) s[r][v] = _mm512_dpbusd_epi32(s[r][v], w[v], in);
+      }
     }
   }
   for (int r = 0; r < R; r++)
     for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, s[r][v]);
 }
 
-void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
-          int32_t* sums) {
+template <typename Weights>
+void dot_all(const Weights& weights, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+             int32_t* sums) {
   while (rows > 0) {
     const int now = rows < 6 ? rows : 6;
     switch (now) {
-      case 1: dot8_rows<1>(tile, inputs, x, stride, start, sums); break;
-      case 2: dot8_rows<2>(tile, inputs, x, stride, start, sums); break;
-      case 3: dot8_rows<3>(tile, inputs, x, stride, start, sums); break;
-      case 4: dot8_rows<4>(tile, inputs, x, stride, start, sums); break;
-      case 5: dot8_rows<5>(tile, inputs, x, stride, start, sums); break;
-      default: dot8_rows<6>(tile, inputs, x, stride, start, sums);
+      case 1: dot_rows<1>(weights, inputs, x, stride, start, sums); break;
+      case 2: dot_rows<2>(weights, inputs, x, stride, start, sums); break;
+      case 3: dot_rows<3>(weights, inputs, x, stride, start, sums); break;
+      case 4: dot_rows<4>(weights, inputs, x, stride, start, sums); break;
+      case 5: dot_rows<5>(weights, inputs, x, stride, start, sums); break;
+      default: dot_rows<6>(weights, inputs, x, stride, start, sums);
     }
     rows -= now, x += now * stride, start += now, sums += now * kTile;
   }
+}
+
+void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+          int32_t* sums) {
+  dot_all(Bytes{tile}, inputs, x, stride, rows, start, sums);
+}
+
+void dot_halves(const uint8_t* upper, const uint8_t* lower, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
+                const int32_t* start, int32_t* sums) {
+  dot_all(Halves{upper, lower}, inputs, x, stride, rows, start, sums);
 }
 
 void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
@@ -257,7 +305,7 @@ bool has_matrix_unit() {
 
 const Kernels* avx512_kernels() {
   static const Kernels kernels = {
-      "avx512-vnni", has_matrix_unit() ? kFewestMany : 0, dot8, many, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
+      "avx512-vnni", has_matrix_unit() ? kFewestMany : 0, dot8, many, dot_halves, join, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
       remember, attend, ask_for, fold, largest, bounds, most, read_all,
   };
   return &kernels;

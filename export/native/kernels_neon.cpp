@@ -237,7 +237,7 @@ bool has_dot_product() {
 
 const Kernels* neon_kernels() {
   static const Kernels kernels = {
-      "neon-dotprod", 0, dot8, nullptr, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
+      "neon-dotprod", 0, dot8, nullptr, nullptr, join, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
       remember, attend, ask_for, fold, largest, bounds, most, read_all,
   };
   return has_dot_product() ? &kernels : nullptr;

@@ -110,7 +110,7 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
 
 const Kernels* portable_kernels() {
   static const Kernels kernels = {
-      "portable", 0, dot8, nullptr, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
+      "portable", 0, dot8, nullptr, nullptr, join, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
       remember, attend, ask_for, fold, largest, bounds, most, read_all,
   };
   return &kernels;

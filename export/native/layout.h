@@ -5,6 +5,8 @@
 //
 //   tile, 8 bits     64 I bytes of weights | 64 steps, float | 64 biases, float (not in the head)
 //   tile, 4 bits     I / group x 64 steps, bfloat16 | 32 I bytes of weights | 64 biases, float
+//   tile, halves     32 I bytes, the upper halves of weights of 8 bits | 64 steps, float; behind the last tile the
+//                    lower halves of all of them. Only the head: see head.cpp for what its upper halves are read for
 //
 //   8 bits, weights of a tile:                                 one step of 4 inputs (256 bytes):
 //
@@ -18,7 +20,7 @@
 //
 //     inputs 0-7 | inputs 8-15 | ...                      output 0: 4 bytes | output 1: 4 bytes | ... | output 63
 //                                                         byte j: input j in the low half, 4 + j in the high
-//     A half byte is the integer + 8.
+//     A half byte is the integer + 8. Halves of 8 bits lie as these do; a byte is 16 upper + lower.
 //
 //   input rows: int8, padded to I; with a fine input row 2 m has the integers of row m and row 2 m + 1 those of
 //     what the first rounding left.

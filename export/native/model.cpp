@@ -106,6 +106,23 @@ void pack8(const int8_t* weight, int outputs, int inputs, int first, uint8_t* ti
   }
 }
 
+float step_value(uint16_t bits) {  // of bfloat16
+  const uint32_t wide = uint32_t(bits) << 16;
+  float x;
+  memcpy(&x, &wide, 4);
+  return x;
+}
+
+// The halves of a tile of bytes.
+void split(const uint8_t* tile, int inputs, uint8_t* upper, uint8_t* lower) {
+  for (int k = 0; k < padded(inputs); k += 8, tile += 2 * kStepBytes, upper += kStepBytes, lower += kStepBytes)
+    for (int i = 0; i < kStepBytes; i++) {
+      const uint8_t first = tile[i], second = tile[kStepBytes + i];
+      upper[i] = uint8_t(first >> 4 | (second & 0xf0));
+      lower[i] = uint8_t((first & 15) | second << 4);
+    }
+}
+
 // The same of 4 bits: a step's byte j has input j low and input 4 + j high.
 void pack4(const uint8_t* weight, int outputs, int inputs, int first, uint8_t* tile) {
   memset(tile, 0x88, size_t(kTile) * size_t(padded(inputs)) / 2);
@@ -126,7 +143,7 @@ void pack4(const uint8_t* weight, int outputs, int inputs, int first, uint8_t* t
 }  // namespace
 
 void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs,
-                              const char* name) {
+                              const char* name, bool as_halves) {
   if (linear.outputs != outputs || linear.inputs != inputs)
     refuse("%s is (%d, %d), expected (%d, %d)", name, linear.outputs, linear.inputs, outputs, inputs);
   if (!linear.weight || !linear.weight_scale) refuse("%s has no weight or no step", name);
@@ -147,7 +164,8 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
   made.has_bias = linear.bias != nullptr;
   made.thirds = matrix.thirds;
   if (linear.smooth) made.smooth.assign(linear.smooth, linear.smooth + inputs);
-  made.tiles_start = take_pages(size_t(made.tiles()) * made.tile_bytes());
+  made.halves = as_halves && linear.bits == 8;
+  made.tiles_start = take_pages(size_t(made.tiles()) * (made.tile_bytes() + (made.halves ? made.weight_bytes() : 0)));
   matrix = std::move(made);
   pool.run(matrix.tiles(), [&](int t) {
     const int first = matrix.first_output(t), real = std::min(kTile, outputs - first);
@@ -155,7 +173,15 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
     if (linear.bits == 8) {
       const auto* scale = static_cast<const float*>(linear.weight_scale) + first;
       std::copy(scale, scale + real, matrix.steps8(t));
-      pack8(static_cast<const int8_t*>(linear.weight), outputs, inputs, first, matrix.weights(t));
+      const auto* weight = static_cast<const int8_t*>(linear.weight);
+      if (matrix.halves) {
+        static thread_local std::vector<uint8_t> whole;
+        whole.resize(size_t(kTile) * size_t(padded(inputs)));
+        pack8(weight, outputs, inputs, first, whole.data());
+        split(whole.data(), inputs, matrix.weights(t), matrix.lower(t));
+      } else {
+        pack8(weight, outputs, inputs, first, matrix.weights(t));
+      }
       return;
     }
     const int stored = inputs / matrix.group;
@@ -193,12 +219,25 @@ void jaxgpt_model::turn_by(int position, const float* from, float* to) const {
   }
 }
 
+// A row of the head, of half bytes in its tiles.
+void jaxgpt_model::embed_from_head(int token, float* x) const {
+  const int tile = token / kTile, output = token % kTile;
+  const uint8_t* row = head.weights(tile) + output * 4;
+  const uint8_t* lower = head.halves ? head.lower(tile) + output * 4 : nullptr;
+  for (int i = 0; i < shape.n_embd; i++) {
+    const int at = i / 8 * kStepBytes + i % 4, shift = i % 8 / 4 * 4;
+    const int half = (row[at] >> shift & 15) - 8;
+    if (lower)
+      x[i] = float(16 * half + (lower[at] >> shift & 15)) * head.steps8(tile)[output];
+    else
+      x[i] = float(half) * step_value(head.steps4(tile)[i / head.group * kTile + output]);
+  }
+}
+
 void jaxgpt_model::embed(int token, int position, float* x) const {
   const int C = shape.n_embd;
-  if (shape.tied) {  // the head's rows, wherever they lie in its tiles
-    const uint8_t* row = head.weights(token / kTile) + token % kTile * 4;
-    const float scale = head.steps8(token / kTile)[token % kTile];
-    for (int i = 0; i < C; i++) x[i] = float(int(row[i / 4 * kStepBytes + i % 4]) - 128) * scale;
+  if (shape.tied) {
+    embed_from_head(token, x);
   } else {
     const int8_t* row = &token_rows[size_t(token) * size_t(C)];
     for (int i = 0; i < C; i++) x[i] = float(row[i]) * token_scale[size_t(token)];

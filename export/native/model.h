@@ -40,6 +40,7 @@ class Pages {
 struct Matrix {
   int outputs = 0, inputs = 0, bits = 8, group = 0;
   bool fine = false;
+  bool halves = false;  // of 8 bits: tiles have the upper halves, the lower ones lie behind the last tile
   float input_scale = 0;
   bool has_bias = false;
   int thirds = 0;  // of c_attn: so many tiles of keys, then of values, of queries, then the next; 0: as they come
@@ -57,11 +58,12 @@ struct Matrix {
   // The rows of integers that a row of input becomes.
   int parts() const { return fine ? 2 : 1; }
   // A tile and what lies in it; see layout.h.
-  size_t weight_bytes() const { return size_t(kTile) * size_t(padded(inputs)) * size_t(bits) / 8; }
+  size_t weight_bytes() const { return size_t(kTile) * size_t(padded(inputs)) * size_t(halves ? 4 : bits) / 8; }
   size_t step_bytes() const { return bits == 8 ? kTile * sizeof(float) : size_t(groups()) * kTile * sizeof(uint16_t); }
   size_t tile_bytes() const { return weight_bytes() + step_bytes() + (has_bias ? kTile * sizeof(float) : 0); }
   uint8_t* tile(int t) const { return tiles_start + size_t(t) * tile_bytes(); }
   uint8_t* weights(int t) const { return bits == 8 ? tile(t) : tile(t) + step_bytes(); }
+  uint8_t* lower(int t) const { return tile(tiles()) + size_t(t) * weight_bytes(); }
   float* steps8(int t) const { return reinterpret_cast<float*>(tile(t) + weight_bytes()); }
   uint16_t* steps4(int t) const { return reinterpret_cast<uint16_t*>(tile(t)); }
   float* bias(int t) const {
@@ -94,10 +96,7 @@ struct jaxgpt_model {
   std::vector<int8_t> token_rows, position_rows;
   std::vector<float> token_scale, position_scale, token_smooth;
   std::vector<float> turns;
-  // Upper halves of the head's bytes, with each output's step and the bound of what they leave out; see head.cpp.
-  Matrix screen;
-  Pages screen_pages;
-  std::vector<float> screen_step, screen_error;
+  std::vector<float> screen_error;  // of each of the head's outputs, once it was screened; see head.cpp
   bool use_screen = true;
   bool tokens_set = false, ready = false;
   int64_t bytes_read = 0;
@@ -105,13 +104,17 @@ struct jaxgpt_model {
   int head_size() const { return shape.n_embd / shape.n_head; }
   // How many heads fill whole tiles of queries, of keys and of values; 0 where heads and tiles do not go together.
   int heads_together() const;
-  void set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs, const char* name);
+  // A matrix of 8 bits may be kept as halves.
+  void set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs, const char* name,
+                  bool as_halves = false);
   uint8_t* take_pages(size_t bytes);
   void check_complete();
-  void make_screen();
-  void drop_screen();
+  // Whether single greedy rows look at the head's upper halves first.
+  bool screens() const;
+  void bound_screen();
   // Turns the query or key of a head by the angles of a rotary position.
   void turn_by(int position, const float* from, float* to) const;
+  void embed_from_head(int token, float* x) const;
   void embed(int token, int position, float* x) const;
 };
 

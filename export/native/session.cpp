@@ -88,6 +88,14 @@ void jaxgpt_session::round_rows(const Matrix& matrix, const float* x, int x_widt
     model.pool.run(rows, round_row);
 }
 
+// The bytes of some outputs of a tile of halves; they stay until this thread joins others.
+const uint8_t* jaxgpt_session::joined(const Matrix& matrix, int tile, int first, int outputs) const {
+  static thread_local std::vector<uint8_t> whole;
+  whole.resize(size_t(kTile) * size_t(padded(matrix.inputs)));
+  model.kernels->join(matrix.weights(tile), matrix.lower(tile), padded(matrix.inputs), first, outputs, whole.data());
+  return whole.data();
+}
+
 // y (rows, 64) of one tile; it stays until this thread's next tile.
 float* jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows) {
   alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
@@ -103,8 +111,13 @@ float* jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows) {
     return y;
   }
   const int all = rows * parts;
-  const auto dot = k.many_from && all >= k.many_from ? k.many : k.dot8;
-  dot(matrix.weights(tile), width, x, width, all, starts_.data(), sums);
+  const bool many = k.many_from && all >= k.many_from;
+  if (matrix.halves && k.dot_halves && !many) {
+    k.dot_halves(matrix.weights(tile), matrix.lower(tile), width, x, width, all, starts_.data(), sums);
+  } else {
+    const uint8_t* weights = matrix.halves ? joined(matrix, tile, 0, kTile) : matrix.weights(tile);
+    (many ? k.many : k.dot8)(weights, width, x, width, all, starts_.data(), sums);
+  }
   for (int m = 0; m < rows; m++) {
     const int32_t* own = sums + m * parts * kTile;
     k.finish8(own, matrix.fine ? own + kTile : nullptr, steps_[size_t(m)].scale, matrix.steps8(tile),
@@ -255,7 +268,7 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
     if (index + 1 < model.shape.n_layer)
       expect_heads(index + 1);
     else
-      expect_tiles(model.use_screen && model.screen.outputs ? model.screen : model.head);
+      expect_tiles(model.head);
     multiply(matrices[JAXGPT_MLP_C_PROJ], rows, onto_stream);
   }
   for (const Run& run : runs_) lengths[size_t(run.slot)] += run.rows;

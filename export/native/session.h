@@ -31,6 +31,7 @@ struct jaxgpt_session {
   void expect_heads(int layer);
   template <typename Finish>
   void multiply(const Matrix& matrix, int rows, const Finish& finish);
+  const uint8_t* joined(const Matrix& matrix, int tile, int first, int outputs) const;
   float* multiply_tile(const Matrix& matrix, int tile, int rows);
   void put_tile(const float* y, const Matrix& matrix, int tile, int rows, int width);
   void attend_together(int layer, int rows);

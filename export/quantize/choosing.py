@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxgpt.config import ModelConfig
 
 from export.model import GPT, Cache
 from export.quality import Quality
-from export.quantize.methods import Quantizer, Rounding, usual_bits
+from export.quantization import FOUR_BIT_METHODS, usual_bits
+from export.quantize.methods import Quantizer, Rounding
 
-CHEAPEST_FIRST = ("weight-only-int4", "static-qat", "static", "dynamic", "weight-only-int8")
+CHEAPEST_FIRST = (*FOUR_BIT_METHODS, "static-qat", "static", "dynamic", "weight-only-int8")
 KEPT_SHARE = 10  # where no method is within the bound, the worst layer in so many stays in higher precision
 SPEED_TOKENS = 16
 SPEED_ROUNDS = 5
@@ -56,7 +58,7 @@ def choose(
     """
     methods = [m for m in CHEAPEST_FIRST if (m == "static-qat") <= bool(quantizer.artifact.input_scales)]
     methods = [m for m in methods if m != "static" or not quantizer.artifact.input_scales]
-    methods = [m for m in methods if m != "weight-only-int4" or quantizer.config.n_embd % 2 == 0]
+    methods = [m for m in methods if m not in FOUR_BIT_METHODS or quantizer.config.n_embd % 2 == 0]
     rows: list[dict[str, Any]] = []
     plain: dict[str, Rounding] = {}
     for keeps in (False, True):
@@ -79,7 +81,7 @@ def table_row(quantizer: Quantizer, made: Rounding, measure: Measure) -> dict[st
     assert after.parity is not None
     return {
         "method": made.quantization.method,
-        "kept": kept_layers(made),
+        "kept": kept_layers(quantizer.config, made),
         "loss_increase": after.loss - before.loss,
         "kl_mean": after.parity.kl_mean,
         "top1_agreement": after.parity.top1_agreement,
@@ -88,10 +90,10 @@ def table_row(quantizer: Quantizer, made: Rounding, measure: Measure) -> dict[st
     }
 
 
-def kept_layers(made: Rounding) -> list[str]:
+def kept_layers(config: ModelConfig, made: Rounding) -> list[str]:
     """Return the layers that stayed in higher precision."""
-    method, bits = made.quantization.method, made.quantization.bits
-    return [name for name in bits if bits[name] > usual_bits(method, name)]
+    usual = usual_bits(config, made.quantization.method)
+    return [name for name, bits in made.quantization.bits.items() if bits > usual[name]]
 
 
 @torch.inference_mode()

@@ -45,15 +45,15 @@ class QuantizeOptions:
     Attributes:
       artifact: the float32 artifact.
       method: dynamic (8 bits, a step a token, at run time), static (8 bits, a calibrated step a layer),
-        static-qat (8 bits, steps from `jaxgpt train --qat`), weight-only-int8, weight-only-int4 (by GPTQ), or
-        auto (the cheapest within --max-loss).
+        static-qat (8 bits, steps from `jaxgpt train --qat`), weight-only-int8, weight-only-int4 (by GPTQ),
+        weight-only-int4-head (the head too), or auto (the cheapest within --max-loss).
       out: the quantized artifact folder to write.
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
         Only static-qat, and dynamic and weight-only-int8, which are then neither smoothed nor compensated, do
         without.
       max_loss: for auto: how much the validation loss may rise, nats.
       observer: take this candidate instead of the one nearest to float: plain or smoothed (dynamic), min-max,
-        clipped or clipped-smoothed (static), gptq or nearest (weight-only-int4), nearest (weight-only-int8).
+        clipped or clipped-smoothed (static), gptq or nearest (4 bits), nearest (weight-only-int8).
       keep: so many of the layers that cost most stay in higher precision (8 bits instead of 4, float32 else).
       sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.
@@ -61,7 +61,15 @@ class QuantizeOptions:
     """
 
     artifact: Path
-    method: Literal["dynamic", "static", "static-qat", "weight-only-int8", "weight-only-int4", "auto"]
+    method: Literal[
+        "dynamic",
+        "static",
+        "static-qat",
+        "weight-only-int8",
+        "weight-only-int4",
+        "weight-only-int4-head",
+        "auto",
+    ]
     out: Path
     data: Path | None = None
     max_loss: float = 0.002
@@ -127,7 +135,8 @@ def quantize(options: QuantizeOptions) -> Result:
         write_probe(folder, probe)
         certificate = write_certificate(folder, made.quantization.kind, origin, certified)
         size = (folder / "model.safetensors").stat().st_size
-    figures["kept"], figures["speed_against_float"] = kept_layers(made), _speed(quantizer, model)
+    figures["kept"] = kept_layers(artifact.config, made)
+    figures["speed_against_float"] = _speed(quantizer, model)
     _report(options, artifact, size, certificate)
     return Result({"size_mb": size / 1e6, **figures, **certificate})
 

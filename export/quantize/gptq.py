@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from export.arithmetic import INT4_HIGHEST, INT4_LOWEST, LEVELS, int4_scale, round_int4, scale_of
 from export.model import GPT, Block, float_model
+from export.quantization import HEAD, linear_layers
 
 DAMPINGS = (0.01, 0.1, 1.0)  # the first for which the inverse exists in float64
 ROW_BLOCK = 64  # columns after which the rest of a row is changed
@@ -158,7 +159,7 @@ RoundLayer = Callable[[str, Tensor, Tensor], Tensor]
 def round_in_order(
     config: ModelConfig, tensors: Mapping[str, Tensor], tokens: Int32[Tensor, "B T"], round_layer: RoundLayer
 ) -> None:
-    """Call `round_layer` for the blocks' matrices in order, each on inputs that rounded ones made.
+    """Call `round_layer` for the blocks' matrices and the head, each on inputs that rounded ones made.
 
     Args:
       config: shape.
@@ -179,6 +180,8 @@ def round_in_order(
             moments = _second_moments(layer, functools.partial(_run_block, block, stream), name)
             layer.weight = nn.Parameter(round_layer(name, layer.weight, moments), requires_grad=False)
         stream = _run_block(block, stream)
+    source = linear_layers(config)[HEAD]
+    round_layer(source, tensors[f"{source}.weight"], _finite(_product(model.ln_f(stream)), HEAD))
 
 
 def _embed(model: GPT, tokens: Tensor) -> Tensor:
@@ -196,14 +199,22 @@ def _second_moments(layer: nn.Module, run: Callable[[], Tensor], name: str) -> F
 
     def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         nonlocal total
-        x = args[0].flatten(0, -2)
-        total = total + (x.t() @ x).double()
+        total = total + _product(args[0])
 
     handle = layer.register_forward_pre_hook(keep)
     try:
         run()
     finally:
         handle.remove()
-    if not bool(torch.isfinite(total).all()):
+    return _finite(total, name)
+
+
+def _product(x: Float[Tensor, "*N I"]) -> Float64[Tensor, "I I"]:
+    x = x.flatten(0, -2)
+    return (x.t() @ x).double()
+
+
+def _finite(moments: Float64[Tensor, "I I"], name: str) -> Float64[Tensor, "I I"]:
+    if not bool(torch.isfinite(moments).all()):
         raise UserError(f"calibration: the input of {name} holds NaN or infinity; check the checkpoint")
-    return total
+    return moments

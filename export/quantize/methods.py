@@ -5,6 +5,7 @@
     static-qat         8 bits, the steps that the training learned; nothing is chosen here
     weight-only-int8   8 bits, float inputs
     weight-only-int4   4 bits in groups by GPTQ, float inputs; embeddings and head keep 8 bits
+    weight-only-int4-head   the same, but the head (and the token embedding that is it) has 4 bits too
 
 With calibration text 8-bit weights are rounded by GPTQ and the inputs that count most are rounded twice
 (`fine`), where that helps. Without, dynamic and weight-only-int8 follow from the weights alone. Where there
@@ -27,10 +28,17 @@ from torch import Tensor
 
 from export.arithmetic import dequantize, pack_int4
 from export.artifact import Artifact, Tensors
-from export.model import EMBEDDINGS, GPT, layer_shapes
+from export.model import GPT, layer_shapes
 from export.parity import Parity
 from export.quality import Forward, batches, measure_quality
-from export.quantization import HEAD, KINDS, Quantization, linear_layers, quantized_model
+from export.quantization import (
+    FOUR_BIT_METHODS,
+    KINDS,
+    Quantization,
+    linear_layers,
+    quantized_model,
+    usual_bits,
+)
 from export.quantize.calibration import COVERED, STRENGTHS, InputPlan, LayerInput, collect_inputs, plan_input
 from export.quantize.gptq import Rounded, gptq, round_groups, round_in_order
 from export.quantize.rounding import rounded_tensors
@@ -111,10 +119,10 @@ class Quantizer:
         names = layer_shapes(self.config)
         if unknown := sorted(set(kept) - set(names)):
             raise UserError(f"there is no layer {unknown[0]}; the model has {', '.join(names)}")
-        bits = {name: usual_bits(method, name) for name in names}
+        bits = usual_bits(self.config, method)
         bits |= {name: 8 if bits[name] == 4 else 32 for name in kept}
-        if method == "weight-only-int4":
-            return self._in_groups(bits)
+        if method in FOUR_BIT_METHODS:
+            return self._in_groups(method, bits)
         if method == "static-qat":
             plans = {name: InputPlan(scale, None, 0.0) for name, scale in self.trained_scales().items()}
             return self._made(method, bits, plans)
@@ -183,14 +191,14 @@ class Quantizer:
     def observed(self, method: str, observer: str) -> Rounding:
         """Round with one of the candidates that a method compares, whatever it costs."""
         self._require_own_steps(method)
-        bits = {name: usual_bits(method, name) for name in layer_shapes(self.config)}
-        plans = {} if method == "weight-only-int4" else self.observed_plans(method)
-        known = GROUP_ROUNDINGS if method == "weight-only-int4" else tuple(plans)
+        bits, in_groups = usual_bits(self.config, method), method in FOUR_BIT_METHODS
+        plans = {} if in_groups else self.observed_plans(method)
+        known = GROUP_ROUNDINGS if in_groups else tuple(plans)
         if observer not in known:
             raise UserError(
                 f"method {method} has no observer {observer!r}; expected {', '.join(known) or 'none at all'}"
             )
-        if method == "weight-only-int4":
+        if in_groups:
             made = self._made(method, bits, groups=self._grouped(bits)[observer])
         else:
             made = self._made(method, bits, plans[observer])
@@ -237,9 +245,8 @@ class Quantizer:
             )
         return spread_windows(self._dataset.train, T, max(tokens // T, 2), shift)
 
-    def _in_groups(self, bits: Mapping[str, int]) -> Rounding:
+    def _in_groups(self, method: str, bits: Mapping[str, int]) -> Rounding:
         """Round to 4 bits by GPTQ; measure plain rounding beside it."""
-        method = "weight-only-int4"
         made = {name: self._made(method, bits, groups=each) for name, each in self._grouped(bits).items()}
         table = self._compared(method, made)
         chosen = _nearest(table)
@@ -259,7 +266,7 @@ class Quantizer:
             return dequantize(pack_int4(groups[name][0]), groups[name][1])
 
         text = self._text(GPTQ_TOKENS, 0)
-        say(f"weight-only-int4: GPTQ on {text.numel():,} tokens, groups of {size}")
+        say(f"4 bits: GPTQ on {text.numel():,} tokens, groups of {size}")
         round_in_order(self.config, self.artifact.tensors, text, round_layer)
         nearest = {name: round_groups(self.artifact.tensors[f"{name}.weight"], size) for name in groups}
         return dict(zip(GROUP_ROUNDINGS, (groups, nearest), strict=True))
@@ -282,11 +289,6 @@ class Quantizer:
 
 def _nearest(table: Mapping[str, Mapping[str, float]]) -> str:
     return min(table, key=lambda name: table[name]["kl_mean"])
-
-
-def usual_bits(method: str, layer: str) -> int:
-    """Return the bits of a layer's weights where nothing is kept back."""
-    return 4 if method == "weight-only-int4" and layer not in (HEAD, *EMBEDDINGS) else 8
 
 
 def group_size_of(config: ModelConfig) -> int:

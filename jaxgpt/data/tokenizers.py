@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jaxgpt.config import MAX_VOCAB_SIZE
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer, parse_merges, unspell
+from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer, parse_merges
 
 # Pinned by tiktoken (tiktoken_ext.openai_public.gpt2).
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
@@ -115,11 +115,7 @@ def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
         vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
     fast.train_from_iterator(texts, trainer)
-    seen: set[bytes] = set()
-    merges = []
+    merges: dict[str, str] = {}  # by what they make: two may make one token, and the first is enough
     for first, second in json.loads(fast.to_str())["model"]["merges"]:
-        pair = (unspell(first), unspell(second))
-        if pair[0] + pair[1] not in seen:  # two merges may make one token; its first is enough
-            seen.add(pair[0] + pair[1])
-            merges.append(pair)
-    return Tokenizer(merges, f"bpe:{vocab_size}")
+        merges.setdefault(first + second, f"{first} {second}")
+    return Tokenizer(list(merges.values()), f"bpe:{vocab_size}")

@@ -8,7 +8,7 @@ Hugging Face's GPT-2 classes as they are.
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tiktoken
@@ -27,12 +27,17 @@ _BYTE_ORDER = _PRINTABLE + [b for b in range(256) if b not in set(_PRINTABLE)]
 _CHARACTERS = {b: chr(b) for b in _PRINTABLE} | {
     b: chr(256 + n) for n, b in enumerate(_BYTE_ORDER[len(_PRINTABLE) :])
 }
-_BYTES = {character: b for b, character in _CHARACTERS.items()}
-_LATIN = {ord(character): b for character, b in _BYTES.items()}
+_ALPHABET = [_CHARACTERS[b] for b in _BYTE_ORDER]
+_SEPARATOR = chr(256)  # beyond the bytes
+_LATIN = {ord(character): b for b, character in _CHARACTERS.items()} | {ord("\n"): ord(_SEPARATOR)}
 
 
 class Tokenizer:
     """A byte-level BPE; merges decide everything.
+
+    Args:
+      merges: in order, as GPT-2 spells them: two tokens with a space between; see `parse_merges`.
+      name: what messages call it.
 
     Attributes:
       vocab_size: V = 256 + merges + 1.
@@ -40,17 +45,13 @@ class Tokenizer:
       sha256: identity, the hash of the canonical merges.txt.
     """
 
-    def __init__(self, merges: Iterable[tuple[bytes, bytes]], name: str) -> None:
+    def __init__(self, merges: Sequence[str], name: str) -> None:
         self.name = name
-        ranks = {bytes([b]): rank for rank, b in enumerate(_BYTE_ORDER)}
-        lines = []  # kept as text: as objects, merges take more memory than all the rest
-        for first, second in merges:
-            ranks[first + second] = len(ranks)
-            lines.append(f"{_spell(first)} {_spell(second)}")
-        self._lines = "\n".join(lines)
-        if len(ranks) != 256 + len(lines):
+        self._merges = "\n".join(merges)  # kept as text: as objects they take more memory than all the rest
+        tokens = "\n".join(_spelled(merges)).translate(_LATIN).split(_SEPARATOR)
+        ranks = {token.encode("latin-1"): rank for rank, token in enumerate(tokens)}
+        if len(ranks) != 256 + len(merges):
             raise UserError(f"tokenizer {name}: two merges give the same token; its files are damaged")
-        self._ranks = ranks
         self.endoftext = len(ranks)
         self.vocab_size = len(ranks) + 1
         self.sha256 = hashlib.sha256(self.merges_text().encode()).hexdigest()
@@ -76,11 +77,14 @@ class Tokenizer:
 
     def merges_text(self) -> str:
         """Return the canonical merges.txt."""
-        return "\n".join([MERGES_HEADER, *self._lines.splitlines()]) + "\n"
+        return f"{MERGES_HEADER}\n{self._merges}\n" if self._merges else f"{MERGES_HEADER}\n"
 
     def vocab(self) -> dict[str, int]:
         """Return vocab.json: token as GPT-2 spells it -> id."""
-        return {_spell(token): rank for token, rank in self._ranks.items()} | {ENDOFTEXT: self.endoftext}
+        return _vocab(self._merge_lines())
+
+    def _merge_lines(self) -> list[str]:
+        return self._merges.split("\n") if self._merges else []
 
     def save(self, folder: Path) -> None:
         """Write merges.txt, vocab.json and tokenizer.json into a folder."""
@@ -112,7 +116,7 @@ class Tokenizer:
                 "byte_fallback": False,
                 "ignore_merges": False,
                 "vocab": self.vocab(),
-                "merges": self._lines.splitlines(),
+                "merges": self._merge_lines(),
             },
         }
 
@@ -128,36 +132,42 @@ def load_tokenizer(folder: Path, name: str = "bpe") -> Tokenizer:
         vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"tokenizer in {folder} can't be read: {error}") from None
-    tokenizer = Tokenizer(parse_merges(merges_text, folder / "merges.txt"), name)
-    if vocab != tokenizer.vocab():
+    merges = parse_merges(merges_text, folder / "merges.txt")
+    if vocab != _vocab(merges):
         raise UserError(
             f"tokenizer in {folder}: vocab.json ({len(vocab) if isinstance(vocab, dict) else 'damaged'} "
             f"tokens) does not follow from merges.txt "
-            f"({tokenizer.vocab_size} tokens); restore both from the same place"
+            f"({257 + len(merges)} tokens); restore both from the same place"
         )
-    return tokenizer
+    del vocab  # its memory serves the tokenizer
+    return Tokenizer(merges, name)
 
 
-def parse_merges(text: str, where: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the merges of a merges.txt; UserError names the first line that is none."""
-    for number, line in enumerate(text.split("\n"), 1):
+def _spelled(merges: Sequence[str]) -> list[str]:
+    return _ALPHABET + [merge.replace(" ", "") for merge in merges]
+
+
+def _vocab(merges: Sequence[str]) -> dict[str, int]:
+    return {token: rank for rank, token in enumerate([*_spelled(merges), ENDOFTEXT])}
+
+
+def parse_merges(text: str, where: Path) -> list[str]:
+    """Return the merges of a merges.txt, a line each; UserError names the first line that is none."""
+    lines = text.split("\n")
+    foreign = set(text) - {*_ALPHABET, " ", "\n"}
+    merges = []
+    for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
-        parts = line.split(" ")
-        if len(parts) != 2 or not all(part and _BYTES.keys() >= set(part) for part in parts):
+        if line.count(" ") != 1 or line[0] == " " or line[-1] == " " or (foreign and foreign & set(line)):
             raise UserError(f"{where} line {number} is not a merge of two tokens: {line[:40]!r}")
-        yield unspell(parts[0]), unspell(parts[1])
+        merges.append(line)
+    return merges
 
 
-def _spell(token: bytes) -> str:
-    return token.decode("latin-1").translate(_CHARACTERS)
-
-
-def unspell(characters: str) -> bytes:
-    """Return the bytes that GPT-2's printable spelling stands for."""
-    if not _BYTES.keys() >= set(characters):
-        raise KeyError(characters)
-    return characters.translate(_LATIN).encode("latin-1")
+def spell(token: bytes) -> str:
+    """Return a token in GPT-2's printable spelling."""
+    return "".join(_CHARACTERS[b] for b in token)
 
 
 class TextStream:

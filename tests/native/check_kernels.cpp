@@ -149,6 +149,43 @@ void check_products(const Kernels& k) {
   for (int first = 0; first < kTile; first += 16) check_product(k, "column8", k.column8, first, 16);
 }
 
+// Halves that are joined are the tile that they were made of, and multiply as it does.
+void check_joining(const Kernels& k) {
+  for (const int inputs : {64, 192}) {
+    const auto tile = integers<uint8_t>(size_t(inputs) * kTile, 0, 255);
+    std::vector<uint8_t> upper(tile.size() / 2), lower(upper.size());
+    for (int i = 0; i < inputs; i++)
+      for (int byte = 0; byte < 4; byte++)
+        for (int o = 0; o < kTile; o++) {
+          if (i % 4 != byte) continue;
+          const uint8_t whole = tile[size_t(i / 4 * kStepBytes + o * 4 + byte)];
+          const size_t at = size_t(i / 8 * kStepBytes + o * 4 + byte);
+          const int shift = i % 8 < 4 ? 0 : 4;
+          upper[at] = uint8_t(upper[at] | whole >> 4 << shift);
+          lower[at] = uint8_t(lower[at] | (whole & 15) << shift);
+        }
+    for (const int first : {0, 16, 48}) {
+      constexpr uint8_t kUntouched = 77;
+      const int outputs = first ? 16 : kTile;
+      std::vector<uint8_t> joined(tile.size(), kUntouched), expected = joined;
+      k.join(upper.data(), lower.data(), inputs, first, outputs, joined.data());
+      for (size_t at = 0; at < tile.size(); at++) {
+        const int output = int(at % kStepBytes) / 4;
+        if (output >= first && output < first + outputs) expected[at] = tile[at];
+      }
+      expect_same(k, "join of " + std::to_string(outputs) + " from " + std::to_string(first), joined, expected);
+    }
+    for (int rows = 1; k.dot_halves && rows <= 14; rows++) {
+      const auto x = integers<int8_t>(size_t(rows * inputs), -127, 127);
+      const auto start = integers<int32_t>(size_t(rows), -1000000, 1000000);
+      std::vector<int32_t> sums(size_t(rows * kTile)), expected = sums;
+      portable_kernels()->dot8(tile.data(), inputs, x.data(), inputs, rows, start.data(), expected.data());
+      k.dot_halves(upper.data(), lower.data(), inputs, x.data(), inputs, rows, start.data(), sums.data());
+      expect_same(k, "dot_halves of " + std::to_string(rows) + " rows", sums, expected);
+    }
+  }
+}
+
 float bfloat16(uint16_t bits) {
   const uint32_t wide = uint32_t(bits) << 16;
   float x;
@@ -475,6 +512,7 @@ int main() {
     generator.seed(1);
     check_sums(**k);
     check_products(**k);
+    check_joining(**k);
     check_dot4(**k);
     check_layer_norm(**k);
     check_gelu(**k);
