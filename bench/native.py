@@ -34,7 +34,7 @@ from export.model import Session
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
-from jaxgpt.shared.generation import generate
+from jaxgpt.shared.generation import BURST, generate
 from jaxgpt.shared.sampling import Sampling
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt.tokens import open_dataset
@@ -228,7 +228,7 @@ def timed_greedy(session: NativeSession, prompt: list[int], count: int) -> tuple
     tokens = [int(session.greedy(prompt)[0])]
     started = time.perf_counter()
     while len(tokens) < count:
-        tokens.append(int(session.greedy(tokens[-1:])[0]))
+        tokens += session.follow(tokens[-1], min(BURST, count - len(tokens)))
     return tokens, time.perf_counter() - started
 
 

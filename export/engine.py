@@ -30,7 +30,7 @@ from export.artifact import Artifact
 from export.model import rotary_turns
 from export.quantization import HEAD, Quantization, linear_layers
 
-VERSION = 1
+VERSION = 2
 LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 NORMS = ("ln_1", "ln_2")
 LAST_NORM = 2
@@ -301,13 +301,6 @@ class NativeSession:
         self.block_size = model.config.block_size
         self._handle = ctypes.c_void_p()
         _call("jaxgpt_session_new", model._handle, slots, CACHES[cache], ctypes.byref(self._handle))
-        self._best, self._token = ctypes.c_int32(), ctypes.c_int32()
-        place, wanted = ctypes.c_int32(0), ctypes.c_uint8(1)
-        self._next = functools.partial(
-            _library().jaxgpt_session_forward,
-            *(self._handle, 1, ctypes.byref(place), ctypes.byref(self._token), ctypes.byref(wanted), None),
-            ctypes.byref(self._best),
-        )
 
     def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt of 1 to block_size tokens into slot 0; return the logits (V,) after it."""
@@ -349,15 +342,22 @@ class NativeSession:
         self, tokens: Sequence[int], slots: Sequence[int] | None = None, every: bool = False
     ) -> npt.NDArray[np.int32]:
         """Take tokens as `forward` does; return the most probable next one, the lowest of equals."""
-        if len(tokens) == 1 and slots is None:  # what most calls are, so they prepare nothing
-            self._token.value = tokens[0]
-            if self._next() != 0:
-                raise UserError(_library().jaxgpt_error().decode())
-            return np.array([self._best.value], dtype=np.int32)
         order = self._order(tokens, slots, every)
         best = np.empty(int(order[2].sum()), dtype=np.int32)
         self._forward(order, None, best)
         return best
+
+    def follow(self, token: int, most: int = 1, end: int = -1) -> list[int]:
+        """Take a token into slot 0 and go on greedily; return what follows it.
+
+        Args:
+          token: the next one.
+          most: tokens to return at most; all but the last of them are taken too.
+          end: a token after which there is no more.
+        """
+        found, made = (ctypes.c_int32 * most)(), ctypes.c_int32()
+        _call("jaxgpt_session_follow", self._handle, 0, token, most, end, found, ctypes.byref(made))
+        return found[: made.value]
 
     def _order(self, tokens: Sequence[int], slots: Sequence[int] | None, every: bool) -> tuple[Any, Any, Any]:
         ids = np.ascontiguousarray(tokens, dtype=np.int32)

@@ -215,6 +215,15 @@ void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, 
     }
   }
   EXPECT(chosen[0] == chosen[1]);
+  // In one call, and up to a token that ends it.
+  std::vector<int32_t> followed(chosen[0].size());
+  int32_t made = 0;
+  EXPECT(jaxgpt_session_truncate(session, 0, 0) == 0);
+  EXPECT(jaxgpt_session_follow(session, 0, 0, int32_t(followed.size()), -1, followed.data(), &made) == 0);
+  EXPECT(size_t(made) == followed.size() && followed == chosen[0]);
+  EXPECT(jaxgpt_session_truncate(session, 0, 0) == 0);
+  EXPECT(jaxgpt_session_follow(session, 0, 0, int32_t(followed.size()), chosen[0][0], followed.data(), &made) == 0);
+  EXPECT(made == 1 && jaxgpt_session_length(session, 0) == 1);
   EXPECT(jaxgpt_session_exact_outputs(session) >= 0);
   jaxgpt_session_free(session);
   EXPECT(jaxgpt_session_length(batch, 4) == std::min(40, S));
@@ -308,7 +317,7 @@ void refusals() {
   }
   EXPECT(jaxgpt_session_new(model, 2, JAXGPT_KV_HALF, &session) == 0);
   std::vector<float> logits(3 * 300);
-  int32_t best = 0;
+  int32_t best = 0, made = 0;
   for (const int wrong : kInts) {
     EXPECT(take(session, {wrong}, {0}, {1}, &logits, nullptr) == -1);
     EXPECT(take(session, {1, wrong}, {0, 0}, {1, 1}, &logits, nullptr) == -1);
@@ -316,6 +325,9 @@ void refusals() {
     EXPECT(jaxgpt_session_truncate(session, wrong, 0) == -1);
     EXPECT(jaxgpt_session_truncate(session, 0, wrong) == -1);
     EXPECT(jaxgpt_session_length(session, wrong) == -1);
+    EXPECT(jaxgpt_session_follow(session, wrong, 1, 1, -1, &best, &made) == -1);
+    EXPECT(jaxgpt_session_follow(session, 0, wrong, 1, -1, &best, &made) == -1);
+    if (wrong < 1) EXPECT(jaxgpt_session_follow(session, 0, 1, wrong, -1, &best, &made) == -1);
     const int32_t one = 0;
     const uint8_t yes = 1;
     if (wrong < 1) EXPECT(jaxgpt_session_forward(session, wrong, &one, &one, &yes, nullptr, &best) == -1);
@@ -328,6 +340,8 @@ void refusals() {
   EXPECT(jaxgpt_session_forward(session, 1, nullptr, &one, &yes, nullptr, &best) == -1);
   EXPECT(jaxgpt_session_forward(session, 1, &one, nullptr, &yes, nullptr, &best) == -1);
   EXPECT(jaxgpt_session_forward(session, 1, &one, &one, nullptr, nullptr, &best) == -1);
+  EXPECT(jaxgpt_session_follow(session, 0, 1, 1, -1, nullptr, &made) == -1);
+  EXPECT(jaxgpt_session_follow(session, 0, 1, 1, -1, &best, nullptr) == -1);
   EXPECT(jaxgpt_session_length(session, 0) == 0 && jaxgpt_session_length(session, 1) == 0);
   EXPECT(take(session, {5, 6}, {0, 1}, {0, 0}, nullptr, nullptr) == 0);  // nothing is wanted: allowed
   EXPECT(take(session, {5, 6}, {0, 1}, {1, 1}, nullptr, nullptr) == 0);

@@ -170,6 +170,26 @@ def test_greedy_is_the_first_of_the_largest_logits(tmp_path: Path) -> None:
     assert {int((row == row.max()).sum()) for row in logits} >= {3}
 
 
+def test_following_is_choosing_step_by_step(kind: str, tmp_path: Path) -> None:
+    model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 2)
+    session, steps = NativeSession(model), NativeSession(model)
+    text = text_of(CONFIG, 10)
+    for each in (session, steps):
+        each.start(text)
+    expected = [7]
+    for _ in range(20):
+        expected.append(int(steps.greedy(expected[-1:])[0]))
+    found = session.follow(7, 20)
+    assert found == expected[1:]
+    assert session.length() == steps.length() == len(text) + 20
+    session.truncate(len(text))
+    end = expected[5]
+    assert session.follow(7, 20, end) == expected[1 : expected.index(end, 1) + 1]
+    session.truncate(len(text))
+    with pytest.raises(UserError, match="more tokens than the context"):
+        session.follow(7, CONFIG.block_size)
+
+
 def test_a_forgotten_draft_leaves_no_trace(kind: str, tmp_path: Path) -> None:
     model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 1)
     session, clean = NativeSession(model), NativeSession(model)

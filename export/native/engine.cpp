@@ -250,6 +250,20 @@ int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slo
   });
 }
 
+int jaxgpt_session_follow(jaxgpt_session* session, int32_t slot, int32_t token, int32_t most, int32_t end,
+                          int32_t* tokens, int32_t* made) {
+  return guarded([&] {
+    need(session, tokens, made);
+    if (most < 1) refuse("%d tokens are none", most);
+    *made = 0;
+    const uint8_t wanted = 1;
+    while (*made < most && (*made == 0 || token != end)) {
+      session->forward(1, &slot, &token, &wanted, nullptr, &tokens[*made]);
+      token = tokens[(*made)++];
+    }
+  });
+}
+
 int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, const int8_t* x, int rows,
                 int32_t* sums) {
   return guarded([&] {

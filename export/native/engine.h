@@ -13,7 +13,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define JAXGPT_ENGINE_VERSION 1
+#define JAXGPT_ENGINE_VERSION 2
 
 typedef struct jaxgpt_model jaxgpt_model;
 typedef struct jaxgpt_session jaxgpt_session;
@@ -81,6 +81,12 @@ int jaxgpt_session_length(const jaxgpt_session* session, int slot);
 //   best     (wanted) the most probable token of each, the lowest of equals; or null
 int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slots, const int32_t* tokens,
                            const uint8_t* wanted, float* logits, int32_t* best);
+// Goes on greedily: a slot takes `token`, then each most probable next one but the last.
+//   end      a token that ends the text; -1: none does
+//   tokens   (most) what follows `token`
+//   made     how many of them there are: most, or fewer where `end` is the last
+int jaxgpt_session_follow(jaxgpt_session* session, int32_t slot, int32_t token, int32_t most, int32_t end,
+                          int32_t* tokens, int32_t* made);
 
 // For tests: the exact integer sums (rows, outputs) of a matrix of 8 bits and integers (rows, inputs).
 int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, const int8_t* x, int rows,
