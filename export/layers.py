@@ -317,6 +317,11 @@ class WeightOnlyLinear(nn.Module):
         super()._load_from_state_dict(*arguments, **keywords)
         self._float = self.float_weight()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WeightOnlyLinear":
+        super()._apply(fn, recurse)
+        self._float = fn(self._float)
+        return self
+
     def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         """Apply the layer."""
         return F.linear(x, self._float, self.bias)

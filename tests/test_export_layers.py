@@ -2,17 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from export.arithmetic import quantize_rows
+from export.arithmetic import pack_int4, quantize_rows
 from export.layers import (
     FEW,
     KERNELS,
     MANY,
     Int8Linear,
     QuantizedEmbedding,
+    WeightOnlyLinear,
     exact_kernels,
     fastest_kernel,
     is_exact,
 )
+from export.quantize.gptq import round_groups
 
 
 def random_layer(static: bool, smooth: bool, O: int = 37, I: int = 64) -> tuple[Int8Linear, torch.Tensor]:
@@ -126,3 +128,19 @@ def test_a_fine_input_follows_the_definition_and_is_a_hundred_times_nearer(stati
     exact = x.double() @ plain.float_weight().double().t() + plain.bias.double()
     errors = [float((each(x).double() - exact).abs().max()) for each in (layer, plain)]
     assert errors[0] < errors[1] / 50
+
+
+def test_an_embedding_of_4_bits_gives_the_rows_that_its_head_has() -> None:
+    weight = torch.randn(11, 32, generator=torch.Generator().manual_seed(0))
+    q, scale = round_groups(weight, 8)
+    embedding, head = QuantizedEmbedding(pack_int4(q), scale), WeightOnlyLinear(pack_int4(q), scale)
+    tokens = torch.tensor([[3, 10], [0, 3]])
+    assert torch.equal(embedding(tokens), head.float_weight()[tokens])
+    assert float((embedding.float_weight() - weight).abs().max()) < float(weight.abs().max()) / 8
+
+
+def test_weights_only_layers_compute_in_float64_where_they_are_moved_there() -> None:
+    weight, scale = quantize_rows(torch.randn(7, 32, generator=torch.Generator().manual_seed(0)))
+    layer, x = WeightOnlyLinear(weight, scale), torch.randn(3, 32)
+    expected = x.double() @ layer.float_weight().double().t()
+    assert torch.allclose(layer.double()(x.double()), expected, rtol=1e-14, atol=0)
