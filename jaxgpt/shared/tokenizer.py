@@ -58,6 +58,7 @@ class Tokenizer:
         self._encoding = tiktoken.Encoding(
             name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={ENDOFTEXT: self.endoftext}
         )
+        ranks.clear()  # the encoding has its own copy and keeps this one, 7 MB for GPT-2, for pickling only
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; <|endoftext|> written in it is ordinary text."""
