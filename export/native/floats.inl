@@ -253,6 +253,9 @@ void remember(const HeadCache* cache, int kv, int D, int position, const float* 
   if (kv == 2) remember_as<int8_t>(cache, D, position, key, value);
 }
 
+template <typename T>
+constexpr int kOfLine = 64 / (16 * int(sizeof(T)));  // vectors of 16 in a line of the cache
+
 // scores[r][t] of B x 16 positions from `first` on, all in one block.
 template <typename T, int R, int B>
 inline void score_positions(const HeadCache* cache, int Dp, int first, const float* query, float* scores, int width) {
@@ -260,7 +263,9 @@ inline void score_positions(const HeadCache* cache, int Dp, int first, const flo
   Floats s[R][B] = {};
   for (int d = 0; d < Dp; d++)
     for (int j = 0; j < B; j++) {
-      const Floats k = load16(keys + (size_t(j) * Dp + d) * 16);
+      const T* place = keys + (size_t(j) * Dp + d) * 16;
+      if (cache->ahead && d % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->ahead);
+      const Floats k = load16(place);
       for (int r = 0; r < R; r++) s[r][j] = fma16(k, splat(query[r * Dp + d]), s[r][j]);
     }
   for (int r = 0; r < R; r++)
@@ -297,7 +302,9 @@ inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, c
     const int end = last + 1 - block < kBlock ? last + 1 - block : kBlock;
     for (int t = 0; t < end; t++)
       for (int v = 0; v < V; v++) {
-        const Floats x = load16(values + size_t(t) * Dp + v * 16);
+        const T* place = values + size_t(t) * Dp + v * 16;
+        if (cache->ahead && v % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->ahead);
+        const Floats x = load16(place);
         for (int r = 0; r < R; r++) m[r][v] = fma16(x, splat(scores[size_t(r) * width + block + t]), m[r][v]);
       }
   }

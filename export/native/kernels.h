@@ -17,6 +17,7 @@ struct HeadCache {
   uint8_t* key_scale;
   uint8_t* value_scale;
   size_t stride;
+  ptrdiff_t ahead = 0;  // from here to what is attended to next, which is asked for meanwhile; 0: nothing
 };
 
 struct Kernels {

@@ -126,8 +126,9 @@ float* jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows) {
   return y;
 }
 
-// Attention of some rows of a run and one head; keys and values of the whole run are in the cache already.
-void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, int rows) {
+// Attention of some rows of a run and one head; keys and values of the whole run are in the cache already. Those of
+// `next` are asked for meanwhile, where it is not null.
+void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, int rows, const Run* next) {
   const int D = model.head_size(), Dp = padded16(D), C = padded(model.shape.n_embd);
   const int width = padded(3 * model.shape.n_embd);
   static thread_local std::vector<float> query, scores;
@@ -142,7 +143,8 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
     if (model.shape.rotary) model.turn_by(run.position + first + r, from, to);
     for (int i = 0; i < D; i++) to[i] *= rate;
   }
-  const HeadCache place = cache(layer, run.slot, head);
+  HeadCache place = cache(layer, run.slot, head);
+  if (next) place.ahead = cache(layer, next->slot, head).keys - place.keys;
   float* mixed = mixed_.as<float>() + size_t(run.first_row + first) * size_t(C) + head * D;
   model.kernels->attend(&place, kv, D, run.position + first, rows, query.data(), scores.data(), mixed, C);
 }
@@ -187,10 +189,8 @@ void jaxgpt_session::attend_together(int layer, int rows) {
       put_tile(multiply_tile(matrix, piece * tiles + t, rows), matrix, piece * tiles + t, rows, width);
     }
     for (size_t r = 0; r < runs_.size(); r++)
-      for (int h = head; h < head + heads; h++) {
-        if (r + 1 < runs_.size()) ask_for_cache(layer, runs_[r + 1], h, 0, 1);
-        attend_run(layer, runs_[r], h, 0, runs_[r].rows);
-      }
+      for (int h = head; h < head + heads; h++)
+        attend_run(layer, runs_[r], h, 0, runs_[r].rows, r + 1 < runs_.size() ? &runs_[r + 1] : nullptr);
   });
 }
 

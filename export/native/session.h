@@ -38,7 +38,7 @@ struct jaxgpt_session {
   void attend(int layer);
   void ask_for_cache(int layer, const Run& run, int head, int part, int parts) const;
   void remember(int layer, const Run& run, int head);
-  void attend_run(int layer, const Run& run, int head, int first, int rows);
+  void attend_run(int layer, const Run& run, int head, int first, int rows, const Run* next = nullptr);
   int cache_blocks() const;
   HeadCache cache(int layer, int slot, int head) const;
   void exact_column(int column, float* y) const;
