@@ -91,6 +91,7 @@ def _library() -> Any:
     library.jaxgpt_model_free.argtypes = [ctypes.c_void_p]
     library.jaxgpt_session_free.argtypes = [ctypes.c_void_p]
     library.jaxgpt_session_length.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.jaxgpt_session_forward.argtypes = [ctypes.c_void_p, ctypes.c_int, *[ctypes.c_void_p] * 5]
     library.jaxgpt_read_seconds.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     return library
 
@@ -371,10 +372,8 @@ class NativeSession:
 
     def _forward(self, order: tuple[Any, Any, Any], logits: Any, best: Any) -> None:
         ids, places, wanted = order
-        outputs = (
-            None if array is None else array.ctypes.data_as(ctypes.c_void_p) for array in (logits, best)
-        )
-        inputs = (array.ctypes.data_as(ctypes.c_void_p) for array in (places, ids, wanted))
+        inputs = (array.ctypes.data for array in (places, ids, wanted))
+        outputs = (None if array is None else array.ctypes.data for array in (logits, best))
         _call("jaxgpt_session_forward", self._handle, len(ids), *inputs, *outputs)
 
     @property

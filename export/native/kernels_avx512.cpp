@@ -69,7 +69,7 @@ struct Bytes {
 
   INLINED void ask() const { ask_ahead(tile); }
   __m512i of(int, int v) const { return _mm512_loadu_si512(tile + v * 64); }
-  void next() { tile += kStepBytes; }
+  void skip(int inputs) { tile += inputs / kInputs * kStepBytes; }
 };
 
 // The same joined from halves: 8 inputs a step, four of the low half bytes and four of the high.
@@ -88,19 +88,19 @@ struct Halves {
     return four ? _mm512_ternarylogic_epi32(mask, up, _mm512_srli_epi16(low, 4), kFirstWhereMask)
                 : _mm512_ternarylogic_epi32(mask, _mm512_slli_epi16(up, 4), low, kFirstWhereMask);
   }
-  void next() {
-    upper += kStepBytes;
-    lower += kStepBytes;
+  void skip(int inputs) {
+    upper += inputs / kInputs * kStepBytes;
+    lower += inputs / kInputs * kStepBytes;
   }
 };
 
-// R rows at once: 4 R sums stay in registers, each step of weights is read once.
+// Adds to the sums of R rows at once: 4 R of them stay in registers, each step of weights is read once.
 template <int R, typename Weights>
-void dot_rows(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, const int32_t* start, int32_t* sums) {
+void dot_rows(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int32_t* sums) {
   __m512i s[R][4];
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < 4; v++) s[r][v] = _mm512_set1_epi32(start[r]);
-  for (int k = 0; k < inputs; k += Weights::kInputs, weights.next()) {
+    for (int v = 0; v < 4; v++) s[r][v] = _mm512_loadu_si512(sums + r * kTile + v * 16);
+  for (int k = 0; k < inputs; k += Weights::kInputs, weights.skip(Weights::kInputs)) {
     weights.ask();
     for (int four = 0; four < Weights::kInputs / 4; four++) {
       __m512i w[4];
@@ -115,20 +115,29 @@ void dot_rows(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, co
     for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, s[r][v]);
 }
 
+// More rows than registers have room for take the weights in pieces that stay in the first cache from one group of
+// rows to the next, so that memory is read all the time.
 template <typename Weights>
-void dot_all(const Weights& weights, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+void dot_all(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
              int32_t* sums) {
-  while (rows > 0) {
-    const int now = rows < 6 ? rows : 6;
-    switch (now) {
-      case 1: dot_rows<1>(weights, inputs, x, stride, start, sums); break;
-      case 2: dot_rows<2>(weights, inputs, x, stride, start, sums); break;
-      case 3: dot_rows<3>(weights, inputs, x, stride, start, sums); break;
-      case 4: dot_rows<4>(weights, inputs, x, stride, start, sums); break;
-      case 5: dot_rows<5>(weights, inputs, x, stride, start, sums); break;
-      default: dot_rows<6>(weights, inputs, x, stride, start, sums);
+  constexpr int kMostRows = 6, kPiece = 256;
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, _mm512_set1_epi32(start[r]));
+  const int piece = rows <= kMostRows ? inputs : kPiece;
+  for (int k = 0; k < inputs; k += piece, weights.skip(piece)) {
+    const int n = inputs - k < piece ? inputs - k : piece;
+    for (int r = 0; r < rows; r += kMostRows) {
+      const int8_t* in = x + r * stride + k;
+      int32_t* out = sums + r * kTile;
+      switch (rows - r) {
+        case 1: dot_rows<1>(weights, n, in, stride, out); break;
+        case 2: dot_rows<2>(weights, n, in, stride, out); break;
+        case 3: dot_rows<3>(weights, n, in, stride, out); break;
+        case 4: dot_rows<4>(weights, n, in, stride, out); break;
+        case 5: dot_rows<5>(weights, n, in, stride, out); break;
+        default: dot_rows<kMostRows>(weights, n, in, stride, out);
+      }
     }
-    rows -= now, x += now * stride, start += now, sums += now * kTile;
   }
 }
 
