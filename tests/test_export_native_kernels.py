@@ -1,4 +1,4 @@
-"""Kernels of all instruction sets agree: tests/native/check_kernels.cpp, compiled with the engine."""
+"""Kernels of all instruction sets agree: tests/native/, compiled with the engine."""
 
 import shutil
 import subprocess
@@ -8,17 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "export" / "native"
-DRIVER = ROOT / "tests" / "native" / "check_kernels.cpp"
+CHECKS = ROOT / "tests" / "native"
 # setup.py's, but for -O1: contraction changes results, the level does not.
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-Wno-psabi", "-pthread", f"-I{NATIVE}")
 ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
 def compiled(compiler: str, folder: Path, *flags: str) -> Path:
-    """Compile the driver with every source of the engine."""
+    """Compile the checks with every source of the engine."""
     program = folder / "check_kernels"
-    sources = sorted(str(path) for path in NATIVE.glob("*.cpp"))
-    command = [compiler, *FLAGS, *flags, str(DRIVER), *sources, "-o", str(program)]
+    sources = sorted(str(path) for folder in (CHECKS, NATIVE) for path in folder.glob("*.cpp"))
+    command = [compiler, *FLAGS, *flags, *sources, "-o", str(program)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return program

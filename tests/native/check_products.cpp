@@ -1,0 +1,160 @@
+// Products of integers, of 8 bits, of halves and of 4 bits: the same sums from every instruction set.
+#include <algorithm>
+
+#include "checks.h"
+
+namespace {
+
+std::vector<int32_t> naive_sums(const std::vector<int8_t>& weight, int outputs, int inputs,
+                                const std::vector<int8_t>& x, int rows) {
+  std::vector<int32_t> sums;
+  for (int r = 0; r < rows; r++)
+    for (int o = 0; o < outputs; o++) {
+      int64_t sum = 0;
+      for (int i = 0; i < inputs; i++) sum += int64_t(weight[size_t(o * inputs + i)]) * x[size_t(r * inputs + i)];
+      sums.push_back(int32_t(sum));
+    }
+  return sums;
+}
+
+void check_sums(const Kernels& k) {
+  constexpr int kRows = 40;
+  const int shapes[][2] = {{1, 1}, {3, 7}, {16, 64}, {63, 65}, {64, 128}, {65, 100}, {130, 321}};
+  for (const auto& shape : shapes)
+    for (const bool extreme : {false, true}) {
+      const int outputs = shape[0], inputs = shape[1];
+      const size_t weights = size_t(outputs * inputs), numbers = size_t(kRows * inputs);
+      const auto weight = extreme ? extremes(weights) : integers<int8_t>(weights, -127, 127);
+      const auto x = extreme ? extremes(numbers) : integers<int8_t>(numbers, -127, 127);
+      const auto expected = naive_sums(weight, outputs, inputs, x, kRows);
+      for (int rows = 1; rows <= kRows; rows++) {
+        std::vector<int32_t> sums(size_t(rows * outputs));
+        if (jaxgpt_sums(k.name, weight.data(), outputs, inputs, x.data(), rows, sums.data()) != 0)
+          return differ(k, "sums: %s", jaxgpt_error());
+        expect_same(k, "sums (" + std::to_string(outputs) + ", " + std::to_string(inputs) + ") of " +
+                           std::to_string(rows) + " rows",
+                    sums, {expected.begin(), expected.begin() + ptrdiff_t(sums.size())});
+      }
+    }
+}
+
+using Product = void (*)(const uint8_t*, int, const int8_t*, ptrdiff_t, int, const int32_t*, int32_t*);
+
+// The contract of one product: any bytes, starts and stride; outputs beyond `outputs` are left alone.
+void check_product(const Kernels& k, const char* name, Product product, int first, int outputs) {
+  constexpr int32_t kUntouched = 123456789;
+  for (const int inputs : {64, 192})
+    for (int rows = 1; rows <= 35; rows++) {
+      const int stride = inputs + 64;
+      const auto tile = integers<uint8_t>(size_t(inputs) * kTile, 0, 255);
+      const auto x = integers<int8_t>(size_t(rows * stride), -127, 127);
+      const auto start = integers<int32_t>(size_t(rows), -1000000, 1000000);
+      std::vector<int32_t> sums(size_t(rows * kTile), kUntouched), expected = sums;
+      for (int r = 0; r < rows; r++)
+        for (int o = 0; o < outputs; o++) {
+          int64_t sum = start[size_t(r)];
+          for (int i = 0; i < inputs; i++)
+            sum += int64_t(tile[size_t(i / 4 * kStepBytes + (first + o) * 4 + i % 4)]) * x[size_t(r * stride + i)];
+          expected[size_t(r * kTile + o)] = int32_t(sum);
+        }
+      product(tile.data() + first * 4, inputs, x.data(), stride, rows, start.data(), sums.data());
+      expect_same(k, std::string(name) + " of " + std::to_string(rows) + " rows", sums, expected);
+    }
+}
+
+void check_products(const Kernels& k) {
+  check_product(k, "dot8", k.dot8, 0, kTile);
+  if (k.many_from) check_product(k, "many", k.many, 0, kTile);
+  for (int first = 0; first < kTile; first += 16) check_product(k, "column8", k.column8, first, 16);
+}
+
+// Halves that are joined are the tile that they were made of, and multiply as it does.
+void check_joining(const Kernels& k) {
+  for (const int inputs : {64, 192}) {
+    const auto tile = integers<uint8_t>(size_t(inputs) * kTile, 0, 255);
+    std::vector<uint8_t> upper(tile.size() / 2), lower(upper.size());
+    for (int i = 0; i < inputs; i++)
+      for (int byte = 0; byte < 4; byte++)
+        for (int o = 0; o < kTile; o++) {
+          if (i % 4 != byte) continue;
+          const uint8_t whole = tile[size_t(i / 4 * kStepBytes + o * 4 + byte)];
+          const size_t at = size_t(i / 8 * kStepBytes + o * 4 + byte);
+          const int shift = i % 8 < 4 ? 0 : 4;
+          upper[at] = uint8_t(upper[at] | whole >> 4 << shift);
+          lower[at] = uint8_t(lower[at] | (whole & 15) << shift);
+        }
+    for (const int first : {0, 16, 48}) {
+      constexpr uint8_t kUntouched = 77;
+      const int outputs = first ? 16 : kTile;
+      std::vector<uint8_t> joined(tile.size(), kUntouched), expected = joined;
+      k.join(upper.data(), lower.data(), inputs, first, outputs, joined.data());
+      for (size_t at = 0; at < tile.size(); at++) {
+        const int output = int(at % kStepBytes) / 4;
+        if (output >= first && output < first + outputs) expected[at] = tile[at];
+      }
+      expect_same(k, "join of " + std::to_string(outputs) + " from " + std::to_string(first), joined, expected);
+    }
+    for (int rows = 1; k.dot_halves && rows <= 14; rows++) {
+      const auto x = integers<int8_t>(size_t(rows * inputs), -127, 127);
+      const auto start = integers<int32_t>(size_t(rows), -1000000, 1000000);
+      std::vector<int32_t> sums(size_t(rows * kTile)), expected = sums;
+      portable_kernels()->dot8(tile.data(), inputs, x.data(), inputs, rows, start.data(), expected.data());
+      k.dot_halves(upper.data(), lower.data(), inputs, x.data(), inputs, rows, start.data(), sums.data());
+      expect_same(k, "dot_halves of " + std::to_string(rows) + " rows", sums, expected);
+    }
+  }
+}
+
+float bfloat16(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float x;
+  memcpy(&x, &wide, 4);
+  return x;
+}
+
+// Within ulps of the sum of what the groups contribute, regardless of sign.
+void check_dot4(const Kernels& k) {
+  const int shapes[][2] = {{64, 8}, {64, 64}, {192, 24}, {192, 128}, {2048, 2048}, {4096, 4096}};
+  for (const auto& shape : shapes)
+    for (int tokens = 1; tokens <= 5; tokens++) {
+      const int inputs = shape[0], group = shape[1], groups = (inputs + group - 1) / group, stride = inputs + 64;
+      const auto tile = integers<uint8_t>(size_t(inputs) * kTile / 2, 0, 255);
+      const auto scale = integers<uint16_t>(size_t(groups * kTile), 0x3c00, 0x3f80);
+      const size_t numbers = size_t(2 * tokens * stride);
+      const auto x = tokens == 5 ? extremes(numbers) : integers<int8_t>(numbers, -127, 127);
+      std::vector<int32_t> group_sums(size_t(tokens * groups));
+      std::vector<double> expected, sizes;
+      for (int m = 0; m < tokens; m++) {
+        const int8_t* row = &x[size_t(2 * m * stride)];
+        k.sum_groups(row, row + stride, inputs, group, &group_sums[size_t(m * groups)]);
+        for (int o = 0; o < kTile; o++) {
+          double total = 0, size = 0;
+          for (int g = 0; g < groups; g++) {
+            int64_t sum = 0;
+            for (int i = g * group; i < std::min(inputs, (g + 1) * group); i++) {
+              const int both = tile[size_t(i / 8 * kStepBytes + o * 4 + i % 4)];
+              sum += ((i % 8 < 4 ? both & 15 : both >> 4) - 8) * (256 * row[i] + row[stride + i]);
+            }
+            const double term = double(sum) * double(bfloat16(scale[size_t(g * kTile + o)]));
+            total += term;
+            size += fabs(term);
+          }
+          expected.push_back(total);
+          sizes.push_back(size);
+        }
+      }
+      std::vector<float> sums(size_t(tokens * kTile));
+      k.dot4(tile.data(), scale.data(), inputs, group, x.data(), stride, tokens, group_sums.data(), sums.data());
+      expect_near(k, "dot4 (" + std::to_string(inputs) + " in groups of " + std::to_string(group) + ")", sums, expected,
+                  [&](size_t i) { return sizes[i]; });
+    }
+}
+
+}  // namespace
+
+void check_all_products(const Kernels& k) {
+  check_sums(k);
+  check_products(k);
+  check_joining(k);
+  check_dot4(k);
+}
