@@ -37,7 +37,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 clean:
 	rm -rf runs build dist *.egg-info export/native/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -90,7 +90,7 @@ def artifact(work: Path, data: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("method", ["dynamic", "static"])
+@pytest.mark.parametrize("method", ["dynamic", pytest.param("static", marks=pytest.mark.slow)])
 def test_every_artifact_is_near_flax_and_generates(
     command: Command, artifact: Path, data: Path, tmp_path: Path, method: str
 ) -> None:
