@@ -223,7 +223,8 @@ def check_tensors(
         signed = tensor.dtype == torch.bfloat16  # steps of 4-bit weights
         positive = tensor.abs() > 0 if signed else tensor > 0
         if name.endswith(("_scale", ".smooth")) and not bool(positive.all()):
-            raise UserError(f"{where}: {name} holds a step that is not positive; the file is damaged")
+            which = "of 0" if signed else "that is not positive"
+            raise UserError(f"{where}: {name} holds a step {which}; the file is damaged")
 
 
 def to_hf_name(name: str) -> str:

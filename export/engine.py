@@ -74,10 +74,10 @@ def _library() -> Any:
         raise UserError(
             f"the native engine cannot be loaded ({error}); build it again: pip install -e ."
         ) from None
-    if library.jaxgpt_version() != VERSION:
+    version = library.jaxgpt_version() if hasattr(library, "jaxgpt_version") else "none"
+    if version != VERSION:
         raise UserError(
-            f"{path} is version {library.jaxgpt_version()} of the engine, expected {VERSION}; "
-            "build it again: pip install -e ."
+            f"{path} is version {version} of the engine, expected {VERSION}; build it again: pip install -e ."
         )
     library.jaxgpt_error.restype = ctypes.c_char_p
     library.jaxgpt_instruction_sets.restype = ctypes.c_char_p
@@ -92,6 +92,11 @@ def _library() -> Any:
     library.jaxgpt_session_free.argtypes = [ctypes.c_void_p]
     library.jaxgpt_session_length.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.jaxgpt_session_forward.argtypes = [ctypes.c_void_p, ctypes.c_int, *[ctypes.c_void_p] * 5]
+    library.jaxgpt_session_follow.argtypes = [
+        ctypes.c_void_p,
+        *[ctypes.c_int32] * 4,
+        *[ctypes.c_void_p] * 2,
+    ]
     library.jaxgpt_read_seconds.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     return library
 
@@ -355,7 +360,14 @@ class NativeSession:
           token: the next one.
           most: tokens to return at most; all but the last of them are taken too.
           end: a token after which there is no more.
+
+        Raises:
+          UserError: the token is none, or the context has no room for so many; nothing was taken then.
         """
+        if not 1 <= most <= self.block_size:
+            raise UserError(f"most ({most}) must lie in 1 to {self.block_size}, the model's context")
+        if not 0 <= token < self.model.config.vocab_size:
+            raise UserError(f"token {token} is not in a vocabulary of {self.model.config.vocab_size}")
         found, made = (ctypes.c_int32 * most)(), ctypes.c_int32()
         _call("jaxgpt_session_follow", self._handle, 0, token, most, end, found, ctypes.byref(made))
         return found[: made.value]

@@ -136,6 +136,8 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
         size = found.group_size
         if bool(fours) != bool(size) or any(size < 2 or shapes[name][1] % size for name in fours):
             raise ValueError(f"group_size {size} does not divide the layers' inputs")
+        if any(shapes[name][1] % 2 for name in fours):
+            raise ValueError("4 bits, two to a byte, want an even number of inputs")
         movable = {name for name in shapes if name.endswith("mlp.c_proj")}
         movable |= {"wte"} if config.tied else set()
         movable = {name for name in movable if found.bits[name] == 8}

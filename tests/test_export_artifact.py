@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from export.artifact import expected_tensors, load, read_artifact
 from export.certificate import read_probe
 from export.model import layer_shapes
-from export.quantization import Quantization
-from jaxgpt.config import find_preset
+from export.quantization import Quantization, read_quantization, usual_bits
+from jaxgpt.config import ModelConfig, find_preset
 from jaxgpt.shared.errors import UserError
 
 FLAX_TOLERANCE = 1e-4  # the project's bound: float32 sums in three libraries' orders
@@ -255,3 +255,26 @@ def test_a_message_is_one_line_however_long_a_damaged_file_is() -> None:
     message = str(UserError("a\nb" * 10_000))
     assert "\n" not in message
     assert len(message) < 4100
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "size", "words"),
+    [
+        (ModelConfig(300, 32, 1, 3, 9), "weight-only-int4-head", 3, "an even number of inputs"),
+        (ModelConfig(300, 32, 1, 2, 8), "weight-only-int4", 3, "group_size 3"),
+    ],
+)
+def test_groups_that_no_bytes_hold_are_refused(
+    config: ModelConfig, method: str, size: int, words: str, tmp_path: Path
+) -> None:
+    section = Quantization(method, usual_bits(config, method), size).to_json()
+    with pytest.raises(UserError, match=words):
+        read_quantization(section, config, tmp_path / "config.json")
+
+
+def test_an_embedding_has_4_bits_only_as_a_head(tmp_path: Path) -> None:
+    config = ModelConfig(300, 32, 1, 2, 8)
+    for name, method in (("wte", "weight-only-int4"), ("wpe", "weight-only-int4-head")):
+        bits = usual_bits(config, method) | {name: 4}
+        with pytest.raises(UserError, match=f"gives {name} no 4 bits"):
+            read_quantization(Quantization(method, bits, 8).to_json(), config, tmp_path / "config.json")

@@ -188,6 +188,11 @@ def test_following_is_choosing_step_by_step(kind: str, tmp_path: Path) -> None:
     session.truncate(len(text))
     with pytest.raises(UserError, match="more tokens than the context"):
         session.follow(7, CONFIG.block_size)
+    for token, most in ((2**32 + 7, 1), (-1, 1), (7, 0), (7, 2**31)):
+        with pytest.raises(UserError):
+            session.follow(token, most)
+    assert session.length() == len(text)
+    assert session.follow(7, 20) == found
 
 
 def test_a_forgotten_draft_leaves_no_trace(kind: str, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import copy
 import json
 import random
 from pathlib import Path
@@ -117,3 +118,17 @@ def test_a_stop_string_split_over_tokens_is_not_shown(bpe: Tokenizer, stop: list
         assert shown == expected
         assert stream.text == expected
         assert stream.stopped == bool(found)
+
+
+def test_a_copy_is_the_same_tokenizer(bpe: Tokenizer) -> None:
+    other = copy.deepcopy(bpe)
+    assert other.sha256 == bpe.sha256
+    assert other.encode("def f(x):\n    return x") == bpe.encode("def f(x):\n    return x")
+
+
+def test_a_merge_that_is_there_twice_is_named(bpe: Tokenizer, tmp_path: Path) -> None:
+    bpe.save(tmp_path)
+    merges = (tmp_path / "merges.txt").read_text(encoding="utf-8")
+    (tmp_path / "merges.txt").write_text(merges + merges.splitlines()[1] + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="two merges give the same token"):
+        load_tokenizer(tmp_path)

@@ -256,10 +256,18 @@ int jaxgpt_session_follow(jaxgpt_session* session, int32_t slot, int32_t token, 
     need(session, tokens, made);
     if (most < 1) refuse("%d tokens are none", most);
     *made = 0;
+    const int before = jaxgpt_session_length(session, slot);
+    if (before >= 0 && most > session->model.shape.block_size - before)
+      refuse("slot %d would have more tokens than the context of %d holds", slot, session->model.shape.block_size);
     const uint8_t wanted = 1;
-    while (*made < most && (*made == 0 || token != end)) {
-      session->forward(1, &slot, &token, &wanted, nullptr, &tokens[*made]);
-      token = tokens[(*made)++];
+    try {
+      while (*made < most && (*made == 0 || token != end)) {
+        session->forward(1, &slot, &token, &wanted, nullptr, &tokens[*made]);
+        token = tokens[(*made)++];
+      }
+    } catch (...) {
+      if (before >= 0) jaxgpt_session_truncate(session, slot, before);
+      throw;
     }
   });
 }

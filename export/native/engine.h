@@ -85,6 +85,7 @@ int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slo
 //   end      a token that ends the text; -1: none does
 //   tokens   (most) what follows `token`
 //   made     how many of them there are: most, or fewer where `end` is the last
+// The slot must have room for `most` tokens. After an error it holds what it held before.
 int jaxgpt_session_follow(jaxgpt_session* session, int32_t slot, int32_t token, int32_t most, int32_t end,
                           int32_t* tokens, int32_t* made);
 

@@ -161,6 +161,8 @@ def round_in_order(
 ) -> None:
     """Call `round_layer` for the blocks' matrices and the head, each on inputs that rounded ones made.
 
+    Embeddings stay float here, that of a tied head too.
+
     Args:
       config: shape.
       tensors: float, by module name, matrices (O, I); not changed.
@@ -181,7 +183,8 @@ def round_in_order(
             layer.weight = nn.Parameter(round_layer(name, layer.weight, moments), requires_grad=False)
         stream = _run_block(block, stream)
     source = linear_layers(config)[HEAD]
-    round_layer(source, tensors[f"{source}.weight"], _finite(_product(model.ln_f(stream)), HEAD))
+    moments = torch.stack([_product(model.ln_f(row)) for row in stream]).sum(dim=0)
+    round_layer(source, tensors[f"{source}.weight"], _finite(moments, HEAD))
 
 
 def _embed(model: GPT, tokens: Tensor) -> Tensor:

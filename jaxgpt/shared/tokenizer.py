@@ -51,14 +51,17 @@ class Tokenizer:
         tokens = "\n".join(_spelled(merges)).translate(_LATIN).split(_SEPARATOR)
         ranks = {token.encode("latin-1"): rank for rank, token in enumerate(tokens)}
         if len(ranks) != 256 + len(merges):
-            raise UserError(f"tokenizer {name}: two merges give the same token; its files are damaged")
+            raise _twice(name)
         self.endoftext = len(ranks)
         self.vocab_size = len(ranks) + 1
         self.sha256 = hashlib.sha256(self.merges_text().encode()).hexdigest()
         self._encoding = tiktoken.Encoding(
             name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={ENDOFTEXT: self.endoftext}
         )
-        ranks.clear()  # the encoding has its own copy and keeps this one, 7 MB for GPT-2, for pickling only
+        ranks.clear()  # the encoding has its own copy and keeps this one, 7 MB for GPT-2, for being pickled
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[list[str], str]]:
+        return Tokenizer, (self._merge_lines(), self.name)
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; <|endoftext|> written in it is ordinary text."""
@@ -134,14 +137,21 @@ def load_tokenizer(folder: Path, name: str = "bpe") -> Tokenizer:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"tokenizer in {folder} can't be read: {error}") from None
     merges = parse_merges(merges_text, folder / "merges.txt")
-    if vocab != _vocab(merges):
+    expected = _vocab(merges)
+    if len(expected) != 257 + len(merges):
+        raise _twice(f"in {folder}")
+    if vocab != expected:
         raise UserError(
             f"tokenizer in {folder}: vocab.json ({len(vocab) if isinstance(vocab, dict) else 'damaged'} "
             f"tokens) does not follow from merges.txt "
             f"({257 + len(merges)} tokens); restore both from the same place"
         )
-    del vocab  # its memory serves the tokenizer
+    del vocab, expected  # their memory serves the tokenizer
     return Tokenizer(merges, name)
+
+
+def _twice(name: str) -> UserError:
+    return UserError(f"tokenizer {name}: two merges give the same token; its files are damaged")
 
 
 def _spelled(merges: Sequence[str]) -> list[str]:
