@@ -17,7 +17,8 @@ import functools
 import math
 import mmap
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,6 +194,7 @@ class NativeModel:
         self._handle = ctypes.c_void_p()
         name = isa.encode() if isa else None
         _call("jaxgpt_model_new", ctypes.byref(shape), name, threads or most, ctypes.byref(self._handle))
+        _free_with(self, _library().jaxgpt_model_free, self._handle)
         self._fill(artifact, artifact.quantization)
         self.isa: str = _library().jaxgpt_model_isa(self._handle).decode()
         self.bytes_per_token: int = _library().jaxgpt_model_bytes(self._handle)
@@ -229,9 +231,10 @@ class NativeModel:
         gain, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         _call("jaxgpt_model_set_norm", self._handle, which, layer, _pointer(gain), _pointer(bias))
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            _library().jaxgpt_model_free(self._handle)
+
+def _free_with(owner: object, free: Callable[..., object], *kept: object) -> None:
+    """Call `free` with `kept` when its owner is gone; at the interpreter's end the system frees it all."""
+    weakref.finalize(owner, free, *kept).atexit = False
 
 
 def _mapped_ranges(file: Path) -> list[tuple[int, int]]:
@@ -307,6 +310,7 @@ class NativeSession:
         self.block_size = model.config.block_size
         self._handle = ctypes.c_void_p()
         _call("jaxgpt_session_new", model._handle, slots, CACHES[cache], ctypes.byref(self._handle))
+        _free_with(self, _free_session, self._handle, model)
 
     def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt of 1 to block_size tokens into slot 0; return the logits (V,) after it."""
@@ -393,9 +397,10 @@ class NativeSession:
         """How many outputs of the head screened steps computed exactly so far."""
         return int(_library().jaxgpt_session_exact_outputs(self._handle))
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            _library().jaxgpt_session_free(self._handle)
+
+def _free_session(handle: ctypes.c_void_p, _model: NativeModel) -> None:
+    """Free a session before its model, which lives as long as this is to be called."""
+    _library().jaxgpt_session_free(handle)
 
 
 def read_bandwidth(size: int, threads: int, passes: int = 15) -> float:

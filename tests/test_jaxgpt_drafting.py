@@ -32,6 +32,29 @@ def test_guesses_grow_while_they_stand_and_shrink_when_not() -> None:
     assert (lookup.guessed, lookup.accepted) == (9, 3)
 
 
+def test_patience_grows_where_nothing_is_guessed() -> None:
+    lookup = PromptLookup([1, 2, 3, 4], 8)
+    found = []
+    for _ in range(4):
+        found.append(lookup.patience)
+        lookup.learn(0, 0, 1.0, lookup.patience)
+    assert found == [1, 2, 4, 8]
+    lookup.learn(3, 1, 1.0)
+    assert lookup.patience == 1
+    lookup.learn(3, 0, 1.0)
+    assert lookup.patience == 2
+
+
+def test_a_guess_pays_against_the_time_of_a_token_made_in_a_burst() -> None:
+    """Eight tokens of a burst take 4 s: a guess that takes 1 s and brings one token more is even."""
+    lookup = PromptLookup([1, 2, 3, 1, 2], 8)
+    lookup.learn(0, 0, 4.0, 8)
+    lookup.learn(3, 1, 1.0)
+    assert lookup.guess(8)
+    lookup.learn(3, 0, 1.0)
+    assert not lookup.guess(8)
+
+
 def test_wrong_guesses_cost_no_more_than_allowed() -> None:
     """A text that looks as if it repeated itself and never does, and guesses that double a step's time."""
     lookup = settled([1, 2, 3, 1, 2], most=8)

@@ -25,6 +25,12 @@ class PromptLookup:
     Args:
       tokens: the prompt.
       most: tokens of a guess at most.
+
+    Attributes:
+      patience: tokens worth making before the next guess is asked for: one after a guess that stood, twice as
+        many each time that there was none. Engines that make several by themselves are faster.
+      guessed: tokens that were tried.
+      accepted: how many of them stood.
     """
 
     def __init__(self, tokens: Sequence[int], most: int) -> None:
@@ -35,6 +41,7 @@ class PromptLookup:
         self._plain_s = 0.0
         self._spent_s = 0.0
         self._account_s = 0.0
+        self.patience = 1
         self.guessed = 0
         self.accepted = 0
         for token in tokens:
@@ -59,18 +66,22 @@ class PromptLookup:
                 return self._tokens[place : place + min(self._length, room)]
         return []
 
-    def learn(self, guessed: int, accepted: int, seconds: float) -> None:
+    def learn(self, guessed: int, accepted: int, seconds: float, made: int = 1) -> None:
         """Take in what a step gave.
 
         Args:
           guessed: tokens that were tried.
           accepted: how many of them stood.
           seconds: the whole step took.
+          made: tokens that the engine made by itself in a step without guesses.
         """
         self._spent_s += seconds
         if not guessed:
-            self._plain_s = KEPT * self._plain_s + (1 - KEPT) * seconds if self._plain_s else seconds
+            each = seconds / made
+            self._plain_s = KEPT * self._plain_s + (1 - KEPT) * each if self._plain_s else each
+            self.patience *= 2
             return
+        self.patience = 1 if accepted else 2
         self.guessed += guessed
         self.accepted += accepted
         self._account_s += (accepted + 1) * self._plain_s - seconds

@@ -251,13 +251,14 @@ def generate(
         guessed = lookup.guess(text.left - 1)
         started = time.perf_counter()
         if text.sampler.greedy and not guessed:
-            drawn = rewinding.follow(token, 1 if guess else min(text.left, BURST), tokenizer.endoftext)
+            most = min(text.left, BURST, lookup.patience if guess else BURST)
+            drawn = rewinding.follow(token, most, tokenizer.endoftext)
         else:
             drawn = _draw_after(rewinding, text.sampler, [token, *guessed])
         kept = min(len(drawn) - 1, len(guessed))
         if kept < len(guessed):
             rewinding.truncate(len(text.prompt) + len(text.tokens) + kept)
-        lookup.learn(len(guessed), kept, time.perf_counter() - started)
+        lookup.learn(len(guessed), kept, time.perf_counter() - started, len(drawn))
         for place, next_token in enumerate(drawn):
             if place:
                 lookup.push(drawn[place - 1])
