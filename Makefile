@@ -27,8 +27,9 @@ demo: $(STAMP)
 reference: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/reference.sh runs/reference
 
-wheel: $(STAMP)
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+wheel:
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 	@ls dist/*.whl
 
 lint: $(STAMP)

@@ -38,7 +38,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 
 PROMPT_TOKENS = 16
-BUSY_TOKENS = 48
+BUSY_SECONDS, BUSY_TOKENS = 1.0, 16  # what an engine generates beside busy processes: free, and at least
 WARMUP_TOKENS = 8
 BANDWIDTH_BUFFER_BYTES = 1_000_000_000
 BUSY = """
@@ -62,7 +62,8 @@ class GenerateOptions:
       threads: CPU threads; 0 takes all cores that this process may use.
       rounds: in each of which every engine generates once.
       uncached: also without KV cache (slow: every token runs the whole text again).
-      busy: so many other processes compete for the cores in one more pass of each round; 0 leaves it out.
+      busy: so many other processes compete for the cores in one more pass of each round; in it engines
+        with a KV cache generate what takes them a second else; 0 leaves it out.
       prefill: tokens of a prompt that is timed as well in each round; a shorter context bounds it.
       peers: also every other program that is installed, with the same float32 weights: see `bench.peers`.
         transformers' GPT-2 runs with its cache, without, and without and with the logits of every position
@@ -190,6 +191,7 @@ def run_rounds(
                 workers = [worker for worker in workers if worker.name != entry.name]
                 say(f"{entry.name} is left out: {error}")
         sizes = {entry.name: entry.bytes_per_token for entry in line_up}
+        cached = {entry.name for entry in line_up if entry.contestant.cached}
         for number in range(options.rounds):
             bandwidths.append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, threads))
             for worker in workers:
@@ -206,9 +208,13 @@ def run_rounds(
             if options.busy:
                 with busy_processes(options.busy):
                     for worker in workers:
-                        count = min(BUSY_TOKENS, options.tokens)
+                        if worker.name not in cached:
+                            continue  # its later tokens take longer, so that fewer tell nothing
+                        free = answers[worker.name][-1]
+                        rate = (options.tokens - 1) / free["decode_s"]
+                        count = min(max(int(rate * BUSY_SECONDS), BUSY_TOKENS), options.tokens)
                         answer = worker.ask({"prompt": prompt, "count": count})
-                        answers[worker.name][-1]["busy_rate"] = (count - 1) / answer["decode_s"]
+                        free["busy_rate"] = (count - 1) / answer["decode_s"]
     finally:
         for worker in workers:
             worker.close()

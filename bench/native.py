@@ -210,6 +210,7 @@ def speed_figures(
         "bytes_per_token": model.bytes_per_token,
         "tokens_per_s": {name: spread(values) for name, values in rates.items()},
         "screen": {
+            "used": exact > 0,
             "times_plain": ratio("screen", "plain"),
             "same_tokens": same["screen"],
             "exact_outputs_per_step": exact / (options.rounds * len(prompts) * count),
@@ -279,7 +280,7 @@ print(json.dumps({"seconds": seconds, "first": first, "grown": grown, "peak": pe
 
 def load_figures(folder: Path, threads: int) -> dict[str, Any]:
     """Load an artifact in a fresh process: seconds to the first token, memory then and later."""
-    command = [sys.executable, "-c", LOAD, str(folder), str(threads)]
+    command = [sys.executable, "-P", "-c", LOAD, str(folder), str(threads)]
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
     size = (folder / "model.safetensors").stat().st_size
     memory = {name: statistics.median(run[name] for run in runs) for name in ("first", "grown", "peak")}

@@ -85,7 +85,7 @@ class Training:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         self._running = [
             subprocess.Popen(
-                [sys.executable, "-m", "jaxgpt", "train", "tiny", *self._arguments, *flags],
+                [sys.executable, "-P", "-m", "jaxgpt", "train", "tiny", *self._arguments, *flags],
                 stdout=subprocess.DEVNULL,  # Gloo talks there
                 stderr=subprocess.PIPE,
                 text=True,

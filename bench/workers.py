@@ -28,7 +28,7 @@ class Worker:
     ) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(order)],
+            [sys.executable, "-P", "-m", module, json.dumps(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -6,7 +6,7 @@ import torch
 from conftest import Command, assert_one_line_error
 
 from export.artifact import read_artifact
-from export.quantize.choosing import choose, kept_layers, sensitivity
+from export.quantize.choosing import choose, kept_layers, sensitivity, worst_layers
 from export.quantize.command import _quality
 from export.quantize.methods import Quantizer
 from jaxgpt.shared.errors import UserError
@@ -64,6 +64,13 @@ def test_auto_takes_the_first_within_the_bound_from_the_cheapest_on(quantizer: Q
     assert [len(row["kept"]) for row in rows] == [0] * 5 + [1] * 5
 
 
+def test_a_head_of_4_bits_is_not_among_the_layers_to_keep(quantizer: Quantizer) -> None:
+    made = quantizer.round("weight-only-int4-head")
+    rows = sensitivity(quantizer, made)
+    assert ("wte", 4) in {(row["layer"], row["bits"]) for row in rows}
+    assert worst_layers(quantizer, made, len(rows)) == [row["layer"] for row in rows if row["layer"] != "wte"]
+
+
 def test_a_kept_layer_is_float_or_has_8_bits(quantizer: Quantizer) -> None:
     made = quantizer.round("dynamic", ["h.0.attn.c_proj", "wte"])
     assert kept_layers(quantizer.config, made) == ["wte", "h.0.attn.c_proj"]
@@ -71,6 +78,8 @@ def test_a_kept_layer_is_float_or_has_8_bits(quantizer: Quantizer) -> None:
     made = quantizer.round("weight-only-int4", ["h.0.attn.c_proj"])
     assert kept_layers(quantizer.config, made) == ["h.0.attn.c_proj"]
     assert made.tensors["h.0.attn.c_proj.weight"].dtype == torch.int8
+    with pytest.raises(UserError, match="to keep it: weight-only-int4"):
+        quantizer.round("weight-only-int4-head", ["wte"])
     with pytest.raises(UserError, match=r"no layer h\.7"):
         quantizer.round("dynamic", ["h.7"])
 

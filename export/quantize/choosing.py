@@ -13,7 +13,7 @@ from jaxgpt.config import ModelConfig
 
 from export.model import GPT, Cache
 from export.quality import Quality
-from export.quantization import FOUR_BIT_METHODS, usual_bits
+from export.quantization import FOUR_BIT_METHODS, HEAD, linear_layers, usual_bits
 from export.quantize.methods import Quantizer, Rounding
 
 CHEAPEST_FIRST = (*FOUR_BIT_METHODS, "static-qat", "static", "dynamic", "weight-only-int8")
@@ -42,8 +42,10 @@ def sensitivity(quantizer: Quantizer, made: Rounding) -> list[dict[str, Any]]:
 
 
 def worst_layers(quantizer: Quantizer, made: Rounding, count: int) -> list[str]:
-    """Return the layers that cost most."""
-    return [row["layer"] for row in sensitivity(quantizer, made)[:count]]
+    """Return the layers that cost most; never a head of 4 bits, which a method of its own keeps at 8."""
+    head = linear_layers(quantizer.config)[HEAD]
+    rows = [row for row in sensitivity(quantizer, made) if (row["layer"], row["bits"]) != (head, 4)]
+    return [row["layer"] for row in rows[:count]]
 
 
 def choose(

@@ -54,7 +54,8 @@ class QuantizeOptions:
       max_loss: for auto: how much the validation loss may rise, nats.
       observer: take this candidate instead of the one nearest to float: plain or smoothed (dynamic), min-max,
         clipped or clipped-smoothed (static), gptq or nearest (4 bits), nearest (weight-only-int8).
-      keep: so many of the layers that cost most stay in higher precision (8 bits instead of 4, float32 else).
+      keep: so many of the layers that cost most stay in higher precision (8 bits instead of 4, float32 else);
+        weight-only-int4-head keeps others than the head.
       sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.

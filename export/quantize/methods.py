@@ -33,6 +33,7 @@ from export.parity import Parity
 from export.quality import Forward, batches, measure_quality
 from export.quantization import (
     FOUR_BIT_METHODS,
+    HEAD,
     KINDS,
     Quantization,
     linear_layers,
@@ -120,6 +121,8 @@ class Quantizer:
         if unknown := sorted(set(kept) - set(names)):
             raise UserError(f"there is no layer {unknown[0]}; the model has {', '.join(names)}")
         bits = usual_bits(self.config, method)
+        if method == "weight-only-int4-head" and linear_layers(self.config)[HEAD] in kept:
+            raise UserError("weight-only-int4-head rounds the head to 4 bits; to keep it: weight-only-int4")
         bits |= {name: 8 if bits[name] == 4 else 32 for name in kept}
         if method in FOUR_BIT_METHODS:
             return self._in_groups(method, bits)
