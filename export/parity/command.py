@@ -91,7 +91,7 @@ def compare_command(options: CompareOptions) -> Result:
         text = f"largest logit difference {largest:.3g} <= {options.max_logit_diff:.3g}"
         gates[text] = largest <= options.max_logit_diff
     if options.max_loss_increase is not None:
-        text = f"loss increase {found.loss_increase:+.5f} <= {options.max_loss_increase:.5f}"
+        text = f"loss increase {found.loss_increase:+.5f} <= {options.max_loss_increase:g}"
         gates[text] = found.loss_increase <= options.max_loss_increase
     for text, passed in gates.items():
         say(f"{'pass' if passed else 'FAIL'}  {text}")

@@ -202,7 +202,7 @@ class Quantizer:
                 f"method {method} has no observer {observer!r}; expected {', '.join(known) or 'none at all'}"
             )
         if in_groups:
-            made = self._made(method, bits, groups=self._grouped(bits)[observer])
+            made = self._made(method, bits, groups=self._grouped(observer, bits))
         else:
             made = self._made(method, bits, plans[observer])
         return dataclasses.replace(made, figures={"calibration": {"observer": observer}})
@@ -250,16 +250,22 @@ class Quantizer:
 
     def _in_groups(self, method: str, bits: Mapping[str, int]) -> Rounding:
         """Round to 4 bits by GPTQ; measure plain rounding beside it."""
-        made = {name: self._made(method, bits, groups=each) for name, each in self._grouped(bits).items()}
+        made = {name: self._made(method, bits, groups=self._grouped(name, bits)) for name in GROUP_ROUNDINGS}
         table = self._compared(method, made)
         chosen = _nearest(table)
         return dataclasses.replace(
             made[chosen], figures={"calibration": {"observer": chosen, "observers": table}}
         )
 
-    def _grouped(self, bits: Mapping[str, int]) -> dict[str, dict[str, Rounded]]:
-        """Return integers and steps of the layers with 4 bits, by GPTQ layer after layer and to nearest."""
-        size = group_size_of(self.config)
+    def _grouped(self, rounding: str, bits: Mapping[str, int]) -> dict[str, Rounded]:
+        """Return integers and steps of the layers with 4 bits, by GPTQ layer after layer or to nearest."""
+        size, tensors = group_size_of(self.config), self.artifact.tensors
+        if rounding == "nearest":
+            return {
+                name: round_groups(tensors[f"{name}.weight"], size)
+                for name, each in bits.items()
+                if each == 4
+            }
         groups: dict[str, Rounded] = {}
 
         def round_layer(name: str, weight: Tensor, moments: Tensor) -> Tensor:
@@ -270,9 +276,8 @@ class Quantizer:
 
         text = self._text(GPTQ_TOKENS, 0)
         say(f"4 bits: GPTQ on {text.numel():,} tokens, groups of {size}")
-        round_in_order(self.config, self.artifact.tensors, text, round_layer)
-        nearest = {name: round_groups(self.artifact.tensors[f"{name}.weight"], size) for name in groups}
-        return dict(zip(GROUP_ROUNDINGS, (groups, nearest), strict=True))
+        round_in_order(self.config, tensors, text, round_layer)
+        return groups
 
     def cost(self, made: Rounding) -> tuple[float, Parity]:
         """Return the loss above float and the distance from it, on held-out training text."""
