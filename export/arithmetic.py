@@ -28,6 +28,14 @@ multiply-add, no reciprocal in place of a division. `round` rounds halves to eve
                     [-8, 7] and s is bfloat16 with a sign, so that a group's extreme of either sign can be -8
         byte        (q[o, 2 k] + 8) + 16 (q[o, 2 k + 1] + 8)
 
+    the rest        LayerNorm, GELU (tanh) and attention (scores, softmax, mixture) are computed in float64
+                    from their float32 inputs, and their results rounded to float32, once each. So two
+                    executors have the same floats but for one in millions, and round to the same integers:
+                    float32 sums in another order differ in their last bits, some of these turn an integer,
+                    and each layer turns more. Weight-only models have no integers to turn and need not.
+                    The residual stream and rotary turns are float32 operations in the order written.
+                    (Training in JAX, which only learns to live with the rounding, keeps float32 throughout.)
+
 Which integers and steps 4 bits have is the quantizer's business altogether. The integer sum is exact in
 int32: |sum| <= 127^2 I < 2^31 for I < 133,144. -128 is never used, so that a product fits 15 bits and
 negation is safe. Symmetric: float 0 is integer 0, no zero point is stored.

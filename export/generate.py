@@ -92,7 +92,7 @@ def open_session(
       artifact: that was read.
       engine: "native", "torch", or "auto": native where it can, else the module, which is said.
       threads: of the native engine; the module takes PyTorch's.
-      cache: what the native engine keeps keys and values as.
+      cache: what the native engine keeps keys and values as; an exact module rounds them to float16 too.
       slots: texts side by side; the native engine only.
 
     Raises:
@@ -102,7 +102,9 @@ def open_session(
     if engine == "torch" or reason is not None:
         if reason is not None and artifact.quantization is not None:
             say(f"the PyTorch module runs, which is slower; not the native engine, because {reason}")
-        return Session(artifact.model()), "jaxgpt-torch"
+        module = artifact.model()
+        as_native = module.exact and cache == "fp16"  # then both give the same text
+        return Session(module, torch.float16 if as_native else torch.float32), "jaxgpt-torch"
     model = NativeModel(artifact, threads)
     return NativeSession(model, slots, cache), f"jaxgpt-native ({model.isa})"
 

@@ -24,27 +24,55 @@ PARTS = ("weight", "bias")
 class Cache:
     """Keys and values of the tokens so far.
 
+    Args:
+      config: shape.
+      batch: texts side by side.
+      rounded_to: what keys and values are rounded to: torch.float32 (not at all) or torch.float16.
+      dtype: what they lie in: an exact model multiplies float64, and would convert all of them in each step.
+
     Attributes:
       keys: (B, H, S, D) of each layer.
       values: (B, H, S, D) of each layer.
       length: number of tokens in it.
     """
 
-    def __init__(self, config: ModelConfig, batch: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        rounded_to: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         shape = (config.n_layer, batch, config.n_head, config.block_size, config.head_size)
-        self.keys = torch.zeros(shape).unbind()
-        self.values = torch.zeros(shape).unbind()
+        self.keys = torch.zeros(shape, dtype=dtype).unbind()
+        self.values = torch.zeros(shape, dtype=dtype).unbind()
         self.length = 0
+        self._rounded_to = rounded_to
+
+    def extended(
+        self, layer: int, key: Float[Tensor, "B H T D"], value: Float[Tensor, "B H T D"]
+    ) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S D"]]:
+        """Put a layer's new keys and values behind the others; return all of them."""
+        start, T = self.length, key.shape[2]
+        for kept, new in ((self.keys[layer], key), (self.values[layer], value)):
+            kept.narrow(2, start, T).copy_(new.to(self._rounded_to))
+        return self.keys[layer].narrow(2, 0, start + T), self.values[layer].narrow(2, 0, start + T)
 
 
 class Attention(nn.Module):
     """Causal multi-head self-attention; c_attn and c_proj are float or INT8 layers."""
 
     def __init__(
-        self, n_head: int, c_attn: nn.Module, c_proj: nn.Module, turns: Tensor | None = None
+        self,
+        n_head: int,
+        c_attn: nn.Module,
+        c_proj: nn.Module,
+        turns: Tensor | None = None,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         self.n_head = n_head
+        self._exact = exact
         self._turns = turns  # (2, block_size, D), cosines and sines of rotary positions
         self.c_attn = c_attn
         self.c_proj = c_proj
@@ -62,15 +90,16 @@ class Attention(nn.Module):
             cosine, sine = (part.narrow(0, start, T) for part in self._turns)
             query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         if cache is not None:
-            end = start + T
-            cache.keys[layer].narrow(2, start, T).copy_(key)
-            cache.values[layer].narrow(2, start, T).copy_(value)
-            key, value = cache.keys[layer].narrow(2, 0, end), cache.values[layer].narrow(2, 0, end)
+            key, value = cache.extended(layer, key, value)
             if start and T > 1:
-                mask = torch.ones(T, end, dtype=torch.bool).tril(start)
+                mask = torch.ones(T, start + T, dtype=torch.bool).tril(start)
         # Without a cache always, whatever T: so that a torch.export program may leave T open.
         causal = mask is None and (cache is None or T > 1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        if self._exact:
+            query, key, value = query.double(), key.double(), value.double()
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal).to(
+            x.dtype
+        )
         return self.c_proj(mixed.transpose(1, 2).reshape(B, T, C))
 
 
@@ -93,24 +122,41 @@ def rotate(
 class MLP(nn.Module):
     """Two linear layers with GELU (tanh) between them."""
 
-    def __init__(self, c_fc: nn.Module, c_proj: nn.Module) -> None:
+    def __init__(self, c_fc: nn.Module, c_proj: nn.Module, exact: bool = False) -> None:
         super().__init__()
         self.c_fc = c_fc
         self.c_proj = c_proj
+        self._exact = exact
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """Apply both layers."""
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        hidden = self.c_fc(x)
+        wide = hidden.double() if self._exact else hidden
+        return self.c_proj(F.gelu(wide, approximate="tanh").to(x.dtype))
+
+
+class ExactLayerNorm(nn.LayerNorm):
+    """The same, computed in float64 and rounded once."""
+
+    def forward(self, x: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
+        """Normalize."""
+        gain, bias = self.weight.double(), self.bias.double()
+        return F.layer_norm(x.double(), self.normalized_shape, gain, bias, self.eps).to(x.dtype)
+
+
+def layer_norm(channels: int, exact: bool) -> nn.LayerNorm:
+    """Return a LayerNorm as GPT-2 has it."""
+    return (ExactLayerNorm if exact else nn.LayerNorm)(channels, eps=LAYER_NORM_EPSILON)
 
 
 class Block(nn.Module):
     """Attention and MLP, each on a normalized input and added to the stream."""
 
-    def __init__(self, channels: int, attn: Attention, mlp: MLP) -> None:
+    def __init__(self, channels: int, attn: Attention, mlp: MLP, exact: bool = False) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPSILON)
+        self.ln_1 = layer_norm(channels, exact)
         self.attn = attn
-        self.ln_2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPSILON)
+        self.ln_2 = layer_norm(channels, exact)
         self.mlp = mlp
 
     def forward(
@@ -128,11 +174,14 @@ class GPT(nn.Module):
       config: shape.
       layers: every embedding and linear layer by its GPT-2 name (wte, wpe, h.0.attn.c_attn, ...,
         lm_head), of whatever class; no wpe where positions are rotary.
+      exact: norms, attention and GELU are computed in float64 and rounded once, as `export.arithmetic`
+        says of models whose inputs are rounded to 8 bits.
     """
 
-    def __init__(self, config: ModelConfig, layers: dict[str, nn.Module]) -> None:
+    def __init__(self, config: ModelConfig, layers: dict[str, nn.Module], exact: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.exact = exact
         self.wte = layers["wte"]
         self.wpe = layers.get("wpe")
         turns = None if self.wpe is not None else rotary_turns(config)
@@ -140,10 +189,10 @@ class GPT(nn.Module):
         for index in range(config.n_layer):
             name = f"h.{index}"
             linear = (layers[f"{name}.attn.c_attn"], layers[f"{name}.attn.c_proj"])
-            attn = Attention(config.n_head, *linear, turns)
-            mlp = MLP(layers[f"{name}.mlp.c_fc"], layers[f"{name}.mlp.c_proj"])
-            self.h.append(Block(config.n_embd, attn, mlp))
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
+            attn = Attention(config.n_head, *linear, turns, exact)
+            mlp = MLP(layers[f"{name}.mlp.c_fc"], layers[f"{name}.mlp.c_proj"], exact)
+            self.h.append(Block(config.n_embd, attn, mlp, exact))
+        self.ln_f = layer_norm(config.n_embd, exact)
         self.lm_head = layers["lm_head"]
 
     def forward(
@@ -171,6 +220,11 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length = end
         return self.lm_head(self.ln_f(x[:, -1:] if last_only else x))
+
+    def new_cache(self, batch: int = 1, rounded_to: torch.dtype = torch.float32) -> Cache:
+        """Return an empty cache that this model multiplies as it lies."""
+        dtype = torch.float64 if self.exact else torch.float32
+        return Cache(self.config, batch, rounded_to, dtype)
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -231,12 +285,17 @@ def float_linear(weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None) 
 
 
 class Session:
-    """Generates with a module and a KV cache, one text at a time; an `Engine` of `shared.generation`."""
+    """Generates with a module and a KV cache, one text at a time; an `Engine` of `shared.generation`.
 
-    def __init__(self, model: GPT) -> None:
+    Args:
+      model: the module.
+      rounded_to: see Cache.
+    """
+
+    def __init__(self, model: GPT, rounded_to: torch.dtype = torch.float32) -> None:
         self.block_size = model.config.block_size
         self._model = model
-        self._cache = Cache(model.config, batch=1)
+        self._cache = model.new_cache(rounded_to=rounded_to)
 
     @torch.inference_mode()
     def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -201,7 +201,7 @@ def quantized_model(config: ModelConfig, quantization: Quantization, tensors: Ma
             layers[name] = _embedding(name, quantization, tensors)
     for name, source in linear_layers(config).items():
         layers[name] = _linear(name, source, quantization, tensors)
-    model = GPT(config, layers)
+    model = GPT(config, layers, exact=not quantization.weight_only)
     norms = {f"{name}.{part}": tensors[f"{name}.{part}"] for name in norm_names(config) for part in PARTS}
     model.load_state_dict(norms, strict=False)
     return model.eval().requires_grad_(False)

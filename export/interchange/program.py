@@ -99,7 +99,8 @@ def storable(model: GPT) -> GPT:
     names += [
         f"h.{i}.{part}" for i in blocks for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     ]
-    copied = GPT(model.config, {name: _storable(model.get_submodule(name)) for name in names})
+    layers = {name: _storable(model.get_submodule(name)) for name in names}
+    copied = GPT(model.config, layers, model.exact)
     for name in norm_names(model.config):
         norm = model.get_submodule(name)
         copied.get_submodule(name).load_state_dict(norm.state_dict())

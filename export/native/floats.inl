@@ -1,7 +1,13 @@
 // The float loops, written once over vectors of 16 floats; each instruction set includes this after it has
-// defined load16 / store16 for half and int8, fma16, and max16 and min16 (a > b ? a : b, a < b ? a : b). GCC's and
+// defined load16 / store16 for half and int8, fma16, max16 and min16 (a > b ? a : b, a < b ? a : b); of doubles, 8 to a
+// vector, fma8, max8, min8, load8 of float, half and int8, store8 to float, and kSums, how many of them registers hold as
+// sums beside what is multiplied. GCC's and
 // Clang's vector types split such a vector where the registers are smaller. Compiled without contraction: what must round as export/arithmetic.py says is
 // written with plain operators, what may fuse with fma16.
+//
+// What lies between two matrices (norms, attention, GELU) is computed in doubles and rounded to float once, so that
+// every instruction set and PyTorch, which does the same, round to the same integers afterwards: fma8 fuses or does
+// not, which a float does not show.
 //
 // Included in an anonymous namespace; needs <math.h>, <string.h>, <stdint.h> and kernels.h.
 
@@ -49,41 +55,56 @@ inline Ints round_to_ints(Floats x) {
   return (Ints)(x + magic) - 0x4b400000;
 }
 
-// e^x within 2 units in the last place for x in [-87, 88]; smaller ones give about 1e-38.
-inline Floats exp16(Floats x) {
-  x = max16(min16(x, splat(88.0f)), splat(-87.0f));
-  Floats n = round16(x * 1.44269504f);
-  Floats r = fma16(n, splat(-0.693359375f), x);
-  r = fma16(n, splat(2.12194440e-4f), r);
-  Floats p = splat(1.9875691500e-4f);
-  p = fma16(p, r, splat(1.3981999507e-3f));
-  p = fma16(p, r, splat(8.3334519073e-3f));
-  p = fma16(p, r, splat(4.1665795894e-2f));
-  p = fma16(p, r, splat(1.6666665459e-1f));
-  p = fma16(p, r, splat(5.0000001201e-1f));
-  p = fma16(p * r, r, r) + 1.0f;
-  Ints power = (round_to_ints(n) + 127) << 23;
-  return p * (Floats)power;
+typedef int64_t Longs __attribute__((vector_size(64)));
+
+inline Doubles splat8(double x) { return Doubles{} + x; }
+inline Doubles load8(const double* p) {
+  Doubles v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store8(double* p, Doubles v) { memcpy(p, &v, sizeof v); }
+inline double sum_lanes(Doubles v) {
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+  v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+  v += __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+  return v[0];
+}
+
+constexpr double kInverseFactorial[] = {1.0,       1.0,       1.0 / 2,    1.0 / 6,     1.0 / 24,
+                                        1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880};
+
+// e^x, relative error below 3e-13, for x in [-700, 700]; what lies beyond counts as its end.
+inline Doubles exp8(Doubles x) {
+  constexpr double kMagic = 6755399441055744.0;  // 1.5 x 2^52: adding it leaves no bits below 1
+  x = min8(max8(x, splat8(-700)), splat8(700));
+  const Doubles shifted = fma8(x, splat8(1.4426950408889634), splat8(kMagic)), n = shifted - kMagic;
+  Doubles r = fma8(n, splat8(-0.693147180369123816490), x);
+  r = fma8(n, splat8(-1.90821492927058770002e-10), r);
+  Doubles p = splat8(1.0 / 3628800);  // Taylor: |r| <= ln 2 / 2
+  for (int k = 10; k > 0; k--) p = fma8(p, r, splat8(kInverseFactorial[k - 1]));
+  const Longs power = ((Longs)shifted + (1023 - 0x4338000000000000)) << 52;
+  return p * (Doubles)power;
 }
 
 void layer_norm(const float* x, const float* gain, const float* bias, int n, float* y) {
-  const int whole = n / 16 * 16;
-  Floats total = {};
-  for (int i = 0; i < whole; i += 16) total += load16(x + i);
-  float sum = sum_lanes(total);
+  const int whole = n / 8 * 8;
+  Doubles total = {};
+  for (int i = 0; i < whole; i += 8) total += load8(x + i);
+  double sum = sum_lanes(total);
   for (int i = whole; i < n; i++) sum += x[i];
-  const float mean = sum / n;
-  Floats squares = {};
-  for (int i = 0; i < whole; i += 16) {
-    Floats d = load16(x + i) - mean;
-    squares = fma16(d, d, squares);
+  const double mean = sum / n;
+  Doubles squares = {};
+  for (int i = 0; i < whole; i += 8) {
+    const Doubles d = load8(x + i) - mean;
+    squares = fma8(d, d, squares);
   }
-  float square = sum_lanes(squares);
+  double square = sum_lanes(squares);
   for (int i = whole; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
-  const float rate = 1.0f / sqrtf(square / n + 1e-5f);
-  for (int i = 0; i < whole; i += 16)
-    store16(y + i, (load16(x + i) - mean) * rate * load16(gain + i) + load16(bias + i));
-  for (int i = whole; i < n; i++) y[i] = (x[i] - mean) * rate * gain[i] + bias[i];
+  const double rate = 1.0 / sqrt(square / n + 1e-5);
+  for (int i = 0; i < whole; i += 8)
+    store8(y + i, fma8((load8(x + i) - mean) * rate, load8(gain + i), load8(bias + i)));
+  for (int i = whole; i < n; i++) y[i] = float((x[i] - mean) * rate * gain[i] + bias[i]);
 }
 
 // 16 floats of a row from i on, divided by smooth, zeros beyond n.
@@ -140,10 +161,10 @@ void sum_groups(const int8_t* q, const int8_t* fine, int n, int group, int32_t* 
 
 // GELU (tanh): 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 void gelu(float* x, int n) {
-  for (int i = 0; i < n; i += 16) {
-    const Floats v = load16(x + i);
-    const Floats u = fma16(v * v * v, splat(0.044715f), v) * 0.7978845608f;
-    store16(x + i, v / (1.0f + exp16(-2.0f * u)));
+  for (int i = 0; i < n; i += 8) {
+    const Doubles v = load8(x + i);
+    const Doubles u = fma8(v * v * v, splat8(0.044715), v) * 0.79788456080286535588;
+    store8(x + i, v / (1.0 + exp8(-2.0 * u)));
   }
 }
 
@@ -254,94 +275,100 @@ void remember(const HeadCache* cache, int kv, int D, int position, const float* 
 }
 
 template <typename T>
-constexpr int kOfLine = 64 / (16 * int(sizeof(T)));  // vectors of 16 in a line of the cache
+constexpr int kOfLine = 64 / (8 * int(sizeof(T)));  // vectors of 8 in a line of the cache
 
-// scores[r][t] of B x 16 positions from `first` on, all in one block.
+template <typename T>
+inline void ask_for_same(const HeadCache* cache, const T* place, int vector) {
+  if (cache->ahead && vector % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->ahead);
+}
+
+// scores[r][t] of B x 8 positions from `first` on, all in one block.
 template <typename T, int R, int B>
-inline void score_positions(const HeadCache* cache, int Dp, int first, const float* query, float* scores, int width) {
-  const T* keys = keys_of<T>(cache, Dp, first);
-  Floats s[R][B] = {};
+inline void score_positions(const HeadCache* cache, int Dp, int first, const double* query, double* scores,
+                            int width) {
+  const T* keys[B];
+  UNROLLED for (int j = 0; j < B; j++) keys[j] = keys_of<T>(cache, Dp, first + 8 * j) + first % 16 + 8 * (j % 2);
+  Doubles s[R][B] = {};
   for (int d = 0; d < Dp; d++)
-    for (int j = 0; j < B; j++) {
-      const T* place = keys + (size_t(j) * Dp + d) * 16;
-      if (cache->ahead && d % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->ahead);
-      const Floats k = load16(place);
-      for (int r = 0; r < R; r++) s[r][j] = fma16(k, splat(query[r * Dp + d]), s[r][j]);
+    UNROLLED for (int j = 0; j < B; j++) {
+      const T* place = keys[j] + d * 16;
+      ask_for_same(cache, place, 2 * d + j % 2);
+      const Doubles k = load8(place);
+      UNROLLED for (int r = 0; r < R; r++) s[r][j] = fma8(k, splat8(query[r * Dp + d]), s[r][j]);
     }
-  for (int r = 0; r < R; r++)
-    for (int j = 0; j < B; j++) {
-      const int t = first + j * 16;
-      if (sizeof(T) == 1) s[r][j] *= load16(step_at(cache->key_scale, cache, t));
-      store16(scores + size_t(r) * width + t, s[r][j]);
+  UNROLLED for (int r = 0; r < R; r++)
+    UNROLLED for (int j = 0; j < B; j++) {
+      const int t = first + j * 8;
+      if (sizeof(T) == 1) s[r][j] *= load8(step_at(cache->key_scale, cache, t));
+      store8(scores + size_t(r) * width + t, s[r][j]);
     }
 }
 
 // Turns scores of positions 0 to last into probabilities; zeros beyond, up to width. Returns 1 / their sum, which
 // is left to the end.
-inline float softmax(float* scores, int last, int width) {
-  for (int t = last + 1; t < width; t++) scores[t] = -1e30f;
-  Floats most = splat(-1e30f), total = {};
-  for (int t = 0; t < width; t += 16) most = max16(most, load16(scores + t));
-  const float top = max_lanes(most);
-  for (int t = 0; t < width; t += 16) {
-    const Floats p = exp16(load16(scores + t) - top);
-    store16(scores + t, p);
+inline double softmax(double* scores, int last, int width) {
+  for (int t = last + 1; t < width; t++) scores[t] = -1e300;
+  Doubles most = splat8(-1e300), total = {};
+  for (int t = 0; t < width; t += 8) most = max8(most, load8(scores + t));
+  double top = most[0];
+  for (int i = 1; i < 8; i++) top = most[i] > top ? most[i] : top;
+  for (int t = 0; t < width; t += 8) {
+    const Doubles p = exp8(load8(scores + t) - top);
+    store8(scores + t, p);
     total += p;
   }
-  for (int t = last + 1; t < width; t++) total[t % 16] -= scores[t], scores[t] = 0;
-  return 1.0f / sum_lanes(total);
+  for (int t = last + 1; t < width; t++) total[t % 8] -= scores[t], scores[t] = 0;
+  return 1.0 / sum_lanes(total);
 }
 
-// mixed[r][d..] of V x 16 channels
+// mixed[r][d..] of V x 8 channels
 template <typename T, int R, int V>
-inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, const float* scores, int width,
-                       const float* rate, float* mixed, ptrdiff_t stride) {
-  Floats m[R][V] = {};
+inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, const double* scores, int width,
+                       const double* rate, float* mixed, ptrdiff_t stride) {
+  Doubles m[R][V] = {};
   for (int block = 0; block <= last; block += kBlock) {
     const T* values = value_of<T>(cache, Dp, block) + d;
     const int end = last + 1 - block < kBlock ? last + 1 - block : kBlock;
     for (int t = 0; t < end; t++)
-      for (int v = 0; v < V; v++) {
-        const T* place = values + size_t(t) * Dp + v * 16;
-        if (cache->ahead && v % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->ahead);
-        const Floats x = load16(place);
-        for (int r = 0; r < R; r++) m[r][v] = fma16(x, splat(scores[size_t(r) * width + block + t]), m[r][v]);
+      UNROLLED for (int v = 0; v < V; v++) {
+        const T* place = values + size_t(t) * Dp + v * 8;
+        ask_for_same(cache, place, d / 8 + v);
+        const Doubles x = load8(place);
+        UNROLLED for (int r = 0; r < R; r++) m[r][v] = fma8(x, splat8(scores[size_t(r) * width + block + t]), m[r][v]);
       }
   }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) {
-      const Floats y = m[r][v] * rate[r];
-      float* out = mixed + r * stride + d + v * 16;
-      if (d + v * 16 + 16 <= D)
-        store16(out, y);
-      else
-        for (int i = 0; d + v * 16 + i < D; i++) out[i] = y[i];
+  UNROLLED for (int r = 0; r < R; r++)
+    UNROLLED for (int v = 0; v < V; v++) {
+      float y[8];
+      store8(y, m[r][v] * rate[r]);
+      for (int i = 0; i < 8 && d + v * 8 + i < D; i++) mixed[r * stride + d + v * 8 + i] = y[i];
     }
 }
 
 template <typename T, int R>
-void attend_rows(const HeadCache* cache, int D, int first, const float* query, float* scores, float* mixed,
+void attend_rows(const HeadCache* cache, int D, int first, const double* query, double* scores, float* mixed,
                  ptrdiff_t stride) {
   const int Dp = (D + 15) / 16 * 16, last = first + R - 1, width = (last / 16 + 1) * 16;
-  constexpr int B = R == 1 ? 4 : 2;  // 4 and 2 divide the 4 of a block
+  constexpr int B = kSums / R < 8 ? kSums / R : 8;  // vectors side by side: 1, 2, 4 or 8 divide the 8 of a block
   int t = 0;
-  for (; t + B * 16 <= width; t += B * 16) score_positions<T, R, B>(cache, Dp, t, query, scores, width);
-  for (; t < width; t += 16) score_positions<T, R, 1>(cache, Dp, t, query, scores, width);
-  float rate[R];
+  for (; t + B * 8 <= width; t += B * 8) score_positions<T, R, B>(cache, Dp, t, query, scores, width);
+  for (; t < width; t += 8) score_positions<T, R, 1>(cache, Dp, t, query, scores, width);
+  double rate[R];
   for (int r = 0; r < R; r++) {
-    float* row = scores + size_t(r) * width;
+    double* row = scores + size_t(r) * width;
     rate[r] = softmax(row, first + r, width);
     if (sizeof(T) == 1)
-      for (int t = 0; t < width; t += 16)
-        store16(row + t, load16(row + t) * load16(step_at(cache->value_scale, cache, t)));
+      for (int t = 0; t < width; t += 8)
+        store8(row + t, load8(row + t) * load8(step_at(cache->value_scale, cache, t)));
   }
   int d = 0;
-  for (; d + 64 <= Dp; d += 64) mix_values<T, R, 4>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
-  for (; d < Dp; d += 16) mix_values<T, R, 1>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
+  for (; d + B * 8 <= Dp; d += B * 8)
+    mix_values<T, R, B>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
+  for (; d < Dp; d += 8) mix_values<T, R, 1>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
 }
 
 template <typename T>
-void attend_as(const HeadCache* cache, int D, int first, int rows, const float* query, float* scores, float* mixed,
+void attend_as(const HeadCache* cache, int D, int first, int rows, const double* query, double* scores, float* mixed,
                ptrdiff_t stride) {
   const int Dp = (D + 15) / 16 * 16;
   int r = 0;
@@ -351,7 +378,7 @@ void attend_as(const HeadCache* cache, int D, int first, int rows, const float* 
     attend_rows<T, 1>(cache, D, first + r, query + r * Dp, scores, mixed + r * stride, stride);
 }
 
-void attend(const HeadCache* cache, int kv, int D, int first, int rows, const float* query, float* scores,
+void attend(const HeadCache* cache, int kv, int D, int first, int rows, const double* query, double* scores,
             float* mixed, ptrdiff_t stride) {
   if (kv == 0) attend_as<float>(cache, D, first, rows, query, scores, mixed, stride);
   if (kv == 1) attend_as<Half>(cache, D, first, rows, query, scores, mixed, stride);

@@ -3,6 +3,10 @@
 
 #include "layout.h"
 
+// Before a loop of a constant number of rounds whose array is to lie in registers: without it GCC 12 writes every
+// element back to memory in each round of the loop around it.
+#define UNROLLED _Pragma("GCC unroll 8")
+
 // A layer's keys and values of one slot and head, in blocks of 64 positions. Dp is the head size padded to 16.
 //   keys     [4][Dp][16]   16 positions side by side, so that scores are computed without sums across lanes
 //   values   [64][Dp]
@@ -62,8 +66,8 @@ struct Kernels {
   // Puts one position's key and value (D) into the cache.
   void (*remember)(const HeadCache* cache, int kv, int D, int position, const float* key, const float* value);
   // Attention of `rows` queries, row r at position first + r, over positions 0 to its own.
-  //   query [r][Dp] scaled already, zeros beyond D; scores: scratch for 4 x padded(first + rows) floats
-  void (*attend)(const HeadCache* cache, int kv, int D, int first, int rows, const float* query, float* scores,
+  //   query [r][Dp] scaled already, zeros beyond D; scores: scratch for 4 x padded(first + rows) doubles
+  void (*attend)(const HeadCache* cache, int kv, int D, int first, int rows, const double* query, double* scores,
                  float* mixed, ptrdiff_t mixed_stride);
 
   // Asks for one of `parts` shares of the keys and values of positions 0 on.

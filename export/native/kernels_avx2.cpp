@@ -17,6 +17,7 @@ namespace {
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
 struct Half {
   uint16_t bits;
 };
@@ -27,6 +28,10 @@ union Parts {
 union IntParts {
   Ints all;
   __m256i half[2];
+};
+union DoubleParts {
+  Doubles all;
+  __m256d half[2];
 };
 
 inline Floats fma16(const Floats& a, const Floats& b, const Floats& c) {
@@ -44,6 +49,45 @@ inline Floats min16(const Floats& a, const Floats& b) {
   for (int h = 0; h < 2; h++) x.half[h] = _mm256_min_ps(x.half[h], y.half[h]);
   return x.all;
 }
+inline Doubles fma8(const Doubles& a, const Doubles& b, const Doubles& c) {
+  DoubleParts x = {a}, y = {b}, z = {c};
+  for (int h = 0; h < 2; h++) z.half[h] = _mm256_fmadd_pd(x.half[h], y.half[h], z.half[h]);
+  return z.all;
+}
+inline Doubles max8(const Doubles& a, const Doubles& b) {
+  DoubleParts x = {a}, y = {b};
+  for (int h = 0; h < 2; h++) x.half[h] = _mm256_max_pd(x.half[h], y.half[h]);
+  return x.all;
+}
+inline Doubles min8(const Doubles& a, const Doubles& b) {
+  DoubleParts x = {a}, y = {b};
+  for (int h = 0; h < 2; h++) x.half[h] = _mm256_min_pd(x.half[h], y.half[h]);
+  return x.all;
+}
+inline Doubles load8(const float* p) {
+  DoubleParts v;
+  for (int h = 0; h < 2; h++) v.half[h] = _mm256_cvtps_pd(_mm_loadu_ps(p + 4 * h));
+  return v.all;
+}
+inline Doubles load8(const Half* p) {
+  const __m256 floats = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  DoubleParts v;
+  v.half[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(floats));
+  v.half[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(floats, 1));
+  return v.all;
+}
+inline Doubles load8(const int8_t* p) {
+  const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  DoubleParts v;
+  v.half[0] = _mm256_cvtepi32_pd(_mm256_castsi256_si128(wide));
+  v.half[1] = _mm256_cvtepi32_pd(_mm256_extracti128_si256(wide, 1));
+  return v.all;
+}
+inline void store8(float* p, const Doubles& v) {
+  DoubleParts parts = {v};
+  for (int h = 0; h < 2; h++) _mm_storeu_ps(p + 4 * h, _mm256_cvtpd_ps(parts.half[h]));
+}
+constexpr int kSums = 4;
 inline Floats load16(const Half* p) {
   Parts v;
   for (int h = 0; h < 2; h++) v.half[h] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8 * h)));

@@ -24,6 +24,7 @@ namespace {
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
 struct Half {
   uint16_t bits;
 };
@@ -31,6 +32,20 @@ struct Half {
 inline Floats fma16(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline Floats max16(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
 inline Floats min16(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+inline Doubles fma8(Doubles a, Doubles b, Doubles c) {
+  return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+inline Doubles max8(Doubles a, Doubles b) { return (Doubles)_mm512_max_pd((__m512d)a, (__m512d)b); }
+inline Doubles min8(Doubles a, Doubles b) { return (Doubles)_mm512_min_pd((__m512d)a, (__m512d)b); }
+inline Doubles load8(const float* p) { return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+inline Doubles load8(const Half* p) {
+  return (Doubles)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
+}
+inline Doubles load8(const int8_t* p) {
+  return (Doubles)_mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+inline void store8(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v)); }
+constexpr int kSums = 16;
 inline Floats load16(const Half* p) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline Floats load16(const int8_t* p) {
   return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
@@ -43,7 +58,7 @@ inline void put(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_
 
 // Bytes that are asked for ahead: far into the second cache, near into the first; see docs/engine.md for what was
 // tried.
-constexpr int kFar = 16384, kNear = 2048;
+constexpr int kFar = 8192, kNear = 2048;
 
 // The streams of weights that are read side by side share the distance.
 // Inlined at once: GCC takes a function that only prefetches for one that does nothing, and drops calls of it.
@@ -98,21 +113,21 @@ struct Halves {
 template <int R, typename Weights>
 void dot_rows(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int32_t* sums) {
   __m512i s[R][4];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < 4; v++) s[r][v] = _mm512_loadu_si512(sums + r * kTile + v * 16);
+  UNROLLED for (int r = 0; r < R; r++)
+    UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_loadu_si512(sums + r * kTile + v * 16);
   for (int k = 0; k < inputs; k += Weights::kInputs, weights.skip(Weights::kInputs)) {
     weights.ask();
-    for (int four = 0; four < Weights::kInputs / 4; four++) {
+    UNROLLED for (int four = 0; four < Weights::kInputs / 4; four++) {
       __m512i w[4];
-      for (int v = 0; v < 4; v++) w[v] = weights.of(four, v);
-      for (int r = 0; r < R; r++) {
+      UNROLLED for (int v = 0; v < 4; v++) w[v] = weights.of(four, v);
+      UNROLLED for (int r = 0; r < R; r++) {
         const __m512i in = four_inputs(x + r * stride + k + 4 * four);
-        for (int v = 0; v < 4; v++) s[r][v] = _mm512_dpbusd_epi32(s[r][v], w[v], in);
+        UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_dpbusd_epi32(s[r][v], w[v], in);
       }
     }
   }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, s[r][v]);
+  UNROLLED for (int r = 0; r < R; r++)
+    UNROLLED for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, s[r][v]);
 }
 
 // More rows than registers have room for take the weights in pieces that stay in the first cache from one group of
@@ -173,36 +188,36 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
                  const int32_t* group_sums, ptrdiff_t groups, float* sums) {
   const __m512i low = _mm512_set1_epi8(15);
   __m512 total[M][4];
-  for (int m = 0; m < M; m++)
-    for (int v = 0; v < 4; v++) total[m][v] = _mm512_setzero_ps();
+  UNROLLED for (int m = 0; m < M; m++)
+    UNROLLED for (int v = 0; v < 4; v++) total[m][v] = _mm512_setzero_ps();
   for (int k = 0, g = 0; k < inputs; g++) {
     __m512i s[2 * M][4];
-    for (int r = 0; r < 2 * M; r++)
-      for (int v = 0; v < 4; v++) s[r][v] = _mm512_setzero_si512();
+    UNROLLED for (int r = 0; r < 2 * M; r++)
+      UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_setzero_si512();
     const int end = k + group < inputs ? k + group : inputs;
     for (; k < end; k += 8, tile += kStepBytes) {
       ask_ahead(tile);
-      for (int v = 0; v < 4; v++) {
+      UNROLLED for (int v = 0; v < 4; v++) {
         const __m512i both = _mm512_loadu_si512(tile + v * 64);
         const __m512i first = _mm512_and_si512(both, low);
         const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-        for (int r = 0; r < 2 * M; r++) {
+        UNROLLED for (int r = 0; r < 2 * M; r++) {
           s[r][v] = _mm512_dpbusd_epi32(s[r][v], first, four_inputs(x + r * stride + k));
           s[r][v] = _mm512_dpbusd_epi32(s[r][v], second, four_inputs(x + r * stride + k + 4));
         }
       }
     }
-    for (int m = 0; m < M; m++) {
+    UNROLLED for (int m = 0; m < M; m++) {
       const __m512i eights = _mm512_set1_epi32(group_sums[m * groups + g]);
-      for (int v = 0; v < 4; v++) {
+      UNROLLED for (int v = 0; v < 4; v++) {
         const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(s[2 * m][v], 8), s[2 * m + 1][v]);
         const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(both, eights));
         total[m][v] = _mm512_fmadd_ps(sum, steps16(scale + size_t(g) * kTile + v * 16), total[m][v]);
       }
     }
   }
-  for (int m = 0; m < M; m++)
-    for (int v = 0; v < 4; v++) _mm512_storeu_ps(sums + m * kTile + v * 16, total[m][v]);
+  UNROLLED for (int m = 0; m < M; m++)
+    UNROLLED for (int v = 0; v < 4; v++) _mm512_storeu_ps(sums + m * kTile + v * 16, total[m][v]);
 }
 
 void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,

@@ -25,6 +25,7 @@ namespace {
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
 struct Half {
   uint16_t bits;
 };
@@ -35,6 +36,10 @@ union Parts {
 union IntParts {
   Ints all;
   int32x4_t quarter[4];
+};
+union DoubleParts {
+  Doubles all;
+  float64x2_t quarter[4];
 };
 
 inline Floats fma16(const Floats& a, const Floats& b, const Floats& c) {
@@ -54,6 +59,47 @@ inline Floats min16(const Floats& a, const Floats& b) {
     x.quarter[h] = vbslq_f32(vcltq_f32(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
   return x.all;
 }
+inline Doubles fma8(const Doubles& a, const Doubles& b, const Doubles& c) {
+  DoubleParts x = {a}, y = {b}, z = {c};
+  for (int h = 0; h < 4; h++) z.quarter[h] = vfmaq_f64(z.quarter[h], x.quarter[h], y.quarter[h]);
+  return z.all;
+}
+inline Doubles max8(const Doubles& a, const Doubles& b) {
+  DoubleParts x = {a}, y = {b};
+  for (int h = 0; h < 4; h++)
+    x.quarter[h] = vbslq_f64(vcgtq_f64(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
+  return x.all;
+}
+inline Doubles min8(const Doubles& a, const Doubles& b) {
+  DoubleParts x = {a}, y = {b};
+  for (int h = 0; h < 4; h++)
+    x.quarter[h] = vbslq_f64(vcltq_f64(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
+  return x.all;
+}
+inline Doubles load8(const float* p) {
+  DoubleParts v;
+  for (int h = 0; h < 4; h++) v.quarter[h] = vcvt_f64_f32(vld1_f32(p + 2 * h));
+  return v.all;
+}
+inline Doubles load8(const Half* p) {
+  DoubleParts v;
+  for (int h = 0; h < 2; h++) {
+    const float32x4_t floats = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p[4 * h].bits)));
+    v.quarter[2 * h] = vcvt_f64_f32(vget_low_f32(floats));
+    v.quarter[2 * h + 1] = vcvt_high_f64_f32(floats);
+  }
+  return v.all;
+}
+inline Doubles load8(const int8_t* p) {
+  Doubles v;
+  for (int i = 0; i < 8; i++) v[i] = p[i];
+  return v;
+}
+inline void store8(float* p, const Doubles& v) {
+  DoubleParts parts = {v};
+  for (int h = 0; h < 4; h++) vst1_f32(p + 2 * h, vcvt_f32_f64(parts.quarter[h]));
+}
+constexpr int kSums = 4;
 inline Floats load16(const Half* p) {
   Parts v;
   for (int h = 0; h < 4; h++) v.quarter[h] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p[4 * h].bits)));

@@ -10,6 +10,7 @@ namespace {
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
 struct Half {
   uint16_t bits;
 };
@@ -17,6 +18,24 @@ struct Half {
 inline Floats fma16(const Floats& a, const Floats& b, const Floats& c) { return a * b + c; }
 inline Floats max16(const Floats& a, const Floats& b) { return a > b ? a : b; }
 inline Floats min16(const Floats& a, const Floats& b) { return a < b ? a : b; }
+inline Doubles fma8(const Doubles& a, const Doubles& b, const Doubles& c) { return a * b + c; }
+inline Doubles max8(const Doubles& a, const Doubles& b) { return a > b ? a : b; }
+inline Doubles min8(const Doubles& a, const Doubles& b) { return a < b ? a : b; }
+template <typename T>
+inline Doubles load8(const T* p) {
+  Doubles v;
+  for (int i = 0; i < 8; i++) v[i] = p[i];
+  return v;
+}
+inline Doubles load8(const Half* p) {
+  Doubles v;
+  for (int i = 0; i < 8; i++) v[i] = half_value(p[i].bits);
+  return v;
+}
+inline void store8(float* p, const Doubles& v) {
+  for (int i = 0; i < 8; i++) p[i] = (float)v[i];
+}
+constexpr int kSums = 4;
 inline Floats load16(const Half* p) {
   Floats v;
   for (int i = 0; i < 16; i++) v[i] = half_value(p[i].bits);

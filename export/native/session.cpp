@@ -16,7 +16,8 @@
 
 namespace {
 
-constexpr int kAttendRows = 32;  // of a piece of attention
+constexpr int kAttendRows = 32;    // of a piece of attention
+constexpr int kLargestHead = 512;  // engine.cpp refuses larger ones
 
 size_t element_bytes(int kv) { return kv == JAXGPT_KV_FLOAT ? 4 : kv == JAXGPT_KV_HALF ? 2 : 1; }
 
@@ -131,17 +132,16 @@ float* jaxgpt_session::multiply_tile(const Matrix& matrix, int tile, int rows) {
 void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, int rows, const Run* next) {
   const int D = model.head_size(), Dp = padded16(D), C = padded(model.shape.n_embd);
   const int width = padded(3 * model.shape.n_embd);
-  static thread_local std::vector<float> query, scores;
-  query.assign(size_t(rows) * size_t(Dp), 0.0f);
+  static thread_local std::vector<double> query, scores;
+  query.assign(size_t(rows) * size_t(Dp), 0.0);
   scores.resize(4 * size_t(padded(run.position + first + rows)));
-  const float rate = 1.0f / std::sqrt(float(D));
+  const double rate = 1.0 / std::sqrt(double(D));
   for (int r = 0; r < rows; r++) {
     const int row = run.first_row + first + r;
     const float* from = wide_.as<float>() + size_t(row) * size_t(width) + head * D;
-    float* to = query.data() + r * Dp;
-    std::copy(from, from + D, to);
-    if (model.shape.rotary) model.turn_by(run.position + first + r, from, to);
-    for (int i = 0; i < D; i++) to[i] *= rate;
+    float turned[kLargestHead];
+    if (model.shape.rotary) model.turn_by(run.position + first + r, from, turned);
+    for (int i = 0; i < D; i++) query[size_t(r * Dp + i)] = (model.shape.rotary ? turned : from)[i] * rate;
   }
   HeadCache place = cache(layer, run.slot, head);
   if (next) place.ahead = cache(layer, next->slot, head).keys - place.keys;
@@ -159,7 +159,7 @@ void jaxgpt_session::put_tile(const float* y, const Matrix& matrix, int tile, in
 void jaxgpt_session::remember(int layer, const Run& run, int head) {
   const int n = model.shape.n_embd, D = model.head_size(), width = padded(3 * n);
   const HeadCache place = cache(layer, run.slot, head);
-  float turned[512];
+  float turned[kLargestHead];
   for (int r = 0; r < run.rows; r++) {
     const float* key = wide_.as<float>() + size_t(run.first_row + r) * size_t(width) + n + head * D;
     if (model.shape.rotary) model.turn_by(run.position + r, key, turned);

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxgpt.config import ModelConfig
 
-from export.model import GPT, Cache
+from export.model import GPT
 from export.quality import Quality
 from export.quantization import FOUR_BIT_METHODS, HEAD, linear_layers, usual_bits
 from export.quantize.methods import Quantizer, Rounding
@@ -109,7 +109,7 @@ def speed_against_float(reference: GPT, model: GPT) -> float:
 
 
 def _decode_seconds(model: GPT) -> float:
-    cache = Cache(model.config, batch=1)
+    cache = model.new_cache()
     count = min(SPEED_TOKENS, model.config.block_size)
     started = time.perf_counter()
     for token in range(count):
