@@ -2,6 +2,7 @@
 # make demo   builds .venv, then runs the whole pipeline on real input on the CPU
 # make test   builds .venv, then lint, type check, tests
 # make reference  builds .venv, then trains and quantizes the reference model, one to two hours on two cores
+# make native builds .venv, then trains GPT-2 (124M) for 80 steps, quantizes it and measures the native engine on it
 # make wheel  builds dist/*.whl with the native engine inside: it installs without a compiler
 # make lint   lint and type check alone
 
@@ -10,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
 
-.PHONY: setup demo reference wheel test lint clean
+.PHONY: setup demo reference native wheel test lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -26,6 +27,9 @@ demo: $(STAMP)
 
 reference: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/reference.sh runs/reference
+
+native: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/native.sh runs/gpt2-short
 
 wheel:
 	$(PYTHON) -m venv build/venv

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make native: what the native engine does on weights that were trained, of GPT-2's size: a short training of 124 million
-# parameters on the CPU, its INT8 artifact, and `jaxgpt-bench native` on it. About half an hour on two cores; run
+# parameters on the CPU, its INT8 artifact, and `jaxgpt-bench native` on it. Half an hour to an hour on two cores; run
 # again, what is done stays done. The model is no good (its loss says so); it is trained, which random weights are not.
 set -euo pipefail
 
