@@ -1,8 +1,9 @@
 """The arithmetic of the quantized artifacts, written once.
 
 Every executor (this PyTorch code, quantization-aware training in JAX, a native engine) computes this and
-nothing else. All floats are IEEE float32, all operations single ones in the order written; no fused
-multiply-add, no reciprocal in place of a division. `round` rounds halves to even.
+nothing else. All floats are IEEE float32 but where the last paragraph of the table says float64, all
+operations single ones in the order written; no fused multiply-add, no reciprocal in place of a division.
+`round` rounds halves to even.
 
     scale(m)        = max(m / 127, 2^-126)                      (2^-126: the smallest normal float32, so
                                                                 a row of zeros divides by no zero)
@@ -29,12 +30,13 @@ multiply-add, no reciprocal in place of a division. `round` rounds halves to eve
         byte        (q[o, 2 k] + 8) + 16 (q[o, 2 k + 1] + 8)
 
     the rest        LayerNorm, GELU (tanh) and attention (scores, softmax, mixture) are computed in float64
-                    from their float32 inputs, and their results rounded to float32, once each. So two
-                    executors have the same floats but for one in millions, and round to the same integers:
-                    float32 sums in another order differ in their last bits, some of these turn an integer,
-                    and each layer turns more. Weight-only models have no integers to turn and need not.
-                    The residual stream and rotary turns are float32 operations in the order written.
-                    (Training in JAX, which only learns to live with the rounding, keeps float32 throughout.)
+                    from their float32 inputs, in any order, and their results rounded to float32, once each.
+                    So two executors have the same floats, but where a result lies between two of them to
+                    14 digits, and round to the same integers: float32 sums in another order differ in their
+                    last bits, some of these turn an integer, and each layer turns more. Weight-only models
+                    have no integers to turn and need not. The residual stream and rotary turns are float32
+                    operations in the order written. (Training in JAX, which only learns to live with the
+                    rounding, keeps float32 throughout.)
 
 Which integers and steps 4 bits have is the quantizer's business altogether. The integer sum is exact in
 int32: |sum| <= 127^2 I < 2^31 for I < 133,144. -128 is never used, so that a product fits 15 bits and

@@ -31,7 +31,8 @@ class GenerateOptions(PromptOptions):
       artifact: the artifact folder.
       engine: native (C++, quantized artifacts), torch (the PyTorch module), or auto: native where it can.
       threads: CPU threads; 0 takes all cores that this process may use.
-      kv_cache: what the native engine keeps keys and values as.
+      kv_cache: what keys and values are kept as; the PyTorch module rounds them to float16 where its inputs
+        are rounded to 8 bits (so both give the same text), else it keeps float32.
       guess: tokens that the native engine tries ahead at most where the text repeats itself; the text is the
         same without (0).
       prompts: a .jsonl file, each line {"prompt": ...} with its own max_new_tokens and seed if it has them;

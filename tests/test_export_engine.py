@@ -24,6 +24,7 @@ from export.engine import (
     usable_cores,
     why_not,
 )
+from export.generate import open_session
 from export.model import Session
 from export.quantization import FOUR_BIT_METHODS, Quantization, linear_layers, usual_bits
 from export.quantize.gptq import round_groups
@@ -86,7 +87,9 @@ def text_of(config: ModelConfig, length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(config.vocab_size, size=length).tolist()
 
 
-@pytest.mark.parametrize("config", [CONFIG, ROTARY, PAIRS], ids=["learned, tied", "rotary, untied", "pairs"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, ROTARY, PAIRS, LARGE], ids=["learned, tied", "rotary, untied", "pairs", "large"]
+)
 def test_every_instruction_set_gives_the_module_s_logits(
     kind: str, config: ModelConfig, tmp_path: Path
 ) -> None:
@@ -97,7 +100,7 @@ def test_every_instruction_set_gives_the_module_s_logits(
     for isa in instruction_sets():
         model = NativeModel(artifact, 1, isa)
         for seed in range(TEXTS):
-            text = text_of(config, 33, seed)
+            text = text_of(config, config.block_size if seed == 0 else 33, seed)
             with torch.inference_mode():
                 expected = module(torch.tensor([text]))[0].numpy()
             logits = NativeSession(model, cache="fp32").forward(text, every=True)
@@ -107,19 +110,20 @@ def test_every_instruction_set_gives_the_module_s_logits(
                 assert np.abs(logits - expected).max() / np.abs(expected).max() <= ROUNDED_INPUTS, (isa, seed)
 
 
-@pytest.mark.parametrize("config", [CONFIG, ROTARY], ids=["learned, tied", "rotary, untied"])
+@pytest.mark.parametrize("config", [CONFIG, PAIRS], ids=["learned, tied", "pairs"])
 @pytest.mark.parametrize("kind", EXACT_KINDS)
 def test_a_module_with_a_float16_cache_gives_the_engine_s_bits(
     kind: str, config: ModelConfig, tmp_path: Path
 ) -> None:
     artifact = artifact_of(kind, config, tmp_path / "a")
-    module, text = Session(artifact.model(), torch.float16), text_of(config, config.block_size)
-    native, plain = NativeSession(NativeModel(artifact, 1), cache="fp16"), Session(artifact.model())
-    differ = 0
+    text, differ = text_of(config, config.block_size), 0
+    halves, _ = open_session(artifact, "torch", 1)  # as `generate` opens it
+    sessions = [halves, Session(artifact.model())]
+    sessions += [NativeSession(NativeModel(artifact, 1, isa)) for isa in instruction_sets()]
     for at in range(20, len(text) + 1):
-        logits = [s.start(text[:20]) if at == 20 else s.step(text[at - 1]) for s in (module, native, plain)]
-        assert np.array_equal(logits[0], logits[1]), at
-        differ += not np.array_equal(logits[1], logits[2])
+        logits = [s.start(text[:20]) if at == 20 else s.step(text[at - 1]) for s in sessions]
+        assert all(np.array_equal(logits[0], native) for native in logits[2:]), at
+        differ += not np.array_equal(logits[0], logits[1])
     assert differ  # so it is the cache that makes them equal
 
 

@@ -58,8 +58,8 @@ void check_shape(const jaxgpt_shape& s) {
       s.block_size < 1 || s.block_size > kMost || s.vocab_size < 1 || s.vocab_size > 1 << 24)
     refuse("a model of %d layers, %d heads, %d channels, %d positions, %d tokens is none", s.n_layer, s.n_head,
            s.n_embd, s.block_size, s.vocab_size);
-  if (s.n_embd % s.n_head || s.n_embd / s.n_head > 512)
-    refuse("%d channels cannot be shared by %d heads of up to 512", s.n_embd, s.n_head);
+  if (s.n_embd % s.n_head || s.n_embd / s.n_head > kLargestHead)
+    refuse("%d channels cannot be shared by %d heads of up to %d", s.n_embd, s.n_head, kLargestHead);
   if (s.rotary && s.n_embd / s.n_head % 2) refuse("rotary positions want an even head size");
 }
 

@@ -1,13 +1,12 @@
-// The float loops, written once over vectors of 16 floats; each instruction set includes this after it has
-// defined load16 / store16 for half and int8, fma16, max16 and min16 (a > b ? a : b, a < b ? a : b); of doubles, 8 to a
-// vector, fma8, max8, min8, load8 of float, half and int8, store8 to float, and kSums, how many of them registers hold as
-// sums beside what is multiplied. GCC's and
-// Clang's vector types split such a vector where the registers are smaller. Compiled without contraction: what must round as export/arithmetic.py says is
-// written with plain operators, what may fuse with fma16.
+// The float loops, written once over vectors of 16 floats or 8 doubles; each instruction set includes this after it
+// has defined load16 / store16 for half and int8, fma16, max16 and min16 (a > b ? a : b, a < b ? a : b); of doubles
+// load8 of float, half and int8, store8 to float, fma8, max8, min8, and kSums, how many of them registers hold as sums
+// beside what is multiplied. GCC's and Clang's vector types split such a vector where the registers are smaller.
+// Compiled without contraction: what must round as export/arithmetic.py says is written with plain operators, what
+// may fuse with fma16 and fma8.
 //
 // What lies between two matrices (norms, attention, GELU) is computed in doubles and rounded to float once, so that
-// every instruction set and PyTorch, which does the same, round to the same integers afterwards: fma8 fuses or does
-// not, which a float does not show.
+// every instruction set and PyTorch, which does the same, round to the same integers afterwards.
 //
 // Included in an anonymous namespace; needs <math.h>, <string.h>, <stdint.h> and kernels.h.
 
@@ -71,18 +70,18 @@ inline double sum_lanes(Doubles v) {
   return v[0];
 }
 
-constexpr double kInverseFactorial[] = {1.0,       1.0,       1.0 / 2,    1.0 / 6,     1.0 / 24,
-                                        1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880};
+constexpr double kInverseFactorial[] = {1.0,        1.0,         1.0 / 2,      1.0 / 6,        1.0 / 24,       1.0 / 120,
+                                        1.0 / 720,  1.0 / 5040,  1.0 / 40320,  1.0 / 362880,   1.0 / 3628800,  1.0 / 39916800};
 
-// e^x, relative error below 3e-13, for x in [-700, 700]; what lies beyond counts as its end.
+// e^x within some units in the last place for x in [-700, 700]; what lies beyond counts as its end, NaN stays NaN.
 inline Doubles exp8(Doubles x) {
   constexpr double kMagic = 6755399441055744.0;  // 1.5 x 2^52: adding it leaves no bits below 1
-  x = min8(max8(x, splat8(-700)), splat8(700));
+  x = min8(splat8(700), max8(splat8(-700), x));  // of NaN and a number they give the second
   const Doubles shifted = fma8(x, splat8(1.4426950408889634), splat8(kMagic)), n = shifted - kMagic;
   Doubles r = fma8(n, splat8(-0.693147180369123816490), x);
   r = fma8(n, splat8(-1.90821492927058770002e-10), r);
-  Doubles p = splat8(1.0 / 3628800);  // Taylor: |r| <= ln 2 / 2
-  for (int k = 10; k > 0; k--) p = fma8(p, r, splat8(kInverseFactorial[k - 1]));
+  Doubles p = splat8(1.0 / 479001600);  // Taylor: |r| <= ln 2 / 2
+  for (int k = 12; k > 0; k--) p = fma8(p, r, splat8(kInverseFactorial[k - 1]));
   const Longs power = ((Longs)shifted + (1023 - 0x4338000000000000)) << 52;
   return p * (Doubles)power;
 }

@@ -3,8 +3,8 @@
 
 #include "layout.h"
 
-// Before a loop of a constant number of rounds whose array is to lie in registers: without it GCC 12 writes every
-// element back to memory in each round of the loop around it.
+// Before a loop of at most 8 rounds, a constant number, whose array is to lie in registers: without it GCC 12 writes
+// every element back to memory in each round of the loop around it.
 #define UNROLLED _Pragma("GCC unroll 8")
 
 // A layer's keys and values of one slot and head, in blocks of 64 positions. Dp is the head size padded to 16.

@@ -16,8 +16,7 @@
 
 namespace {
 
-constexpr int kAttendRows = 32;    // of a piece of attention
-constexpr int kLargestHead = 512;  // engine.cpp refuses larger ones
+constexpr int kAttendRows = 32;  // of a piece of attention
 
 size_t element_bytes(int kv) { return kv == JAXGPT_KV_FLOAT ? 4 : kv == JAXGPT_KV_HALF ? 2 : 1; }
 
@@ -140,8 +139,11 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
     const int row = run.first_row + first + r;
     const float* from = wide_.as<float>() + size_t(row) * size_t(width) + head * D;
     float turned[kLargestHead];
-    if (model.shape.rotary) model.turn_by(run.position + first + r, from, turned);
-    for (int i = 0; i < D; i++) query[size_t(r * Dp + i)] = (model.shape.rotary ? turned : from)[i] * rate;
+    if (model.shape.rotary) {
+      model.turn_by(run.position + first + r, from, turned);
+      from = turned;
+    }
+    for (int i = 0; i < D; i++) query[size_t(r * Dp + i)] = from[i] * rate;
   }
   HeadCache place = cache(layer, run.slot, head);
   if (next) place.ahead = cache(layer, next->slot, head).keys - place.keys;

@@ -5,6 +5,7 @@
 
 #include "model.h"
 
+constexpr int kLargestHead = 512;  // channels; larger ones are refused
 constexpr int kChunk = 256;  // rows that a prompt takes at once: scratch stays small, and weights are read rarely
 
 // Rows of one slot that follow each other in a chunk.

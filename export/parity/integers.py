@@ -1,10 +1,10 @@
 """Whether two executors of one static INT8 model round to the same integers.
 
-Given the same float input every integer has to be the same. End to end they part in float32, however good
-both are: sums come in another order, a value on a rounding edge falls to the other side, that integer moves
-the stream by far more than a float's last bit, and more of them fall: in each layer about ten times as many
-as in the one before. So the ends are also compared with everything but the integers in float64, where no
-edge is that near.
+Given the same float input every integer has to be the same. End to end a model in float32, as training in
+JAX is, parts from any other, however good both are: sums come in another order, a value on a rounding edge
+falls to the other side, that integer moves the stream by far more than a float's last bit, and more of them
+fall: in each layer about ten times as many as in the one before. So the ends are also compared with
+everything but the integers in float64, where no edge is that near.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ class IntegerComparison:
       same_input_differing: how many are not the same when both round the reference's float inputs.
       equal_share: share that is the same when each model makes its own inputs from the tokens, in float64.
       largest_step: largest difference of those that are not.
-      float32_share: the same in float32.
-      float32_step: the same in float32.
+      float32_share: the same as each model runs.
+      float32_step: the same as each model runs.
       float32_layers: float32_share of each layer.
     """
 

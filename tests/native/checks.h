@@ -16,8 +16,7 @@
 
 constexpr double kUlp = 1.0 / (1 << 23);
 constexpr double kUlps = 4;  // a handful of roundings of each side; the most that was seen is between 1 and 2
-constexpr double kRounded = 0.501;  // rounded once: half a unit, and what the double itself may be off
-constexpr double kTwice = 1.001;    // two of these
+constexpr double kNearest = 1e-4;  // rounded once: what a double may be off, beyond half a unit of the result's own place
 constexpr int kMostReported = 20;
 
 inline int differences = 0;
@@ -67,15 +66,28 @@ void expect_same(const Kernels& k, const std::string& what, const std::vector<T>
       return differ(k, "%s: element %zu is %.9g, expected %.9g", what.c_str(), i, double(got[i]), double(expected[i]));
 }
 
+// The float nearest to each expected double, or the other neighbour where it lies between two within kNearest; `slack` of an
+// element is how far its doubles may be off beside that.
+inline void expect_nearest(const Kernels& k, const std::string& what, const std::vector<float>& got,
+                           const std::vector<double>& expected, const std::function<double(size_t)>& slack) {
+  for (size_t i = 0; i < expected.size(); i++) {
+    const double place = double(std::nextafter(fabsf(float(expected[i])), INFINITY)) - fabs(double(float(expected[i])));
+    const double off = fabs(double(got[i]) - expected[i]);
+    if (!(off <= (0.5 + kNearest) * place + slack(i)))
+      return differ(k, "%s: element %zu is %.9g, expected the float nearest to %.17g", what.c_str(), i, double(got[i]),
+                    expected[i]);
+  }
+}
+
 // `size` of an element gives the number whose units in the last place count.
 template <typename T>
 void expect_near(const Kernels& k, const std::string& what, const std::vector<float>& got,
-                 const std::vector<T>& expected, const std::function<double(size_t)>& size, double ulps = kUlps) {
+                 const std::vector<T>& expected, const std::function<double(size_t)>& size) {
   for (size_t i = 0; i < expected.size(); i++) {
     const double off = fabs(double(got[i]) - double(expected[i])) / (size(i) * kUlp);
-    if (!(off <= ulps))
+    if (!(off <= kUlps))
       return differ(k, "%s: element %zu is %.9g, expected %.9g within %g ulp of %.3g", what.c_str(), i,
-                    double(got[i]), double(expected[i]), ulps, size(i));
+                    double(got[i]), double(expected[i]), kUlps, size(i));
   }
 }
 
