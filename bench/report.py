@@ -77,7 +77,7 @@ def report(options: ReportOptions) -> Result:
         "train": {**train, "xz_bits_per_byte": quality["xz_bits_per_byte"]},
         "parity": certificate["parity"],
         "models": [model_entry(row, speeds[0]) for row in quality["rows"]],
-        "speed": [{key: speed[key] for key in ("settings", "bandwidth_gb_s", "rows")} for speed in speeds],
+        "speed": [speed_entry(speed) for speed in speeds],
         "machine": quality["machine"],
         "date": quality["date"],
     }
@@ -89,6 +89,12 @@ def report(options: ReportOptions) -> Result:
         write_between_markers(options.readme, "table", markdown_table(figures))
     say(f"wrote {options.out / 'report.html'} and {options.out / 'report.json'}")
     return Result(figures)
+
+
+def speed_entry(speed: dict[str, Any]) -> dict[str, Any]:
+    """Return what a report keeps of speed figures, which may be another machine's."""
+    kept = {key: speed[key] for key in ("settings", "bandwidth_gb_s", "rows")}
+    return {"cpu": speed["machine"]["cpu"], **kept}
 
 
 def model_entry(row: dict[str, Any], speed: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
         rate = "" if row["tokens_per_s"] is None else rate_text(row["tokens_per_s"])
         lines.append(f"| {name} | {loss} | {difference} | {kl} | {top1} | {size} | {rate} |")
     for speed in figures["speed"][1:]:
-        lines += ["", f"Speed, {speed_title(speed)}, batch 1, greedy:", ""]
+        lines += ["", f"Speed on {speed['cpu']}, {speed_title(speed)}, batch 1, greedy:", ""]
         lines += ["| engine | seconds, prompt included | tokens/s after the first (min-max) | of ceiling "
                   "| file MB | peak MB |"]  # fmt: skip
         lines += ["|---|---|---|---|---|---|"]
