@@ -32,11 +32,12 @@ operations single ones in the order written; no fused multiply-add, no reciproca
     the rest        LayerNorm, GELU (tanh) and attention (scores, softmax, mixture) are computed in float64
                     from their float32 inputs, in any order, and their results rounded to float32, once each.
                     So two executors have the same floats, but where a result lies between two of them to
-                    14 digits, and round to the same integers: float32 sums in another order differ in their
-                    last bits, some of these turn an integer, and each layer turns more. Weight-only models
-                    have no integers to turn and need not. The residual stream and rotary turns are float32
-                    operations in the order written. (Training in JAX, which only learns to live with the
-                    rounding, keeps float32 throughout.)
+                    14 digits (and in GELU's tail below -5, too small to turn an integer), and round to the
+                    same integers: float32 sums in another order differ in their last bits, some of these
+                    turn an integer, and each layer turns more. Weight-only models have no integers to turn
+                    and need not. The residual stream and rotary turns are float32 operations in the order
+                    written. (Training in JAX, which only learns to live with the rounding, keeps float32
+                    throughout.)
 
 Which integers and steps 4 bits have is the quantizer's business altogether. The integer sum is exact in
 int32: |sum| <= 127^2 I < 2^31 for I < 133,144. -128 is never used, so that a product fits 15 bits and

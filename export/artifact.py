@@ -219,7 +219,7 @@ def check_tensors(
             )
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise UserError(f"{where}: {name} holds NaN or infinity; the file or its training is damaged")
-        if tensor.dtype == torch.int8 and tensor.numel() and int(tensor.numpy().min()) == -128:
+        if tensor.dtype == torch.int8 and tensor.numel() and int(tensor.detach().numpy().min()) == -128:
             raise UserError(f"{where}: {name} holds -128, which no artifact has; the file is damaged")
         if name.endswith(("_scale", ".smooth")) and not _are_steps(tensor):
             which = "of 0" if dtype == torch.bfloat16 else "that is not positive"
@@ -230,13 +230,13 @@ def check_tensors(
 def _is_finite(tensor: Tensor) -> bool:
     if tensor.dtype == torch.bfloat16:
         return bool(torch.isfinite(tensor).all())
-    return bool(np.isfinite(tensor.numpy()).all())
+    return bool(np.isfinite(tensor.detach().numpy()).all())
 
 
 def _are_steps(tensor: Tensor) -> bool:
     if tensor.dtype == torch.bfloat16:  # of 4-bit weights, with a sign
         return bool((tensor.abs() > 0).all())
-    return bool((tensor.numpy() > 0).all())
+    return bool((tensor.detach().numpy() > 0).all())
 
 
 def to_hf_name(name: str) -> str:

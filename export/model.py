@@ -97,10 +97,8 @@ class Attention(nn.Module):
         causal = mask is None and (cache is None or T > 1)
         if self._exact:
             query, key, value = query.double(), key.double(), value.double()
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal).to(
-            x.dtype
-        )
-        return self.c_proj(mixed.transpose(1, 2).reshape(B, T, C))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        return self.c_proj(mixed.to(x.dtype).transpose(1, 2).reshape(B, T, C))
 
 
 def rotary_turns(config: ModelConfig) -> Float[Tensor, "2 S D"]:

@@ -70,8 +70,9 @@ inline double sum_lanes(Doubles v) {
   return v[0];
 }
 
-constexpr double kInverseFactorial[] = {1.0,        1.0,         1.0 / 2,      1.0 / 6,        1.0 / 24,       1.0 / 120,
-                                        1.0 / 720,  1.0 / 5040,  1.0 / 40320,  1.0 / 362880,   1.0 / 3628800,  1.0 / 39916800};
+constexpr double kInverseFactorial[] = {1.0,          1.0,           1.0 / 2,       1.0 / 6,
+                                        1.0 / 24,     1.0 / 120,     1.0 / 720,     1.0 / 5040,
+                                        1.0 / 40320,  1.0 / 362880,  1.0 / 3628800, 1.0 / 39916800};
 
 // e^x within some units in the last place for x in [-700, 700]; what lies beyond counts as its end, NaN stays NaN.
 inline Doubles exp8(Doubles x) {

@@ -16,7 +16,7 @@
 
 constexpr double kUlp = 1.0 / (1 << 23);
 constexpr double kUlps = 4;  // a handful of roundings of each side; the most that was seen is between 1 and 2
-constexpr double kNearest = 1e-4;  // rounded once: what a double may be off, beyond half a unit of the result's own place
+constexpr double kNearest = 1e-4;  // rounded once: what a double may be off, beyond half a unit of the result's place
 constexpr int kMostReported = 20;
 
 inline int differences = 0;
@@ -66,8 +66,8 @@ void expect_same(const Kernels& k, const std::string& what, const std::vector<T>
       return differ(k, "%s: element %zu is %.9g, expected %.9g", what.c_str(), i, double(got[i]), double(expected[i]));
 }
 
-// The float nearest to each expected double, or the other neighbour where it lies between two within kNearest; `slack` of an
-// element is how far its doubles may be off beside that.
+// The float nearest to each expected double, or the other neighbour where it lies between two within kNearest;
+// `slack` of an element is how far its doubles may be off beside that.
 inline void expect_nearest(const Kernels& k, const std::string& what, const std::vector<float>& got,
                            const std::vector<double>& expected, const std::function<double(size_t)>& slack) {
   for (size_t i = 0; i < expected.size(); i++) {
