@@ -1,50 +1,65 @@
-// The float loops, written once over vectors of 16 floats or 8 doubles; each instruction set includes this after it
-// has defined load16 / store16 for half and int8, fma16, max16 and min16 (a > b ? a : b, a < b ? a : b); of doubles
-// load8 of float, half and int8, store8 to float, fma8, max8, min8, and kSums, how many of them registers hold as sums
-// beside what is multiplied. GCC's and Clang's vector types split such a vector where the registers are smaller.
+// The float loops, written once over vectors as wide as an instruction set's registers; each instruction set includes
+// this after it has defined
+//   Floats, Ints, Doubles   vectors of one width, of GCC's and Clang's kind; Half, a half's bits
+//   larger, smaller         a > b ? a : b, a < b ? a : b, of Floats and of Doubles
+//   fused                   a b + c of Doubles, rounded once or twice
+//   doubles                 kDoubles float, half or int8 at a place
+//   floats                  kFloats int32 at a place
+//   store                   Doubles to float; Ints, in [-128, 127], to int8
+//   put                     one float to a half
+//   kSums                   how many Doubles registers hold as sums beside what is multiplied: 4, 8 or 16
 // Compiled without contraction: what must round as export/arithmetic.py says is written with plain operators, what
-// may fuse with fma16 and fma8.
+// may fuse with fused().
 //
 // What lies between two matrices (norms, attention, GELU) is computed in doubles and rounded to float once, so that
 // every instruction set and PyTorch, which does the same, round to the same integers afterwards.
 //
 // Included in an anonymous namespace; needs <math.h>, <string.h>, <stdint.h> and kernels.h.
 
+constexpr int kFloats = sizeof(Floats) / sizeof(float), kDoubles = sizeof(Doubles) / sizeof(double);
+
 inline Floats splat(float x) { return Floats{} + x; }
-inline Floats load16(const float* p) {
+inline Doubles splat(double x) { return Doubles{} + x; }
+inline Floats floats(const float* p) {
   Floats v;
   memcpy(&v, p, sizeof v);
   return v;
 }
-inline void store16(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+inline Doubles doubles(const double* p) {
+  Doubles v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+inline void store(double* p, Doubles v) { memcpy(p, &v, sizeof v); }
 
-// Sum and maximum over lanes, halving.
-#define HALVED(v, how)                                                                                   \
-  v = how(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));        \
-  v = how(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));        \
-  v = how(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));        \
-  v = how(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
 template <typename T>
 inline T plus(T a, T b) {
   return a + b;
 }
-inline float sum_lanes(Floats v) {
-  HALVED(v, plus)
-  return v[0];
+template <typename T>
+inline T greater(T a, T b) {
+  return a > b ? a : b;
 }
-inline int32_t sum_lanes(Ints v) {
-  HALVED(v, plus)
-  return v[0];
+// All lanes in one, halving.
+template <typename T, int N, typename V>
+inline T over_lanes(V v, T (*how)(T, T)) {
+  T lanes[N];
+  memcpy(lanes, &v, sizeof lanes);
+  for (int n = N / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; i++) lanes[i] = how(lanes[i], lanes[i + n]);
+  return lanes[0];
 }
-inline float max_lanes(Floats v) {
-  HALVED(v, max16)
-  return v[0];
-}
-#undef HALVED
-inline Floats abs16(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
+inline float sum_lanes(Floats v) { return over_lanes<float, kFloats>(v, plus); }
+inline int32_t sum_lanes(Ints v) { return over_lanes<int32_t, kFloats>(v, plus); }
+inline double sum_lanes(Doubles v) { return over_lanes<double, kDoubles>(v, plus); }
+inline float max_lanes(Floats v) { return over_lanes<float, kFloats>(v, greater); }
+inline double max_lanes(Doubles v) { return over_lanes<double, kDoubles>(v, greater); }
+
+inline Floats magnitude(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
 
 // Rounds halves to even, |x| < 2^22: adding 1.5 x 2^23 leaves no bits below 1.
-inline Floats round16(Floats x) {
+inline Floats rounded(Floats x) {
   const Floats magic = splat(12582912.0f);
   return (x + magic) - magic;
 }
@@ -54,65 +69,51 @@ inline Ints round_to_ints(Floats x) {
   return (Ints)(x + magic) - 0x4b400000;
 }
 
-typedef int64_t Longs __attribute__((vector_size(64)));
-
-inline Doubles splat8(double x) { return Doubles{} + x; }
-inline Doubles load8(const double* p) {
-  Doubles v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void store8(double* p, Doubles v) { memcpy(p, &v, sizeof v); }
-inline double sum_lanes(Doubles v) {
-  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-  v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-  v += __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
-  return v[0];
-}
+typedef int64_t Longs __attribute__((vector_size(sizeof(Doubles))));
 
 constexpr double kInverseFactorial[] = {1.0,          1.0,           1.0 / 2,       1.0 / 6,
                                         1.0 / 24,     1.0 / 120,     1.0 / 720,     1.0 / 5040,
                                         1.0 / 40320,  1.0 / 362880,  1.0 / 3628800, 1.0 / 39916800};
 
 // e^x within some units in the last place for x in [-700, 700]; what lies beyond counts as its end, NaN stays NaN.
-inline Doubles exp8(Doubles x) {
+inline Doubles exponential(Doubles x) {
   constexpr double kMagic = 6755399441055744.0;  // 1.5 x 2^52: adding it leaves no bits below 1
-  x = min8(splat8(700), max8(splat8(-700), x));  // of NaN and a number they give the second
-  const Doubles shifted = fma8(x, splat8(1.4426950408889634), splat8(kMagic)), n = shifted - kMagic;
-  Doubles r = fma8(n, splat8(-0.693147180369123816490), x);
-  r = fma8(n, splat8(-1.90821492927058770002e-10), r);
-  Doubles p = splat8(1.0 / 479001600);  // Taylor: |r| <= ln 2 / 2
-  for (int k = 12; k > 0; k--) p = fma8(p, r, splat8(kInverseFactorial[k - 1]));
+  x = smaller(splat(700.0), larger(splat(-700.0), x));  // of NaN and a number they give the second
+  const Doubles shifted = fused(x, splat(1.4426950408889634), splat(kMagic)), n = shifted - kMagic;
+  Doubles r = fused(n, splat(-0.693147180369123816490), x);
+  r = fused(n, splat(-1.90821492927058770002e-10), r);
+  Doubles p = splat(1.0 / 479001600);  // Taylor: |r| <= ln 2 / 2
+  for (int k = 12; k > 0; k--) p = fused(p, r, splat(kInverseFactorial[k - 1]));
   const Longs power = ((Longs)shifted + (1023 - 0x4338000000000000)) << 52;
   return p * (Doubles)power;
 }
 
 void layer_norm(const float* x, const float* gain, const float* bias, int n, float* y) {
-  const int whole = n / 8 * 8;
+  const int whole = n / kDoubles * kDoubles;
   Doubles total = {};
-  for (int i = 0; i < whole; i += 8) total += load8(x + i);
+  for (int i = 0; i < whole; i += kDoubles) total += doubles(x + i);
   double sum = sum_lanes(total);
   for (int i = whole; i < n; i++) sum += x[i];
   const double mean = sum / n;
   Doubles squares = {};
-  for (int i = 0; i < whole; i += 8) {
-    const Doubles d = load8(x + i) - mean;
-    squares = fma8(d, d, squares);
+  for (int i = 0; i < whole; i += kDoubles) {
+    const Doubles d = doubles(x + i) - mean;
+    squares = fused(d, d, squares);
   }
   double square = sum_lanes(squares);
   for (int i = whole; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
   const double rate = 1.0 / sqrt(square / n + 1e-5);
-  for (int i = 0; i < whole; i += 8)
-    store8(y + i, fma8((load8(x + i) - mean) * rate, load8(gain + i), load8(bias + i)));
+  for (int i = 0; i < whole; i += kDoubles)
+    store(y + i, fused((doubles(x + i) - mean) * rate, doubles(gain + i), doubles(bias + i)));
   for (int i = whole; i < n; i++) y[i] = float((x[i] - mean) * rate * gain[i] + bias[i]);
 }
 
-// 16 floats of a row from i on, divided by smooth, zeros beyond n.
+// Floats of a row from i on, divided by smooth, zeros beyond n.
 inline Floats smoothed(const float* x, const float* smooth, int i, int n) {
   Floats v = {};
-  if (i + 16 <= n) {
-    v = load16(x + i);
-    return smooth ? v / load16(smooth + i) : v;
+  if (i + kFloats <= n) {
+    v = floats(x + i);
+    return smooth ? v / floats(smooth + i) : v;
   }
   for (int j = 0; i + j < n; j++) v[j] = smooth ? x[i + j] / smooth[i + j] : x[i + j];
   return v;
@@ -120,7 +121,7 @@ inline Floats smoothed(const float* x, const float* smooth, int i, int n) {
 
 inline Ints store_bytes(int8_t* q, Floats v) {
   Ints whole = round_to_ints(v);
-  store16(q, whole);
+  store(q, whole);
   return whole;
 }
 
@@ -130,20 +131,20 @@ void quantize(const float* x, const float* smooth, int n, float static_scale, in
   float scale = static_scale;
   if (scale == 0) {
     Floats most = {};
-    for (int i = 0; i < n; i += 16) most = max16(most, abs16(smoothed(x, smooth, i, n)));
+    for (int i = 0; i < n; i += kFloats) most = larger(most, magnitude(smoothed(x, smooth, i, n)));
     scale = max_lanes(most) / 127.0f;
     scale = scale > 1.17549435e-38f ? scale : 1.17549435e-38f;
   }
   Ints total = {}, fine_total = {};
-  for (int i = 0; i < width; i += 16) {
+  for (int i = 0; i < width; i += kFloats) {
     const Floats v = smoothed(x, smooth, i, n);
-    Floats whole = round16(max16(min16(v / scale, splat(4e6f)), splat(-4e6f)));
-    whole = max16(min16(whole, splat(127.0f)), splat(-127.0f));
+    Floats whole = rounded(larger(smaller(v / scale, splat(4e6f)), splat(-4e6f)));
+    whole = larger(smaller(whole, splat(127.0f)), splat(-127.0f));
     total += store_bytes(q + i, whole);
     if (fine) {
       Floats rest = (v - whole * scale) / scale * 256.0f;
-      rest = max16(min16(rest, splat(127.0f)), splat(-127.0f));  // 127.4 rounds to 127: clipping first is the same
-      fine_total += store_bytes(fine + i, round16(rest));
+      rest = larger(smaller(rest, splat(127.0f)), splat(-127.0f));  // 127.4 rounds to 127: clipping first is the same
+      fine_total += store_bytes(fine + i, rounded(rest));
     }
   }
   step->scale = scale;
@@ -161,49 +162,51 @@ void sum_groups(const int8_t* q, const int8_t* fine, int n, int group, int32_t* 
 
 // GELU (tanh): 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 void gelu(float* x, int n) {
-  for (int i = 0; i < n; i += 8) {
-    const Doubles v = load8(x + i);
-    const Doubles u = fma8(v * v * v, splat8(0.044715), v) * 0.79788456080286535588;
-    store8(x + i, v / (1.0 + exp8(-2.0 * u)));
+  for (int i = 0; i < n; i += kDoubles) {
+    const Doubles v = doubles(x + i);
+    const Doubles u = fused(v * v * v, splat(0.044715), v) * 0.79788456080286535588;
+    store(x + i, v / (1.0 + exponential(-2.0 * u)));
   }
 }
 
 void finish8(const int32_t* sums, const int32_t* fine_sums, float scale, const float* weight_scale,
              const float* bias, float* y) {
-  for (int o = 0; o < kTile; o += 16) {
-    Floats s = to_floats(sums + o);
-    if (fine_sums) s = to_floats(fine_sums + o) / 256.0f + s;
-    const Floats out = s * (scale * load16(weight_scale + o));
-    store16(y + o, bias ? out + load16(bias + o) : out);
+  for (int o = 0; o < kTile; o += kFloats) {
+    Floats s = floats(sums + o);
+    if (fine_sums) s = floats(fine_sums + o) / 256.0f + s;
+    const Floats out = s * (scale * floats(weight_scale + o));
+    store(y + o, bias ? out + floats(bias + o) : out);
   }
 }
 
 void finish4(const float* sums, float scale, const float* bias, float* y) {
-  for (int o = 0; o < kTile; o += 16) {
-    const Floats out = load16(sums + o) * (scale / 256.0f);
-    store16(y + o, bias ? out + load16(bias + o) : out);
+  for (int o = 0; o < kTile; o += kFloats) {
+    const Floats out = floats(sums + o) * (scale / 256.0f);
+    store(y + o, bias ? out + floats(bias + o) : out);
   }
 }
 
 void add(const float* x, int n, float* y) {
-  for (int i = 0; i < n; i += 16) store16(y + i, load16(y + i) + load16(x + i));
+  for (int i = 0; i < n; i += kFloats) store(y + i, floats(y + i) + floats(x + i));
 }
 
 void fold(const float* y, float* lanes) {
-  const Floats a = load16(y), b = load16(y + 16), c = load16(y + 32), d = load16(y + 48);
-  const Floats nothing = (a - a) + (b - b) + (c - c) + (d - d);
-  store16(lanes, max16(max16(a, b), max16(c, d)) + nothing);
+  for (int i = 0; i < 16; i += kFloats) {
+    const Floats a = floats(y + i), b = floats(y + i + 16), c = floats(y + i + 32), d = floats(y + i + 48);
+    const Floats nothing = (a - a) + (b - b) + (c - c) + (d - d);
+    store(lanes + i, larger(larger(a, b), larger(c, d)) + nothing);
+  }
 }
 
 int largest(const float* x, int n) {
   Floats most = splat(x[0]), nothing = {};  // x - x is 0 where x is finite, else NaN
-  for (int i = 0; i < n; i += 16) {
+  for (int i = 0; i < n; i += kFloats) {
     Floats v = splat(x[i]);
-    if (i + 16 <= n)
-      v = load16(x + i);
+    if (i + kFloats <= n)
+      v = floats(x + i);
     else
       for (int j = 0; i + j < n; j++) v[j] = x[i + j];
-    most = max16(v, most);
+    most = larger(v, most);
     nothing += v - v;
   }
   if (sum_lanes(nothing) != 0) return -1;
@@ -215,15 +218,15 @@ int largest(const float* x, int n) {
 
 void bounds(const float* coarse, float rate, float middle, float length, const float* step, const float* error,
             float* upper) {
-  for (int o = 0; o < kTile; o += 16) {
-    const Floats value = (load16(coarse + o) * rate + middle) * load16(step + o);
-    store16(upper + o, value + load16(error + o) * length);
+  for (int o = 0; o < kTile; o += kFloats) {
+    const Floats value = (floats(coarse + o) * rate + middle) * floats(step + o);
+    store(upper + o, value + floats(error + o) * length);
   }
 }
 
 float most(const float* x, int n) {
-  Floats found = load16(x);
-  for (int i = 16; i < n; i += 16) found = max16(found, load16(x + i));
+  Floats found = floats(x);
+  for (int i = kFloats; i < n; i += kFloats) found = larger(found, floats(x + i));
   return max_lanes(found);
 }
 
@@ -275,32 +278,32 @@ void remember(const HeadCache* cache, int kv, int D, int position, const float* 
 }
 
 template <typename T>
-constexpr int kOfLine = 64 / (8 * int(sizeof(T)));  // vectors of 8 in a line of the cache
+constexpr int kOfLine = 64 / (kDoubles * int(sizeof(T)));  // vectors in a line of the cache
 
 template <typename T>
 inline void ask_for_same(const HeadCache* cache, const T* place, int vector) {
   if (cache->ahead && vector % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->ahead);
 }
 
-// scores[r][t] of B x 8 positions from `first` on, all in one block.
+// scores[r][t] of B vectors of positions from `first` on, all in one block.
 template <typename T, int R, int B>
 inline void score_positions(const HeadCache* cache, int Dp, int first, const double* query, double* scores,
                             int width) {
   const T* keys[B];
-  UNROLLED for (int j = 0; j < B; j++) keys[j] = keys_of<T>(cache, Dp, first + 8 * j) + first % 16 + 8 * (j % 2);
+  UNROLLED for (int j = 0; j < B; j++) keys[j] = keys_of<T>(cache, Dp, first + kDoubles * j) + (first + kDoubles * j) % 16;
   Doubles s[R][B] = {};
   for (int d = 0; d < Dp; d++)
     UNROLLED for (int j = 0; j < B; j++) {
       const T* place = keys[j] + d * 16;
-      ask_for_same(cache, place, 2 * d + j % 2);
-      const Doubles k = load8(place);
-      UNROLLED for (int r = 0; r < R; r++) s[r][j] = fma8(k, splat8(query[r * Dp + d]), s[r][j]);
+      ask_for_same(cache, place, (d * 16 + (first + kDoubles * j) % 16) / kDoubles);
+      const Doubles k = doubles(place);
+      UNROLLED for (int r = 0; r < R; r++) s[r][j] = fused(k, splat(query[r * Dp + d]), s[r][j]);
     }
   UNROLLED for (int r = 0; r < R; r++)
     UNROLLED for (int j = 0; j < B; j++) {
-      const int t = first + j * 8;
-      if (sizeof(T) == 1) s[r][j] *= load8(step_at(cache->key_scale, cache, t));
-      store8(scores + size_t(r) * width + t, s[r][j]);
+      const int t = first + j * kDoubles;
+      if (sizeof(T) == 1) s[r][j] *= doubles(step_at(cache->key_scale, cache, t));
+      store(scores + size_t(r) * width + t, s[r][j]);
     }
 }
 
@@ -308,20 +311,19 @@ inline void score_positions(const HeadCache* cache, int Dp, int first, const dou
 // is left to the end.
 inline double softmax(double* scores, int last, int width) {
   for (int t = last + 1; t < width; t++) scores[t] = -1e300;
-  Doubles most = splat8(-1e300), total = {};
-  for (int t = 0; t < width; t += 8) most = max8(most, load8(scores + t));
-  double top = most[0];
-  for (int i = 1; i < 8; i++) top = most[i] > top ? most[i] : top;
-  for (int t = 0; t < width; t += 8) {
-    const Doubles p = exp8(load8(scores + t) - top);
-    store8(scores + t, p);
+  Doubles most = splat(-1e300), total = {};
+  for (int t = 0; t < width; t += kDoubles) most = larger(most, doubles(scores + t));
+  const double top = max_lanes(most);
+  for (int t = 0; t < width; t += kDoubles) {
+    const Doubles p = exponential(doubles(scores + t) - top);
+    store(scores + t, p);
     total += p;
   }
-  for (int t = last + 1; t < width; t++) total[t % 8] -= scores[t], scores[t] = 0;
+  for (int t = last + 1; t < width; t++) total[t % kDoubles] -= scores[t], scores[t] = 0;
   return 1.0 / sum_lanes(total);
 }
 
-// mixed[r][d..] of V x 8 channels
+// mixed[r][d..] of V vectors of channels
 template <typename T, int R, int V>
 inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, const double* scores, int width,
                        const double* rate, float* mixed, ptrdiff_t stride) {
@@ -331,17 +333,18 @@ inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, c
     const int end = last + 1 - block < kBlock ? last + 1 - block : kBlock;
     for (int t = 0; t < end; t++)
       UNROLLED for (int v = 0; v < V; v++) {
-        const T* place = values + size_t(t) * Dp + v * 8;
-        ask_for_same(cache, place, d / 8 + v);
-        const Doubles x = load8(place);
-        UNROLLED for (int r = 0; r < R; r++) m[r][v] = fma8(x, splat8(scores[size_t(r) * width + block + t]), m[r][v]);
+        const T* place = values + size_t(t) * Dp + v * kDoubles;
+        ask_for_same(cache, place, d / kDoubles + v);
+        const Doubles x = doubles(place);
+        UNROLLED for (int r = 0; r < R; r++) m[r][v] = fused(x, splat(scores[size_t(r) * width + block + t]), m[r][v]);
       }
   }
   UNROLLED for (int r = 0; r < R; r++)
     UNROLLED for (int v = 0; v < V; v++) {
-      float y[8];
-      store8(y, m[r][v] * rate[r]);
-      for (int i = 0; i < 8 && d + v * 8 + i < D; i++) mixed[r * stride + d + v * 8 + i] = y[i];
+      float y[kDoubles];
+      store(y, m[r][v] * rate[r]);
+      const int at = d + v * kDoubles;
+      for (int i = 0; i < kDoubles && at + i < D; i++) mixed[r * stride + at + i] = y[i];
     }
 }
 
@@ -349,22 +352,23 @@ template <typename T, int R>
 void attend_rows(const HeadCache* cache, int D, int first, const double* query, double* scores, float* mixed,
                  ptrdiff_t stride) {
   const int Dp = (D + 15) / 16 * 16, last = first + R - 1, width = (last / 16 + 1) * 16;
-  constexpr int B = kSums / R < 8 ? kSums / R : 8;  // vectors side by side: 1, 2, 4 or 8 divide the 8 of a block
+  constexpr int B = kSums / R < 8 ? kSums / R : 8;  // vectors side by side: 1, 2, 4 or 8 divide a block
+  constexpr int kWide = B * kDoubles;
   int t = 0;
-  for (; t + B * 8 <= width; t += B * 8) score_positions<T, R, B>(cache, Dp, t, query, scores, width);
-  for (; t < width; t += 8) score_positions<T, R, 1>(cache, Dp, t, query, scores, width);
+  for (; t + kWide <= width; t += kWide) score_positions<T, R, B>(cache, Dp, t, query, scores, width);
+  for (; t < width; t += kDoubles) score_positions<T, R, 1>(cache, Dp, t, query, scores, width);
   double rate[R];
   for (int r = 0; r < R; r++) {
     double* row = scores + size_t(r) * width;
     rate[r] = softmax(row, first + r, width);
     if (sizeof(T) == 1)
-      for (int t = 0; t < width; t += 8)
-        store8(row + t, load8(row + t) * load8(step_at(cache->value_scale, cache, t)));
+      for (int t = 0; t < width; t += kDoubles)
+        store(row + t, doubles(row + t) * doubles(step_at(cache->value_scale, cache, t)));
   }
   int d = 0;
-  for (; d + B * 8 <= Dp; d += B * 8)
+  for (; d + kWide <= Dp; d += kWide)
     mix_values<T, R, B>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
-  for (; d < Dp; d += 8) mix_values<T, R, 1>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
+  for (; d < Dp; d += kDoubles) mix_values<T, R, 1>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
 }
 
 template <typename T>
@@ -396,12 +400,12 @@ void join(const uint8_t* upper, const uint8_t* lower, int inputs, int first, int
 }
 
 void ask_for(const HeadCache* cache, int kv, int D, int positions, int part, int parts) {
-  const size_t element = kv == 0 ? 4 : kv == 1 ? 2 : 1;
-  const size_t line_of_block = kBlock * ((D + 15) / 16 * 16) * element / 64;
-  const size_t lines = (positions + kBlock - 1) / kBlock * line_of_block;
-  for (size_t line = lines * part / parts; line < lines * (part + 1) / parts; line++) {
-    const size_t at = line / line_of_block * cache->stride + line % line_of_block * 64;
+  const size_t element = kv == 0 ? 4 : kv == 1 ? 2 : 1, of_position = (D + 15) / 16 * 16 * element;
+  const size_t of_block = kBlock * of_position / 64;  // lines
+  const size_t values = (positions * of_position + 63) / 64, keys = (positions + 15) / 16 * 16 * of_position / 64;
+  for (size_t line = keys * part / parts; line < keys * (part + 1) / parts; line++) {
+    const size_t at = line / of_block * cache->stride + line % of_block * 64;
     __builtin_prefetch(cache->keys + at, 0, 2);
-    __builtin_prefetch(cache->values + at, 0, 2);
+    if (line < values) __builtin_prefetch(cache->values + at, 0, 2);
   }
 }

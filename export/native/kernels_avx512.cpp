@@ -29,47 +29,27 @@ struct Half {
   uint16_t bits;
 };
 
-inline Floats fma16(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-inline Floats max16(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
-inline Floats min16(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
-inline Doubles fma8(Doubles a, Doubles b, Doubles c) {
+inline Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+inline Doubles larger(Doubles a, Doubles b) { return (Doubles)_mm512_max_pd((__m512d)a, (__m512d)b); }
+inline Doubles smaller(Doubles a, Doubles b) { return (Doubles)_mm512_min_pd((__m512d)a, (__m512d)b); }
+inline Doubles fused(Doubles a, Doubles b, Doubles c) {
   return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 }
-inline Doubles max8(Doubles a, Doubles b) { return (Doubles)_mm512_max_pd((__m512d)a, (__m512d)b); }
-inline Doubles min8(Doubles a, Doubles b) { return (Doubles)_mm512_min_pd((__m512d)a, (__m512d)b); }
-inline Doubles load8(const float* p) { return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
-inline Doubles load8(const Half* p) {
+inline Doubles doubles(const float* p) { return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+inline Doubles doubles(const Half* p) {
   return (Doubles)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
 }
-inline Doubles load8(const int8_t* p) {
+inline Doubles doubles(const int8_t* p) {
   return (Doubles)_mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
-inline void store8(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v)); }
-constexpr int kSums = 16;
-inline Floats load16(const Half* p) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-inline Floats load16(const int8_t* p) {
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-}
-inline Floats to_floats(const int32_t* p) { return (Floats)_mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
-inline void store16(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
+inline Floats floats(const int32_t* p) { return (Floats)_mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+inline void store(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v)); }
+inline void store(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 inline void put(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+constexpr int kSums = 16;
 
 #include "floats.inl"
-
-// Bytes that are asked for ahead: far into the second cache, near into the first; see docs/engine.md for what was
-// tried.
-constexpr int kFar = 8192, kNear = 2048;
-
-// The streams of weights that are read side by side share the distance.
-// Inlined at once: GCC takes a function that only prefetches for one that does nothing, and drops calls of it.
-#define INLINED inline __attribute__((always_inline))
-template <int Streams = 1>
-INLINED void ask_ahead(const uint8_t* p) {
-  for (int line = 0; line < kStepBytes; line += 64) {
-    _mm_prefetch((const char*)p + kFar / Streams + line, _MM_HINT_T1);
-    _mm_prefetch((const char*)p + kNear / Streams + line, _MM_HINT_T0);
-  }
-}
 
 inline __m512i four_inputs(const int8_t* x) {
   int32_t four;
@@ -82,7 +62,7 @@ struct Bytes {
   static constexpr int kInputs = 4;
   const uint8_t* tile;
 
-  INLINED void ask() const { ask_ahead(tile); }
+  INLINED void ask() const { ask_ahead<kStepBytes>(tile); }
   __m512i of(int, int v) const { return _mm512_loadu_si512(tile + v * 64); }
   void skip(int inputs) { tile += inputs / kInputs * kStepBytes; }
 };
@@ -93,8 +73,8 @@ struct Halves {
   const uint8_t *upper, *lower;
 
   INLINED void ask() const {
-    ask_ahead<2>(upper);
-    ask_ahead<2>(lower);
+    ask_ahead<kStepBytes, 2>(upper);
+    ask_ahead<kStepBytes, 2>(lower);
   }
   __m512i of(int four, int v) const {
     constexpr int kFirstWhereMask = 0xca;  // mask ? a : b
@@ -196,7 +176,7 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
       UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_setzero_si512();
     const int end = k + group < inputs ? k + group : inputs;
     for (; k < end; k += 8, tile += kStepBytes) {
-      ask_ahead(tile);
+      ask_ahead<kStepBytes>(tile);
       UNROLLED for (int v = 0; v < 4; v++) {
         const __m512i both = _mm512_loadu_si512(tile + v * 64);
         const __m512i first = _mm512_and_si512(both, low);
@@ -235,7 +215,7 @@ void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, con
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   __m512i seen[4] = {};
   for (size_t i = 0; i < n; i += kStepBytes) {
-    ask_ahead(bytes + i);
+    ask_ahead<kStepBytes>(bytes + i);
     for (int v = 0; v < 4; v++) seen[v] = _mm512_xor_si512(seen[v], _mm512_loadu_si512(bytes + i + v * 64));
   }
   uint64_t lanes[8];

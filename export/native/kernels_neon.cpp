@@ -23,112 +23,47 @@
 
 namespace {
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef double Doubles __attribute__((vector_size(64)));
+typedef float Floats __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(16)));
 struct Half {
   uint16_t bits;
 };
-union Parts {
-  Floats all;
-  float32x4_t quarter[4];
-};
-union IntParts {
-  Ints all;
-  int32x4_t quarter[4];
-};
-union DoubleParts {
-  Doubles all;
-  float64x2_t quarter[4];
-};
 
-inline Floats fma16(const Floats& a, const Floats& b, const Floats& c) {
-  Parts x = {a}, y = {b}, z = {c};
-  for (int h = 0; h < 4; h++) z.quarter[h] = vfmaq_f32(z.quarter[h], x.quarter[h], y.quarter[h]);
-  return z.all;
+inline Floats larger(Floats a, Floats b) {
+  return (Floats)vbslq_f32(vcgtq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
 }
-inline Floats max16(const Floats& a, const Floats& b) {
-  Parts x = {a}, y = {b};
-  for (int h = 0; h < 4; h++)
-    x.quarter[h] = vbslq_f32(vcgtq_f32(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
-  return x.all;
+inline Floats smaller(Floats a, Floats b) {
+  return (Floats)vbslq_f32(vcltq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
 }
-inline Floats min16(const Floats& a, const Floats& b) {
-  Parts x = {a}, y = {b};
-  for (int h = 0; h < 4; h++)
-    x.quarter[h] = vbslq_f32(vcltq_f32(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
-  return x.all;
+inline Doubles larger(Doubles a, Doubles b) {
+  return (Doubles)vbslq_f64(vcgtq_f64((float64x2_t)a, (float64x2_t)b), (float64x2_t)a, (float64x2_t)b);
 }
-inline Doubles fma8(const Doubles& a, const Doubles& b, const Doubles& c) {
-  DoubleParts x = {a}, y = {b}, z = {c};
-  for (int h = 0; h < 4; h++) z.quarter[h] = vfmaq_f64(z.quarter[h], x.quarter[h], y.quarter[h]);
-  return z.all;
+inline Doubles smaller(Doubles a, Doubles b) {
+  return (Doubles)vbslq_f64(vcltq_f64((float64x2_t)a, (float64x2_t)b), (float64x2_t)a, (float64x2_t)b);
 }
-inline Doubles max8(const Doubles& a, const Doubles& b) {
-  DoubleParts x = {a}, y = {b};
-  for (int h = 0; h < 4; h++)
-    x.quarter[h] = vbslq_f64(vcgtq_f64(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
-  return x.all;
+inline Doubles fused(Doubles a, Doubles b, Doubles c) {
+  return (Doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
-inline Doubles min8(const Doubles& a, const Doubles& b) {
-  DoubleParts x = {a}, y = {b};
-  for (int h = 0; h < 4; h++)
-    x.quarter[h] = vbslq_f64(vcltq_f64(x.quarter[h], y.quarter[h]), x.quarter[h], y.quarter[h]);
-  return x.all;
+inline Doubles doubles(const float* p) { return (Doubles)vcvt_f64_f32(vld1_f32(p)); }
+inline Doubles doubles(const Half* p) {
+  uint32_t two;
+  memcpy(&two, p, 4);
+  const float16x4_t halves = vreinterpret_f16_u32(vdup_n_u32(two));
+  return (Doubles)vcvt_f64_f32(vget_low_f32(vcvt_f32_f16(halves)));
 }
-inline Doubles load8(const float* p) {
-  DoubleParts v;
-  for (int h = 0; h < 4; h++) v.quarter[h] = vcvt_f64_f32(vld1_f32(p + 2 * h));
-  return v.all;
-}
-inline Doubles load8(const Half* p) {
-  DoubleParts v;
-  for (int h = 0; h < 2; h++) {
-    const float32x4_t floats = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p[4 * h].bits)));
-    v.quarter[2 * h] = vcvt_f64_f32(vget_low_f32(floats));
-    v.quarter[2 * h + 1] = vcvt_high_f64_f32(floats);
-  }
-  return v.all;
-}
-inline Doubles load8(const int8_t* p) {
-  Doubles v;
-  for (int i = 0; i < 8; i++) v[i] = p[i];
-  return v;
-}
-inline void store8(float* p, const Doubles& v) {
-  DoubleParts parts = {v};
-  for (int h = 0; h < 4; h++) vst1_f32(p + 2 * h, vcvt_f32_f64(parts.quarter[h]));
-}
-constexpr int kSums = 4;
-inline Floats load16(const Half* p) {
-  Parts v;
-  for (int h = 0; h < 4; h++) v.quarter[h] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p[4 * h].bits)));
-  return v.all;
-}
-inline Floats load16(const int8_t* p) {
-  const int8x16_t bytes = vld1q_s8(p);
-  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
-  Parts v;
-  v.quarter[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
-  v.quarter[1] = vcvtq_f32_s32(vmovl_high_s16(low));
-  v.quarter[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
-  v.quarter[3] = vcvtq_f32_s32(vmovl_high_s16(high));
-  return v.all;
-}
-inline Floats to_floats(const int32_t* p) {
-  Parts v;
-  for (int h = 0; h < 4; h++) v.quarter[h] = vcvtq_f32_s32(vld1q_s32(p + 4 * h));
-  return v.all;
-}
-inline void store16(int8_t* p, const Ints& v) {
-  const IntParts parts = {v};
-  const int16x8_t low = vmovn_high_s32(vmovn_s32(parts.quarter[0]), parts.quarter[1]);
-  const int16x8_t high = vmovn_high_s32(vmovn_s32(parts.quarter[2]), parts.quarter[3]);
-  vst1q_s8(p, vmovn_high_s16(vmovn_s16(low), high));
+inline Doubles doubles(const int8_t* p) { return Doubles{double(p[0]), double(p[1])}; }
+inline Floats floats(const int32_t* p) { return (Floats)vcvtq_f32_s32(vld1q_s32(p)); }
+inline void store(float* p, Doubles v) { vst1_f32(p, vcvt_f32_f64((float64x2_t)v)); }
+inline void store(int8_t* p, Ints v) {
+  const int16x4_t words = vmovn_s32((int32x4_t)v);
+  const int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
+  memcpy(p, &four, 4);
 }
 inline void put(Half* p, float x) {
   p->bits = vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0);
 }
+constexpr int kSums = 16;
 
 #include "floats.inl"
 

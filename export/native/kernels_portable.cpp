@@ -8,53 +8,30 @@ namespace {
 
 #include "plain.inl"
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef double Doubles __attribute__((vector_size(64)));
+typedef float Floats __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(16)));
 struct Half {
   uint16_t bits;
 };
 
-inline Floats fma16(const Floats& a, const Floats& b, const Floats& c) { return a * b + c; }
-inline Floats max16(const Floats& a, const Floats& b) { return a > b ? a : b; }
-inline Floats min16(const Floats& a, const Floats& b) { return a < b ? a : b; }
-inline Doubles fma8(const Doubles& a, const Doubles& b, const Doubles& c) { return a * b + c; }
-inline Doubles max8(const Doubles& a, const Doubles& b) { return a > b ? a : b; }
-inline Doubles min8(const Doubles& a, const Doubles& b) { return a < b ? a : b; }
-template <typename T>
-inline Doubles load8(const T* p) {
-  Doubles v;
-  for (int i = 0; i < 8; i++) v[i] = p[i];
-  return v;
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+inline Doubles larger(Doubles a, Doubles b) { return a > b ? a : b; }
+inline Doubles smaller(Doubles a, Doubles b) { return a < b ? a : b; }
+inline Doubles fused(Doubles a, Doubles b, Doubles c) { return a * b + c; }
+inline Doubles doubles(const float* p) { return Doubles{p[0], p[1]}; }
+inline Doubles doubles(const Half* p) { return Doubles{half_value(p[0].bits), half_value(p[1].bits)}; }
+inline Doubles doubles(const int8_t* p) { return Doubles{double(p[0]), double(p[1])}; }
+inline Floats floats(const int32_t* p) { return Floats{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
+inline void store(float* p, Doubles v) {
+  for (int i = 0; i < 2; i++) p[i] = (float)v[i];
 }
-inline Doubles load8(const Half* p) {
-  Doubles v;
-  for (int i = 0; i < 8; i++) v[i] = half_value(p[i].bits);
-  return v;
-}
-inline void store8(float* p, const Doubles& v) {
-  for (int i = 0; i < 8; i++) p[i] = (float)v[i];
-}
-constexpr int kSums = 4;
-inline Floats load16(const Half* p) {
-  Floats v;
-  for (int i = 0; i < 16; i++) v[i] = half_value(p[i].bits);
-  return v;
-}
-inline Floats load16(const int8_t* p) {
-  Floats v;
-  for (int i = 0; i < 16; i++) v[i] = p[i];
-  return v;
-}
-inline Floats to_floats(const int32_t* p) {
-  Floats v;
-  for (int i = 0; i < 16; i++) v[i] = (float)p[i];
-  return v;
-}
-inline void store16(int8_t* p, const Ints& v) {
-  for (int i = 0; i < 16; i++) p[i] = (int8_t)v[i];
+inline void store(int8_t* p, Ints v) {
+  for (int i = 0; i < 4; i++) p[i] = (int8_t)v[i];
 }
 inline void put(Half* p, float x) { p->bits = half_bits(x); }
+constexpr int kSums = 8;
 
 #include "floats.inl"
 
