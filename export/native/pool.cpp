@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kSpin = std::chrono::microseconds(10);  // longer, and beside busy processes it spends slices waiting
 constexpr int kLooks = 64;  // between two looks at the clock
 constexpr size_t kAsked = 64 << 10;  // bytes that a waiting thread asks for at most: they stay in its second cache
 constexpr int kLines = 8;            // between two looks whether the wait is over
