@@ -27,6 +27,7 @@ class Contestant:
       cached: with a KV cache.
       every_logit: asks for the logits of every position, of which only the last are used, as
         `model(ids).logits[:, -1]` does.
+      isa: the native engine's instruction set; "" takes the best.
     """
 
     engine: str
@@ -35,6 +36,7 @@ class Contestant:
     threads: int
     cached: bool = True
     every_logit: bool = False
+    isa: str = ""
 
     @property
     def name(self) -> str:
@@ -45,7 +47,8 @@ class Contestant:
 def row_name(row: Mapping[str, Any]) -> str:
     """Name a row, given what a Contestant holds."""
     how = ("" if row["cached"] else ", no KV cache") + (", every logit" if row["every_logit"] else "")
-    return f"{row['engine']} {row['precision']}{how}"
+    isa = f", {row['isa']}" if row.get("isa") else ""
+    return f"{row['engine']} {row['precision']}{how}{isa}"
 
 
 def open_engine(contestant: Contestant) -> Engine:
@@ -70,7 +73,8 @@ def open_engine(contestant: Contestant) -> Engine:
         from export.artifact import read_artifact
         from export.engine import NativeModel, NativeSession
 
-        return NativeSession(NativeModel(read_artifact(Path(contestant.folder)), contestant.threads))
+        artifact = read_artifact(Path(contestant.folder))
+        return NativeSession(NativeModel(artifact, contestant.threads, contestant.isa or None))
     from bench.peers import PEERS
     from bench.peers.transformers_ import Transformers, TransformersEngine
 

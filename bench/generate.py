@@ -32,14 +32,15 @@ from bench.machine import provenance, read_bandwidth
 from bench.random_models import random_artifacts
 from bench.workers import Worker, spread
 from export.artifact import read_artifact
+from export.engine import instruction_sets
 from export.generate import set_threads
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 
 PROMPT_TOKENS = 16
-# What an engine generates beside busy processes: what it takes a second for when free, at least 16 tokens, and that
-# three times, as a second holds few of the system's turns.
+# What an engine generates beside busy processes: what it takes a second for when free, at least 16 tokens, and
+# that three times, as a second holds few of the system's turns.
 BUSY_SECONDS, BUSY_TOKENS, BUSY_PASSES = 1.0, 16, 3
 WARMUP_TOKENS = 8
 BANDWIDTH_BUFFER_BYTES = 1_000_000_000
@@ -63,6 +64,7 @@ class GenerateOptions:
       tokens: to generate in each round.
       threads: CPU threads; 0 takes all cores that this process may use.
       rounds: in each of which every engine generates once.
+      isa: the native engine also with these instruction sets (avx2, portable, ...).
       uncached: also without KV cache (slow: every token runs the whole text again).
       busy: so many other processes compete for the cores in one more pass of each round; in it engines
         with a KV cache generate what takes them a second else; 0 leaves it out.
@@ -81,6 +83,7 @@ class GenerateOptions:
     tokens: int = 250
     threads: int = 0
     rounds: int = 3
+    isa: tuple[str, ...] = ()
     uncached: bool = False
     busy: int = 0
     prefill: int = 512
@@ -96,6 +99,9 @@ def generate(options: GenerateOptions) -> Result:
         raise UserError(
             "--tokens must be at least 2, --rounds and --prefill at least 1, --busy must not be negative"
         )
+    for isa in options.isa:
+        if isa not in instruction_sets():
+            raise UserError(f"--isa {isa!r} is none of this machine's: {', '.join(instruction_sets())}")
     wanted = chosen_peers(options.peers, options.peer)
     threads = set_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
@@ -116,7 +122,7 @@ def generate(options: GenerateOptions) -> Result:
                 f"--tokens {options.tokens} does not fit the model's context of {config.block_size}"
             )
         prefill = min(options.prefill, config.block_size)
-        line_up = own_entries(artifacts, options.run, options.uncached, threads)
+        line_up = own_entries(artifacts, options.run, options.uncached, threads, options.isa)
         left_out: dict[str, str] = {}
         if wanted:
             peers, left_out = peer_entries(artifacts, wanted, Path(scratch), threads)
@@ -250,6 +256,7 @@ def row(
         "precision": contestant.precision,
         "cached": contestant.cached,
         "every_logit": contestant.every_logit,
+        "isa": contestant.isa,
         "decode_tokens_per_s": decode,
         "prefill_tokens_per_s": spread([prefill / answer["long_prefill_s"] for answer in answers]),
         "seconds": spread([answer["prefill_s"] + answer["decode_s"] for answer in answers]),

@@ -91,7 +91,9 @@ class Entry:
         return workers[best], self.environments[best]
 
 
-def own_entries(artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int) -> list[Entry]:
+def own_entries(
+    artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int, isas: Sequence[str] = ()
+) -> list[Entry]:
     """List this project's engines: the native one and the module for each artifact, the Flax model of a run.
 
     Args:
@@ -99,12 +101,16 @@ def own_entries(artifacts: Sequence[Artifact], run: Path | None, uncached: bool,
       run: of the Flax model, or None.
       uncached: the module without a KV cache too.
       threads: CPU threads.
+      isas: instruction sets with which the native engine runs too.
     """
     found = []
     for artifact in artifacts:
         if why_not(artifact) is None:
-            contestant = Contestant("jaxgpt-native", artifact.kind, str(artifact.folder), threads)
-            found.append(Entry(contestant, stored_bytes(artifact), artifact.file_bytes, ({},)))
+            for isa in ("", *isas):
+                contestant = Contestant(
+                    "jaxgpt-native", artifact.kind, str(artifact.folder), threads, isa=isa
+                )
+                found.append(Entry(contestant, stored_bytes(artifact), artifact.file_bytes, ({},)))
         contestant = Contestant("jaxgpt-torch", artifact.kind, str(artifact.folder), threads)
         entry = Entry(contestant, weight_bytes(artifact), artifact.file_bytes)
         found.append(entry)

@@ -81,6 +81,7 @@ def speed(work: Path, run: Path, artifacts: tuple[Path, ...]) -> Path:
         "--uncached",
         "--threads",
         1,
+        *(("--isa", "portable") if instruction_sets() else ()),
     )
     assert (
         run_command(
@@ -118,15 +119,21 @@ def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tup
     figures = json.loads(speed.read_text())
     assert set(figures) >= {"machine", "settings", "rounds", "bandwidth_gb_s", "rows"}
     assert len(figures["bandwidth_gb_s"]) == figures["rounds"] == 2
-    names = {(row["engine"], row["precision"], row["cached"], row["every_logit"]) for row in figures["rows"]}
+    keys = ("engine", "precision", "cached", "every_logit", "isa")
+    names = {tuple(row[key] for key in keys) for row in figures["rows"]}
     kinds = ("fp32", "int8-dynamic", "int8-static")
-    expected = {("jaxgpt-torch", kind, cached, False) for kind in kinds for cached in (True, False)}
+    expected = {("jaxgpt-torch", kind, cached, False, "") for kind in kinds for cached in (True, False)}
     expected |= {
-        ("transformers", "fp32", True, False),
-        ("transformers", "fp32", False, False),
-        ("transformers", "fp32", False, True),
-        ("jaxgpt-flax", "fp32", True, False),
-        *(("jaxgpt-native", kind, True, False) for kind in kinds[1:] if instruction_sets()),
+        ("transformers", "fp32", True, False, ""),
+        ("transformers", "fp32", False, False, ""),
+        ("transformers", "fp32", False, True, ""),
+        ("jaxgpt-flax", "fp32", True, False, ""),
+        *(
+            ("jaxgpt-native", kind, True, False, isa)
+            for kind in kinds[1:]
+            for isa in ("", "portable")
+            if instruction_sets()
+        ),
     }
     assert names == expected
     for row in figures["rows"]:
