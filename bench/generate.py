@@ -39,8 +39,8 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 
 PROMPT_TOKENS = 16
-# What an engine generates beside busy processes: what it takes a second for when free, at least 16 tokens, and
-# that three times, as a second holds few of the system's turns.
+# Beside busy processes an engine generates three times what takes it a second when free (16 tokens at least):
+# one second holds few of the scheduler's turns.
 BUSY_SECONDS, BUSY_TOKENS, BUSY_PASSES = 1.0, 16, 3
 WARMUP_TOKENS = 8
 BANDWIDTH_BUFFER_BYTES = 1_000_000_000
@@ -67,7 +67,7 @@ class GenerateOptions:
       isa: the native engine also with these instruction sets (avx2, portable, ...).
       uncached: also without KV cache (slow: every token runs the whole text again).
       busy: so many other processes compete for the cores in one more pass of each round; in it engines
-        with a KV cache generate what takes them a second else; 0 leaves it out.
+        with a KV cache generate three times what takes them a second when free; 0 leaves it out.
       prefill: tokens of a prompt that is timed as well in each round; a shorter context bounds it.
       peers: also every other program that is installed, with the same float32 weights: see `bench.peers`.
         transformers' GPT-2 runs with its cache, without, and without and with the logits of every position
@@ -122,7 +122,7 @@ def generate(options: GenerateOptions) -> Result:
                 f"--tokens {options.tokens} does not fit the model's context of {config.block_size}"
             )
         prefill = min(options.prefill, config.block_size)
-        line_up = own_entries(artifacts, options.run, options.uncached, threads, options.isa)
+        line_up = own_entries(artifacts, options.run, options.uncached, threads, dict.fromkeys(options.isa))
         left_out: dict[str, str] = {}
         if wanted:
             peers, left_out = peer_entries(artifacts, wanted, Path(scratch), threads)

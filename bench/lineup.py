@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class Entry:
 
 
 def own_entries(
-    artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int, isas: Sequence[str] = ()
+    artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int, isas: Iterable[str] = ()
 ) -> list[Entry]:
     """List this project's engines: the native one and the module for each artifact, the Flax model of a run.
 

@@ -17,6 +17,7 @@
 // Included in an anonymous namespace; needs <math.h>, <string.h>, <stdint.h> and kernels.h.
 
 constexpr int kFloats = sizeof(Floats) / sizeof(float), kDoubles = sizeof(Doubles) / sizeof(double);
+static_assert(16 % kFloats == 0 && 16 % kDoubles == 0, "loops go over multiples of 16");
 
 inline Floats splat(float x) { return Floats{} + x; }
 inline Doubles splat(double x) { return Doubles{} + x; }
@@ -281,7 +282,7 @@ template <typename T>
 constexpr int kOfLine = 64 / (kDoubles * int(sizeof(T)));  // vectors in a line of the cache
 
 template <typename T>
-inline void ask_for_same(const HeadCache* cache, const T* place, int vector) {
+INLINED void ask_for_same(const HeadCache* cache, const T* place, int vector) {
   if (cache->ahead && vector % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->ahead);
 }
 
@@ -401,7 +402,7 @@ void join(const uint8_t* upper, const uint8_t* lower, int inputs, int first, int
 
 void ask_for(const HeadCache* cache, int kv, int D, int positions, int part, int parts) {
   const size_t element = kv == 0 ? 4 : kv == 1 ? 2 : 1, of_position = (D + 15) / 16 * 16 * element;
-  const size_t of_block = kBlock * of_position / 64;  // lines
+  const size_t of_block = kBlock * of_position / 64;  // lines of 64 bytes
   const size_t values = (positions * of_position + 63) / 64, keys = (positions + 15) / 16 * 16 * of_position / 64;
   for (size_t line = keys * part / parts; line < keys * (part + 1) / parts; line++) {
     const size_t at = line / of_block * cache->stride + line % of_block * 64;

@@ -84,7 +84,7 @@ struct Kernels {
   void (*attend)(const HeadCache* cache, int kv, int D, int first, int rows, const double* query, double* scores,
                  float* mixed, ptrdiff_t mixed_stride);
 
-  // Asks for one of `parts` shares of the keys and values of positions 0 on.
+  // Asks for one of `parts` shares of the keys and values of the first `positions` positions.
   void (*ask_for)(const HeadCache* cache, int kv, int D, int positions, int part, int parts);
 
   // lanes[16]: the largest of 64 in each lane; what is not finite makes its lane NaN.

@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include <algorithm>
-#include <vector>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -56,21 +55,20 @@ constexpr int kSums = 8;
 
 // ---- weights of 8 bits: as 16 bits, times x as 16 bits, so that no sum of products saturates
 
-// Inputs whose weights stay in the first cache until every column and row has seen them. Few rows are done with a
-// column soon and wait for memory, which is quicker when read nearly in order.
-constexpr int piece_for(int rows) { return rows <= 2 ? 16 : 128; }
+constexpr int kPair = 2;     // rows that share their loads of weights
+constexpr int kPiece = 128;  // inputs whose weights stay in the first cache until every pair of rows has seen them
 
 // 16 outputs (a column of the tile) of R rows; sums stay in pairs of lanes (inputs 0-1 and 2-3 of an output) until
-// the end. Adds to what sums hold.
-template <int R, bool Ask>
-void dot8_column(const uint8_t* column, int inputs, const int16_t* x, ptrdiff_t stride, int32_t* sums) {
+// the end. Adds to what sums hold. Only the first rows ask for weights ahead.
+template <int R>
+void dot8_column(const uint8_t* column, int inputs, const int16_t (&x)[kPair][kPiece], bool ask, int32_t* sums) {
   __m256i s[R][4] = {};
   for (int k = 0; k < inputs; k += 4, column += kStepBytes) {
-    if (Ask) ask_ahead<64>(column);
+    if (ask) ask_ahead<64>(column);
     __m256i in[R];
     UNROLLED for (int r = 0; r < R; r++) {
       int64_t four;
-      memcpy(&four, x + r * stride + k, 8);
+      memcpy(&four, &x[r][k], 8);
       in[r] = _mm256_set1_epi64x(four);
     }
     UNROLLED for (int v = 0; v < 4; v++) {
@@ -86,45 +84,42 @@ void dot8_column(const uint8_t* column, int inputs, const int16_t* x, ptrdiff_t 
     }
 }
 
-// Rows as 16 bits; they stay until the thread's next call.
-inline const int16_t* widened(const int8_t* x, int inputs, ptrdiff_t stride, int rows) {
-  static thread_local std::vector<int16_t> wide;
-  wide.resize(size_t(rows) * size_t(inputs));
-  for (int r = 0; r < rows; r++)
-    for (int k = 0; k < inputs; k += 16) {
-      const __m128i bytes = _mm_loadu_si128((const __m128i*)(x + r * stride + k));
-      _mm256_storeu_si256((__m256i*)&wide[size_t(r) * size_t(inputs) + size_t(k)], _mm256_cvtepi8_epi16(bytes));
-    }
-  return wide.data();
+// Adds a piece of inputs of all rows to `columns` columns of sums.
+void dot8_piece(const uint8_t* part, int columns, int inputs, const int8_t* x, ptrdiff_t stride, int rows, bool ask,
+                int32_t* sums) {
+  for (int r = 0; r < rows; r += kPair) {
+    const bool pair = r + 1 < rows;
+    int16_t wide[kPair][kPiece];
+    for (int i = 0; i < (pair ? 2 : 1); i++)
+      for (int k = 0; k < inputs; k += 16) {
+        const __m128i bytes = _mm_loadu_si128((const __m128i*)(x + (r + i) * stride + k));
+        _mm256_storeu_si256((__m256i*)&wide[i][k], _mm256_cvtepi8_epi16(bytes));
+      }
+    for (int c = 0; c < columns; c++)
+      (pair ? dot8_column<2> : dot8_column<1>)(part + c * 64, inputs, wide, ask && r == 0, sums + r * kTile + c * 16);
+  }
+}
+
+// Asks ahead for whole tiles only: single columns lie apart.
+void dot8_columns(const uint8_t* part, int columns, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
+                  const int32_t* start, int32_t* sums) {
+  // Few rows are done with a piece soon and wait for memory, which is quicker when it is read nearly in order.
+  const int piece = rows <= kPair ? 16 : kPiece;
+  for (int r = 0; r < rows; r++) std::fill(sums + r * kTile, sums + r * kTile + 16 * columns, start[r]);
+  for (int k = 0; k < inputs; k += piece) {
+    const int n = inputs - k < piece ? inputs - k : piece;
+    dot8_piece(part + size_t(k) / 4 * kStepBytes, columns, n, x + k, stride, rows, columns == 4, sums);
+  }
 }
 
 void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
           int32_t* sums) {
-  const int16_t* wide = widened(x, inputs, stride, rows);
-  const int piece = piece_for(rows);
-  for (int r = 0; r < rows; r++) std::fill(sums + r * kTile, sums + (r + 1) * kTile, start[r]);
-  for (int k = 0; k < inputs; k += piece) {
-    const int n = inputs - k < piece ? inputs - k : piece;
-    for (int c = 0; c < 4; c++) {
-      const uint8_t* column = tile + size_t(k) / 4 * kStepBytes + c * 64;
-      const int16_t* in = wide + k;
-      int32_t* out = sums + c * 16;
-      if (rows == 1) dot8_column<1, true>(column, n, in, inputs, out);
-      if (rows >= 2) dot8_column<2, true>(column, n, in, inputs, out);
-      int r = 2;
-      for (; r + 2 <= rows; r += 2) dot8_column<2, false>(column, n, in + r * inputs, inputs, out + r * kTile);
-      if (r < rows) dot8_column<1, false>(column, n, in + r * inputs, inputs, out + r * kTile);
-    }
-  }
+  dot8_columns(tile, 4, inputs, x, stride, rows, start, sums);
 }
 
 void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
              int32_t* sums) {
-  const int16_t* wide = widened(x, inputs, stride, rows);
-  for (int r = 0; r < rows; r++) {
-    std::fill(sums + r * kTile, sums + r * kTile + 16, start[r]);
-    dot8_column<1, false>(column, inputs, wide + r * inputs, inputs, sums + r * kTile);
-  }
+  dot8_columns(column, 1, inputs, x, stride, rows, start, sums);
 }
 
 // ---- half bytes, 0 to 15
@@ -135,12 +130,13 @@ inline __m256i four_inputs(const int8_t* x) {
   return _mm256_set1_epi32(four);
 }
 
-// Adds products of R rows and 32 outputs. Pairs of products are at most 2 x 15 x 127, so 16 bits hold four steps of 8
-// inputs.
+constexpr int kSteps = 4;  // of 8 inputs, each two pairs of products: as many as 16 bits hold
+static_assert(kSteps * 2 * (2 * 15 * 128) < 1 << 15, "sums of pairs would wrap");
+
+// Adds products of R rows and 32 outputs.
 template <int R, int Streams>
 INLINED void add_halves(const uint8_t* part, int inputs, const int8_t* x, ptrdiff_t stride, bool ask,
                         __m256i (&s)[R][4]) {
-  constexpr int kSteps = 4;
   const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   for (int k = 0; k < inputs;) {
     __m256i pairs[R][4] = {};
@@ -182,9 +178,9 @@ void dot_halves_part(const uint8_t* upper, const uint8_t* lower, int inputs, con
 void dot_halves(const uint8_t* upper, const uint8_t* lower, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
                 const int32_t* start, int32_t* sums) {
   for (int r = 0; r < rows; r++) std::fill(sums + r * kTile, sums + (r + 1) * kTile, start[r]);
-  constexpr int kPiece = 32;  // what add_halves adds in 16 bits
-  for (int k = 0; k < inputs; k += kPiece) {
-    const int n = inputs - k < kPiece ? inputs - k : kPiece;
+  constexpr int kTurn = 8 * kSteps;  // inputs of one plane, then of the other
+  for (int k = 0; k < inputs; k += kTurn) {
+    const int n = inputs - k < kTurn ? inputs - k : kTurn;
     for (int output = 0; output < kTile; output += 32) {
       const size_t at = size_t(k) / 8 * kStepBytes + size_t(output) * 4;
       int r = 0;

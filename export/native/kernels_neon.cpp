@@ -67,11 +67,11 @@ constexpr int kSums = 16;
 
 #include "floats.inl"
 
-constexpr int kAhead = 1536;
+constexpr int kAhead = 1536;  // bytes; not tuned, as no such processor was at hand
 constexpr int kVectors = kStepBytes / 16;  // of a step: 4 outputs each
 
 template <int V>
-inline void ask_ahead(const uint8_t* p) {
+INLINED void ask_for_vectors(const uint8_t* p) {
   for (int line = 0; line < V * 16; line += 64) __builtin_prefetch(p + kAhead + line);
 }
 
@@ -86,7 +86,7 @@ inline int32_t sum_bytes(const int8_t* x, int n) {  // n is a multiple of 16
 template <int Lane, int R, int V>
 inline __attribute__((always_inline)) void add_step(const uint8_t* step, const int8x16_t (&x)[R],
                                                     int32x4_t (&s)[R][V]) {
-  ask_ahead<V>(step);
+  ask_for_vectors<V>(step);
   for (int v = 0; v < V; v++) {
     const int8x16_t w = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(step + v * 16), vdupq_n_u8(128)));
     for (int r = 0; r < R; r++) s[r][v] = vdotq_laneq_s32(s[r][v], w, x[r], Lane);
@@ -147,7 +147,7 @@ void dot4_part(const uint8_t* part, const uint16_t* scale, int inputs, int group
     int32x4_t s[2 * M][V] = {};
     const int end = k + group < inputs ? k + group : inputs;
     for (; k < end; k += 8, part += kStepBytes) {
-      ask_ahead<V>(part);
+      ask_for_vectors<V>(part);
       int8x8_t in[2 * M];
       for (int r = 0; r < 2 * M; r++) in[r] = vld1_s8(x + r * stride + k);
       for (int v = 0; v < V; v++) {
@@ -196,7 +196,7 @@ void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, con
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   uint8x16_t seen[kVectors] = {};
   for (size_t i = 0; i < n; i += kStepBytes) {
-    ask_ahead<kVectors>(bytes + i);
+    ask_for_vectors<kVectors>(bytes + i);
     for (int v = 0; v < kVectors; v++) seen[v] = veorq_u8(seen[v], vld1q_u8(bytes + i + v * 16));
   }
   for (int v = 1; v < kVectors; v++) seen[0] = veorq_u8(seen[0], seen[v]);

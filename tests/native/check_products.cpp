@@ -150,6 +150,28 @@ void check_dot4(const Kernels& k) {
     }
 }
 
+// The largest weights times the largest inputs, all of one sign: where sums of pairs are kept in 16 bits, they are full.
+void check_fullest(const Kernels& k) {
+  constexpr int kInputs = 192, kTokens = 3, kRows = 2 * kTokens, kMost = 127;
+  const std::vector<uint8_t> ones(size_t(kInputs) * kTile, 0xff);
+  const std::vector<uint16_t> scale(kTile, 0x3f80);  // 1
+  for (const int8_t value : {int8_t(kMost), int8_t(-kMost)}) {
+    const std::vector<int8_t> x(size_t(kRows * kInputs), value);
+    const std::vector<int32_t> start(kRows, 0), eights(kTokens, 8 * 257 * value * kInputs);
+    std::vector<int32_t> sums(size_t(kRows * kTile)), expected(sums.size(), 255 * value * kInputs);
+    k.dot8(ones.data(), kInputs, x.data(), kInputs, kRows, start.data(), sums.data());
+    expect_same(k, "dot8 of the largest", sums, expected);
+    if (k.dot_halves) {
+      k.dot_halves(ones.data(), ones.data(), kInputs, x.data(), kInputs, kRows, start.data(), sums.data());
+      expect_same(k, "dot_halves of the largest", sums, expected);
+    }
+    std::vector<float> floats(size_t(kTokens * kTile));
+    const std::vector<float> all(floats.size(), float((15 - 8) * 257 * value * kInputs));
+    k.dot4(ones.data(), scale.data(), kInputs, kInputs, x.data(), kInputs, kTokens, eights.data(), floats.data());
+    expect_same(k, "dot4 of the largest", floats, all);
+  }
+}
+
 }  // namespace
 
 void check_all_products(const Kernels& k) {
@@ -157,4 +179,5 @@ void check_all_products(const Kernels& k) {
   check_products(k);
   check_joining(k);
   check_dot4(k);
+  check_fullest(k);
 }
