@@ -101,7 +101,8 @@ def generate(options: GenerateOptions) -> Result:
         )
     for isa in options.isa:
         if isa not in instruction_sets():
-            raise UserError(f"--isa {isa!r} is none of this machine's: {', '.join(instruction_sets())}")
+            here = ", ".join(instruction_sets()) or "there are none, as the native engine was not built"
+            raise UserError(f"--isa {isa!r} is none of this machine's: {here}")
     wanted = chosen_peers(options.peers, options.peer)
     threads = set_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
