@@ -11,7 +11,7 @@ FLAGS = [
     "-std=c++17",
     "-O3",
     "-fno-wrapv",  # Python's own flags may say otherwise; addresses are then computed anew in each step
-    "-ffp-contract=off",  # a fused multiply-add rounds once where export/arithmetic.py says twice
+    "-ffp-contract=off",  # a fused multiply-add rounds once where model/arithmetic.py says twice
     "-fvisibility=hidden",
     "-Wno-psabi",
     "-pthread",
@@ -19,7 +19,7 @@ FLAGS = [
 
 
 class PlainLibrary(build_ext):
-    """Names the file export/native/libengine.so: no Python module, export/engine.py loads it with ctypes."""
+    """Names the file native/libengine.so: no Python module, native/library.py loads it with ctypes."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """Return the path of the library, as far as the package's folder is concerned."""
@@ -35,7 +35,7 @@ class AnyPython(bdist_wheel):
 
 
 engine = Extension(
-    "export.native.libengine",
+    "jaxgpt_export.native.libengine",
     sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
     depends=sorted(str(path) for pattern in ("*.h", "*.inl") for path in NATIVE.glob(pattern)),
     language="c++",

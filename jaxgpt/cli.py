@@ -6,10 +6,10 @@ from jaxgpt.shared.console import run
 
 COMMANDS = {
     "prepare": "jaxgpt.data.prepare:PrepareOptions:prepare",
-    "train": "jaxgpt.train:TrainOptions:train",
-    "evaluate": "jaxgpt.evaluate:EvaluateOptions:evaluate",
-    "sample": "jaxgpt.sample:SampleOptions:sample",
-    "plan": "jaxgpt.plan:PlanOptions:plan",
+    "train": "jaxgpt.training.train:TrainOptions:train",
+    "evaluate": "jaxgpt.training.evaluate:EvaluateOptions:evaluate",
+    "sample": "jaxgpt.training.sample:SampleOptions:sample",
+    "plan": "jaxgpt.training.plan:PlanOptions:plan",
 }
 
 

@@ -88,11 +88,16 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
 
 def run_command(program: str, *arguments: object) -> int:
     """Run a console command in this process; return its exit code."""
-    import bench.cli
-    import export.cli
+    import jaxgpt_bench.cli
+    import jaxgpt_export.cli
+
     import jaxgpt.cli
 
-    mains = {"jaxgpt": jaxgpt.cli.main, "jaxgpt-export": export.cli.main, "jaxgpt-bench": bench.cli.main}
+    mains = {
+        "jaxgpt": jaxgpt.cli.main,
+        "jaxgpt-export": jaxgpt_export.cli.main,
+        "jaxgpt-bench": jaxgpt_bench.cli.main,
+    }
     return mains[program]([str(argument) for argument in arguments])
 
 

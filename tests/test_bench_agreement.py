@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
-
-from bench.agreement import agreeing
-from export.artifact import read_artifact
+from jaxgpt_bench.quality.agreement import agreeing
+from jaxgpt_export.format.artifact import read_artifact
 
 
 def test_texts_agree_up_to_the_first_token_that_differs() -> None:
@@ -39,7 +38,7 @@ def test_a_program_that_parts_early_fails(
     command: Command, fp32: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
-    from bench import agreement
+    from jaxgpt_bench.quality import agreement
 
     real = agreement.TransformersEngine._run
 

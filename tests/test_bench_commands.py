@@ -10,31 +10,30 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
-
-from bench.engines import Contestant
-from bench.lineup import Entry, weight_bytes, with_cache
-from bench.machine import read_bandwidth
-from bench.markers import write_between_markers
-from bench.quality import (
+from jaxgpt_bench.common.bandwidth import read_bandwidth
+from jaxgpt_bench.common.markdown_blocks import write_between_markers
+from jaxgpt_bench.quality.command import markdown_table, xz_bits_per_byte
+from jaxgpt_bench.quality.contestants import parent_name
+from jaxgpt_bench.quality.samples import (
     Prompt,
     cut_count,
     held_out_texts,
-    markdown_table,
-    parent_name,
     parses,
     sample_prompts,
     spread_evenly,
-    xz_bits_per_byte,
 )
-from bench.random_models import placeholder_tokenizer
-from export.artifact import read_artifact
-from export.engine import instruction_sets
-from export.quality import Quality, difference_error, measure_quality
-from export.quantization import Quantization
+from jaxgpt_bench.speed.contestant_process import Contestant
+from jaxgpt_bench.speed.contestants import Entry, weight_bytes, with_cache
+from jaxgpt_bench.speed.random_models import placeholder_tokenizer
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.scheme import Quantization
+from jaxgpt_export.native.library import instruction_sets
+from jaxgpt_export.parity.quality import Quality, difference_error, measure_quality
+
+from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tokenizer import load_tokenizer
-from jaxgpt.tokens import open_dataset, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["flax-fp32", "torch-fp32", "int8-dynamic", "int8-static"]
@@ -360,7 +359,7 @@ def test_int8_static_qat_is_refused_beside_another_training_s_parent(
     child = dataclasses.replace(parent, quantization=Quantization("static-qat", {}))
     assert child.kind == "int8-static-qat"
     origin = {"parent_sha256": sha256_of(fp32 / "model.safetensors")}
-    monkeypatch.setattr("bench.quality.read_certificate", lambda folder: {"origin": origin})
+    monkeypatch.setattr("jaxgpt_bench.quality.command.read_certificate", lambda folder: {"origin": origin})
     assert parent_name(child, [parent, child]) == "fp32-qat"
     assert parent_name(child, [child]) is None
     assert parent_name(parent, [parent, child]) is None
@@ -396,7 +395,7 @@ def test_readme_s_table_comes_from_committed_results() -> None:
     text = (ROOT / "README.md").read_text()
     table = text.partition("<!-- table: begin -->")[2].partition("<!-- table: end -->")[0]
     report = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
-    from bench.report import markdown_table
+    from jaxgpt_bench.report.command import markdown_table
 
     assert table.strip() == markdown_table(report).strip()
     assert "| int8-dynamic |" in table
@@ -427,8 +426,8 @@ def test_import_rules_name_every_training_module() -> None:
     modules = {f"jaxgpt.{p.stem}" for p in (ROOT / "jaxgpt").iterdir() if p.suffix == ".py" or p.is_dir()}
     modules = {name for name in modules if ".." not in name}  # no caches
     free = {
-        "jaxgpt.config",
-        "jaxgpt.tokens",
+        "jaxgpt.shared.config",
+        "jaxgpt.shared.dataset",
         "jaxgpt.shared",
         "jaxgpt.__init__",
         "jaxgpt.__main__",

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.quality.outliers import with_outliers
+from jaxgpt_bench.speed.random_models import random_tensors
+from jaxgpt_export.model.gpt import float_model
 
-from bench.outliers import with_outliers
-from bench.random_models import random_tensors
-from export.model import float_model
-from jaxgpt.config import ModelConfig
+from jaxgpt.shared.config import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=2, n_head=4, n_embd=32)
 

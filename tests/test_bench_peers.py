@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.peers import PEERS
+from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
+from jaxgpt_bench.peers.peer import Prepared
+from jaxgpt_bench.speed.contestant_process import Contestant, open_engine, timed_generation
+from jaxgpt_bench.speed.contestants import peer_entries
+from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
+from jaxgpt_export.format.artifact import load, read_artifact, to_hf_name, write_artifact
+from jaxgpt_export.model.gpt import EMBEDDINGS
 
-from bench.engines import Contestant, open_engine, timed_generation
-from bench.lineup import peer_entries
-from bench.peers import PEERS
-from bench.peers.blocks import block_size_for, pack_pairs, round_blocks
-from bench.peers.peer import Prepared
-from bench.random_models import placeholder_tokenizer, random_tensors
-from export.artifact import load, read_artifact, to_hf_name, write_artifact
-from export.model import EMBEDDINGS
-from jaxgpt.config import ModelConfig
+from jaxgpt.shared.config import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=384, block_size=32, n_layer=2, n_head=2, n_embd=64)
 PROMPT = [5, 17, 300, 41, 8, 77, 120]
@@ -90,7 +90,8 @@ def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
 
 
 def test_a_peer_s_process_does_not_carry_pytorch() -> None:
-    code = "import sys, bench.engines, bench.peers; sys.exit('torch' in sys.modules)"
+    names = "jaxgpt_bench.speed.contestant_process, jaxgpt_bench.peers"
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -5,20 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jaxgpt_bench.reproduce.command as command_module
 import numpy as np
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, rows, write_jsonl
+from jaxgpt_bench.reproduce import recipes, stages
+from jaxgpt_bench.reproduce.memorization import Corpus, longest_runs, overlap
+from jaxgpt_bench.reproduce.page import is_the_original_s
+from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
+from jaxgpt_bench.reproduce.texts import PROMPTS
 from test_bench_reproduce_page import speed_figures
 
-import bench.reproduce.command as command_module
-from bench.reproduce import recipes, stages
-from bench.reproduce.memorization import Corpus, longest_runs, overlap
-from bench.reproduce.page import is_the_original_s
-from bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
-from bench.reproduce.texts import PROMPTS
-from jaxgpt.options import TrainOptions, run_config
+from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.tokens import open_dataset
+from jaxgpt.training.options import TrainOptions, run_config
 
 
 def options_of(flags: tuple[Any, ...]) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxgpt_bench.common.formatting import rate_text, signed
+from jaxgpt_bench.reproduce.claims import claims, commands, conclusion, limits
+from jaxgpt_bench.reproduce.page import markdown_table, render
+from jaxgpt_bench.reproduce.tables import best_row, difference_text, quality_cells, speed_cells, stage_cells
+from jaxgpt_bench.reproduce.texts import PROMPTS
 
-from bench.reproduce.claims import claims, commands, conclusion, limits
-from bench.reproduce.page import markdown_table, render
-from bench.reproduce.tables import best_row, difference_text, quality_cells, speed_cells, stage_cells
-from bench.reproduce.texts import PROMPTS
-from bench.words import rate_text, signed
 from jaxgpt.shared.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,18 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jaxgpt_bench.reproduce.command as command_module
 import pytest
 from conftest import Command, assert_one_line_error, write_jsonl
+from jaxgpt_bench.reproduce import stages
+from jaxgpt_bench.reproduce.recipes import RECIPES
+from jaxgpt_export.native.library import library_path
 from test_bench_reproduce import RECIPE, fill, speed_figures
 
-import bench.reproduce.command as command_module
-from bench.reproduce import stages
-from bench.reproduce.recipes import RECIPES
-from export.engine import library_path
-from jaxgpt.progress import RATE_STEPS
+from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of, write_json
-from jaxgpt.tokens import open_dataset
+from jaxgpt.training.run.recorder import RATE_STEPS
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
 import json
 from pathlib import Path
 
+import jaxgpt_bench.training.resume_proof
 import pytest
 from conftest import Command, assert_one_line_error
-
-import bench.resume_proof
 
 
 @pytest.mark.slow  # six trainings, three of them in two processes
 def test_killed_trainings_lose_nothing_in_one_process_and_in_two(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.resume_proof, "STEPS_A_KILL", 50)
+    monkeypatch.setattr(jaxgpt_bench.training.resume_proof, "STEPS_A_KILL", 50)
     code, out, _ = command(
         "jaxgpt-bench", "resume-proof", "--data", data, "--out", tmp_path / "proof", "--kills", 2, "--json"
     )

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 import torch
-
-from export.arithmetic import (
+from jaxgpt_export.model.arithmetic import (
     MAX_INPUT_FEATURES,
     MIN_SCALE,
     quantize_rows,

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_export.format.artifact import expected_tensors, load, read_artifact
+from jaxgpt_export.format.probe import read_probe
+from jaxgpt_export.format.scheme import Quantization, read_quantization, usual_bits
+from jaxgpt_export.model.gpt import layer_shapes
 from safetensors.torch import load_file, save_file
 
-from export.artifact import expected_tensors, load, read_artifact
-from export.certificate import read_probe
-from export.model import layer_shapes
-from export.quantization import Quantization, read_quantization, usual_bits
-from jaxgpt.config import ModelConfig, find_preset
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.presets import find_preset
 
 FLAX_TOLERANCE = 1e-4  # the project's bound: float32 sums in three libraries' orders
 
@@ -125,7 +126,7 @@ def test_step_that_is_zero_is_refused(command: Command, int8_static: Path, tmp_p
 
 
 def test_tokenizer_of_another_model_is_one_line(command: Command, copy: Path) -> None:
-    from jaxgpt.data.tokenizers import make_tokenizer
+    from jaxgpt.data.make_tokenizer import make_tokenizer
 
     make_tokenizer("bpe:300", ["other text " * 100]).save(copy)
     (copy / "certificate.json").unlink()  # which would name the files that changed

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_export.format.probe import probe_positions
 from safetensors.torch import load_file, save_file
-
-from export.certificate import probe_positions
 
 
 def verify(command: Command, folder: Path, *more: object) -> tuple[int, dict[str, object]]:

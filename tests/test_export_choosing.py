@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.quantize.auto import choose, kept_layers
+from jaxgpt_export.quantize.command import _quality
+from jaxgpt_export.quantize.quantizer import Quantizer
+from jaxgpt_export.quantize.sensitivity import sensitivity, worst_layers
 
-from export.artifact import read_artifact
-from export.quantize.choosing import choose, kept_layers, sensitivity, worst_layers
-from export.quantize.command import _quality
-from export.quantize.methods import Quantizer
+from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.tokens import open_dataset
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_auto_writes_what_it_chose_or_nothing(
     assert code == 0
     assert last_json(out)["kind"] == read_artifact(tmp_path / "a").kind == "int4-weight-only-head"
     assert "speed / float" in err
-    monkeypatch.setattr("export.quantize.choosing.CHEAPEST_FIRST", ("weight-only-int4",))
+    monkeypatch.setattr("jaxgpt_export.quantize.auto.CHEAPEST_FIRST", ("weight-only-int4",))
     arguments = (*arguments[:6], "--out", tmp_path / "b", "--json")
     code, out, err = command("jaxgpt-export", "quantize", *arguments, "--max-loss", 0)
     if code == 1:  # a rounded model may also be better than float by chance

@@ -3,16 +3,16 @@ import os
 from pathlib import Path
 
 import jax.numpy as jnp
+import jaxgpt_export.convert
 import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error
+from jaxgpt_export.flax_run.tensors import hf_tensors
+from jaxgpt_export.format.artifact import expected_tensors, read_artifact
 
-import export.convert
-from export.artifact import expected_tensors, read_artifact
-from export.convert import hf_tensors
-from jaxgpt.config import ModelConfig
-from jaxgpt.model import init_params
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
+from jaxgpt.training.model.params import init_params
 
 CONFIG = ModelConfig(97, 24, 2, 2, 16)
 
@@ -49,7 +49,7 @@ def test_a_transposed_matrix_is_caught_and_nothing_is_written(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A square matrix transposed by mistake fits every shape; only the logits show it."""
-    honest = export.convert.hf_tensors
+    honest = jaxgpt_export.flax_run.tensors.hf_tensors
 
     def transposed(*arguments: object) -> dict[str, object]:
         tensors = honest(*arguments)
@@ -57,7 +57,7 @@ def test_a_transposed_matrix_is_caught_and_nothing_is_written(
         tensors[name] = tensors[name].t().contiguous()
         return tensors
 
-    monkeypatch.setattr(export.convert, "hf_tensors", transposed)
+    monkeypatch.setattr(jaxgpt_export.convert, "hf_tensors", transposed)
     code, _out, err = command("jaxgpt-export", "convert", "--run", run, "--out", tmp_path / "a")
     assert code == 1
     assert "FAIL" in err
@@ -84,8 +84,8 @@ def test_folder_that_is_no_run_is_one_line(command: Command, tmp_path: Path, fp3
 
 
 def test_artifact_tensors_are_the_checkpoint_s(fp32: Path, run: Path) -> None:
-    from jaxgpt.checkpoints import load_params
-    from jaxgpt.runs import open_run
+    from jaxgpt.training.run.checkpoints import load_params
+    from jaxgpt.training.run.folder import open_run
 
     _, params = load_params(open_run(run), "best")
     tensors = read_artifact(fp32).tensors

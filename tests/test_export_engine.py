@@ -6,33 +6,28 @@ import json
 import threading
 from pathlib import Path
 
+import jaxgpt_export.native.library
 import numpy as np
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
+from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
+from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, Quantization, linear_layers, usual_bits
+from jaxgpt_export.generation.open_session import open_session
+from jaxgpt_export.generation.torch_session import Session
+from jaxgpt_export.native.bandwidth import read_bandwidth
+from jaxgpt_export.native.library import _call, instruction_sets
+from jaxgpt_export.native.native_model import NativeModel, why_not
+from jaxgpt_export.native.native_session import NativeSession
+from jaxgpt_export.quantize.gptq import round_groups
+from jaxgpt_export.quantize.state_dict import rounded_tensors
 
-import export.engine
-from bench.random_models import placeholder_tokenizer, random_tensors
-from export.artifact import Artifact, read_artifact, write_artifact
-from export.engine import (
-    NativeModel,
-    NativeSession,
-    _call,
-    cpu_quota,
-    instruction_sets,
-    read_bandwidth,
-    usable_cores,
-    why_not,
-)
-from export.generate import open_session
-from export.model import Session
-from export.quantization import FOUR_BIT_METHODS, Quantization, linear_layers, usual_bits
-from export.quantize.gptq import round_groups
-from export.quantize.rounding import rounded_tensors
-from jaxgpt.config import ModelConfig
+from jaxgpt.generation.generate import generate
+from jaxgpt.generation.sampling import Sampling
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.generation import generate
-from jaxgpt.shared.sampling import Sampling
+from jaxgpt.shared.machine import cpu_quota, usable_cores
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
 
@@ -338,7 +333,7 @@ def test_without_a_build_the_module_runs_and_says_so(
     command: Command, int8_dynamic: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("JAXGPT_ENGINE", str(tmp_path / "none.so"))
-    export.engine._library.cache_clear()
+    jaxgpt_export.native.library._library.cache_clear()
     try:
         arguments = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 2)
         code, _, err = command("jaxgpt-export", *arguments)
@@ -349,7 +344,7 @@ def test_without_a_build_the_module_runs_and_says_so(
         assert_one_line_error(result, "native engine cannot run it", "no C++ compiler")
     finally:
         monkeypatch.undo()
-        export.engine._library.cache_clear()
+        jaxgpt_export.native.library._library.cache_clear()
 
 
 def test_prompts_of_a_file_come_back_in_order(command: Command, int8_dynamic: Path, tmp_path: Path) -> None:

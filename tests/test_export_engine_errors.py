@@ -7,10 +7,12 @@ import subprocess
 
 import pytest
 from conftest import python
+from jaxgpt_export.format.artifact import Artifact, read_artifact
+from jaxgpt_export.native.library import instruction_sets, library_path
+from jaxgpt_export.native.native_model import NativeModel, why_not
+from jaxgpt_export.native.native_session import NativeSession
 from tiny_artifacts import SHAPE, tiny_artifacts
 
-from export.artifact import Artifact, read_artifact
-from export.engine import NativeModel, NativeSession, instruction_sets, library_path, why_not
 from jaxgpt.shared.errors import UserError
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the engine was not built")

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxgpt_export.format.artifact import read_whole_artifact
+from jaxgpt_export.generation.open_session import open_session
+from jaxgpt_export.native.library import instruction_sets
 from tiny_artifacts import KINDS, tiny_artifacts
 
-from export.engine import instruction_sets
-from export.generate import open_session, read_whole_artifact
+from jaxgpt.generation.generate import generate
+from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.generation import generate
-from jaxgpt.shared.sampling import Sampling
 
 LONGEST_S = 20  # of one damaged copy, on a busy machine; a whole one takes 0.02 s
 MOST_MEMORY = 2**30  # that all copies together may add at their peak

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error, python
 
-from jaxgpt.shared.generation import generate
-from jaxgpt.shared.sampling import Sampling
+from jaxgpt.generation.generate import generate
+from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.tokenizer import load_tokenizer
 
 PROMPT = "Write a function to add the total by the"
@@ -150,9 +150,9 @@ def test_deployment_runs_without_jax(int8_dynamic: Path) -> None:
         + f"""
 import importlib, pkgutil, export
 for module in pkgutil.walk_packages(export.__path__, "export."):
-    if module.name not in ("export.convert", "export.__main__"):
+    if module.name not in ("jaxgpt_export.convert", "jaxgpt_export.__main__"):
         importlib.import_module(module.name)
-from export.cli import main
+from jaxgpt_export.cli import main
 code = main(["generate", "--artifact", {str(int8_dynamic)!r}, "--max-new-tokens", "1"])
 assert code == 0 and "jax" not in sys.modules
 assert main(["verify", "--artifact", {str(int8_dynamic)!r}]) == 0
@@ -182,11 +182,11 @@ def test_shared_modules_need_neither_jax_nor_pytorch(data: Path) -> None:
     code = (
         BLOCK.format(blocked=heavy)
         + f"""
-import importlib, pkgutil, jaxgpt.shared, jaxgpt.config, jaxgpt.tokens
+import importlib, pkgutil, jaxgpt.shared, jaxgpt.shared.config, jaxgpt.shared.dataset
 from pathlib import Path
 for module in pkgutil.walk_packages(jaxgpt.shared.__path__, "jaxgpt.shared."):
     importlib.import_module(module.name)
-jaxgpt.tokens.open_dataset(Path({str(data)!r}))
+jaxgpt.shared.dataset.open_dataset(Path({str(data)!r}))
 """
     )
     arguments, environment = python(code)

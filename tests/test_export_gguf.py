@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, rows
+from jaxgpt_export.format.artifact import expected_tensors, load, read_artifact, write_artifact
 
-from export.artifact import expected_tensors, load, read_artifact, write_artifact
-from jaxgpt.config import ModelConfig
-from jaxgpt.data.tokenizers import make_tokenizer
+from jaxgpt.data.make_tokenizer import make_tokenizer
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf")

@@ -1,15 +1,23 @@
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.speed.random_models import random_tensors
+from jaxgpt_export.model.arithmetic import (
+    dequantize,
+    int4_scale,
+    pack_int4,
+    quantize_rows,
+    round_int4,
+    unpack_int4,
+)
+from jaxgpt_export.model.gpt import float_model
+from jaxgpt_export.model.weight_only import WeightOnlyLinear
+from jaxgpt_export.quantize.calibration import collect_inputs
+from jaxgpt_export.quantize.gptq import best_scale, gptq, gptq_rows, round_groups
+from jaxgpt_export.quantize.layer_order import round_in_order
+from jaxgpt_export.quantize.quantizer import group_size_of
 
-from bench.random_models import random_tensors
-from export.arithmetic import dequantize, int4_scale, pack_int4, quantize_rows, round_int4, unpack_int4
-from export.layers import WeightOnlyLinear
-from export.model import float_model
-from export.quantize.calibration import collect_inputs
-from export.quantize.gptq import best_scale, gptq, gptq_rows, round_groups, round_in_order
-from export.quantize.methods import group_size_of
-from jaxgpt.config import ModelConfig
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=2, n_head=4, n_embd=32)

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, rows, write_jsonl
+from jaxgpt_export.format.artifact import load, read_artifact
+from jaxgpt_export.format.certificate import read_certificate
+from jaxgpt_export.format.probe import read_probe
+from jaxgpt_export.interchange.import_nanogpt import ImportNanogptOptions, import_nanogpt
+from jaxgpt_export.parity.probe_gates import MAX_FP32_LOGIT_DIFF
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.artifact import load, read_artifact
-from export.certificate import MAX_FP32_LOGIT_DIFF, read_certificate, read_probe
-from export.interchange.import_nanogpt import ImportNanogptOptions, import_nanogpt
-from jaxgpt.data.tokenizers import make_tokenizer
+from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -300,7 +302,7 @@ def test_smaller_vocabulary_than_the_tokenizer_is_refused(
 def test_logits_that_differ_leave_no_artifact(
     command: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from export.interchange import import_hf
+    from jaxgpt_export.interchange import import_hf
 
     def mistaken(folder: Path, vocab_size: int) -> Callable[[Tensor], Tensor]:
         return lambda tokens: torch.zeros(len(tokens), vocab_size)

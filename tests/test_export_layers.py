@@ -1,20 +1,11 @@
 import numpy as np
 import pytest
 import torch
-
-from export.arithmetic import pack_int4, quantize_rows
-from export.layers import (
-    FEW,
-    KERNELS,
-    MANY,
-    Int8Linear,
-    QuantizedEmbedding,
-    WeightOnlyLinear,
-    exact_kernels,
-    fastest_kernel,
-    is_exact,
-)
-from export.quantize.gptq import round_groups
+from jaxgpt_export.model.arithmetic import pack_int4, quantize_rows
+from jaxgpt_export.model.int8_kernels import FEW, KERNELS, MANY, exact_kernels, fastest_kernel, is_exact
+from jaxgpt_export.model.int8_linear import Int8Linear
+from jaxgpt_export.model.weight_only import QuantizedEmbedding, WeightOnlyLinear
+from jaxgpt_export.quantize.gptq import round_groups
 
 
 def random_layer(static: bool, smooth: bool, O: int = 37, I: int = 64) -> tuple[Int8Linear, torch.Tensor]:

@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxgpt_bench.speed.random_models import random_tensors
+from jaxgpt_export.format.artifact import load
+from jaxgpt_export.generation.torch_session import Session, UncachedSession
+from jaxgpt_export.model.gpt import float_model
+from jaxgpt_export.model.kv_cache import Cache
 
-from bench.random_models import random_tensors
-from export.artifact import load
-from export.model import Cache, Session, UncachedSession, float_model
-from jaxgpt.config import ModelConfig
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=3, n_head=4, n_embd=32)

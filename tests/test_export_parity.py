@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, python
-from safetensors.torch import load_file, save_file
-
-from export.artifact import read_artifact
-from export.parity import (
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.parity import (
     assert_logits_close,
     assert_quantization_loss,
     compare_models,
     first_deviation,
     open_model,
 )
-from export.parity.whole import layer_errors
+from jaxgpt_export.parity.layers import layer_errors
+from safetensors.torch import load_file, save_file
+
+from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.errors import UserError
-from jaxgpt.tokens import open_dataset, windows
 
 MAX_KL = 2e-5  # the good INT8 artifacts of these tests: 4e-6
 
@@ -134,7 +134,7 @@ def test_longer_windows_than_a_model_holds_are_one_line(command: Command, run: P
 
 
 USERS_TEST = """
-from export.parity import assert_quantization_loss
+from jaxgpt_export.parity import assert_quantization_loss
 
 def test_int8_costs_little(parity_reference, parity_model, parity_tokens):
     assert parity_tokens.shape[1] == 64

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, python, rows
+from jaxgpt_export.format.artifact import expected_tensors, load, write_artifact
+from jaxgpt_export.format.probe import Probe, write_probe
+from jaxgpt_export.format.scheme import Quantization
+from jaxgpt_export.format.tensors import Shapes
+from jaxgpt_export.interchange import torch_export as program_module
+from jaxgpt_export.model.gpt import layer_shapes
 
-from export.artifact import expected_tensors, load, write_artifact
-from export.certificate import Probe, write_probe
-from export.interchange import program as program_module
-from export.model import layer_shapes
-from export.quantization import Quantization, Shapes
-from jaxgpt.config import ModelConfig
-from jaxgpt.data.tokenizers import make_tokenizer
+from jaxgpt.data.make_tokenizer import make_tokenizer
+from jaxgpt.shared.config import ModelConfig
 
 CONFIG = ModelConfig(300, 16, 1, 2, 64)
 ROTARY = ModelConfig(300, 16, 1, 2, 64, positions="rotary", tied=False)

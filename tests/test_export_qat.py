@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.probe import read_probe
+from jaxgpt_export.parity import open_model
+from jaxgpt_export.parity.integers import compare_integers
 from safetensors.torch import load_file, save_file
 
-from export.artifact import read_artifact
-from export.certificate import read_probe
-from export.parity import open_model
-from export.parity.integers import compare_integers
-from jaxgpt.tokens import open_dataset, windows
+from jaxgpt.shared.dataset import open_dataset, windows
 
 
 def tokens_of(data: Path, rows: int = 3) -> torch.Tensor:

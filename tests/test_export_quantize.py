@@ -7,23 +7,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, rows, write_jsonl
+from jaxgpt_bench.speed.random_models import random_tensors
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.scheme import HEAD, Quantization
+from jaxgpt_export.model.arithmetic import quantize_rows
+from jaxgpt_export.model.build import quantized_model
+from jaxgpt_export.model.gpt import float_model, layer_shapes
+from jaxgpt_export.quantize.activation import COVERED, STRENGTHS, InputPlan, plan_input, smoothing_vector
+from jaxgpt_export.quantize.calibration import LayerInput, collect_inputs
+from jaxgpt_export.quantize.smoothing import fold_smoothing
+from jaxgpt_export.quantize.state_dict import rounded_tensors
 
-from bench.random_models import random_tensors
-from export.arithmetic import quantize_rows
-from export.artifact import read_artifact
-from export.model import float_model, layer_shapes
-from export.quantization import HEAD, Quantization, quantized_model
-from export.quantize.calibration import (
-    COVERED,
-    STRENGTHS,
-    InputPlan,
-    LayerInput,
-    collect_inputs,
-    plan_input,
-    smoothing_vector,
-)
-from export.quantize.rounding import fold_smoothing, rounded_tensors
-from jaxgpt.config import ModelConfig
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
 

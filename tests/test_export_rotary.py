@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, run_command
+from jaxgpt_export import load
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.model.gpt import float_model, rotary_turns
+from jaxgpt_export.model.gpt import rotate as torch_rotate
+from jaxgpt_export.model.kv_cache import Cache
 from transformers import AutoModelForCausalLM
 
-from export import load
-from export.artifact import read_artifact
-from export.model import Cache, float_model, rotary_turns
-from export.model import rotate as torch_rotate
-from jaxgpt.config import ModelConfig
-from jaxgpt.model import empty_cache, graph_of, init_params, merge, rotate
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
+from jaxgpt.training.model.attention import rotate
+from jaxgpt.training.model.gpt import empty_cache
+from jaxgpt.training.model.params import graph_of, init_params, merge
 
 CONFIG = ModelConfig(97, 24, 2, 2, 32, positions="rotary")
 FLOAT32_TOLERANCE = 1e-5  # single products and sums of values near 1

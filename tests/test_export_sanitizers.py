@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from export.engine import instruction_sets
+from jaxgpt_export.native.library import instruction_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [*sorted((ROOT / "export" / "native").glob("*.cpp")), ROOT / "tests" / "engine_tour.cpp"]

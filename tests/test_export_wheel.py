@@ -7,8 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-from export.engine import instruction_sets
+from jaxgpt_export.native.library import instruction_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +35,7 @@ def test_a_wheel_runs_the_engine_where_no_compiler_is(int8_dynamic: Path, tmp_pa
     )
     code = (
         "import sys, export; assert export.__file__.startswith(sys.argv[1]), export.__file__\n"
-        "from export.cli import main\n"
+        "from jaxgpt_export.cli import main\n"
         "sys.exit(main(['generate', '--artifact', sys.argv[2], '--engine', 'native']))"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "site"), str(int8_dynamic)]

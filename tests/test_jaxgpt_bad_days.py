@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
-from jaxgpt.checkpoints import checksum
-from jaxgpt.runs import lock_run, read_metrics
-from jaxgpt.steps import Guard, TrainState
+from jaxgpt.training.run.checkpoints import checksum
+from jaxgpt.training.run.folder import lock_run, read_metrics
+from jaxgpt.training.step.state import Guard, TrainState
 
 
 def arguments(data: Path, out: Path, *more: object) -> list[str]:

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxgpt.batches import Batches
+from jaxgpt.training.batches import Batches
 
 
 @pytest.mark.parametrize("length", [101, 128, 129, 200])

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgpt.config import ModelConfig, Precision, TrainConfig
-from jaxgpt.loss import summed_loss
-from jaxgpt.mesh import make_mesh
-from jaxgpt.model import Numerics, abstract_params, graph_of, init_params
-from jaxgpt.program import Program
-from jaxgpt.steps import COMPUTE_DTYPES
+from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
+from jaxgpt.training.devices.mesh import make_mesh
+from jaxgpt.training.model.loss import summed_loss
+from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.params import abstract_params, graph_of, init_params
+from jaxgpt.training.step.choose_numerics import COMPUTE_DTYPES
+from jaxgpt.training.step.compiled import Program
 
 MODEL = ModelConfig(vocab_size=80, block_size=24, n_layer=2, n_head=2, n_embd=32)
 # As wide as GPT-2, with a padded table: the partitioner left to itself moves activations here.

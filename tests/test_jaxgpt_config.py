@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from jaxgpt.config import PRESETS, ModelConfig, TrainConfig, find_preset
+from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.presets import PRESETS, find_preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -87,7 +87,7 @@ def test_what_is_not_installed_is_named_with_its_extra() -> None:
 
 def test_a_reader_that_leaves_is_no_traceback(fp32: Path) -> None:
     argv = ["generate", "--artifact", str(fp32), "--max-new-tokens", "40"]
-    command, environment = python(f"import sys; from export.cli import main; sys.exit(main({argv!r}))")
+    command, environment = python(f"import sys; from jaxgpt_export.cli import main; sys.exit(main({argv!r}))")
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

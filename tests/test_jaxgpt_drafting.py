@@ -1,4 +1,4 @@
-from jaxgpt.shared.drafting import ALLOWED_LOSS, PromptLookup
+from jaxgpt.generation.prompt_lookup import ALLOWED_LOSS, PromptLookup
 
 
 def settled(tokens: list[int], most: int = 8) -> PromptLookup:

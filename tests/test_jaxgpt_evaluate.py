@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
-from jaxgpt.checkpoints import load_params
-from jaxgpt.model import graph_of, merge
-from jaxgpt.runs import open_run
-from jaxgpt.tokens import open_dataset
+from jaxgpt.shared.dataset import open_dataset
+from jaxgpt.training.model.params import graph_of, merge
+from jaxgpt.training.run.checkpoints import load_params
+from jaxgpt.training.run.folder import open_run
 
 
 def test_validation_loss_is_the_float64_mean_over_the_whole_split(
@@ -65,7 +65,7 @@ def test_folder_that_is_no_run_is_one_line(command: Command, tmp_path: Path, dat
 def test_tokenizer_that_was_swapped_in_the_run_is_one_line(
     command: Command, run: Path, tmp_path: Path
 ) -> None:
-    from jaxgpt.data.tokenizers import make_tokenizer
+    from jaxgpt.data.make_tokenizer import make_tokenizer
 
     shutil.copytree(run, tmp_path / "run")
     make_tokenizer("bpe:384", ["entirely different text " * 50]).save(tmp_path / "run" / "tokenizer")

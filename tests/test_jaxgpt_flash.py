@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgpt.config import ModelConfig, TrainConfig
-from jaxgpt.mesh import make_mesh
-from jaxgpt.model import graph_of, init_params
-from jaxgpt.optimizer import make_optimizer
-from jaxgpt.steps import choose_numerics, first_state, make_train_step
+from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.training.devices.mesh import make_mesh
+from jaxgpt.training.model.params import graph_of, init_params
+from jaxgpt.training.optimizers import make_optimizer
+from jaxgpt.training.step.choose_numerics import choose_numerics
+from jaxgpt.training.step.state import first_state
+from jaxgpt.training.step.train_step import make_train_step
 
 MODEL = ModelConfig(vocab_size=128, block_size=64, n_layer=2, n_head=2, n_embd=128)
 

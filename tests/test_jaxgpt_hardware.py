@@ -2,9 +2,10 @@ import math
 
 import pytest
 
-from jaxgpt import hardware
-from jaxgpt.config import ModelConfig, find_preset
-from jaxgpt.hardware import flops_per_token, free_device_bytes, peak_flops
+from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.presets import find_preset
+from jaxgpt.training.devices.memory import free_device_bytes
+from jaxgpt.training.devices.precision import flops_per_token, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_free_memory_of_a_cpu_device_is_its_share_of_what_the_system_has_left() 
 
 
 def test_a_control_group_s_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_control_group_bytes", lambda: 8e6)
+    monkeypatch.setattr("jaxgpt.training.devices.memory.control_group_free_bytes", lambda: 8e6)
     assert free_device_bytes() == 1e6
 
 

@@ -14,17 +14,17 @@ from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, run
 from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from jaxgpt.batches import Batches
-from jaxgpt.calibration import with_scales
-from jaxgpt.checkpoints import load_params
-from jaxgpt.config import ModelConfig
-from jaxgpt.initial import open_initial
-from jaxgpt.model import abstract_params, init_params
-from jaxgpt.progress import make_recorder
-from jaxgpt.runs import open_run, read_metrics, read_run_config
+from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.huggingface import hf_name
 from jaxgpt.shared.tokenizer import load_tokenizer
-from jaxgpt.tokens import open_dataset, windows
+from jaxgpt.training.batches import Batches
+from jaxgpt.training.model.params import abstract_params, init_params
+from jaxgpt.training.model.qat_scales import with_scales
+from jaxgpt.training.run.checkpoints import load_params
+from jaxgpt.training.run.folder import open_run, read_metrics, read_run_config
+from jaxgpt.training.run.init_from import open_initial
+from jaxgpt.training.run.recorder import make_recorder
 
 FLOAT32_LOSS_TOLERANCE = 1e-4
 SHORT = ("--max-steps", 4, "--eval-every", 4, "--checkpoint-every", 2, "--sample-every", 0)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxgpt.mesh import make_mesh, parse_mesh, state_shardings
 from jaxgpt.shared.errors import UserError
+from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, state_shardings
 
 
 @pytest.mark.parametrize(

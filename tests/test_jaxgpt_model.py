@@ -3,18 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import ModelConfig
-from jaxgpt.loss import summed_loss
-from jaxgpt.model import (
-    Params,
-    dropout,
-    empty_cache,
-    graph_of,
-    init_params,
-    merge,
-    pad_vocabulary,
-    trim_vocabulary,
-)
+from jaxgpt.shared.config import ModelConfig
+from jaxgpt.training.model.gpt import empty_cache
+from jaxgpt.training.model.layers import dropout
+from jaxgpt.training.model.loss import summed_loss
+from jaxgpt.training.model.params import Params, graph_of, init_params, merge, pad_vocabulary, trim_vocabulary
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=3, n_head=4, n_embd=32)
 # float32 with sums in another order; logits here are of size 1 to 30 and differ by 1e-6 to 1e-5.

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgpt.config import TrainConfig
-from jaxgpt.optimizer import kind_of, make_optimizer, schedule
+from jaxgpt.shared.config import TrainConfig
+from jaxgpt.training.optimizers import kind_of, make_optimizer, schedule
 
 CONFIG = TrainConfig(
     max_steps=100, learning_rate=0.1, embedding_rate=0.02, warmup_steps=10, weight_decay=0.3, grad_clip=1e9

@@ -1,7 +1,7 @@
 import ast
 from pathlib import Path
 
-from jaxgpt.data.pairs import pairs_of_source
+from jaxgpt.data.docstring_pairs import pairs_of_source
 
 SOURCE = '''
 import os

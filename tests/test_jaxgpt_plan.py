@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import pytest
 from conftest import Command, assert_one_line_error
 
-from jaxgpt.config import find_preset
-from jaxgpt.mesh import make_mesh
-from jaxgpt.model import Numerics
-from jaxgpt.plan import parse_memory
-from jaxgpt.program import Program, peak_bytes
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.presets import find_preset
+from jaxgpt.training.devices.mesh import make_mesh
+from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.plan import parse_memory
+from jaxgpt.training.step.compiled import Program, peak_bytes
 
 TINY = ("plan", "tiny", "--vocab-size", 512, "--block-size", 32)
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 
-from jaxgpt.data.prepare import deduplicate, run_hashes, split, without_overlap
-from jaxgpt.data.sources import Document
+from jaxgpt.data.documents import Document, deduplicate, split
+from jaxgpt.data.overlap import run_hashes, without_overlap
+from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tokenizer import load_tokenizer
-from jaxgpt.tokens import open_dataset
 
 
 def documents_of(tokens: np.ndarray, endoftext: int) -> list[list[int]]:

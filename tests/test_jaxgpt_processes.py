@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
-from jaxgpt.runs import read_metrics
+from jaxgpt.training.run.folder import read_metrics
 
 FLOAT64_TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 1e-5

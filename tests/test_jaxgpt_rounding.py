@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt.calibration import SHARES, input_scales
-from jaxgpt.config import ModelConfig, TrainConfig
-from jaxgpt.loss import summed_loss
-from jaxgpt.mesh import make_mesh, state_shardings
-from jaxgpt.model import Numerics, empty_cache, graph_of, init_params, merge, pad_vocabulary, trim_vocabulary
-from jaxgpt.rounding import RoundedLinear, round_inputs, round_weight, without_scales
-from jaxgpt.steps import make_gradients
+from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.training.devices.mesh import make_mesh, state_shardings
+from jaxgpt.training.model.fake_quant import RoundedLinear, round_inputs, round_weight, without_scales
+from jaxgpt.training.model.gpt import empty_cache
+from jaxgpt.training.model.loss import summed_loss
+from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.params import graph_of, init_params, merge, pad_vocabulary, trim_vocabulary
+from jaxgpt.training.model.qat_scales import SHARES, input_scales
+from jaxgpt.training.step.gradients import make_gradients
 
 MODEL = ModelConfig(vocab_size=50, block_size=12, n_layer=2, n_head=2, n_embd=16, qat=True)
 SMALLEST_NORMAL = 2.0**-126
@@ -24,7 +26,7 @@ FLOAT64_TOLERANCE = 1e-5  # of logits of about 3 in float32
 
 
 def numpy_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integers and steps of the rows of (O, I), as export/arithmetic.py writes them, in w's precision."""
+    """Integers and steps of the rows of (O, I), as model/arithmetic.py writes them, in w's precision."""
     largest = np.abs(w).max(axis=1, keepdims=True)
     scale = np.maximum(largest / w.dtype.type(127), w.dtype.type(SMALLEST_NORMAL))
     return np.round(w / scale), scale

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from jaxgpt.generation.sampling import Sampler, Sampling
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.sampling import Sampler, Sampling
 
 LOGITS = np.array([0.0, 2.0, 1.0, -1.0, 2.0, 0.5], np.float32)
 

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
-from jaxgpt.data.sources import choose_data_files, open_source
+from jaxgpt.data.hub import choose_data_files
+from jaxgpt.data.sources import open_source
 from jaxgpt.shared.errors import UserError
 
 

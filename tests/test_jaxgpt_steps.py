@@ -7,12 +7,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgpt.config import ModelConfig, TrainConfig
-from jaxgpt.loss import summed_loss
-from jaxgpt.mesh import batch_sharding, make_mesh, state_shardings
-from jaxgpt.model import Numerics, Params, graph_of, init_params, merge
-from jaxgpt.optimizer import make_optimizer
-from jaxgpt.steps import COMPUTE_DTYPES, TrainState, first_state, make_eval_step, make_train_step
+from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.training.devices.mesh import batch_sharding, make_mesh, state_shardings
+from jaxgpt.training.model.loss import summed_loss
+from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.params import Params, graph_of, init_params, merge
+from jaxgpt.training.optimizers import make_optimizer
+from jaxgpt.training.step.choose_numerics import COMPUTE_DTYPES
+from jaxgpt.training.step.state import TrainState, first_state
+from jaxgpt.training.step.train_step import make_eval_step, make_train_step
 
 MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16)
 # Small and fixed, so that rounding is not amplified from step to step.
@@ -183,7 +186,7 @@ def test_a_step_that_is_not_finite_is_counted_and_never_applied() -> None:
 def test_loss_scale_halves_on_overflow_grows_after_good_steps_and_leaves_the_gradient_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jaxgpt.steps.GROWTH_STEPS", 5)
+    monkeypatch.setattr("jaxgpt.training.step.guard.GROWTH_STEPS", 5)
     train = dataclasses.replace(TRAIN, precision="fp16")
     _, metrics, _ = run_steps(train, poison=(2,), precision="fp16")
     scales = [m["loss_scale"] for m in metrics]
@@ -206,8 +209,8 @@ def test_low_precision_steps_stay_near_float32(precision: str) -> None:
 
 
 def test_spike_guard_skips_a_loss_far_above_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxgpt.steps.SPIKE_WARMUP", 5)
-    monkeypatch.setattr("jaxgpt.steps.SPIKE_MEMORY", 0.5)
+    monkeypatch.setattr("jaxgpt.training.step.guard.SPIKE_WARMUP", 5)
+    monkeypatch.setattr("jaxgpt.training.step.guard.SPIKE_MEMORY", 0.5)
     train = dataclasses.replace(TRAIN, spike_guard=6.0, learning_rate=0.01, embedding_rate=0.01)
     state, optimizer = start(train, jnp.float32)
     step = jax.jit(make_train_step(graph_of(MODEL), optimizer, make_mesh("", 1), train, False))

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
-from jaxgpt.data.tokenizers import gpt2_tokenizer, make_tokenizer
+from jaxgpt.data.make_tokenizer import make_tokenizer
+from jaxgpt.generation.text_stream import TextStream
+from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.tokenizer import TextStream, Tokenizer, load_tokenizer
-from jaxgpt.tokens import open_dataset
+from jaxgpt.shared.gpt2_tokenizer import gpt2_tokenizer
+from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = (
     "",

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.errors import UserError
-from jaxgpt.tokens import open_dataset, windows
 
 
 @pytest.fixture

@@ -4,18 +4,20 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
+from jaxgpt_export.format.artifact import Tensors, read_artifact, to_hf_name, write_artifact
+from jaxgpt_export.format.certificate import write_certificate
+from jaxgpt_export.format.probe import Probe, probe_positions, write_probe
+from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, HEAD, Quantization, linear_layers, usual_bits
+from jaxgpt_export.model.gpt import EMBEDDINGS, float_model
+from jaxgpt_export.parity.probe_gates import measure
+from jaxgpt_export.quantize.activation import InputPlan
+from jaxgpt_export.quantize.gptq import round_groups
+from jaxgpt_export.quantize.quantizer import fine_layers
+from jaxgpt_export.quantize.state_dict import rounded_tensors
 from safetensors.torch import save_file
 
-from bench.random_models import placeholder_tokenizer, random_tensors
-from export.artifact import Tensors, read_artifact, to_hf_name, write_artifact
-from export.certificate import Probe, measure, probe_positions, write_certificate, write_probe
-from export.model import EMBEDDINGS, float_model
-from export.quantization import FOUR_BIT_METHODS, HEAD, Quantization, linear_layers, usual_bits
-from export.quantize.calibration import InputPlan
-from export.quantize.gptq import round_groups
-from export.quantize.methods import fine_layers
-from export.quantize.rounding import rounded_tensors
-from jaxgpt.config import ModelConfig
+from jaxgpt.shared.config import ModelConfig
 
 KINDS = ("fp32", "dynamic", "static", "weight-only-int8", "weight-only-int4", "weight-only-int4-head")
 SHAPE = ModelConfig(vocab_size=300, block_size=32, n_layer=2, n_head=2, n_embd=24)

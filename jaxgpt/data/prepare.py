@@ -8,27 +8,21 @@ or not at all.
 """
 
 import dataclasses
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from jaxgpt.data.sources import Document, open_source
-from jaxgpt.data.tokenizers import check_tokenizer_name, is_bpe, make_tokenizer
-from jaxgpt.shared.console import Result, say, stderr
+from jaxgpt.data.documents import deduplicate, split
+from jaxgpt.data.encode import encode, join
+from jaxgpt.data.make_tokenizer import check_tokenizer_name, is_bpe, make_tokenizer
+from jaxgpt.data.overlap import OVERLAP_TOKENS, without_overlap
+from jaxgpt.data.sources import open_source
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.dataset import DATASET_FORMAT_VERSION
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of, write_json
 from jaxgpt.shared.tokenizer import Tokenizer
-from jaxgpt.tokens import DATASET_FORMAT_VERSION, TOKEN_DTYPE, Tokens
-
-OVERLAP_TOKENS = 50
-ENCODE_CHUNK = 2000  # documents encoded between two movements of the progress bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,111 +120,6 @@ def prepare(options: PrepareOptions) -> Result:
         f"vocabulary {tokenizer.vocab_size}"
     )
     return Result(manifest)
-
-
-def deduplicate(documents: Any, counts: Counter[str]) -> list[Document]:
-    """Keep the first of equal documents, drop blank ones, and replace what UTF-8 can't hold.
-
-    Args:
-      documents: iterable of Document.
-      counts: gains "documents_read", "blank" and "duplicates".
-    """
-    seen: set[bytes] = set()
-    kept = []
-    for document in documents:
-        counts["documents_read"] += 1
-        text = document.text.strip().encode("utf-8", "replace")
-        if not text:
-            counts["blank"] += 1
-            continue
-        digest = hashlib.sha256(text).digest()
-        if digest in seen:
-            counts["duplicates"] += 1
-            continue
-        seen.add(digest)
-        kept.append(Document(text.decode(), document.group))
-    return kept
-
-
-def split(documents: Sequence[Document], val_fraction: float) -> tuple[list[str], list[str]]:
-    """Split by group: a group is in validation when its hash, read as a number in [0, 1), is below the share.
-
-    So a document's split depends on nothing but its own group: more data never moves it.
-    """
-    train: list[str] = []
-    val: list[str] = []
-    for document in documents:
-        digest = hashlib.sha256(document.group.encode("utf-8", "replace")).digest()
-        in_val = int.from_bytes(digest[:8], "big") / 2**64 < val_fraction
-        (val if in_val else train).append(document.text)
-    return train, val
-
-
-def encode(texts: Sequence[str], tokenizer: Tokenizer, threads: int, title: str) -> list[Tokens]:
-    """Encode documents in parallel, with a progress bar on stderr."""
-    encoded: list[Tokens] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
-        task = progress.add_task(title, total=len(texts))
-        for start in range(0, len(texts), ENCODE_CHUNK):
-            batch = texts[start : start + ENCODE_CHUNK]
-            encoded += [np.array(tokens, TOKEN_DTYPE) for tokens in tokenizer.encode_batch(batch, threads)]
-            progress.advance(task, len(batch))
-    return encoded
-
-
-def join(documents: Sequence[Tokens], endoftext: int) -> Tokens:
-    """Join documents: <|endoftext|> before the first, between two, and after the last."""
-    separator = np.array([endoftext], TOKEN_DTYPE)
-    parts = [separator]
-    for document in documents:
-        parts += [document, separator]
-    return np.concatenate(parts)
-
-
-def without_overlap(train: Sequence[Tokens], val: Sequence[Tokens], endoftext: int) -> list[int]:
-    """Find the validation documents that share no run of 50 tokens with any training document.
-
-    Runs are compared by a 64-bit hash; a collision (about 1e-7 for 2 M against 2 M runs) drops a document
-    too many, never too few.
-
-    Args:
-      train: training documents.
-      val: validation documents.
-      endoftext: separates documents, so that no run crosses two.
-
-    Returns:
-      Indices into `val`.
-    """
-    seen = np.unique(run_hashes(join(train, endoftext)))
-    kept = []
-    for index, document in enumerate(val):
-        hashes = run_hashes(document)
-        at = np.minimum(np.searchsorted(seen, hashes), len(seen) - 1) if len(seen) else hashes[:0]
-        if not len(at) or not (seen[at] == hashes).any():
-            kept.append(index)
-    return kept
-
-
-def run_hashes(tokens: Tokens) -> npt.NDArray[np.uint64]:
-    """Hash every run of 50 consecutive tokens.
-
-    Args:
-      tokens: (N,).
-
-    Returns:
-      (max(N - 49, 0),) polynomial hashes modulo 2^64 over random 64-bit values of the tokens.
-    """
-    count = len(tokens) - OVERLAP_TOKENS + 1
-    if count <= 0:
-        return np.zeros(0, np.uint64)
-    values = np.random.default_rng(0).integers(0, 2**64, 2**16, np.uint64)[tokens]
-    hashes = np.zeros(count, np.uint64)
-    multiplier = np.uint64(0x9E3779B97F4A7C15)
-    for offset in range(OVERLAP_TOKENS):
-        hashes *= multiplier
-        hashes += values[offset : offset + count]
-    return hashes
 
 
 def _manifest(

@@ -1,7 +1,0 @@
-"""`python -m bench` is the same as `jaxgpt-bench`."""
-
-import sys
-
-from bench.cli import main
-
-sys.exit(main())

@@ -1,0 +1,7 @@
+"""`python -m bench` is the same as `jaxgpt-bench`."""
+
+import sys
+
+from jaxgpt_bench.cli import main
+
+sys.exit(main())

@@ -1,0 +1,176 @@
+"""The plots: the report's as SVG text, a measurement's as files too."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import offset_copy
+
+from jaxgpt.shared.files import write_atomic
+from jaxgpt_bench.common.formatting import rate_text, signed
+from jaxgpt_bench.speed.contestant_process import row_name
+
+BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
+SMOOTH_STEPS = 20
+PNG_DPI = 150
+BAR_INCHES = 0.3
+EDGE = 1.2  # of the fastest bar, where the axis ends
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+# Steps with values; read back from JSON, the pairs are lists.
+Points = Sequence[Sequence[int | float]]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    # No date and a fixed salt: the same figures give the same bytes. No addresses of vocabularies either.
+    with plt.rc_context({"svg.hashsalt": "jaxgpt", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=NO_METADATA)
+    plt.close(figure)
+    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(width, height))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    return figure, axes
+
+
+def curve_points(metrics: Sequence[dict[str, Any]]) -> tuple[Points, Points]:
+    """Return steps with training loss (a moving mean over 20 steps), and with validation loss.
+
+    Args:
+      metrics: rows of metrics.jsonl.
+    """
+    train = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
+    val = [(row["step"], row["val_loss"]) for row in metrics if "val_loss" in row]
+    losses = [loss for _, loss in train]
+    means = [
+        sum(losses[max(i - SMOOTH_STEPS + 1, 0) : i + 1]) / len(losses[max(i - SMOOTH_STEPS + 1, 0) : i + 1])
+        for i in range(len(losses))
+    ]
+    return [(step, mean) for (step, _), mean in zip(train, means, strict=True)], val
+
+
+def loss_curve(metrics: Sequence[dict[str, Any]]) -> str:
+    """Draw training and validation loss against steps.
+
+    Args:
+      metrics: rows of metrics.jsonl.
+    """
+    return draw_curve(*curve_points(metrics))
+
+
+def draw_curve(train: Points, val: Points) -> str:
+    """Draw what `curve_points` gave."""
+    figure, axes = _axes(7.2, 3.2)
+    axes.plot(*zip(*train, strict=True), color=BLUE, linewidth=1.4, label="training (mean of 20 steps)")
+    axes.plot(
+        *zip(*val, strict=True), color=ORANGE, marker="o", linewidth=1.4, label="validation, whole split"
+    )
+    axes.set_xlabel("optimizer step", fontsize=9)
+    axes.set_ylabel("loss, nats per token", fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(axis="y", alpha=0.25)
+    return _svg(figure)
+
+
+def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
+    """Draw tokens/s of each engine (median, with min and max) in front of its ceiling.
+
+    Args:
+      rows: of `jaxgpt-bench generate`.
+      title: what was measured.
+    """
+    return _svg(_speed_figure(rows, title))
+
+
+def write_speed_plots(figures: dict[str, Any], beside: Path) -> list[Path]:
+    """Draw a whole measurement as .svg and .png beside its JSON file; return their paths."""
+    title = speed_title(figures)
+    picture, vectors = beside.with_suffix(".png"), beside.with_suffix(".svg")
+    write_atomic(vectors, speed_bars(figures["rows"], title))
+    figure = _speed_figure(figures["rows"], title)
+    figure.savefig(picture, dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return [vectors, picture]
+
+
+def speed_title(speed: dict[str, Any]) -> str:
+    """Say what a speed file measured."""
+    settings = speed["settings"]
+    model = settings["model"]
+    weights = f"{settings['preset']}, random weights" if settings["preset"] else "the trained model"
+    return (
+        f"{weights}: {model['n_layer']} layers x {model['n_embd']}, {settings['tokens']} tokens, "
+        f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+    )
+
+
+def _speed_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    figure, axes = _axes(7.2, BAR_INCHES * len(rows) + 1.1)
+    names = [row_name(row) for row in rows]
+    places = range(len(rows))
+    ceilings = [row["ceiling_tokens_per_s"] for row in rows]
+    medians = [row["decode_tokens_per_s"]["median"] for row in rows]
+    low = [m - row["decode_tokens_per_s"]["min"] for m, row in zip(medians, rows, strict=True)]
+    high = [row["decode_tokens_per_s"]["max"] - m for m, row in zip(medians, rows, strict=True)]
+    # A model in the cache has a ceiling far beyond its speed: such bars end, dotted, at the edge.
+    tops = [row["decode_tokens_per_s"]["max"] for row in rows]
+    edge = min(max(ceilings), EDGE * max(tops)) * 1.02
+    shown = [min(ceiling, edge) for ceiling in ceilings]
+    axes.barh(places, shown, color=GREY, alpha=0.45, label="ceiling: read bandwidth / bytes a token")
+    axes.barh(places, medians, height=0.5, color=BLUE, xerr=[low, high], ecolor="#444", label="measured")
+    axes.set_xlim(0, edge * 1.04)
+    for place, row in enumerate(rows):
+        ceiling = row["ceiling_tokens_per_s"]
+        if ceiling > edge:
+            axes.plot([edge, edge * 1.04], [place, place], linestyle=":", color="#444")
+        text = f"{rate_text(medians[place])}  ({row['ceiling_share']:.0%} of {ceiling:,.0f})"
+        axes.text(edge * 1.06, place, text, va="center", fontsize=9)
+    _bar_axes(axes, names, title)
+    axes.set_xlabel("tokens/s after the first", fontsize=9)
+    below = offset_copy(axes.transAxes, figure, y=-0.4)
+    axes.legend(
+        frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below
+    )
+    return figure
+
+
+def _bar_axes(axes: Axes, names: Sequence[str], title: str) -> None:
+    """Label bars that lie on each other, the first on top, without empty bands above and below."""
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_title(title, fontsize=10, loc="left")
+
+
+def loss_bars(rows: Sequence[tuple[str, float, float | None]], title: str) -> str:
+    """Draw what models' losses differ by, with whiskers of twice the standard error.
+
+    Args:
+      rows: name, nats, and their standard error where it is known.
+      title: what is drawn.
+    """
+    figure, axes = _axes(7.2, BAR_INCHES * len(rows) + 0.8)
+    places = range(len(rows))
+    values = [value for _, value, _ in rows]
+    errors = [2 * (error or 0.0) for _, _, error in rows]
+    axes.barh(places, values, height=0.6, color=BLUE, xerr=errors, ecolor="#444")
+    low = min(0.0, *(value - error for value, error in zip(values, errors, strict=True)))
+    high = max(0.0, *(value + error for value, error in zip(values, errors, strict=True)))
+    span = (high - low) or 1.0
+    for place, value in zip(places, values, strict=True):
+        axes.text(high + 0.05 * span, place, signed(value), va="center", fontsize=9)
+    axes.axvline(0, color="#444", linewidth=0.8)
+    axes.set_xlim(low - 0.03 * span, high + 0.03 * span)
+    _bar_axes(axes, [name for name, _, _ in rows], title)
+    axes.set_xlabel("nats per token", fontsize=9)
+    return _svg(figure)

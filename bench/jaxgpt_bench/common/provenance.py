@@ -1,0 +1,81 @@
+"""What machine a figure comes from, and how fast it reads memory."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    *("jax", "flax", "torch", "transformers", "numpy"),
+    *("onnxruntime", "openvino", "ctranslate2", "llama-cpp-python"),  # peers
+)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return CPU, cores this process may use, memory, system and package versions."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "instruction_sets": [flag for flag in _cpu_flags() if flag in _INTERESTING],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+_INTERESTING = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpuinfo(*keys: str) -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.strip()
+    return ""
+
+
+def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> list[str]:
+    return _cpuinfo("flags", "Features").split()
+
+
+def provenance() -> dict[str, Any]:
+    """Return what every committed result carries: machine, date, commit and command."""
+    return {
+        "machine": describe_machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "command": " ".join(["jaxgpt-bench", *sys.argv[1:]]),
+    }
+
+
+def commit() -> str:
+    """Return the commit of the source tree, with "-dirty" when it was changed; "unknown" outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,0 +1,1 @@
+"""What models lose against each other on the same tokens."""

@@ -1,0 +1,135 @@
+"""`jaxgpt-bench agreement`: the same greedy text from every program that reads the exported model.
+
+    jaxgpt-bench agreement --artifact FP32 --data DATA
+
+The float32 artifact is continued greedily by this project, by transformers (it is a Hugging Face folder) and
+by llama.cpp (from GGUF files in float32 and float16), from the beginnings of validation texts. llama.cpp is
+an option: `pip install llama-cpp-python`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgpt_export.format.artifact import Artifact, read_artifact
+from jaxgpt_export.generation.torch_session import Session
+from jaxgpt_export.interchange.gguf_file import FileType, write_gguf
+from rich.table import Table
+
+from jaxgpt.generation.session import Engine
+from jaxgpt.shared.console import Result, say, stderr
+from jaxgpt.shared.dataset import open_dataset
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import write_json
+from jaxgpt_bench.common.provenance import provenance
+from jaxgpt_bench.peers.llama_cpp_ import LlamaCppEngine
+from jaxgpt_bench.peers.transformers_ import TransformersEngine
+from jaxgpt_bench.quality.samples import sample_prompts, val_documents
+
+PROMPTS = 10
+KINDS: tuple[FileType, ...] = ("f32", "f16")
+MUST_AGREE = {"llama.cpp f16": 20}  # tokens; float16 weights may turn a near tie later on. Others: all
+
+
+@dataclasses.dataclass(frozen=True)
+class AgreementOptions:
+    """Compare greedy texts of programs that read the same model.
+
+    Attributes:
+      artifact: float32 artifact with learned positions.
+      data: dataset folder: prompts are the beginnings of validation texts.
+      tokens: to generate from each prompt.
+      out: also write the figures into this JSON file.
+      json: print one JSON document with all figures on stdout.
+    """
+
+    artifact: Path
+    data: Path
+    tokens: int = 100
+    out: Path | None = None
+    json: bool = False
+
+
+def greedy(engine: Engine, prompt: Sequence[int], count: int) -> list[int]:
+    """Return the most probable tokens, one after the other."""
+    tokens = [int(engine.start(prompt).argmax())]
+    while len(tokens) < count:
+        tokens.append(int(engine.step(tokens[-1]).argmax()))
+    return tokens
+
+
+def agreeing(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of tokens before two texts part."""
+    pairs = enumerate(zip(first, second, strict=True))
+    return next((index for index, (a, b) in pairs if a != b), len(first))
+
+
+@contextlib.contextmanager
+def engines(artifact: Artifact) -> Iterator[dict[str, Callable[[], Engine]]]:
+    """Give what opens each program that is installed, this project's first."""
+    found: dict[str, Callable[[], Engine]] = {"jaxgpt": lambda: Session(artifact.model())}
+    found["transformers"] = lambda: TransformersEngine(str(artifact.folder), True, False)
+    with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
+        if importlib.util.find_spec("llama_cpp") is None:
+            say("llama.cpp is left out: llama_cpp is not installed (pip install llama-cpp-python)")
+        else:
+            for kind in KINDS:
+                path = Path(scratch) / f"{kind}.gguf"
+                write_gguf(artifact, artifact.tokenizer(), path, kind)
+                opened = functools.partial(LlamaCppEngine, path, float32_cache=True)
+                found[f"llama.cpp {kind}"] = opened
+        yield found
+
+
+def agreement(options: AgreementOptions) -> Result:
+    """Run `jaxgpt-bench agreement`; exit code 1 when texts part too early."""
+    artifact, dataset = read_artifact(options.artifact), open_dataset(options.data)
+    tokenizer = artifact.tokenizer()
+    if dataset.tokenizer_sha256 != tokenizer.sha256:
+        raise UserError(f"{options.data} was made with another tokenizer than {options.artifact}")
+    if artifact.quantization is not None or artifact.config.positions != "learned":
+        raise UserError(f"{options.artifact} is no Hugging Face GPT-2; give a float32 artifact")
+    longest = artifact.config.block_size - options.tokens
+    if options.tokens < 1 or longest < 2:
+        raise UserError(f"--tokens {options.tokens} must lie in 1 to {artifact.config.block_size - 2}")
+    found = sample_prompts(val_documents(dataset.val, tokenizer), tokenizer, PROMPTS, min(longest, 64))
+    texts = [prompt.text for prompt in found]
+    prompts = [tokenizer.encode(text) for text in texts if text]
+    written: dict[str, list[list[int]]] = {}
+    with engines(artifact) as opened_by:
+        for name, opened in opened_by.items():
+            engine = opened()
+            written[name] = [greedy(engine, prompt, options.tokens) for prompt in prompts]
+    ours = written.pop("jaxgpt")
+    rows: list[dict[str, Any]] = []
+    gates: dict[str, bool] = {}
+    for name, theirs in written.items():
+        same = [agreeing(a, b) for a, b in zip(ours, theirs, strict=True)]
+        needed = min(MUST_AGREE.get(name, options.tokens), options.tokens)
+        rows.append({"program": name, "tokens_until_parting": same, "needed": needed})
+        gates[f"{name}: the first {needed} tokens are the same for every prompt"] = min(same) >= needed
+    table = Table("program", f"same tokens of {options.tokens}, least", "texts wholly the same")
+    for row in rows:
+        same = row["tokens_until_parting"]
+        whole = sum(count == options.tokens for count in same)
+        table.add_row(row["program"], str(min(same)), f"{whole} of {len(same)}")
+    stderr.print(table)
+    for text, passed in gates.items():
+        say(f"{'pass' if passed else 'FAIL'}  {text}")
+    figures = {
+        **provenance(),
+        "artifact": artifact.kind,
+        "prompts": texts,
+        "tokens": options.tokens,
+        "rows": rows,
+        "texts": [tokenizer.decode(tokens) for tokens in ours],
+        "gates": gates,
+    }
+    if options.out is not None:
+        write_json(options.out, figures)
+    return Result(figures, passed=all(gates.values()))

@@ -1,0 +1,96 @@
+"""Prompts from held-out documents, what models write after them, and what of it parses."""
+
+import ast
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jaxgpt.generation.generate import generate
+from jaxgpt.generation.sampling import Sampling
+from jaxgpt.shared.dataset import Tokens
+from jaxgpt.shared.tokenizer import Tokenizer
+from jaxgpt_bench.quality.contestants import Contender
+
+FENCE = "```"
+CODE_BEGIN = "```python\n"
+SAMPLE_TEMPERATURE = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """The beginning of a validation document, and how the document goes on, up to the closing fence."""
+
+    text: str
+    rest: str
+
+
+def spread_evenly(total: int, count: int) -> npt.NDArray[np.int64]:
+    """Choose so many of 0 ... total - 1, first and last among them; all where there are fewer."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
+
+
+def sample_prompts(texts: Sequence[str], tokenizer: Tokenizer, count: int, longest: int) -> list[Prompt]:
+    """Return prompts from documents evenly spread: all up to the code, where there is a fence.
+
+    Args:
+      texts: the validation documents.
+      tokenizer: of the models.
+      count: how many are wanted; fewer where fewer documents fit.
+      longest: tokens a prompt may have; documents with a longer one are passed over.
+    """
+    found: list[Prompt] = []
+    for text in texts:
+        head, fence, rest = text.partition(CODE_BEGIN)
+        if not fence:
+            tokens = tokenizer.encode(text)
+            head, rest = tokenizer.decode(tokens[: longest // 2]), tokenizer.decode(tokens[longest // 2 :])
+        if len(tokenizer.encode(head + fence)) <= longest:
+            found.append(Prompt(head + fence, rest.partition(FENCE)[0]))
+    return [found[index] for index in spread_evenly(len(found), count)]
+
+
+def val_documents(val: Tokens, tokenizer: Tokenizer) -> list[str]:
+    """Return the texts of the validation split."""
+    ends = np.flatnonzero(val == tokenizer.endoftext)
+    pairs = itertools.pairwise(ends)
+    return [tokenizer.decode(val[start + 1 : end].tolist()) for start, end in pairs]
+
+
+def parses(code: str) -> bool:
+    """Whether a text is Python: non-empty and accepted by ast.parse."""
+    try:
+        return bool(ast.parse(code).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def sample_texts(
+    contender: Contender, tokenizer: Tokenizer, prompts: Sequence[str], sample_tokens: int
+) -> list[dict[str, Any]]:
+    """Continue each prompt up to the closing fence; the seed is the prompt's number."""
+    texts = []
+    for seed, prompt in enumerate(prompts):
+        sampling = Sampling(temperature=SAMPLE_TEMPERATURE, seed=seed)
+        done = generate(contender.engine, tokenizer, prompt, sample_tokens, sampling, stop=[FENCE])
+        texts.append({"text": done.text, "finish_reason": done.finish_reason, "parses": parses(done.text)})
+    return texts
+
+
+def held_out_texts(prompts: Sequence[Prompt], tokenizer: Tokenizer, longest: int) -> list[dict[str, Any]]:
+    """Return how the prompts' documents go on themselves, cut where a sample would be."""
+    texts = []
+    for prompt in prompts:
+        tokens = tokenizer.encode(prompt.rest)
+        text = tokenizer.decode(tokens[:longest])
+        finish_reason = "length" if len(tokens) > longest else "stop"
+        texts.append({"text": text, "finish_reason": finish_reason, "parses": parses(text)})
+    return texts
+
+
+def cut_count(texts: Sequence[dict[str, Any]]) -> int:
+    """Count the texts that ended at the length limit."""
+    return sum(text["finish_reason"] == "length" for text in texts)

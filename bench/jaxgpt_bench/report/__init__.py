@@ -1,0 +1,1 @@
+"""One page from what the other commands measured."""

@@ -1,0 +1,143 @@
+"""What a reproduction measures: quality, samples, text from elsewhere, memorization, speed."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxgpt_export.native.library import library_path
+
+from jaxgpt.shared.console import say
+from jaxgpt.shared.files import sha256_of, write_json
+from jaxgpt.shared.tokenizer import Tokenizer
+from jaxgpt_bench.common.provenance import describe_machine
+from jaxgpt_bench.quality.command import SPREAD, quality
+from jaxgpt_bench.quality.contestants import Contender, QualityOptions
+from jaxgpt_bench.reproduce.build import Built
+from jaxgpt_bench.reproduce.command import ReproduceOptions
+from jaxgpt_bench.reproduce.other_text import OtherText, loss_on
+from jaxgpt_bench.reproduce.recipes import Recipe
+from jaxgpt_bench.reproduce.stages import Stages, read_figures
+from jaxgpt_bench.reproduce.texts import PROMPTS, SEED, TEMPERATURES, open_models, samples, word_for_word
+from jaxgpt_bench.speed.command import generate
+from jaxgpt_bench.speed.rounds import GenerateOptions
+
+
+def measure(
+    options: ReproduceOptions, recipe: Recipe, stages: Stages, built: Built, others: list[OtherText]
+) -> dict[str, Any]:
+    """Measure what was built, as far as that is not done; speed last."""
+    hashes, out = built.hashes(built.compared), options.out
+
+    @functools.cache
+    def opened() -> tuple[list[Contender], Tokenizer, int]:
+        return open_models(built.compared, built.run, built.dataset)
+
+    asked = QualityOptions(
+        tuple(built.compared),
+        built.dataset.folder,
+        built.run,
+        tokens=recipe.quality_tokens,
+        samples=recipe.parse_samples,
+        sample_tokens=recipe.parse_tokens,
+    )
+    amount = {key: getattr(asked, key) for key in ("tokens", "samples", "sample_tokens")}
+    found: dict[str, Any] = {
+        "quality": stages.measured(
+            out / "quality.json",
+            {**hashes, **amount, "windows": SPREAD},
+            lambda: dict(quality(asked).figures),
+        )
+    }
+    fixed = {"seed": SEED, "temperatures": TEMPERATURES, "prompts": PROMPTS, "tokens": recipe.tokens}
+    found["samples"] = stages.measured(
+        out / "samples.json",
+        {**built.hashes(built.artifacts), **fixed},
+        lambda: samples(opened()[0], opened()[1], recipe.tokens),
+    )
+    found["other_text"] = [
+        *(measure_other(other, stages, out, hashes, opened, built) for other in others),
+        *earlier_others(stages, out, hashes, [other.sha256 for other in others]),
+    ]
+    made_from = {"data": hashes["data"], "samples": sha256_of(out / "samples.json"),
+                 "quality": sha256_of(out / "quality.json")}  # fmt: skip
+    found["memorization"] = stages.measured(
+        out / "memorization.json", made_from,
+        lambda: word_for_word(built.corpus, built.dataset, opened()[1], found["samples"], found["quality"]),
+    )  # fmt: skip
+    found["speed"] = measure_speed(options, recipe, stages, built)
+    return found
+
+
+def measure_other(
+    other: OtherText,
+    stages: Stages,
+    out: Path,
+    hashes: dict[str, str],
+    opened: Callable[[], tuple[list[Contender], Tokenizer, int]],
+    built: Built,
+) -> dict[str, Any]:
+    """Measure the loss on text from elsewhere, as far as that is not done; name and words are the given."""
+    path = out / f"other-text-{other.sha256[:12]}.json"
+
+    def measure() -> dict[str, Any]:
+        models, tokenizer, block_size = opened()
+        return loss_on(other, models, tokenizer, block_size, built.corpus)
+
+    figures = stages.measured(path, {**hashes, "file": other.sha256}, measure, "other-text")
+    given = {"file": other.path.name, "about": other.about}
+    if any(figures[key] != given[key] for key in given):
+        figures = {**figures, **given}
+        write_json(path, figures)
+    return {key: value for key, value in figures.items() if key != "made"}
+
+
+def earlier_others(
+    stages: Stages, out: Path, hashes: dict[str, str], given: list[str]
+) -> list[dict[str, Any]]:
+    """Return what earlier calls measured on these models, on files that are not given this time.
+
+    Args:
+      stages: where it is noted.
+      out: folder of everything.
+      hashes: of models and data.
+      given: hashes of the files that are given.
+    """
+    found = []
+    for path in sorted(out.glob("other-text-*.json")):
+        file = read_figures(path).get("made_from", {}).get("file")
+        if file in given:
+            continue
+        figures = stages.earlier(path, {**hashes, "file": file})
+        if figures is None:
+            say(f"[{path.stem}] left out of the report; give its file with --other-text to measure it anew")
+        else:
+            say(f"[{path.stem}] stays in the report; remove {path} to leave it out")
+            found.append({key: value for key, value in figures.items() if key != "made"})
+    return found
+
+
+def measure_speed(options: ReproduceOptions, recipe: Recipe, stages: Stages, built: Built) -> dict[str, Any]:
+    """Measure tokens a second of every model and of the engines that compete, on this machine."""
+    machine, engine = describe_machine(), library_path()
+    asked = GenerateOptions(
+        artifact=tuple(built.artifacts),
+        run=built.run,
+        tokens=recipe.tokens,
+        threads=options.threads,
+        rounds=options.rounds or recipe.rounds,
+        peers=True,
+    )
+    settings = {"tokens": asked.tokens, "threads": asked.threads, "rounds": asked.rounds,
+                "cpu": machine["cpu"], "cores": machine["cores"], "python": machine["python"],
+                **machine["packages"], "engine": sha256_of(engine) if engine.exists() else None}  # fmt: skip
+    threads = torch.get_num_threads()
+    try:
+        return stages.measured(
+            options.out / "speed.json",
+            {**built.hashes(built.artifacts), **settings},
+            lambda: dict(generate(asked).figures),
+        )
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,95 @@
+"""Loss on text from elsewhere."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.data.encode import encode, join
+from jaxgpt.data.overlap import OVERLAP_TOKENS
+from jaxgpt.data.tables import load_table, table_documents
+from jaxgpt.shared.console import say
+from jaxgpt.shared.dataset import windows
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import sha256_of
+from jaxgpt.shared.tokenizer import Tokenizer
+from jaxgpt_bench.quality.command import differences, measured_on, xz_bits_per_byte
+from jaxgpt_bench.quality.contestants import Contender
+from jaxgpt_bench.reproduce.memorization import Corpus, overlap
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherText:
+    """A table of text from another distribution.
+
+    Attributes:
+      path: .jsonl with a column `text`.
+      about: what its user says of it.
+    """
+
+    path: Path
+    about: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file."""
+        return sha256_of(self.path)
+
+
+def parse_other(given: str) -> OtherText:
+    """Read an --other-text: a path, or PATH=WORDS.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path, _, about = (given, "", "") if Path(given).is_file() else given.partition("=")
+    if not Path(path).is_file():
+        raise UserError(f"--other-text {path} is no file; give FILE.jsonl, or 'FILE.jsonl=what it is'")
+    return OtherText(Path(path), about.strip())
+
+
+def other_documents(other: OtherText) -> list[str]:
+    """Return the texts of a table.
+
+    Raises:
+      UserError: it is no table, has no column `text`, or no text in it.
+    """
+    table = load_table([str(other.path)])
+    texts = [document.text.strip() for document in table_documents(table, "text", str(other.path))]
+    texts = [text for text in texts if text]
+    if not texts:
+        raise UserError(f"--other-text {other.path} holds no text; give a table with a column text")
+    return texts
+
+
+def loss_on(other: OtherText, models: Sequence[Contender], tokenizer: Tokenizer, block_size: int,
+            corpus: Corpus) -> dict[str, Any]:  # fmt: skip
+    """Measure every model on text from elsewhere, and how much of that text is in the training split."""
+    texts = other_documents(other)
+    tokens = join(encode(texts, tokenizer, 1, other.path.name), tokenizer.endoftext)
+    inputs, targets = windows(tokens, min(block_size, len(tokens) - 1))  # a short text is one short window
+    say(f"measuring {len(models)} models on {len(tokens) - 1:,} tokens of {other.path.name}")
+    found = measured_on(models, inputs, targets)
+    content = "".join(texts).encode()
+    shared = overlap(corpus, tokens, tokenizer.endoftext, OVERLAP_TOKENS)
+    return {
+        "file": other.path.name,
+        "about": other.about,
+        "documents": shared["documents"],
+        "tokens": found[models[0].name].tokens,
+        "bytes": len(content),
+        "documents_shared_with_training": shared["sharing"],
+        "documents_too_short_to_tell": shared["too_short"],
+        "xz_bits_per_byte": xz_bits_per_byte(content),
+        "rows": [
+            {
+                "name": model.name,
+                "loss": found[model.name].loss,
+                **differences(model, found),
+                "bits_per_byte": found[model.name].loss * found[model.name].tokens
+                / math.log(2) / len(content),
+            }
+            for model in models
+        ],
+    }  # fmt: skip

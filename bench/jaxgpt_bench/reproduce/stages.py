@@ -1,0 +1,129 @@
+"""The stages of a reproduction: each is kept where its output fits what it would be made from.
+
+Nothing beside the outputs says what is done: a data set has its manifest, a run its configuration and
+summary, an artifact its certificate with the hash of its parent, a measurement the hashes of the models that
+it was made from. So a folder that the single commands filled is taken over, and one that was changed is
+noticed. Each output appears under its name when it is whole.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import read_json, write_json
+from jaxgpt_bench.common.provenance import provenance
+
+MADE = ("date", "commit", "seconds")
+FIGURES_VERSION = 2  # of the measurements' files: those of another are measured anew
+DIFFERENCES_SHOWN = 3
+
+
+@dataclasses.dataclass
+class Stages:
+    """What was done and what was kept.
+
+    Attributes:
+      redo: stages that are done again even where their output fits.
+      log: name, kept (or done), the seconds that it took now, and `made`: date, commit and seconds of when
+        it was really made, each None where nothing in the output tells it.
+    """
+
+    redo: Sequence[str] = ()
+    log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def kept(self, name: str, why: str, made: Mapping[str, Any]) -> None:
+        """Note that a stage is skipped; `made` is what its output says of when it was made."""
+        say(f"[{name}] kept: {why}")
+        entry = {"stage": name, "kept": True, "seconds": 0.0}
+        self.log.append({**entry, "made": {key: made.get(key) for key in MADE}})
+
+    @contextlib.contextmanager
+    def doing(self, name: str, what: str) -> Iterator[dict[str, Any]]:
+        """Note that a stage is done in this block; gives its `made`, filled when the block ends."""
+        say(f"[{name}] {what}")
+        started = time.perf_counter()
+        made: dict[str, Any] = {}
+        yield made
+        seconds = round(time.perf_counter() - started, 1)
+        say(f"[{name}] done in {seconds:,.0f} s")
+        now = provenance()
+        made |= {"date": now["date"], "commit": now["commit"], "seconds": seconds}
+        self.log.append({"stage": name, "kept": False, "seconds": seconds, "made": made})
+
+    def earlier(self, path: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+        """Return a JSON file's figures where they were made from the same, else None and a line why.
+
+        Args:
+          path: the file; its stem names the stage.
+          made_from: settings and hashes of the inputs.
+        """
+        if not path.exists():
+            return None
+        found = read_figures(path)
+        if not found:
+            say(f"[{path.stem}] {path} is damaged")
+            return None
+        was, now = found.get("made_from", {}), _made_from(made_from)
+        if was == now:
+            self.kept(path.stem, f"{path} was measured on these models with these settings", found["made"])
+            return found
+        say(f"[{path.stem}] {path} was made from something else: {_differing(was, now)}")
+        return None
+
+    def measured(
+        self,
+        path: Path,
+        made_from: dict[str, Any],
+        measure: Callable[[], dict[str, Any]],
+        group: str | None = None,
+    ) -> dict[str, Any]:
+        """Return a JSON file's figures, measured anew unless it was made from the same.
+
+        Args:
+          path: the file; its stem names the stage.
+          made_from: settings and hashes of the inputs.
+          measure: gives the figures.
+          group: the name in `redo`, where it is not the stem.
+        """
+        if (group or path.stem) not in self.redo:
+            found = self.earlier(path, made_from)
+            if found is not None:
+                return found
+        with self.doing(path.stem, "measuring") as made:
+            figures = measure()
+        figures = {**figures, "made": made, "made_from": _made_from(made_from)}
+        write_json(path, figures)
+        return figures
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Return a measurement's file; nothing where it is damaged: it is measured again."""
+    try:
+        return read_json(path, "figures")
+    except UserError:
+        return {}
+
+
+def _made_from(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return inputs as they are read back from JSON, with the version of the figures."""
+    found: dict[str, Any] = json.loads(json.dumps({"figures_version": FIGURES_VERSION, **inputs}))
+    return found
+
+
+def _differing(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """Name what differs, with both values."""
+    keys = [key for key in {**now, **was} if was.get(key) != now.get(key)]
+    shown = [f"{key} {_short(was.get(key))} -> {_short(now.get(key))}" for key in keys[:DIFFERENCES_SHOWN]]
+    more = len(keys) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 20 else f"{text[:12]}..."

@@ -1,0 +1,1 @@
+"""Training beside PyTorch, and proof that a training resumes."""

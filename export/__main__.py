@@ -1,7 +1,0 @@
-"""`python -m export` is the same as `jaxgpt-export`."""
-
-import sys
-
-from export.cli import main
-
-sys.exit(main())

@@ -1,0 +1,1 @@
+"""A run, computed by Flax: the one room of this package that imports JAX."""

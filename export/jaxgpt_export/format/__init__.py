@@ -1,0 +1,1 @@
+"""The artifact folder: what lies in it, what it says, and whether it is whole."""

@@ -1,0 +1,68 @@
+"""`jaxgpt-export generate`: text from an artifact, streamed; or from a file of prompts, side by side.
+
+jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompt "Return the mean of a list."
+jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompts prompts.jsonl --batch 8
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+from jaxgpt.generation.generate import PromptOptions, generate_shown
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.errors import UserError
+
+from jaxgpt_export.format.artifact import read_whole_artifact
+from jaxgpt_export.generation.open_session import open_session, set_threads
+from jaxgpt_export.generation.request_file import generate_all, read_prompts
+from jaxgpt_export.native.native_session import CacheKind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateOptions(PromptOptions):
+    """Continue a prompt with an artifact; the text streams to stdout.
+
+    Attributes:
+      artifact: the artifact folder.
+      engine: native (C++, quantized artifacts), torch (the PyTorch module), or auto: native where it can.
+      threads: CPU threads; 0 takes all cores that this process may use.
+      kv_cache: what keys and values are kept as; the PyTorch module rounds them to float16 where its inputs
+        are rounded to 8 bits (so both give the same text), else it keeps float32.
+      guess: tokens that the native engine tries ahead at most where the text repeats itself; the text is the
+        same without (0).
+      prompts: a .jsonl file, each line {"prompt": ...} with its own max_new_tokens and seed if it has them;
+        prints one JSON line a prompt, in order.
+      batch: prompts of a file that are generated side by side.
+    """
+
+    artifact: Path
+    engine: Literal["auto", "native", "torch"] = "auto"
+    threads: int = 0
+    kv_cache: CacheKind = "fp16"
+    guess: int = 8
+    prompts: Path | None = None
+    batch: int = 8
+
+
+def run(options: GenerateOptions) -> Result:
+    """Run `jaxgpt-export generate`."""
+    options.sampling()  # a bad value is said before anything is loaded
+    if options.guess < 0 or options.batch < 1:
+        raise UserError("--guess must not be negative, --batch must be at least 1")
+    orders = None if options.prompts is None else read_prompts(options.prompts, options)
+    threads = set_threads(options.threads)
+    artifact = read_whole_artifact(options.artifact)
+    tokenizer = artifact.tokenizer()
+    slots = 1 if orders is None else min(options.batch, len(orders))
+    session, name = open_session(artifact, options.engine, threads, options.kv_cache, slots)
+    artifact.tensors.clear()  # whatever runs has its own copy
+    if orders is not None:
+        return generate_all(session, tokenizer, orders, options, sys.stdout, name)
+    done = generate_shown(session, tokenizer, options, options.guess)
+    rate = (len(done.tokens) - 1) / done.decode_s if len(done.tokens) > 1 else None
+    speed = f", {rate:.1f} tokens/s" if rate else ""
+    ahead = f", {done.accepted} of {done.guessed} guessed tokens stood" if done.guessed else ""
+    say(f"{artifact.kind}, {name}: {len(done.tokens)} tokens ({done.finish_reason}){speed}{ahead}")
+    figures = {"kind": artifact.kind, "engine": name, "tokens_per_s": rate}
+    return Result({**figures, **dataclasses.asdict(done)})

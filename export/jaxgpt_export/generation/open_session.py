@@ -1,0 +1,49 @@
+"""The session that generates: the native engine where it can, the PyTorch module else."""
+
+import torch
+from jaxgpt.generation.session import Engine
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.machine import usable_cores
+
+from jaxgpt_export.format.artifact import Artifact
+from jaxgpt_export.generation.torch_session import Session
+from jaxgpt_export.native.native_model import NativeModel, why_not
+from jaxgpt_export.native.native_session import CacheKind, NativeSession
+
+
+def set_threads(count: int) -> int:
+    """Let PyTorch use so many threads, 0 for all cores that this process may use; return their number."""
+    most = usable_cores()
+    if not 0 <= count <= most:
+        raise UserError(
+            f"threads ({count}) must lie in 0 (all) to {most}, the cores that this process may use"
+        )
+    torch.set_num_threads(count or most)
+    return count or most
+
+
+def open_session(
+    artifact: Artifact, engine: str, threads: int, cache: CacheKind = "fp16", slots: int = 1
+) -> tuple[Engine, str]:
+    """Return a session of an artifact and the name of its engine.
+
+    Args:
+      artifact: that was read.
+      engine: "native", "torch", or "auto": native where it can, else the module, which is said.
+      threads: of the native engine; the module takes PyTorch's.
+      cache: what the native engine keeps keys and values as; an exact module rounds them to float16 too.
+      slots: texts side by side; the native engine only.
+
+    Raises:
+      UserError: "native" was asked for and cannot be.
+    """
+    reason = why_not(artifact) if engine == "auto" else None
+    if engine == "torch" or reason is not None:
+        if reason is not None and artifact.quantization is not None:
+            say(f"the PyTorch module runs, which is slower; not the native engine, because {reason}")
+        module = artifact.model()
+        as_native = module.exact and cache == "fp16"  # then both give the same text
+        return Session(module, torch.float16 if as_native else torch.float32), "jaxgpt-torch"
+    model = NativeModel(artifact, threads)
+    return NativeSession(model, slots, cache), f"jaxgpt-native ({model.isa})"

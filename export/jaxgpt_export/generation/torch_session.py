@@ -1,0 +1,60 @@
+"""Generation with the PyTorch module, with a KV cache or without."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from jaxgpt_export.model.gpt import GPT
+
+
+class Session:
+    """Generates with a module and a KV cache, one text at a time; an `Engine` of `shared.generation`.
+
+    Args:
+      model: the module.
+      rounded_to: see Cache.
+    """
+
+    def __init__(self, model: GPT, rounded_to: torch.dtype = torch.float32) -> None:
+        self.block_size = model.config.block_size
+        self._model = model
+        self._cache = model.new_cache(rounded_to=rounded_to)
+
+    @torch.inference_mode()
+    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Take a prompt of 1 to block_size tokens; return the logits (V,) after it."""
+        self._cache.length = 0
+        return self._logits(list(tokens))
+
+    @torch.inference_mode()
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one more token; return the logits (V,) after it."""
+        return self._logits([token])
+
+    def _logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        logits = self._model(torch.tensor([tokens]), self._cache, last_only=True)
+        array: npt.NDArray[np.float32] = logits[0, -1].numpy()
+        return array
+
+
+class UncachedSession:
+    """The same without a KV cache: every token runs the whole text again, as the original project did."""
+
+    def __init__(self, model: GPT) -> None:
+        self.block_size = model.config.block_size
+        self._model = model
+        self._tokens: list[int] = []
+
+    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Take a prompt; return the logits (V,) after it."""
+        self._tokens = list(tokens[:-1])
+        return self.step(tokens[-1])
+
+    @torch.inference_mode()
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one more token; return the logits (V,) after it."""
+        self._tokens.append(token)
+        array: npt.NDArray[np.float32] = self._model(torch.tensor([self._tokens]))[0, -1].numpy()
+        return array

@@ -1,0 +1,144 @@
+"""What imports end with: the comparison with an independent reading, then the artifact and its evidence."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.dataset import open_dataset
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import new_folder, sha256_of
+from jaxgpt.shared.tokenizer import Tokenizer
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from jaxgpt_export.format.artifact import Tensors, from_hf_layout, to_hf_name, write_artifact
+from jaxgpt_export.format.certificate import write_certificate
+from jaxgpt_export.format.probe import PROBE_SEQUENCES, Probe, probe_positions, probe_tokens, write_probe
+from jaxgpt_export.model.gpt import float_model
+from jaxgpt_export.parity import ParityMeter
+from jaxgpt_export.parity.probe_gates import fp32_bound
+
+PROBE_TOKENS = 2048  # tokens that are compared: a large model in float64 takes minutes for more
+
+Reference = Callable[[Tensor], Tensor]  # tokens (T,) -> logits (T, V)
+
+
+@dataclasses.dataclass(frozen=True)
+class Incoming:
+    """A model of another program, in this project's terms.
+
+    Attributes:
+      source: the folder or file that it was read from.
+      format: of the source: huggingface, nanogpt.
+      files: that were read, by whose hashes the source is known again.
+      config: shape.
+      tensors: by module name, matrices (O, I), float32; a tied head is left out.
+      tokenizer: of the model.
+    """
+
+    source: Path
+    format: str
+    files: list[Path]
+    config: ModelConfig
+    tensors: Tensors
+    tokenizer: Tokenizer
+
+
+def choose_tokens(model: Incoming, data: Path | None) -> tuple[Int32[Tensor, "B T"], str]:
+    """Choose what is compared on: windows of a validation split, else random tokens.
+
+    Returns:
+      Tokens, and where they are from, in words.
+
+    Raises:
+      UserError: the data set was made with another tokenizer.
+    """
+    T = model.config.block_size
+    rows = min(max(PROBE_TOKENS // T, 1), PROBE_SEQUENCES)
+    if data is None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (rows, T)
+        tokens = torch.randint(model.config.vocab_size, shape, generator=generator, dtype=torch.int32)
+        return tokens, "random tokens"
+    dataset = open_dataset(data)
+    if dataset.tokenizer_sha256 != model.tokenizer.sha256:
+        raise UserError(
+            f"{data} was made with another tokenizer ({dataset.tokenizer_sha256[:12]}...) than the model's "
+            f"({model.tokenizer.sha256[:12]}...); prepare it with: jaxgpt prepare --tokenizer {model.source}"
+        )
+    return probe_tokens(dataset.val, T)[:rows], f"the validation split of {data}"
+
+
+def rows_of(reference: Reference, tokens: Int32[Tensor, "B T"]) -> list[Float[Tensor, "T V"]]:
+    """Return the reference logits of each row."""
+    return [reference(row) for row in tokens]
+
+
+def finish(
+    model: Incoming,
+    tokens: Int32[Tensor, "B T"],
+    reference: list[Float[Tensor, "T V"]],
+    against: str,
+    versions: dict[str, str],
+    out: Path,
+    overwrite: bool,
+    figures: dict[str, Any],
+) -> Result:
+    """Compare, and write the artifact when the logits agree.
+
+    Args:
+      model: what was read.
+      tokens: on which it is compared.
+      reference: logits of each row, by an independent reading of the source.
+      against: what gave them, for the certificate.
+      versions: of the packages that took part.
+      out: artifact folder.
+      overwrite: replace an earlier one.
+      figures: more of them for the certificate.
+
+    Returns:
+      The certificate; not passed, and no artifact, when the logits differ by more than rounding.
+    """
+    T = tokens.shape[1]
+    module = float_model(model.config, model.tensors)
+    positions = probe_positions(tokens.numel(), model.config.vocab_size)
+    meter, kept = ParityMeter(), []
+    with torch.inference_mode():
+        for index, (row, expected) in enumerate(zip(tokens, reference, strict=True)):
+            meter.add(expected, module(row[None].long())[0])
+            kept.append(expected.float()[positions[positions // T == index] % T])
+    probe = Probe(tokens, positions, torch.cat(kept).clone())
+    parity = dataclasses.asdict(meter.result())
+    difference, bound = parity["max_abs_logit_diff"], fp32_bound(probe)
+    figures = {"parity": {**parity, "positions": tokens.numel(), "against": against}, **figures}
+    if difference > bound:
+        say(
+            f"FAIL  logits of {model.source} read by this program differ from those of {against} by "
+            f"{difference:.2e}, at most {bound:.0e} is allowed; no artifact was written"
+        )
+        return Result(figures, passed=False)
+    origin = {
+        "source": str(model.source),
+        "format": model.format,
+        "source_sha256": {path.name: sha256_of(path) for path in model.files},
+        "run": None,
+        "step": None,
+        "versions": versions,
+    }
+    tensors = {to_hf_name(name): from_hf_layout(name, tensor) for name, tensor in model.tensors.items()}
+    with new_folder(out, overwrite, "certificate.json") as folder:
+        write_artifact(folder, model.config, None, tensors, model.tokenizer)
+        write_probe(folder, probe)
+        certificate = write_certificate(folder, "fp32", origin, figures)
+        size = (folder / "model.safetensors").stat().st_size
+    head = "tied" if model.config.tied else "of its own"
+    say(
+        f"{out}: {model.config.n_layer} layers, {model.config.n_embd} channels, head {head}, "
+        f"{size / 1e6:.2f} MB; against {against} on {tokens.numel():,} positions: "
+        f"max abs logit difference {difference:.2e}, top-1 agreement {parity['top1_agreement']:.4f}"
+    )
+    return Result({"size_mb": size / 1e6, **certificate})

@@ -1,0 +1,178 @@
+"""Weight files of other programs, read without running what they may hold.
+
+A pickle is read by torch.load(weights_only=True) and never otherwise. Whatever is wrong with a file is a
+UserError that names it.
+"""
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.files import read_json
+from jaxgpt.shared.tokenizer import Tokenizer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from jaxgpt_export.format.artifact import Tensors, check_tensors
+
+HF_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Causal masks, which older versions of transformers, nanoGPT and minGPT store.
+MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
+
+
+def read_weights(path: Path) -> Any:
+    """Read a safetensors file, or a pickle of tensors and plain values.
+
+    Returns:
+      Tensors by name, or whatever the pickle holds.
+
+    Raises:
+      UserError: the file is missing, damaged, or a pickle that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path} are missing; check the path")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is no readable safetensors file ({error}); fetch it again") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        found = re.search(r"Unsupported \w+( \d+)?|PytorchStreamReader[^.:]*", text)
+        reason = found[0] if found else text
+        raise UserError(
+            f"{path} can't be read as tensors and plain values ({reason[:80] or type(error).__name__}); "
+            "it is damaged, or holds objects whose reading could run code: save its state dict as safetensors"
+        ) from None
+
+
+def read_folder(folder: Path) -> tuple[Tensors, list[Path]]:
+    """Read the weights of a Hugging Face folder.
+
+    Returns:
+      The tensors under the file's names, and the files that hold them.
+    """
+    path = next((folder / name for name in HF_WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder} holds no weights; expected one of: {', '.join(HF_WEIGHTS)}")
+    if path.name.startswith("pytorch_model"):
+        say(f"{path}: a pickle, read as tensors alone; a safetensors file is preferred where there is one")
+    if path.suffix != ".json":
+        return named_tensors(read_weights(path), path), [path]
+    names: Any = read_json(path, "index of shards").get("weight_map")
+    with damaged(path, "fetch it again"):
+        shards = sorted({str(shard) for shard in names.values()})
+        if not shards or any(Path(shard).name != shard for shard in shards):
+            raise ValueError("its weight_map does not name files of this folder")
+    tensors: Tensors = {}
+    for shard in shards:
+        tensors |= named_tensors(read_weights(folder / shard), folder / shard)
+    if differing := sorted(tensors.keys() ^ names.keys()):
+        raise UserError(f"{path} and its shards disagree on: {', '.join(differing)}; fetch them again")
+    return tensors, [folder / shard for shard in shards]
+
+
+def named_tensors(value: Any, path: Path) -> Tensors:
+    """Return a state dict as it is; UserError when it is none."""
+    if not isinstance(value, Mapping) or not value:
+        raise UserError(f"{path} holds a {type(value).__name__}, expected a state dict (names and tensors)")
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{path}: {name!r} is a {type(tensor).__name__}, expected a tensor")
+    return dict(value)
+
+
+def plain_names(tensors: Tensors, prefixes: tuple[str, ...], path: Path) -> Tensors:
+    """Remove prefixes from names, and leave out the stored causal masks.
+
+    Raises:
+      UserError: two tensors get the same name.
+    """
+    plain: Tensors = {}
+    for name, tensor in tensors.items():
+        short = name
+        for prefix in prefixes:
+            short = short.removeprefix(prefix)
+        if MASK.fullmatch(short):
+            continue
+        if short in plain:
+            raise UserError(f"{path} holds {short} twice, under names with and without a prefix")
+        plain[short] = tensor
+    return plain
+
+
+def as_float32(tensors: Tensors, path: Path) -> Tensors:
+    """Turn floats of other precisions into float32, and say so; integers stay, to be refused."""
+    kinds = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()}
+    if others := sorted(kinds - {"float32"}):
+        say(f"{path}: {', '.join(others)} weights become float32")
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def check_layout(
+    tensors: Tensors, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], path: Path, layout: str
+) -> None:
+    """Compare tensors with what a configuration asks for.
+
+    Args:
+      tensors: by module name, in the file's layout.
+      expected: dtype and shape of each.
+      path: for messages.
+      layout: of the file's matrices, for messages: "(I, O), as Conv1D does".
+
+    Raises:
+      UserError: one is missing, extra, transposed, of another shape, or holds NaN or infinity.
+    """
+    for name, (_, shape) in expected.items():
+        found = tuple(tensors[name].shape) if name in tensors else shape
+        if found != shape and found == shape[::-1]:
+            raise UserError(
+                f"{path}: {name} is {found}, expected {shape}: it is transposed; this format stores "
+                f"matrices {layout}"
+            )
+    check_tensors(tensors, dict(expected), path)
+
+
+def trim_vocabulary(tensors: Tensors, tokenizer: Tokenizer, path: Path) -> Tensors:
+    """Leave out the rows of embedding and head that are no token, and say so.
+
+    Raises:
+      UserError: the tokenizer has more tokens than there are rows.
+    """
+    rows, wanted = len(tensors["wte.weight"]), tokenizer.vocab_size
+    if rows < wanted:
+        raise UserError(
+            f"{path}: the model has {rows} tokens, the tokenizer {wanted}; give the tokenizer of this model"
+        )
+    if rows == wanted:
+        return tensors
+    say(f"{path}: rows {wanted} to {rows - 1} of the vocabulary are no token and are left out")
+    padded = ("wte.weight", "lm_head.weight")
+    return {name: t[:wanted].clone() if name in padded else t for name, t in tensors.items()}
+
+
+def tie_equal_head(tensors: Tensors) -> tuple[Tensors, bool]:
+    """Leave out a head that equals the embedding; the values decide, whatever a configuration says.
+
+    Returns:
+      The tensors, and whether the head is tied.
+    """
+    head = tensors.get("lm_head.weight")
+    tied = head is None or torch.equal(head, tensors["wte.weight"])
+    return {name: t for name, t in tensors.items() if not (tied and name == "lm_head.weight")}, tied

@@ -1,0 +1,1 @@
+"""The PyTorch module: the arithmetic, the layers, GPT-2."""

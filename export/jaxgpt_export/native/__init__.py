@@ -1,0 +1,1 @@
+"""The native engine, called through ctypes; its C++ lies in export/native/."""

@@ -1,0 +1,123 @@
+"""Generation with the native engine: slots, prefill, decode, logits."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from jaxgpt.shared.errors import UserError
+
+from jaxgpt_export.native.library import call_engine, engine_library
+from jaxgpt_export.native.native_model import NativeModel, free_with
+
+CACHES = {"fp32": 0, "fp16": 1, "int8": 2}
+CacheKind = Literal["fp32", "fp16", "int8"]
+
+
+class NativeSession:
+    """Generates with a native model and a KV cache; an `Engine` of `shared.generation` for one text.
+
+    Args:
+      model: may be shared by sessions.
+      slots: texts that are generated side by side.
+      cache: what keys and values are kept as.
+    """
+
+    def __init__(self, model: NativeModel, slots: int = 1, cache: CacheKind = "fp16") -> None:
+        self.model = model
+        self.slots = slots
+        self.block_size = model.config.block_size
+        self._handle = ctypes.c_void_p()
+        call_engine("jaxgpt_session_new", model._handle, slots, CACHES[cache], ctypes.byref(self._handle))
+        free_with(self, _free_session, self._handle, model)
+
+    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Take a prompt of 1 to block_size tokens into slot 0; return the logits (V,) after it."""
+        self.truncate(0)
+        return self.forward(tokens)[0]
+
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one more token; return the logits (V,) after it."""
+        return self.forward([token])[0]
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Forget the tokens of a slot from `length` on."""
+        call_engine("jaxgpt_session_truncate", self._handle, slot, length)
+
+    def length(self, slot: int = 0) -> int:
+        """Return the number of tokens that a slot holds."""
+        return int(engine_library().jaxgpt_session_length(self._handle, slot))
+
+    def forward(
+        self, tokens: Sequence[int], slots: Sequence[int] | None = None, every: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Take tokens, each the next one of its slot.
+
+        Args:
+          tokens: (M,) ids.
+          slots: (M,) of each; the tokens of a slot are neighbours. None: all are of slot 0.
+          every: give the logits after every token, not only after the last one of each slot.
+
+        Returns:
+          Logits (M or number of slots, V), in order.
+        """
+        order = self._order(tokens, slots, every)
+        wanted = int(order[2].sum())
+        logits = np.empty((wanted, self.model.config.vocab_size), dtype=np.float32)
+        self._forward(order, logits, None)
+        return logits
+
+    def greedy(
+        self, tokens: Sequence[int], slots: Sequence[int] | None = None, every: bool = False
+    ) -> npt.NDArray[np.int32]:
+        """Take tokens as `forward` does; return the most probable next one, the lowest of equals."""
+        order = self._order(tokens, slots, every)
+        best = np.empty(int(order[2].sum()), dtype=np.int32)
+        self._forward(order, None, best)
+        return best
+
+    def follow(self, token: int, most: int = 1, end: int = -1) -> list[int]:
+        """Take a token into slot 0 and go on greedily; return what follows it.
+
+        Args:
+          token: the next one.
+          most: tokens to return at most; all but the last of them are taken too.
+          end: a token after which there is no more.
+
+        Raises:
+          UserError: the token is none, or the context has no room for so many; nothing was taken then.
+        """
+        if not 1 <= most <= self.block_size:
+            raise UserError(f"most ({most}) must lie in 1 to {self.block_size}, the model's context")
+        if not 0 <= token < self.model.config.vocab_size:
+            raise UserError(f"token {token} is not in a vocabulary of {self.model.config.vocab_size}")
+        found, made = (ctypes.c_int32 * most)(), ctypes.c_int32()
+        call_engine("jaxgpt_session_follow", self._handle, 0, token, most, end, found, ctypes.byref(made))
+        return found[: made.value]
+
+    def _order(self, tokens: Sequence[int], slots: Sequence[int] | None, every: bool) -> tuple[Any, Any, Any]:
+        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        places = np.zeros_like(ids) if slots is None else np.ascontiguousarray(slots, dtype=np.int32)
+        if ids.ndim != 1 or ids.shape != places.shape:
+            raise ValueError(f"tokens are {ids.shape}, slots {places.shape}; expected a slot for each token")
+        wanted = np.ones(len(ids), dtype=np.uint8)
+        if not every:
+            wanted[:-1] = places[1:] != places[:-1]
+        return ids, places, wanted
+
+    def _forward(self, order: tuple[Any, Any, Any], logits: Any, best: Any) -> None:
+        ids, places, wanted = order
+        inputs = (array.ctypes.data for array in (places, ids, wanted))
+        outputs = (None if array is None else array.ctypes.data for array in (logits, best))
+        call_engine("jaxgpt_session_forward", self._handle, len(ids), *inputs, *outputs)
+
+    @property
+    def exact_outputs(self) -> int:
+        """How many outputs of the head screened steps computed exactly so far."""
+        return int(engine_library().jaxgpt_session_exact_outputs(self._handle))
+
+
+def _free_session(handle: ctypes.c_void_p, _model: NativeModel) -> None:
+    """Free a session before its model, which lives as long as this is to be called."""
+    engine_library().jaxgpt_session_free(handle)

@@ -1,0 +1,111 @@
+"""`jaxgpt-export compare`: one model against another, as a whole and layer by layer.
+
+jaxgpt-export compare --reference runs/demo/run --model runs/demo/int8-static --data runs/demo/data
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.dataset import open_dataset, windows
+from jaxgpt.shared.errors import UserError
+
+from jaxgpt_export.parity.comparison import compare_models
+from jaxgpt_export.parity.integers import compare_integers
+from jaxgpt_export.parity.layers import Deviation, first_deviation, layer_errors
+from jaxgpt_export.parity.models import open_model
+
+LAYER_ROWS = 2  # windows on which layers are compared
+DEFAULT_BLOCK_SIZE = 64  # where no model says what it holds
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Compare a model with a reference; exit code 1 when a bound that was given is passed.
+
+    Attributes:
+      reference: run folder (computed by Flax), artifact, or Hugging Face GPT-2 folder (by transformers).
+      model: another one.
+      data: dataset folder whose validation split is compared on.
+      tokens: of it to compare on.
+      block_size: window length; if not given, what both models hold.
+      greedy_tokens: also continue two texts greedily by so many tokens and say where they part.
+      max_logit_diff: bound on the largest difference of a logit.
+      max_loss_increase: bound on the loss above the reference's, nats per token.
+      json: print one JSON document with all figures on stdout.
+    """
+
+    reference: Path
+    model: Path
+    data: Path
+    tokens: int = 4096
+    block_size: int | None = None
+    greedy_tokens: int = 0
+    max_logit_diff: float | None = None
+    max_loss_increase: float | None = None
+    json: bool = False
+
+
+def compare_command(options: CompareOptions) -> Result:
+    """Run `jaxgpt-export compare`."""
+    asked = options.block_size
+    if options.tokens < 2 or (asked is not None and asked < 2) or options.greedy_tokens < 0:
+        raise UserError("--tokens and --block-size must be at least 2, --greedy-tokens 0 or more")
+    for bound in (options.max_logit_diff, options.max_loss_increase):
+        if bound is not None and not math.isfinite(bound):
+            raise UserError(f"a bound ({bound}) must be a finite number")
+    dataset = open_dataset(options.data)
+    reference, model = open_model(options.reference), open_model(options.model)
+    held = [each.block_size for each in (reference, model) if each.block_size is not None]
+    block_size = asked if asked is not None else min(held, default=DEFAULT_BLOCK_SIZE)
+    inputs, targets = windows(dataset.val, block_size)
+    full = inputs[(targets >= 0).all(axis=1)]
+    tokens = torch.from_numpy(full[: max(options.tokens // block_size, 1)])
+    found = compare_models(reference, model, tokens)
+    parity = found.parity
+    say(
+        f"{options.model} against {options.reference} on {tokens.numel():,} tokens: logits differ by up to "
+        f"{parity.max_abs_logit_diff:.3g} (mean {parity.mean_abs_logit_diff:.3g}), KL {parity.kl_mean:.3g} "
+        f"(max {parity.kl_max:.3g}), top-1 {parity.top1_agreement:.2%}, loss {found.loss:.4f} "
+        f"({found.loss_increase:+.5f})"
+    )
+    few = tokens[:LAYER_ROWS]
+    parts_at = None
+    if options.greedy_tokens:
+        parts_at = compare_models(reference, model, few, options.greedy_tokens).greedy_parts_at
+        where = "stay the same" if parts_at is None else f"part at token {parts_at}"
+        say(f"greedy texts of {options.greedy_tokens} tokens {where}")
+    errors = layer_errors(reference, model, few)
+    for name, error in errors.items():
+        say(f"  {name:<18} relative error {error:.2e}")
+    deviation: Deviation | None = first_deviation(reference, model, few)
+    if deviation is not None:
+        say(str(deviation))
+    gates = {}
+    integers = compare_integers(reference, model, few)
+    if integers is not None:
+        gates[f"on {few.numel()} tokens, {integers}"] = integers.passed
+    if options.max_logit_diff is not None:
+        largest = parity.max_abs_logit_diff
+        text = f"largest logit difference {largest:.3g} <= {options.max_logit_diff:.3g}"
+        gates[text] = largest <= options.max_logit_diff
+    if options.max_loss_increase is not None:
+        text = f"loss increase {found.loss_increase:+.5f} <= {options.max_loss_increase:g}"
+        gates[text] = found.loss_increase <= options.max_loss_increase
+    for text, passed in gates.items():
+        say(f"{'pass' if passed else 'FAIL'}  {text}")
+    figures = {
+        "tokens": tokens.numel(),
+        "parity": dataclasses.asdict(parity),
+        "reference_loss": found.reference_loss,
+        "loss": found.loss,
+        "loss_increase": found.loss_increase,
+        "greedy_parts_at": parts_at,
+        "layer_errors": errors,
+        "first_deviation": None if deviation is None else dataclasses.asdict(deviation),
+        "integers": None if integers is None else dataclasses.asdict(integers),
+        "gates": gates,
+    }
+    return Result(figures, passed=all(gates.values()))

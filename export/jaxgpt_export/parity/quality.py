@@ -1,0 +1,114 @@
+"""What a change of a model costs: loss and distance from a reference on identical tokens."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jaxgpt_export.parity import Parity, ParityMeter
+
+Int32Array = npt.NDArray[np.int32]
+# Gives the logits (B, T, V) of tokens (B, T).
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """A model on a text.
+
+    Attributes:
+      loss: cross entropy, nats per token.
+      tokens: number of tokens predicted.
+      parity: distance from the reference; None for the reference itself.
+      parent: distance from its own parent, where one was named.
+      window_losses: cross entropy of each window, nats, summed over its tokens.
+      window_tokens: tokens predicted in each window.
+    """
+
+    loss: float
+    tokens: int
+    parity: Parity | None
+    parent: Parity | None
+    window_losses: tuple[float, ...]
+    window_tokens: tuple[int, ...]
+
+
+def difference_error(model: Quality, reference: Quality) -> float | None:
+    """Return the standard error of model.loss - reference.loss over windows; None for fewer than two.
+
+    Both were measured on the same windows and the difference is taken in each, so what makes a window hard
+    for both drops out. With s_w the summed difference of window w, n_w its tokens and d = sum s / sum n:
+    sqrt(W / (W - 1) sum (s_w - d n_w)^2) / sum n.
+
+    Source: Cochran 1977, Sampling Techniques, the ratio estimator.
+    """
+    tokens = np.array(model.window_tokens, np.float64)
+    sums = np.subtract(model.window_losses, reference.window_losses)[tokens > 0]
+    tokens = tokens[tokens > 0]
+    if len(tokens) < 2:
+        return None
+    residuals = sums - sums.sum() / tokens.sum() * tokens
+    return math.sqrt(len(tokens) / (len(tokens) - 1) * float((residuals**2).sum())) / float(tokens.sum())
+
+
+def batches(inputs: Int32Array, targets: Int32Array, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield windows (see `tokens.windows`) as tensors, so many rows at a time."""
+    for start in range(0, len(inputs), rows):
+        part = slice(start, start + rows)
+        yield torch.from_numpy(inputs[part]).long(), torch.from_numpy(targets[part]).long()
+
+
+@torch.inference_mode()
+def measure_quality(
+    models: dict[str, Forward],
+    windows: Iterable[tuple[Tensor, Tensor]],
+    parents: Mapping[str, str] | None = None,
+) -> dict[str, Quality]:
+    """Measure several models on identical tokens; the first is the reference.
+
+    Args:
+      models: by name.
+      windows: pairs of tokens (B, T) and targets (B, T), targets -1 where nothing is predicted.
+      parents: of some models the one, named before it, from which its distance is measured too.
+
+    Returns:
+      The quality of each model, under its name.
+    """
+    parents = parents or {}
+    meters = {name: ParityMeter() for name in models}
+    parent_meters = {name: ParityMeter() for name in parents}
+    losses: dict[str, list[float]] = {name: [] for name in models}
+    counts: list[int] = []
+    reference = next(iter(models))
+    for tokens, targets in windows:
+        counted = targets >= 0
+        counts += counted.sum(dim=1).tolist()
+        kept: dict[str, Tensor] = {}  # logits that others are compared with
+        for name, forward in models.items():
+            logits = forward(tokens)[counted]
+            each = torch.zeros(targets.shape, dtype=torch.float64)
+            each[counted] = F.cross_entropy(logits.double(), targets[counted], reduction="none")
+            losses[name] += each.sum(dim=1).tolist()
+            if name == reference or name in parents.values():
+                kept[name] = logits
+            if name != reference:
+                meters[name].add(kept[reference], logits)
+            if name in parents:
+                parent_meters[name].add(kept[parents[name]], logits)
+    count = sum(counts)
+    return {
+        name: Quality(
+            loss=math.fsum(losses[name]) / count,
+            tokens=count,
+            parity=None if name == reference else meters[name].result(),
+            parent=parent_meters[name].result() if name in parents else None,
+            window_losses=tuple(losses[name]),
+            window_tokens=tuple(counts),
+        )
+        for name in models
+    }

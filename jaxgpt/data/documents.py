@@ -1,0 +1,58 @@
+"""Documents: the texts that are never cut by the split; without duplicates, and divided."""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+
+def deduplicate(documents: Any, counts: Counter[str]) -> list[Document]:
+    """Keep the first of equal documents, drop blank ones, and replace what UTF-8 can't hold.
+
+    Args:
+      documents: iterable of Document.
+      counts: gains "documents_read", "blank" and "duplicates".
+    """
+    seen: set[bytes] = set()
+    kept = []
+    for document in documents:
+        counts["documents_read"] += 1
+        text = document.text.strip().encode("utf-8", "replace")
+        if not text:
+            counts["blank"] += 1
+            continue
+        digest = hashlib.sha256(text).digest()
+        if digest in seen:
+            counts["duplicates"] += 1
+            continue
+        seen.add(digest)
+        kept.append(Document(text.decode(), document.group))
+    return kept
+
+
+def split(documents: Sequence[Document], val_fraction: float) -> tuple[list[str], list[str]]:
+    """Split by group: a group is in validation when its hash, read as a number in [0, 1), is below the share.
+
+    So a document's split depends on nothing but its own group: more data never moves it.
+    """
+    train: list[str] = []
+    val: list[str] = []
+    for document in documents:
+        digest = hashlib.sha256(document.group.encode("utf-8", "replace")).digest()
+        in_val = int.from_bytes(digest[:8], "big") / 2**64 < val_fraction
+        (val if in_val else train).append(document.text)
+    return train, val
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text that is never cut by the split.
+
+    Attributes:
+      text: what is trained on.
+      group: documents of one group fall into the same split: the file for code, else the document.
+    """
+
+    text: str
+    group: str

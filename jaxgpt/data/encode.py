@@ -1,0 +1,34 @@
+"""Documents to tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxgpt.shared.console import stderr
+from jaxgpt.shared.dataset import TOKEN_DTYPE, Tokens
+from jaxgpt.shared.tokenizer import Tokenizer
+
+ENCODE_CHUNK = 2000  # documents encoded between two movements of the progress bar
+
+
+def encode(texts: Sequence[str], tokenizer: Tokenizer, threads: int, title: str) -> list[Tokens]:
+    """Encode documents in parallel, with a progress bar on stderr."""
+    encoded: list[Tokens] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(title, total=len(texts))
+        for start in range(0, len(texts), ENCODE_CHUNK):
+            batch = texts[start : start + ENCODE_CHUNK]
+            encoded += [np.array(tokens, TOKEN_DTYPE) for tokens in tokenizer.encode_batch(batch, threads)]
+            progress.advance(task, len(batch))
+    return encoded
+
+
+def join(documents: Sequence[Tokens], endoftext: int) -> Tokens:
+    """Join documents: <|endoftext|> before the first, between two, and after the last."""
+    separator = np.array([endoftext], TOKEN_DTYPE)
+    parts = [separator]
+    for document in documents:
+        parts += [document, separator]
+    return np.concatenate(parts)

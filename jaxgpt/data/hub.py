@@ -1,0 +1,48 @@
+"""A data set of the Hugging Face hub."""
+
+from collections.abc import Sequence
+
+from jaxgpt.data.sources import OFFLINE_CHOICES, Source
+from jaxgpt.data.tables import TABLE_SUFFIXES, load_table, table_documents
+from jaxgpt.shared.errors import UserError
+
+DEFAULT_HUB_NAME = "flytech/python-codes-25k"
+HUB_TIMEOUT_S = 8.0
+
+
+def hub_source(name: str, text_column: str) -> Source:
+    """Open a data set of the hub: one kind of data file, at the commit that the hub names."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository, _, revision = (name.partition(":")[2] or DEFAULT_HUB_NAME).partition("@")
+    try:
+        info = huggingface_hub.HfApi().dataset_info(
+            repository, revision=revision or None, timeout=HUB_TIMEOUT_S
+        )
+    except (HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the hub has no data set {repository!r} to give: {reason}; {OFFLINE_CHOICES}"
+        ) from None
+    except Exception as error:  # whatever the HTTP library raises: no network is no bug
+        raise UserError(
+            f"the hub can't be reached for {repository!r} ({type(error).__name__}); {OFFLINE_CHOICES}"
+        ) from None
+    files = choose_data_files([sibling.rfilename for sibling in info.siblings or []], repository)
+    urls = [f"hf://datasets/{repository}@{info.sha}/{file}" for file in files]
+    return Source(name, str(info.sha), table_documents(load_table(urls), text_column, repository))
+
+
+def choose_data_files(files: Sequence[str], repository: str) -> list[str]:
+    """Choose the data files of a hub repository that hold each row once.
+
+    Some repositories hold the same rows in several formats (python-codes-25k as .json and .jsonl), so
+    only one kind is taken, the first that there is of .parquet, .jsonl, .json; of it, the training files
+    where names tell.
+    """
+    for suffix in TABLE_SUFFIXES:
+        chosen = [file for file in files if file.endswith(suffix) and not file.startswith(".")]
+        if chosen:
+            return [file for file in chosen if "train" in file.rpartition("/")[2]] or chosen
+    raise UserError(f"hub data set {repository!r} holds no .parquet, .jsonl or .json file")

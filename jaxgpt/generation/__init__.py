@@ -1,0 +1,1 @@
+"""Choosing tokens, whoever computes the logits: no JAX, no PyTorch."""

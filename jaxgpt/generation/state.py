@@ -1,0 +1,128 @@
+"""A text that is being generated: it takes tokens and knows when it is finished."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from jaxgpt.generation.sampling import Sampler, Sampling
+from jaxgpt.generation.text_stream import TextStream
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.tokenizer import Tokenizer
+
+FinishReason = Literal["length", "stop", "endoftext", "context"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A generated text.
+
+    Attributes:
+      text: what was generated, the prompt not included.
+      tokens: its tokens, the stop included.
+      finish_reason: "length" (max_new_tokens), "stop" (a stop string), "endoftext", or "context" (the
+        context is full).
+      prefill_s: seconds from the prompt to the first logits.
+      decode_s: seconds for all that follows.
+      guessed: tokens that were tried ahead (see drafting.py).
+      accepted: how many of them stood.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    prefill_s: float
+    decode_s: float
+    guessed: int = 0
+    accepted: int = 0
+
+
+class Text:
+    """A text that is being generated: takes tokens, knows when it is finished.
+
+    Args:
+      tokenizer: the one that the model was trained with.
+      prompt: text; an empty one starts a new document.
+      block_size: tokens that the model's context holds.
+      max_new_tokens: at least 1.
+      sampling: how tokens are drawn.
+      stop: texts that end the generation and are not shown.
+      on_text: called with each piece of text as soon as it is certain.
+
+    Attributes:
+      prompt: its tokens.
+      tokens: the generated ones.
+      finish_reason: None until it is finished.
+
+    Raises:
+      UserError: the prompt leaves no room for a token, or max_new_tokens is below 1.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str,
+        block_size: int,
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str] = (),
+        on_text: Callable[[str], object] | None = None,
+    ) -> None:
+        self.prompt = prompt_tokens(tokenizer, prompt, block_size)
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least 1")
+        self.tokens: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.sampler = Sampler(sampling)
+        room = block_size - len(self.prompt) + 1  # the last token needs no place
+        self._most = min(max_new_tokens, room)
+        self._at_most: FinishReason = "context" if room < max_new_tokens else "length"
+        self._endoftext = tokenizer.endoftext
+        self._stream = TextStream(tokenizer, stop)
+        self._show = on_text or (lambda text: None)
+        self._started = self._first = time.perf_counter()
+
+    def finished(self) -> bool:
+        """Whether it takes no more tokens."""
+        return self.finish_reason is not None
+
+    @property
+    def left(self) -> int:
+        """How many more tokens it may take."""
+        return self._most - len(self.tokens)
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        if not self.tokens:
+            self._first = time.perf_counter()
+        self.tokens.append(token)
+        if token == self._endoftext:
+            self.finish_reason = "endoftext"
+        else:
+            self._show(self._stream.push(token))
+            if not self._stream.stopped and not self.left:
+                self.finish_reason = self._at_most
+        if self.finish_reason is not None:
+            self._show(self._stream.finish())
+        if self._stream.stopped:
+            self.finish_reason = "stop"
+
+    def done(self, guessed: int = 0, accepted: int = 0) -> Generation:
+        """Return what was generated."""
+        assert self.finish_reason is not None
+        times = (self._first - self._started, time.perf_counter() - self._first)
+        return Generation(self._stream.text, self.tokens, self.finish_reason, *times, guessed, accepted)
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[int]:
+    """Return the tokens of a prompt, or of a document's start for an empty one.
+
+    Raises:
+      UserError: the prompt is longer than the context.
+    """
+    tokens = tokenizer.encode(prompt) or [tokenizer.endoftext]
+    if len(tokens) > block_size:
+        raise UserError(
+            f"the prompt has {len(tokens)} tokens, the model's context holds {block_size}; shorten the prompt"
+        )
+    return tokens

@@ -1,0 +1,202 @@
+"""What a model and a training are: the configuration, its checks and the presets.
+
+Standard library only, so that every part may read it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jaxgpt.shared.errors import UserError
+
+RUN_FORMAT_VERSION = 2
+MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
+MAX_BLOCK_SIZE = 2**20
+MAX_LAYERS = 4096
+MAX_CHANNELS = 2**15  # the sums of 4 C products of bytes fit 32 bits
+Optimizer = Literal["adamw", "muon"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Positions = Literal["learned", "rotary"]
+ROTARY_BASE = 10_000.0
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} ({value}) must be at least 1")
+
+
+def _exact_fields(cls: type[Any], value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(value) - set(fields))
+    missing = sorted(
+        name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in value
+    )
+    if unknown or missing:
+        raise UserError(
+            f"{where} does not fit this version: unknown fields {unknown or 'none'}, "
+            f"missing fields {missing or 'none'}"
+        )
+    return dict(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a GPT-2.
+
+    Attributes:
+      vocab_size: V, number of tokens.
+      block_size: longest context, tokens.
+      n_layer: L, number of blocks.
+      n_head: H, attention heads a block.
+      n_embd: C, channels.
+      dropout: share of activations dropped in training, in [0, 1).
+      positions: "learned" (an embedding, as in GPT-2), or "rotary" (queries and keys are turned).
+      tied: the head is the token embedding; else it has a matrix of its own.
+      qat: weights and inputs of every linear layer are rounded as a static INT8 artifact rounds them, with an
+        input step a layer that is trained (quantization-aware training).
+
+    Raises:
+      UserError: a value that no GPT-2 can have.
+    """
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float = 0.0
+    positions: Positions = "learned"
+    tied: bool = True
+    qat: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            _require_positive(name, getattr(self, name))
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise UserError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB_SIZE}")
+        if self.block_size > MAX_BLOCK_SIZE:
+            raise UserError(f"block_size ({self.block_size}) must be at most {MAX_BLOCK_SIZE}")
+        if self.n_layer > MAX_LAYERS:
+            raise UserError(f"n_layer ({self.n_layer}) must be at most {MAX_LAYERS}")
+        if self.n_embd > MAX_CHANNELS:
+            raise UserError(f"n_embd ({self.n_embd}) must be at most {MAX_CHANNELS}")
+        if self.n_embd % self.n_head:
+            below = self.n_embd // self.n_head * self.n_head
+            valid = " or ".join(str(n) for n in (below, below + self.n_head) if n)
+            raise UserError(
+                f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}); "
+                f"nearest valid n_embd: {valid}"
+            )
+        if self.positions not in ("learned", "rotary"):
+            raise UserError(f"positions ({self.positions}) must be learned or rotary")
+        if self.positions == "rotary" and self.head_size % 2:
+            raise UserError(f"rotary positions need an even head size, n_embd / n_head is {self.head_size}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout ({self.dropout}) must lie in [0, 1)")
+
+    @property
+    def head_size(self) -> int:
+        """D, channels a head."""
+        return self.n_embd // self.n_head
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> "ModelConfig":
+        """Read the fields from a JSON object; UserError names a missing or unknown one."""
+        return cls(**_exact_fields(cls, value, where))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Counts of sequences are global: all devices together.
+
+    Attributes:
+      max_steps: optimizer steps.
+      batch_size: sequences an optimizer step.
+      accumulate: micro-batches that a step's batch is cut into.
+      optimizer: "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest).
+      learning_rate: peak, of the blocks' matrices.
+      embedding_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to them).
+      final_rate: share of the peak rate that is left at the last step.
+      warmup_steps: steps of linear rise from 0.
+      cooldown: "cosine" from the peak on, or "linear" from the peak on.
+      weight_decay: of matrices only, times the learning rate.
+      beta1: momentum of AdamW.
+      beta2: second-moment decay of AdamW.
+      momentum: momentum of Muon.
+      grad_clip: largest global norm of a gradient.
+      precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
+        optimizer state and sums stay float32.
+      remat: keep only the stream between blocks for the backward pass.
+      loss_chunks: pieces in which the logits are computed, so that all of them never exist at once.
+      vocab_multiple: the token table is padded with rows of zeros to a multiple, which tensor cores like; the
+        logits of those rows count for nothing, and what is read from a checkpoint is without them.
+      spike_guard: skip steps whose loss lies so many standard deviations above its running mean; 0 for none.
+      max_skipped: skipped steps in a row after which the training stops.
+      seed: of initialization, data order and dropout.
+      eval_every: steps between measurements of the validation loss.
+      checkpoint_every: steps between checkpoints.
+      sample_every: steps between samples; 0 for none.
+    """
+
+    max_steps: int = 1000
+    batch_size: int = 32
+    accumulate: int = 1
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 6e-4
+    embedding_rate: float = 6e-4
+    final_rate: float = 0.1
+    warmup_steps: int = 100
+    cooldown: Literal["cosine", "linear"] = "cosine"
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    momentum: float = 0.95
+    grad_clip: float = 1.0
+    precision: Precision = "fp32"
+    remat: bool = False
+    loss_chunks: int = 1
+    vocab_multiple: int = 1
+    spike_guard: float = 0.0
+    max_skipped: int = 20
+    seed: int = 0
+    eval_every: int = 250
+    checkpoint_every: int = 250
+    sample_every: int = 250
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "batch_size",
+            "accumulate",
+            "loss_chunks",
+            "vocab_multiple",
+            "eval_every",
+            "checkpoint_every",
+        ):
+            _require_positive(name, getattr(self, name))
+        for name in (
+            "warmup_steps", "weight_decay", "final_rate", "sample_every", "seed", "spike_guard", "max_skipped"
+        ):  # fmt: skip
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} ({getattr(self, name)}) must be 0 or more, and finite")
+        for name in ("learning_rate", "embedding_rate", "grad_clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} ({getattr(self, name)}) must be above 0, and finite")
+        if self.seed >= 2**31:
+            raise UserError(f"seed ({self.seed}) must be below 2^31")
+        if self.vocab_multiple > MAX_VOCAB_SIZE:
+            raise UserError(f"vocab_multiple ({self.vocab_multiple}) must be at most {MAX_VOCAB_SIZE}")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"batch_size ({self.batch_size}) must be divisible by accumulate ({self.accumulate}); "
+                "give both"
+            )
+        if self.optimizer not in ("adamw", "muon"):
+            raise UserError(f"optimizer ({self.optimizer}) must be adamw or muon")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise UserError(f"precision ({self.precision}) must be fp32, bf16 or fp16")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> "TrainConfig":
+        """Read the fields from a JSON object; UserError names a missing or unknown one."""
+        return cls(**_exact_fields(cls, value, where))

@@ -1,0 +1,91 @@
+"""The presets: model shapes with training settings that suit them."""
+
+import dataclasses
+
+from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.shared.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A model shape (the vocabulary comes from the data) with training settings that suit it."""
+
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    train: TrainConfig
+
+    def model(self, vocab_size: int) -> ModelConfig:
+        """Return the model configuration for a vocabulary."""
+        return ModelConfig(vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
+
+
+# GPT-3's table (arXiv:2005.14165, table 2.1) for the learning rates of GPT-2's sizes.
+_LARGE = TrainConfig(
+    max_steps=5000,
+    batch_size=480,
+    accumulate=40,
+    warmup_steps=250,
+    loss_chunks=8,
+    vocab_multiple=128,
+    eval_every=250,
+    checkpoint_every=250,
+)
+PRESETS: dict[str, Preset] = {
+    # Tuned for two CPU cores and some minutes; README.md gives the baselines.
+    "tiny": Preset(
+        block_size=256,
+        n_layer=2,
+        n_head=4,
+        n_embd=128,
+        train=TrainConfig(
+            max_steps=800,
+            batch_size=8,
+            optimizer="muon",
+            learning_rate=0.02,
+            embedding_rate=0.02,
+            final_rate=0.0,
+            warmup_steps=40,
+            cooldown="linear",
+            weight_decay=0.1,
+            eval_every=400,
+            checkpoint_every=400,
+            sample_every=400,
+        ),
+    ),
+    "small": Preset(
+        block_size=512,
+        n_layer=6,
+        n_head=6,
+        n_embd=384,
+        train=TrainConfig(
+            max_steps=3000,
+            batch_size=32,
+            optimizer="muon",
+            learning_rate=2e-2,
+            embedding_rate=3e-3,
+            final_rate=0.0,
+            warmup_steps=100,
+            cooldown="linear",
+            weight_decay=0.1,
+        ),
+    ),
+    "gpt2": Preset(1024, 12, 12, 768, _LARGE),
+    "gpt2-medium": Preset(
+        1024, 24, 16, 1024, dataclasses.replace(_LARGE, learning_rate=3e-4, embedding_rate=3e-4)
+    ),
+    "gpt2-large": Preset(
+        1024, 36, 20, 1280, dataclasses.replace(_LARGE, learning_rate=2.5e-4, embedding_rate=2.5e-4)
+    ),
+    "gpt2-xl": Preset(
+        1024, 48, 25, 1600, dataclasses.replace(_LARGE, learning_rate=2e-4, embedding_rate=2e-4)
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Return a preset; UserError names the nearest ones when there is none of that name."""
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")
+    return PRESETS[name]

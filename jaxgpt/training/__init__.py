@@ -1,0 +1,1 @@
+"""Training, all of it JAX: model, step, devices, run, and the commands train, evaluate, sample, plan."""

@@ -1,0 +1,1 @@
+"""Devices: the mesh over them, several processes, precision, memory."""

@@ -1,0 +1,211 @@
+"""GPT-2 in Flax NNX, exactly as Hugging Face computes it, with GPT-2's own names.
+
+    B batch, T time, C channels, H heads, D head size, V vocabulary, S cache length, L layers
+
+Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions (or rotary ones), head tied to the token embedding
+or with a matrix of its own. With `config.qat` linear layers and embeddings are those of rounding.py.
+Linear layers and attention compute in `compute` (float32, bfloat16 or float16); parameters, the residual
+stream, LayerNorm, softmax and logits stay in the parameters' dtype. Parameters outside this file are a flat
+dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"), so that optimizer masks, checkpoints and the
+conversion all speak of the same names.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.shared.config import ModelConfig
+from jaxgpt.training.model.attention import Attention
+from jaxgpt.training.model.fake_quant import RoundedEmbed, round_inputs, rounded_rows
+from jaxgpt.training.model.layers import INIT_STD, apply_to_rows, dropout, layer_norm, linear, split_keys
+from jaxgpt.training.model.numerics import FLOAT32, Numerics, matmul
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, for generation.
+
+    Attributes:
+      keys: (L, B, S, H, D).
+      values: (L, B, S, H, D).
+      length: (), number of tokens in it.
+    """
+
+    keys: Float[Array, "L B S H D"]
+    values: Float[Array, "L B S H D"]
+    length: Int[Array, ""]
+
+
+class MLP(nnx.Module):
+    """Two linear layers with GELU (tanh) between them."""
+
+    def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.rate = config.dropout
+        residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
+        self.c_fc = linear(config.n_embd, 4 * config.n_embd, INIT_STD, config, numerics, rngs)
+        self.c_proj = linear(4 * config.n_embd, config.n_embd, residual_std, config, numerics, rngs)
+
+    def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None) -> Float[Array, "B T C"]:
+        """Apply both layers."""
+        inner = jax.nn.gelu(apply_to_rows(self.c_fc, x), approximate=True)
+        return dropout(apply_to_rows(self.c_proj, inner), self.rate, key)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each on a normalized input and added to the stream."""
+
+    def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.ln_1 = layer_norm(config.n_embd, numerics, rngs)
+        self.attn = Attention(config, numerics, rngs)
+        self.ln_2 = layer_norm(config.n_embd, numerics, rngs)
+        self.mlp = MLP(config, numerics, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T C"],
+        cache: tuple[Float[Array, "B S H D"], Float[Array, "B S H D"], Int[Array, ""]] | None,
+        key: jax.Array | None,
+    ) -> tuple[Float[Array, "B T C"], tuple[Float[Array, "B S H D"], Float[Array, "B S H D"]] | None]:
+        """Return the new stream and the cache of this layer."""
+        attention_key, mlp_key = split_keys(key, 2)
+        attended, cached = self.attn(self.ln_1(x), cache, attention_key)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x), mlp_key), cached
+
+
+class LMHead(nnx.Module):
+    """What the head has besides the token embedding.
+
+    Attributes:
+      embedding: (V, C), its own table; None where it is tied to the token embedding.
+      input_scale: (), step of its input, trained; None without `config.qat`.
+      observing: compute in floats and sow the input; see calibration.py.
+    """
+
+    def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        init, shape = nnx.initializers.normal(INIT_STD), (config.vocab_size, config.n_embd)
+        dtype = numerics.params
+        self.embedding = None if config.tied else nnx.Param(init(rngs.params(), shape, dtype))
+        self.input_scale = nnx.Param(jnp.ones((), dtype)) if config.qat else None
+        self.observing = False
+
+    def factors(
+        self, x: Float[Array, "*N C"], wte: Float[Array, "V2 C"]
+    ) -> tuple[Float[Array, "*N C"], Float[Array, "V2 C"]]:
+        """Return features and table as they are multiplied."""
+        table = wte if self.embedding is None else self.embedding[...]
+        if self.observing:
+            self.sow(nnx.Intermediate, "inputs", x)
+        if self.input_scale is None or self.observing:
+            return x, table
+        scale = self.input_scale[...]
+        return round_inputs(x, scale) * scale, rounded_rows(table)
+
+
+class GPT(nnx.Module):
+    """GPT-2.
+
+    Args:
+      config: shape.
+      rngs: source of the initial parameters: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 L)).
+      numerics: of parameters and of matrix products.
+
+    Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, numerics: Numerics = FLOAT32) -> None:
+        init = nnx.initializers.normal(INIT_STD)
+        dtype = numerics.params
+        kwargs: dict[str, Any] = {"embedding_init": init, "param_dtype": dtype, "dtype": dtype, "rngs": rngs}
+        self.rate, self.numerics, self.vocab_size = config.dropout, numerics, config.vocab_size
+        embed = RoundedEmbed if config.qat else nnx.Embed
+        self.wte = embed(config.vocab_size, config.n_embd, **kwargs)
+        self.learned = config.positions == "learned"
+        if self.learned:
+            self.wpe = embed(config.block_size, config.n_embd, **kwargs)
+        self.h = nnx.List([Block(config, numerics, rngs) for _ in range(config.n_layer)])
+        self.ln_f = layer_norm(config.n_embd, numerics, rngs)
+        self.lm_head = LMHead(config, numerics, rngs)
+
+    def __call__(self, tokens: Int[Array, "B T"], keys: jax.Array | None = None) -> Float[Array, "B T V"]:
+        """Return the logits of the next token at every position.
+
+        Args:
+          tokens: ids in [0, V), T <= block_size.
+          keys: (B,), random keys for dropout; None for none.
+        """
+        return self.head(self.features(tokens, keys))
+
+    def features(
+        self, tokens: Int[Array, "B T"], keys: jax.Array | None = None, remat: bool = False
+    ) -> Float[Array, "B T C"]:
+        """Return what the head sees.
+
+        Args:
+          tokens: ids in [0, V), T <= block_size.
+          keys: (B,), random keys for dropout; None for none.
+          remat: keep only the stream between blocks for the backward pass and compute the rest again.
+        """
+        return self._stream(tokens, None, keys, remat)[0]
+
+    def head(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
+        """Return the logits of features."""
+        B, T, C = x.shape
+        rows, table = self.factors(x.reshape(B * T, C))
+        return logits_of(rows, table, self.vocab_size, self.numerics).reshape(B, T, -1)
+
+    def factors(self, x: Float[Array, "*N C"]) -> tuple[Float[Array, "*N C"], Float[Array, "V2 C"]]:
+        """Return what the logits are the products of: features, and the table that is the head."""
+        return self.lm_head.factors(x, self.wte.embedding[...])
+
+    def with_cache(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B T V"], Cache]:
+        """Return the logits of tokens that follow those in the cache, and the cache with them."""
+        x, new = self._stream(tokens, cache, None)
+        assert new is not None
+        return self.head(x), new
+
+    def _stream(
+        self, tokens: Int[Array, "B T"], cache: Cache | None, keys: jax.Array | None, remat: bool = False
+    ) -> tuple[Float[Array, "B T C"], Cache | None]:
+        T = tokens.shape[1]
+        first, *layer_keys = split_keys(keys, 1 + len(self.h))
+        start = 0 if cache is None else cache.length
+        x = self.wte(tokens)
+        if self.learned:
+            x = x + self.wpe(start + jnp.arange(T))[None]
+        x = dropout(x, self.rate, first)
+        cached_keys, cached_values = [], []
+        for index, (block, layer_key) in enumerate(zip(self.h, layer_keys, strict=True)):
+            layer = None if cache is None else (cache.keys[index], cache.values[index], cache.length)
+            call = jax.checkpoint(functools.partial(_call, block)) if remat else block
+            x, cached = call(x, layer, layer_key)
+            if cached is not None:
+                cached_keys.append(cached[0])
+                cached_values.append(cached[1])
+        if cache is None:
+            return self.ln_f(x), None
+        return self.ln_f(x), Cache(jnp.stack(cached_keys), jnp.stack(cached_values), cache.length + T)
+
+
+def _call(block: Block, *arguments: Any) -> Any:
+    return block(*arguments)
+
+
+def logits_of(
+    x: Float[Array, "N C"], table: Float[Array, "V2 C"], vocab_size: int, numerics: Numerics
+) -> Float[Array, "N V2"]:
+    """Return the logits of features; of rows that only pad the table, the lowest number there is."""
+    logits = matmul("NC,VC->NV", x, table, numerics)
+    if len(table) == vocab_size:
+        return logits
+    real = jnp.arange(len(table))[None] < vocab_size
+    return jnp.where(real, logits, jnp.finfo(logits.dtype).min)
+
+
+def empty_cache(config: ModelConfig, batch: int, dtype: Any = jnp.float32) -> Cache:
+    """Return a cache that holds no token yet, with room for block_size."""
+    shape = (config.n_layer, batch, config.block_size, config.n_head, config.head_size)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))

@@ -1,0 +1,271 @@
+"""Checkpoints of a run: parameters, optimizer, rng and position, saved whole by Orbax and read back checked.
+
+RUN/checkpoints/STEP/    the two latest and the best stay
+RUN/damaged/             checkpoints that could not be read or did not match their checksum, moved there
+"""
+
+import contextlib
+import errno
+import functools
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.training.devices.processes import all_agree, first_does
+from jaxgpt.training.model.params import Params, init_params, pad_vocabulary, trim_vocabulary
+from jaxgpt.training.run.folder import Run
+from jaxgpt.training.step.state import Guard, TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each step of a save
+
+
+class Checkpoints:
+    """Checkpoints of a run, saved in the background; the latest and the best by val_loss stay.
+
+    Args:
+      folder: the run folder.
+      read_only: never writes nor deletes.
+    """
+
+    def __init__(self, folder: Path, read_only: bool = False) -> None:
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(2),  # one more, should the last be damaged
+                preservation_policy.BestN(get_metric_fn=_badness, reverse=True, n=1),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        self.folder = folder / "checkpoints"
+        if read_only and not self.folder.is_dir():
+            raise UserError(f"{folder} holds no checkpoints; train it first")
+        names = ("params", "opt_state", "position")
+        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=names)
+
+    def save(self, state: TrainState, position: dict[str, Any], val_loss: float | None) -> None:
+        """Save a state in the background.
+
+        Args:
+          state: what a step changes.
+          position: JSON values that belong to it (step, tokens seen, cpu seconds); val_loss is added.
+          val_loss: nats per token measured at this very step; None when it was not.
+        """
+        rest = _beside_params(state)
+        position = {**position, "val_loss": val_loss, "checksum": checksum(state)}
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(rest),
+            position=ocp.args.JsonSave(position),
+        )
+        metrics = {"val_loss": math.inf if val_loss is None else val_loss}
+        with _full_disk_is_an_os_error(self.folder):  # also of the save before this one
+            saved = self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
+        if not saved:
+            raise RuntimeError(f"Orbax did not save step {int(state.step)}")
+
+    def steps(self) -> list[int]:
+        """Return the steps that are stored whole, in order."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """Return the last stored step; None when there is none."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def best(self) -> int | None:
+        """Return the stored step of lowest val_loss (the last one where none was measured)."""
+        losses = {step: self.val_loss(step) for step in self.steps()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        return min(known, key=lambda step: known[step]) if known else self.latest()
+
+    def val_loss(self, step: int) -> float | None:
+        """Return the val_loss stored with a step; None when it was not measured."""
+        args = ocp.args.Composite(position=ocp.args.JsonRestore())
+        value: float | None = self._restore(step, args)["position"]["val_loss"]
+        return value
+
+    def resolve(self, which: str) -> int:
+        """Turn "best", "latest" or a number into a stored step; UserError when it is not there."""
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.folder} holds no checkpoint; train the run first")
+        if which in ("best", "latest"):
+            chosen = self.best() if which == "best" else self.latest()
+            assert chosen is not None
+            return chosen
+        if not (which.isascii() and which.isdigit()) or int(which) not in steps:
+            raise UserError(f"step {which!r} is not stored; expected best, latest or one of {steps}")
+        return int(which)
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Read a whole state.
+
+        Args:
+          step: a stored one.
+          abstract: shapes, dtypes and shardings to read into.
+
+        Returns:
+          The state and its position.
+
+        Raises:
+          UserError: it can't be read, or is not what was saved.
+        """
+        rest = _beside_params(abstract)
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            opt_state=ocp.args.StandardRestore(rest),
+            position=ocp.args.JsonRestore(),
+        )
+        found = self._restore(step, args)
+        rest = found["opt_state"]
+        guard = Guard(**rest.pop("guard"))
+        state, position = TrainState(params=found["params"], guard=guard, **rest), dict(found["position"])
+        with damaged(self.folder / str(step) / "position", "an earlier step may be whole"):
+            whole = position["checksum"] == checksum(state) and position["step"] == step
+            float(position["cpu_seconds"])
+        if not whole:
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} is damaged: its arrays do not have the checksum that "
+                f"they were saved with; stored steps: {self.steps()}"
+            )
+        return state, position
+
+    def restore_latest_whole(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Read the last checkpoint that is whole; damaged ones are moved to RUN/damaged, loudly.
+
+        Raises:
+          UserError: none is.
+        """
+        while (step := self.latest()) is not None:
+            found, reason = None, ""
+            try:
+                found = self.restore(step, abstract)
+            except UserError as error:
+                reason = str(error)
+            if all_agree(found is not None):
+                assert found is not None
+                return found
+            first_does(functools.partial(self._set_aside, step))
+            say(f"WARNING: {reason or 'another process can not read it'}")
+            say(f"WARNING: checkpoint {step} is moved to {self.folder.parent / 'damaged'}")
+            self._manager.reload()
+        raise UserError(f"no checkpoint in {self.folder} is whole; start anew with another --out")
+
+    def _set_aside(self, step: int) -> None:
+        target = self.folder.parent / "damaged" / f"{step}-{int(time.time())}"
+        target.parent.mkdir(exist_ok=True)
+        (self.folder / str(step)).rename(target)
+
+    def restore_params(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> Params:
+        """Read the parameters alone."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        params: Params = self._restore(step, args)["params"]
+        return params
+
+    def _restore(self, step: int, args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=args)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            line = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} can't be read ({type(error).__name__}: {line}); "
+                f"stored steps: {self.steps()}"
+            ) from error
+
+    def wait(self) -> None:
+        """Wait for the saves under way.
+
+        Raises:
+          OSError: the disk is full; what was saved before is whole.
+        """
+        with _full_disk_is_an_os_error(self.folder):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Stop, after the saves under way."""
+        with contextlib.suppress(Exception):  # wait() is where a failed save is told
+            self._manager.wait_until_finished()
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore wrap it in several kinds
+        if "No space left" not in str(error) and "ENOSPC" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "no space left", str(folder)) from error
+
+
+def checksum(state: TrainState) -> int:
+    """Return a sum over all bits of a state; it changes with any single bit, and with the order.
+
+    Integer arithmetic: the same for every layout over devices.
+    """
+    return int(_checksum(state))
+
+
+@jax.jit
+def _checksum(state: TrainState) -> jax.Array:
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(state)):
+        size = leaf.dtype.itemsize
+        bits = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32))
+        place = jnp.zeros(bits.shape, jnp.uint32)
+        for axis in range(bits.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            place = place * jnp.uint32(1_000_003) + index
+        # odd weights: a changed bit 2^k moves the sum by an odd multiple of 2^k, never by 0
+        weights = (place + jnp.uint32(number)) * jnp.uint32(2) + jnp.uint32(1)
+        total += jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
+    return total
+
+
+def _beside_params(state: TrainState) -> dict[str, Any]:
+    rest = state._asdict()
+    del rest["params"]
+    return {**rest, "guard": state.guard._asdict()}
+
+
+def _badness(metrics: dict[str, float]) -> float:
+    return float(metrics.get("val_loss", math.inf))
+
+
+def load_params(run: Run, which: str) -> tuple[int, Params]:
+    """Read a run's parameters for use on one device, the token table without padding.
+
+    Args:
+      run: an opened run.
+      which: "best", "latest" or a step.
+
+    Returns:
+      The step and the parameters.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    model, multiple = run.config.model, run.config.train.vocab_multiple
+    abstract = jax.eval_shape(lambda: pad_vocabulary(init_params(model, 0), multiple))
+    placed = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in abstract.items()
+    }
+    checkpoints = Checkpoints(run.folder, read_only=True)
+    try:
+        step = checkpoints.resolve(which)
+        return step, trim_vocabulary(checkpoints.restore_params(step, placed), model.vocab_size)
+    finally:
+        checkpoints.close()

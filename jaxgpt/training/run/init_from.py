@@ -1,0 +1,174 @@
+"""Where a training begins when it does not begin anew: `jaxgpt train PRESET --init FOLDER`.
+
+    jaxgpt train small --data DATA --init runs/demo/run --qat --out runs/demo/qat
+
+FOLDER is a run, whose best checkpoint is taken, or a float32 artifact, which is a Hugging Face GPT-2 folder
+(config.json, model.safetensors, merges.txt, vocab.json). It is read without PyTorch and checked whole.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.dataset import Dataset
+from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.files import read_json, sha256_of
+from jaxgpt.shared.huggingface import FIXED_SETTINGS, MODEL_TYPE, OWN_MODEL_TYPE, SHAPE_FIELDS, hf_name
+from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.training.model.fake_quant import without_scales
+from jaxgpt.training.model.params import HostParams, abstract_params
+from jaxgpt.training.run.checkpoints import load_params
+from jaxgpt.training.run.folder import Run, open_run
+
+WPE = "wpe.embedding"
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """A folder that a training begins with, opened but not yet read.
+
+    Attributes:
+      folder: where it lies.
+      model: shape of what it holds.
+      tokenizer: that it was trained with.
+      run: the run that it is; None for an artifact.
+      sha256: identity: hash of model.safetensors, or of the run's config.json.
+    """
+
+    folder: Path
+    model: ModelConfig
+    tokenizer: Tokenizer
+    run: Run | None
+    sha256: str
+
+    @property
+    def kind(self) -> Literal["run", "artifact"]:
+        """What it is."""
+        return "artifact" if self.run is None else "run"
+
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Raise UserError unless a data set was made with this tokenizer."""
+        where = self.folder if self.run is None else self.folder / "tokenizer"
+        if self.tokenizer.sha256 != dataset.tokenizer_sha256:
+            raise UserError(
+                f"tokenizer of {self.folder} ({self.tokenizer.sha256[:12]}..., {self.tokenizer.vocab_size} "
+                f"tokens) is not the one of {dataset.folder} ({dataset.tokenizer_sha256[:12]}..., "
+                f"{dataset.vocab_size} tokens); prepare data for it with: jaxgpt prepare --tokenizer {where}"
+            )
+
+    def read(self, model: ModelConfig) -> tuple[HostParams, dict[str, Any]]:
+        """Read and check the parameters.
+
+        Args:
+          model: what is trained: of the same shape, with at most as long a context. Input steps are left
+            out where it has none.
+
+        Returns:
+          The parameters in the memory of the host, and what the new run's config.json says of them.
+        """
+        step = None
+        if self.run is None:
+            params = _read_tensors(self.folder / "model.safetensors", self.model)
+        else:
+            step, arrays = load_params(self.run, "best")
+            params = {name: np.asarray(array) for name, array in arrays.items()}
+            for name, array in params.items():
+                _require_finite(f"{self.folder} step {step}", name, array)
+        if WPE in params:
+            params[WPE] = params[WPE][: model.block_size]
+        if not model.qat:
+            params = without_scales(params)
+        entry = {"folder": str(self.folder), "kind": self.kind, "step": step, "sha256": self.sha256}
+        return params, entry
+
+
+def open_initial(folder: Path) -> Initial:
+    """Open a run or a float32 artifact; JAX's devices are not touched.
+
+    Raises:
+      UserError: it is neither, or a model that is not trained here.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--init {folder} is no folder; expected a run or a float32 artifact")
+    path = folder / "config.json"
+    value = read_json(path, "configuration of --init")
+    if "format_version" in value and "model_type" not in value:
+        run = open_run(folder)
+        return Initial(folder, run.config.model, run.tokenizer, run, sha256_of(path))
+    model = _model_config(value, path)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size != model.vocab_size:
+        raise UserError(
+            f"tokenizer of {folder} has {tokenizer.vocab_size} tokens, its model {model.vocab_size}; "
+            "the folder mixes two models"
+        )
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing; --init needs a run or a whole float32 artifact")
+    return Initial(folder, model, tokenizer, None, sha256_of(weights))
+
+
+def _model_config(value: dict[str, Any], path: Path) -> ModelConfig:
+    kind, positions = value.get("model_type"), value.get("positions", "learned")
+    if "quantization" in value:
+        raise UserError(
+            f"{path} is of a quantized artifact, whose integers can't be trained; give --init the run or the "
+            "float32 artifact that it was made of"
+        )
+    if kind != (MODEL_TYPE if positions == "learned" else OWN_MODEL_TYPE):
+        raise UserError(
+            f"{path} has model_type {kind!r} and positions {positions!r}, expected {MODEL_TYPE} with learned "
+            f"or {OWN_MODEL_TYPE} with rotary ones; --init takes a run or a float32 artifact"
+        )
+    missing = [name for name in SHAPE_FIELDS.values() if type(value.get(name)) is not int]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of a GPT-2?")
+    for name, only in FIXED_SETTINGS.items():
+        if value.get(name, only) != only:
+            raise UserError(f"{path} has {name} {value[name]!r}; this program computes {only!r} only")
+    shape = {ours: value[theirs] for ours, theirs in SHAPE_FIELDS.items()}
+    with damaged(path, "take another --init"):
+        tied = value.get("tie_word_embeddings", True)
+        if not isinstance(tied, bool):
+            raise ValueError(f"tie_word_embeddings is {tied!r}, expected true or false")
+        return ModelConfig(**shape, positions=positions, tied=tied)
+
+
+def _read_tensors(path: Path, model: ModelConfig) -> HostParams:
+    """Read model.safetensors into parameters under their Flax names."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} can't be read ({type(error).__name__}: {line}); expected a whole file of float32 tensors"
+        ) from None
+    expected = {hf_name(name): (name, leaf.shape) for name, leaf in abstract_params(model).items()}
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        raise UserError(
+            f"{path} does not fit its config.json: missing tensors: {', '.join(missing) or 'none'}; "
+            f"unexpected tensors: {', '.join(extra) or 'none'}; take a folder that was written whole"
+        )
+    params = {}
+    for theirs, (name, shape) in expected.items():
+        tensor = tensors[theirs]
+        if tensor.dtype != np.float32 or tensor.shape != shape:
+            raise UserError(
+                f"{path}: {theirs} is {tensor.dtype} {tensor.shape}, expected float32 {shape}; "
+                "it does not fit its config.json, or was saved in another precision"
+            )
+        _require_finite(str(path), theirs, tensor)
+        params[name] = tensor
+    return params
+
+
+def _require_finite(where: str, name: str, array: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(array).all():
+        raise UserError(f"{where}: {name} holds NaN or infinity; take another --init")

@@ -1,0 +1,101 @@
+"""What a training compiles, from shapes alone: for the training itself, for `jaxgpt plan`, for tests."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.training.devices.mesh import batch_sharding, state_shardings
+from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.params import HostParam, HostParams, Params, graph_of, init_params, pad_vocabulary
+from jaxgpt.training.optimizers import make_optimizer
+from jaxgpt.training.step.state import TrainState, first_state
+from jaxgpt.training.step.train_step import make_train_step
+
+
+class Program:
+    """A training as compiled functions over a mesh; making one allocates nothing.
+
+    Args:
+      model: shape.
+      train: settings.
+      mesh: over which devices.
+      numerics: dtypes and attention.
+
+    Attributes:
+      graph: the model's structure.
+      abstract: shapes and dtypes of the state.
+      shardings: how it lies on the mesh.
+      batch_shape: (A, B, T), micro-batches of an optimizer step.
+      batch_sharding: how they lie on the mesh.
+    """
+
+    def __init__(self, model: ModelConfig, train: TrainConfig, mesh: Mesh, numerics: Numerics) -> None:
+        self._model, self._train, self._mesh = model, train, mesh
+        self.graph = graph_of(model, numerics)
+        self._optimizer = make_optimizer(train, model.qat)
+        self.abstract: TrainState = jax.eval_shape(self._first_state)
+        self.shardings: TrainState = state_shardings(mesh, self.abstract)
+        self.batch_shape = (train.accumulate, train.batch_size // train.accumulate, model.block_size)
+        self.batch_sharding = batch_sharding(mesh, axis=1, ndim=3)
+
+    def _first_state(self, params: Params | None = None) -> TrainState:
+        if params is None:
+            params = pad_vocabulary(init_params(self._model, self._train.seed), self._train.vocab_multiple)
+        return first_state(params, self._optimizer, self._train.seed, self._train)
+
+    def first_state(self, params: HostParams | None = None) -> TrainState:
+        """Return the state before the first step, on the devices.
+
+        Args:
+          params: what to begin with, without padding; new ones if not given.
+        """
+        placed = None if params is None else self._place(params)
+        return jax.jit(self._first_state, out_shardings=self.shardings)(placed)
+
+    def _place(self, params: HostParams) -> Params:
+        """Put each device's part of the parameters on it."""
+
+        def place(array: HostParam, leaf: Any, sharding: Any) -> jax.Array:
+            missing = [(0, new - old) for new, old in zip(leaf.shape, array.shape, strict=True)]
+            whole = np.pad(array, missing) if array.shape != leaf.shape else array
+            return jax.make_array_from_callback(leaf.shape, sharding, whole.__getitem__)
+
+        return jax.tree.map(place, params, self.abstract.params, self.shardings.params)
+
+    def placed(self) -> TrainState:
+        """Return shapes, dtypes and shardings of the state, to read a checkpoint into."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.abstract,
+            self.shardings,
+        )
+
+    def compile_step(self) -> jax.stages.Compiled:
+        """Compile the training step (steps.make_train_step): (state, inputs, targets) -> (state, metrics).
+
+        The state is donated; inputs and targets have batch_shape and lie as batch_sharding says.
+        """
+        return self.lower_step().compile()
+
+    def lower_step(self) -> jax.stages.Lowered:
+        """Return the step before XLA optimizes it."""
+        dropout = self._model.dropout > 0
+        step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, dropout)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        batch = jax.ShapeDtypeStruct(self.batch_shape, jnp.int32, sharding=self.batch_sharding)
+        return jitted.lower(self.placed(), batch, batch)
+
+
+def peak_bytes(compiled: Any) -> float:
+    """Return arguments + temporaries + results that don't reuse an argument, in bytes a device."""
+    found = compiled.memory_analysis()
+    return float(
+        found.argument_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+    )
