@@ -115,7 +115,7 @@ def assert_one_line_error(result: tuple[int, str, str], *parts: str) -> None:
 
 TINY_SHAPE = ("--n-layer", 2, "--n-head", 2, "--n-embd", 32, "--block-size", 64)
 TINY_TRAIN = (
-    "--batch-size", 8, "--max-steps", 40, "--learning-rate", 0.01, "--embedding-rate", 0.005,
+    "--batch-size", 8, "--max-steps", 40, "--learning-rate", 0.01, "--embedding-learning-rate", 0.005,
     "--eval-every", 20, "--checkpoint-every", 20, "--sample-every", 40, "--warmup-steps", 4,
 )  # fmt: skip
 
@@ -229,4 +229,5 @@ def int8_static_qat(work: Path, qat_fp32: Path, data: Path) -> Path:
 def python(code: str) -> tuple[list[str], dict[str, str]]:
     """Return the command line and environment of a fresh interpreter that runs code in the project."""
     root = Path(__file__).resolve().parent.parent
-    return [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(root)}
+    paths = (root, root / "export", root / "bench")
+    return [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}

@@ -40,14 +40,14 @@ def test_a_program_that_parts_early_fails(
     pytest.importorskip("transformers")
     from jaxgpt_bench.quality import agreement
 
-    real = agreement.TransformersEngine._run
+    real = agreement.TransformersSession._run
 
     def second_best(self, tokens: list[int]):
         logits = real(self, tokens).copy()
         logits[logits.argmax()] = -1e9
         return logits
 
-    monkeypatch.setattr(agreement.TransformersEngine, "_run", second_best)
+    monkeypatch.setattr(agreement.TransformersSession, "_run", second_best)
     code, _, err = command("jaxgpt-bench", "agreement", "--artifact", fp32, "--data", data, "--tokens", 5)
     assert code == 1
     assert "FAIL  transformers" in err

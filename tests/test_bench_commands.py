@@ -2,9 +2,7 @@ import dataclasses
 import json
 import math
 import re
-import shutil
 import statistics
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -420,18 +418,3 @@ def test_a_text_without_markers_keeps_its_content(tmp_path: Path) -> None:
     assert path.read_text() == "a\n<!-- quality: begin -->\nnew\n<!-- quality: end -->\nb\n"
 
 
-def test_import_rules_name_every_training_module() -> None:
-    rules = tomllib.loads((ROOT / "export" / "ruff.toml").read_text())
-    banned = set(rules["lint"]["flake8-tidy-imports"]["banned-api"])
-    modules = {f"jaxgpt.{p.stem}" for p in (ROOT / "jaxgpt").iterdir() if p.suffix == ".py" or p.is_dir()}
-    modules = {name for name in modules if ".." not in name}  # no caches
-    free = {
-        "jaxgpt.shared.config",
-        "jaxgpt.shared.dataset",
-        "jaxgpt.shared",
-        "jaxgpt.__init__",
-        "jaxgpt.__main__",
-        "jaxgpt.__pycache__",
-    }
-    assert modules - free <= banned
-    assert shutil.which("ruff") is None or {"jax", "flax", "bench"} <= banned

@@ -74,8 +74,8 @@ def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
     engine = open_engine(Contestant(name, precision, str(made.path), 1))
     assert engine.block_size == CONFIG.block_size
     for _ in range(2):  # the second time after a text: start forgets it
-        theirs = [np.array(engine.start(PROMPT))]
-        theirs += [np.array(engine.step(token)) for token in tokens[:-1]]
+        theirs = [np.array(engine.prefill(PROMPT))]
+        theirs += [np.array(engine.decode(token)) for token in tokens[:-1]]
         floats = precision == "fp32"
         allowed = FLOAT_BY_ENGINE.get(name, FLOAT) if floats else QUANTIZED[precision]
         error = np.linalg.norm(np.stack(theirs) - logits) / np.linalg.norm(logits)

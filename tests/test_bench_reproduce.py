@@ -224,7 +224,7 @@ def test_every_preset_is_a_training_that_can_be(name: str, data: Path, tmp_path:
         assert config.train.max_steps == settings["max_steps"]
         assert config.model.block_size >= chosen.tokens  # the speed measurement fits
         if name == "gpu":  # a micro-batch splits over one, two, four or eight GPUs
-            assert config.train.batch_size // config.train.accumulate % 8 == 0
+            assert config.train.batch_size // config.train.grad_accum_steps % 8 == 0
     assert chosen.parse_samples >= 20
     assert find_recipe(name, 7).train["max_steps"] == 7
 

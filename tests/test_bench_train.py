@@ -11,7 +11,7 @@ SMALL = ("tiny", "--vocab-size", 300, "--block-size", 32, "--batch-size", 4)
 def test_both_trainers_do_the_same_work_and_are_timed_in_turns(command: Command, tmp_path: Path) -> None:
     """Losses of the same steps agree: same weights, batches, optimizer. PyTorch's step is compiled."""
     out = tmp_path / "train.json"
-    more = ("--accumulate", 2, "--rounds", 2, "--steps", 3, "--devices", 1, 2, "--out", out)
+    more = ("--grad-accum-steps", 2, "--rounds", 2, "--steps", 3, "--devices", 1, 2, "--out", out)
     code, _, err = command("jaxgpt-bench", "train", *SMALL, *more)
     assert code == 0
     assert "no MFU" in err
@@ -40,7 +40,7 @@ def test_both_trainers_do_the_same_work_and_are_timed_in_turns(command: Command,
     [
         (("--rounds", 0), "--rounds"),
         (("--devices", 0), "--devices"),
-        (("--batch-size", 3, "--accumulate", 2), "divisible by accumulate"),
+        (("--batch-size", 3, "--grad-accum-steps", 2), "divisible by grad_accum_steps"),
         (("--batch-size", 4, "--devices", 3), "does not divide over 3 devices"),
     ],
 )

@@ -15,13 +15,13 @@ from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tenso
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
 from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, Quantization, linear_layers, usual_bits
 from jaxgpt_export.generation.open_session import open_session
-from jaxgpt_export.generation.torch_session import Session
+from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.native.bandwidth import read_bandwidth
 from jaxgpt_export.native.library import _call, instruction_sets
-from jaxgpt_export.native.native_model import NativeModel, why_not
+from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
 from jaxgpt_export.native.native_session import NativeSession
 from jaxgpt_export.quantize.gptq import round_groups
-from jaxgpt_export.quantize.state_dict import rounded_tensors
+from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
 from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
@@ -58,7 +58,7 @@ def artifact_of(kind: str, config: ModelConfig, folder: Path) -> Artifact:
     if kind in FOUR_BIT_METHODS:
         quantization = Quantization(method, bits, 16)
         groups = {n: round_groups(tensors[f"{n}.weight"], 16) for n in bits if bits[n] == 4}
-    content = rounded_tensors(config, tensors, bits, groups=groups)
+    content = quantized_state_dict(config, tensors, bits, groups=groups)
     if kind == "fine":
         names = tuple(linear_layers(config))
         smooth = tuple(name for name in names if name.endswith("mlp.c_proj"))
@@ -98,7 +98,7 @@ def test_every_instruction_set_gives_the_module_s_logits(
             text = text_of(config, config.block_size if seed == 0 else 33, seed)
             with torch.inference_mode():
                 expected = module(torch.tensor([text]))[0].numpy()
-            logits = NativeSession(model, cache="fp32").forward(text, every=True)
+            logits = NativeSession(model, cache="fp32").forward(text, all_logits=True)
             if module.exact:
                 assert np.array_equal(logits, expected), (isa, seed)
             else:
@@ -113,10 +113,10 @@ def test_a_module_with_a_float16_cache_gives_the_engine_s_bits(
     artifact = artifact_of(kind, config, tmp_path / "a")
     text, differ = text_of(config, config.block_size), 0
     halves, _ = open_session(artifact, "torch", 1)  # as `generate` opens it
-    sessions = [halves, Session(artifact.model())]
+    sessions = [halves, TorchSession(artifact.model())]
     sessions += [NativeSession(NativeModel(artifact, 1, isa)) for isa in instruction_sets()]
     for at in range(20, len(text) + 1):
-        logits = [s.start(text[:20]) if at == 20 else s.step(text[at - 1]) for s in sessions]
+        logits = [s.prefill(text[:20]) if at == 20 else s.decode(text[at - 1]) for s in sessions]
         assert all(np.array_equal(logits[0], native) for native in logits[2:]), at
         differ += not np.array_equal(logits[0], logits[1])
     assert differ  # so it is the cache that makes them equal
@@ -145,10 +145,10 @@ def test_a_prompt_and_single_steps_give_the_same_bits(
 ) -> None:
     model = NativeModel(artifact_of(kind, config, tmp_path / "a"), 2)
     text = text_of(config, config.block_size)
-    whole = NativeSession(model, cache=cache).forward(text, every=True)
+    whole = NativeSession(model, cache=cache).forward(text, all_logits=True)
     session = NativeSession(model, cache=cache)
     steps = np.concatenate(
-        [session.forward(text[:5], every=True), *([session.forward([t]) for t in text[5:]])]
+        [session.forward(text[:5], all_logits=True), *([session.forward([t]) for t in text[5:]])]
     )
     assert np.array_equal(whole, steps)
 
@@ -166,7 +166,7 @@ def test_texts_side_by_side_are_the_ones_they_are_alone(
         slots = [slot for slot, new in enumerate(more) for _ in new]
         together = many.forward([token for new in more for token in new], slots)
         for text, logits in zip(texts, together, strict=True):
-            assert np.array_equal(NativeSession(model).start(text), logits)
+            assert np.array_equal(NativeSession(model).prefill(text), logits)
 
 
 def test_greedy_is_the_first_of_the_largest_logits(tmp_path: Path) -> None:
@@ -176,9 +176,12 @@ def test_greedy_is_the_first_of_the_largest_logits(tmp_path: Path) -> None:
     for row, equal in ((5, 6), (5, 70), (130, 131), (130, 299)):
         weight[equal], scale[equal] = weight[row], scale[row]
     text, model = text_of(CONFIG, 60), NativeModel(artifact, 2)
-    logits = NativeSession(model).forward(text, every=True)
+    logits = NativeSession(model).forward(text, all_logits=True)
     session = NativeSession(model)
-    found = [*session.greedy(text[:40], every=True), *(session.greedy([token])[0] for token in text[40:])]
+    found = [
+        *session.greedy(text[:40], all_logits=True),
+        *(session.greedy([token])[0] for token in text[40:]),
+    ]
     assert found == logits.argmax(axis=1).tolist()
     assert {5, 130} & set(found)
     assert {int((row == row.max()).sum()) for row in logits} >= {3}
@@ -189,34 +192,36 @@ def test_following_is_choosing_step_by_step(kind: str, tmp_path: Path) -> None:
     session, steps = NativeSession(model), NativeSession(model)
     text = text_of(CONFIG, 10)
     for each in (session, steps):
-        each.start(text)
+        each.prefill(text)
     expected = [7]
     for _ in range(20):
         expected.append(int(steps.greedy(expected[-1:])[0]))
-    found = session.follow(7, 20)
+    found = session.decode_greedy(7, 20)
     assert found == expected[1:]
     assert session.length() == steps.length() == len(text) + 20
     session.truncate(len(text))
     end = expected[5]
-    assert session.follow(7, 20, end) == expected[1 : expected.index(end, 1) + 1]
+    assert session.decode_greedy(7, 20, end) == expected[1 : expected.index(end, 1) + 1]
     session.truncate(len(text))
     with pytest.raises(UserError, match="more tokens than the context"):
-        session.follow(7, CONFIG.block_size)
+        session.decode_greedy(7, CONFIG.block_size)
     for token, most in ((2**32 + 7, 1), (-1, 1), (7, 0), (7, 2**31)):
         with pytest.raises(UserError):
-            session.follow(token, most)
+            session.decode_greedy(token, most)
     assert session.length() == len(text)
-    assert session.follow(7, 20) == found
+    assert session.decode_greedy(7, 20) == found
 
 
 def test_a_forgotten_draft_leaves_no_trace(kind: str, tmp_path: Path) -> None:
     model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 1)
     session, clean = NativeSession(model), NativeSession(model)
     text = text_of(CONFIG, 20)
-    session.start(text[:10])
+    session.prefill(text[:10])
     session.forward([1, 2, 3, 4])
     session.truncate(10)
-    assert np.array_equal(session.forward(text[10:], every=True), clean.forward(text, every=True)[10:])
+    assert np.array_equal(
+        session.forward(text[10:], all_logits=True), clean.forward(text, all_logits=True)[10:]
+    )
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
@@ -244,7 +249,7 @@ def test_guesses_change_nothing_but_the_steps(int8_dynamic: Path) -> None:
     guessed = 0
     for sampling in (Sampling(temperature=0.0), Sampling(temperature=0.7, seed=3), Sampling(0.5, top_k=3)):
         plain = generate(session, tokenizer, prompt, 60, sampling)
-        ahead = generate(session, tokenizer, prompt, 60, sampling, guess=8)
+        ahead = generate(session, tokenizer, prompt, 60, sampling, draft_tokens=8)
         assert ahead.tokens == plain.tokens
         assert ahead.text == plain.text
         guessed += ahead.guessed
@@ -254,13 +259,13 @@ def test_guesses_change_nothing_but_the_steps(int8_dynamic: Path) -> None:
 
 def test_sessions_of_several_threads_do_not_mix(tmp_path: Path) -> None:
     model = NativeModel(artifact_of("dynamic", CONFIG, tmp_path / "a"), 2)
-    expected = [NativeSession(model).start(text_of(CONFIG, 30, seed)) for seed in range(4)]
+    expected = [NativeSession(model).prefill(text_of(CONFIG, 30, seed)) for seed in range(4)]
     found: dict[tuple[int, int], np.ndarray] = {}
 
     def work(seed: int) -> None:
         session = NativeSession(model)
         for turn in range(5):
-            found[seed, turn] = session.start(text_of(CONFIG, 30, seed))
+            found[seed, turn] = session.prefill(text_of(CONFIG, 30, seed))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
@@ -291,7 +296,7 @@ def test_what_the_engine_cannot_do_is_one_clear_error(tmp_path: Path, fp32: Path
         NativeModel(artifact, 1, "sse9")
     with pytest.raises(UserError, match=r"threads \(999\) must lie in 0"):
         NativeModel(artifact, 999)
-    assert why_not(read_artifact(fp32)) == "it runs quantized artifacts only"
+    assert unsupported_reason(read_artifact(fp32)) == "it runs quantized artifacts only"
     with pytest.raises(UserError, match="quantized artifacts only"):
         NativeModel(read_artifact(fp32))
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import python
 from jaxgpt_export.format.artifact import Artifact, read_artifact
 from jaxgpt_export.native.library import instruction_sets, library_path
-from jaxgpt_export.native.native_model import NativeModel, why_not
+from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
 from jaxgpt_export.native.native_session import NativeSession
 from tiny_artifacts import SHAPE, tiny_artifacts
 
@@ -33,28 +33,28 @@ def test_tokens_without_a_slot_each_are_refused(artifact: Artifact) -> None:
 
 def test_heads_that_are_too_large_are_left_to_the_module(artifact: Artifact) -> None:
     config = dataclasses.replace(SHAPE, n_head=1, n_embd=520)
-    assert "heads of 520 channels" in str(why_not(dataclasses.replace(artifact, config=config)))
-    assert why_not(artifact) is None
+    assert "heads of 520 channels" in str(unsupported_reason(dataclasses.replace(artifact, config=config)))
+    assert unsupported_reason(artifact) is None
 
 
 def test_a_full_context_is_refused_and_stays_usable(artifact: Artifact) -> None:
     session = NativeSession(NativeModel(artifact, 1))
     with pytest.raises(UserError, match="slot 0 would have more tokens than the context of 32 holds"):
-        session.start(list(range(33)))
-    session.start(list(range(32)))
+        session.prefill(list(range(33)))
+    session.prefill(list(range(32)))
     with pytest.raises(UserError, match="context of 32"):
-        session.step(1)
+        session.decode(1)
     session.truncate(31)
-    assert session.step(1).shape == (300,)
+    assert session.decode(1).shape == (300,)
 
 
 def test_a_model_lives_as_long_as_its_sessions(artifact: Artifact) -> None:
     model = NativeModel(artifact, 1)
     first, second = NativeSession(model), NativeSession(model, 3, "int8")
-    expected = first.start([1, 2, 3]).tolist()
+    expected = first.prefill([1, 2, 3]).tolist()
     del model, second
     gc.collect()
-    assert first.start([1, 2, 3]).tolist() == expected
+    assert first.prefill([1, 2, 3]).tolist() == expected
 
 
 def test_threads_that_share_a_model_get_the_texts_they_get_alone(artifact: Artifact) -> None:
@@ -62,7 +62,7 @@ def test_threads_that_share_a_model_get_the_texts_they_get_alone(artifact: Artif
 
     def text(seed: int) -> list[int]:
         session, tokens = NativeSession(model), [seed]
-        session.start([seed, seed + 1])
+        session.prefill([seed, seed + 1])
         for _ in range(20):
             tokens.append(int(session.greedy([tokens[-1]])[0]))
         return tokens

@@ -23,11 +23,11 @@ class Script:
         self._tokens, self._vocab_size, self._at = tokens, vocab_size, 0
         self.taken: list[int] = []
 
-    def start(self, tokens: list[int]) -> np.ndarray:
+    def prefill(self, tokens: list[int]) -> np.ndarray:
         self.taken += tokens
         return self._next()
 
-    def step(self, token: int) -> np.ndarray:
+    def decode(self, token: int) -> np.ndarray:
         self.taken.append(token)
         return self._next()
 
@@ -144,13 +144,13 @@ sys.meta_path.insert(0, Block())
 
 
 def test_deployment_runs_without_jax(int8_dynamic: Path) -> None:
-    """Every module of export but convert, and a generated token, where JAX can't be imported."""
+    """Every module of jaxgpt_export but convert and flax_run, and a generated token, where JAX can't be imported."""
     code = (
         BLOCK.format(blocked={"jax", "jaxlib", "flax", "optax", "orbax"})
         + f"""
-import importlib, pkgutil, export
-for module in pkgutil.walk_packages(export.__path__, "export."):
-    if module.name not in ("jaxgpt_export.convert", "jaxgpt_export.__main__"):
+import importlib, pkgutil, jaxgpt_export
+for module in pkgutil.walk_packages(jaxgpt_export.__path__, "jaxgpt_export."):
+    if ".flax_run" not in module.name and module.name not in ("jaxgpt_export.convert", "jaxgpt_export.__main__"):
         importlib.import_module(module.name)
 from jaxgpt_export.cli import main
 code = main(["generate", "--artifact", {str(int8_dynamic)!r}, "--max-new-tokens", "1"])
@@ -163,9 +163,9 @@ assert main(["verify", "--artifact", {str(int8_dynamic)!r}]) == 0
 
 
 def test_training_never_imports_pytorch(data: Path) -> None:
-    """Every module of jaxgpt where torch, export and bench can't be imported."""
+    """Every module of jaxgpt where torch, jaxgpt_export and jaxgpt_bench can't be imported."""
     code = (
-        BLOCK.format(blocked={"torch", "export", "bench", "transformers"})
+        BLOCK.format(blocked={"torch", "jaxgpt_export", "jaxgpt_bench", "transformers"})
         + """
 import importlib, pkgutil, jaxgpt
 for module in pkgutil.walk_packages(jaxgpt.__path__, "jaxgpt."):
@@ -182,10 +182,11 @@ def test_shared_modules_need_neither_jax_nor_pytorch(data: Path) -> None:
     code = (
         BLOCK.format(blocked=heavy)
         + f"""
-import importlib, pkgutil, jaxgpt.shared, jaxgpt.shared.config, jaxgpt.shared.dataset
+import importlib, pkgutil, jaxgpt.shared, jaxgpt.generation, jaxgpt.shared.dataset
 from pathlib import Path
-for module in pkgutil.walk_packages(jaxgpt.shared.__path__, "jaxgpt.shared."):
-    importlib.import_module(module.name)
+for room in (jaxgpt.shared, jaxgpt.generation):
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+        importlib.import_module(module.name)
 jaxgpt.shared.dataset.open_dataset(Path({str(data)!r}))
 """
     )
@@ -195,7 +196,7 @@ jaxgpt.shared.dataset.open_dataset(Path({str(data)!r}))
 
 def test_python_dash_m_is_the_console_command() -> None:
     root = Path(__file__).resolve().parent.parent
-    for package in ("jaxgpt", "export", "bench"):
+    for package in ("jaxgpt", "jaxgpt_export", "jaxgpt_bench"):
         done = subprocess.run(
             [sys.executable, "-m", package, "--help"],
             cwd=root,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from jaxgpt_bench.speed.random_models import random_tensors
 from jaxgpt_export.format.artifact import load
-from jaxgpt_export.generation.torch_session import Session, UncachedSession
+from jaxgpt_export.generation.torch_session import TorchSession, UncachedTorchSession
 from jaxgpt_export.model.gpt import float_model
 from jaxgpt_export.model.kv_cache import Cache
 
@@ -66,19 +66,19 @@ def test_more_tokens_than_the_context_are_refused(model: torch.nn.Module) -> Non
 def test_sessions_with_and_without_cache_agree(kind: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(kind)
     model = load(folder)
-    cached, uncached = Session(model), UncachedSession(model)
+    cached, uncached = TorchSession(model), UncachedTorchSession(model)
     tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=20).tolist()
-    pairs = [(cached.start(tokens[:5]), uncached.start(tokens[:5]))]
-    pairs += [(cached.step(token), uncached.step(token)) for token in tokens[5:]]
+    pairs = [(cached.prefill(tokens[:5]), uncached.prefill(tokens[:5]))]
+    pairs += [(cached.decode(token), uncached.decode(token)) for token in tokens[5:]]
     tolerance = 1e-4 if kind == "fp32" else 0  # INT8: what lies between its matrices is float64, rounded once
     assert max(float(np.abs(a - b).max()) for a, b in pairs) <= tolerance
 
 
 def test_a_session_starts_anew(int8_dynamic: Path) -> None:
-    session = Session(load(int8_dynamic))
-    first = session.start([1, 2, 3]).copy()
-    session.step(4)
-    assert (session.start([1, 2, 3]) == first).all()
+    session = TorchSession(load(int8_dynamic))
+    first = session.prefill([1, 2, 3]).copy()
+    session.decode(4)
+    assert (session.prefill([1, 2, 3]) == first).all()
 
 
 def test_float_module_is_differentiable(model: torch.nn.Module) -> None:

@@ -108,7 +108,7 @@ def test_program_runs_without_this_project(command: Command, tmp_path: Path) -> 
         f"""
 import sys, torch
 logits = torch.export.load({str(out)!r}).module()(torch.tensor([[1, 2, 3]]))
-assert not {{"export", "jaxgpt", "jax"}} & sys.modules.keys()
+assert not {{"jaxgpt_export", "jaxgpt", "jax"}} & sys.modules.keys()
 print(float(logits.sum()))
 """
     )

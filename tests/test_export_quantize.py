@@ -13,10 +13,16 @@ from jaxgpt_export.format.scheme import HEAD, Quantization
 from jaxgpt_export.model.arithmetic import quantize_rows
 from jaxgpt_export.model.build import quantized_model
 from jaxgpt_export.model.gpt import float_model, layer_shapes
-from jaxgpt_export.quantize.activation import COVERED, STRENGTHS, InputPlan, plan_input, smoothing_vector
+from jaxgpt_export.quantize.activation import (
+    COVERED,
+    STRENGTHS,
+    ActivationQuant,
+    search_scale,
+    smoothing_vector,
+)
 from jaxgpt_export.quantize.calibration import LayerInput, collect_inputs
 from jaxgpt_export.quantize.smoothing import fold_smoothing
-from jaxgpt_export.quantize.state_dict import rounded_tensors
+from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
@@ -59,7 +65,7 @@ def outlier_layer() -> tuple[LayerInput, torch.Tensor]:
     return seen(x), weight
 
 
-def output_error(plan: InputPlan, layer: LayerInput, weight: torch.Tensor) -> float:
+def output_error(plan: ActivationQuant, layer: LayerInput, weight: torch.Tensor) -> float:
     """Relative output error of a plan, with integers in int64, apart from the code under test."""
     x = layer.sample if plan.smooth is None else layer.sample / plan.smooth
     q_w, s_w = quantize_rows(weight if plan.smooth is None else weight * plan.smooth)
@@ -71,8 +77,8 @@ def output_error(plan: InputPlan, layer: LayerInput, weight: torch.Tensor) -> fl
 
 def test_smoothing_saves_what_a_plain_maximum_ruins() -> None:
     layer, weight = outlier_layer()
-    naive = plan_input(layer, weight, (1.0,), ())
-    best = plan_input(layer, weight, COVERED, STRENGTHS)
+    naive = search_scale(layer, weight, (1.0,), ())
+    best = search_scale(layer, weight, COVERED, STRENGTHS)
     assert best.smooth is not None
     for plan in (naive, best):
         assert output_error(plan, layer, weight) == pytest.approx(plan.error, rel=0.02)
@@ -85,8 +91,8 @@ def test_plan_is_the_best_of_all_that_were_to_try() -> None:
     u = torch.rand(20_000, 16, generator=generator) - 0.5
     x = -u.sign() * torch.log1p(-2 * u.abs() + 1e-7)  # Laplace: long tails that are rare, so clipping pays
     layer, weight = seen(x), torch.randn(8, 16, generator=generator)
-    plans = [plan_input(layer, weight, (share,), ()) for share in COVERED]
-    best = plan_input(layer, weight, COVERED, ())
+    plans = [search_scale(layer, weight, (share,), ()) for share in COVERED]
+    best = search_scale(layer, weight, COVERED, ())
     assert best.error == min(plan.error for plan in plans) < plans[0].error
 
 
@@ -139,7 +145,7 @@ def test_artifact_holds_the_integers_of_the_module(fp32: Path, plain: Path) -> N
         assert torch.equal(artifact.tensors[f"{name}.weight"], q)
         assert torch.equal(artifact.tensors[f"{name}.weight_scale"], scale)
     bits = dict.fromkeys(layer_shapes(parent.config), 8)
-    tensors = rounded_tensors(parent.config, parent.tensors, bits)
+    tensors = quantized_state_dict(parent.config, parent.tensors, bits)
     model = quantized_model(parent.config, Quantization("weight-only-int8", bits), tensors)
     tokens = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(tokens), artifact.model()(tokens))
@@ -193,7 +199,7 @@ def test_dynamic_needs_no_data(command: Command, fp32: Path, plain: Path, tmp_pa
 
 def test_a_smoothed_dynamic_layer_is_nearer_where_a_channel_stands_out() -> None:
     layer, weight = outlier_layer()
-    plain, best = plan_input(layer, weight, (), ()), plan_input(layer, weight, (), STRENGTHS)
+    plain, best = search_scale(layer, weight, (), ()), search_scale(layer, weight, (), STRENGTHS)
     assert plain.scale is best.scale is None
     assert best.smooth is not None
     assert best.error < plain.error / 10
@@ -206,8 +212,8 @@ def test_smoothing_undoes_what_was_scaled_up_and_down() -> None:
     factor[[9, 20]] = torch.tensor([100.0, 30.0])
     scaled = seen(layer.sample * factor)
     for covered in ((), COVERED):
-        before = plan_input(layer, weight, covered, STRENGTHS)
-        after = plan_input(scaled, weight / factor, covered, STRENGTHS)
+        before = search_scale(layer, weight, covered, STRENGTHS)
+        after = search_scale(scaled, weight / factor, covered, STRENGTHS)
         assert after.error == pytest.approx(before.error, rel=0.01)
 
 

@@ -20,7 +20,7 @@ def test_a_wheel_runs_the_engine_where_no_compiler_is(int8_dynamic: Path, tmp_pa
     (wheel,) = tmp_path.glob("jaxgpt-*.whl")
     assert "-py3-none-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
-    assert "export/native/libengine.so" in names
+    assert "jaxgpt_export/native/libengine.so" in names
     assert not any(name.endswith((".cpp", ".inl")) or name.startswith("tests/") for name in names)
     # Another folder, no compiler on the path, and nothing of this checkout.
     (tmp_path / "bin").mkdir()
@@ -34,7 +34,7 @@ def test_a_wheel_runs_the_engine_where_no_compiler_is(int8_dynamic: Path, tmp_pa
         [*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, env=environment
     )
     code = (
-        "import sys, export; assert export.__file__.startswith(sys.argv[1]), export.__file__\n"
+        "import sys, jaxgpt_export as e; assert e.__file__.startswith(sys.argv[1]), e.__file__\n"
         "from jaxgpt_export.cli import main\n"
         "sys.exit(main(['generate', '--artifact', sys.argv[2], '--engine', 'native']))"
     )

@@ -140,7 +140,16 @@ def test_two_runs_can_not_write_into_one_folder(
 def test_too_many_bad_steps_in_a_row_stop_the_run_at_the_last_good_state(
     command: Command, data: Path, tmp_path: Path
 ) -> None:
-    more = ("--learning-rate", 1e38, "--embedding-rate", 1e38, "--max-skipped", 3, "--sample-every", 0)
+    more = (
+        "--learning-rate",
+        1e38,
+        "--embedding-learning-rate",
+        1e38,
+        "--max-skipped",
+        3,
+        "--sample-every",
+        0,
+    )
     code, _, err = command("jaxgpt", *arguments(data, tmp_path / "run", *more))
     assert code == 1, err
     assert "in a row were not finite" in err
@@ -184,7 +193,7 @@ def test_resuming_on_other_devices_gives_the_same_losses(
     command: Command, data: Path, tmp_path: Path
 ) -> None:
     """data=4, killed; fsdp=2, killed; one device: against one device from the start."""
-    slow = ("--learning-rate", 1e-3, "--embedding-rate", 1e-3)
+    slow = ("--learning-rate", 1e-3, "--embedding-learning-rate", 1e-3)
     small = (*slow, "--sample-every", 0, "--checkpoint-every", 10)
 
     def argv(out: Path, devices: int, *more: object) -> list[str]:

@@ -15,7 +15,7 @@ from jaxgpt.training.model.loss import summed_loss
 from jaxgpt.training.model.numerics import Numerics
 from jaxgpt.training.model.params import abstract_params, graph_of, init_params
 from jaxgpt.training.step.choose_numerics import COMPUTE_DTYPES
-from jaxgpt.training.step.compiled import Program
+from jaxgpt.training.step.compiled import CompiledTraining
 
 MODEL = ModelConfig(vocab_size=80, block_size=24, n_layer=2, n_head=2, n_embd=32)
 # As wide as GPT-2, with a padded table: the partitioner left to itself moves activations here.
@@ -24,10 +24,12 @@ COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permut
 Shape = tuple[int, ...]
 
 
-def communication(mesh_text: str, accumulate: int, model: ModelConfig = MODEL) -> list[tuple[str, Shape]]:
+def communication(
+    mesh_text: str, grad_accum_steps: int, model: ModelConfig = MODEL
+) -> list[tuple[str, Shape]]:
     """Every (collective, result shape) of a compiled step over 8 devices."""
-    train = TrainConfig(batch_size=16 * accumulate, accumulate=accumulate)
-    text = Program(model, train, make_mesh(mesh_text, 8), Numerics()).compile_step().as_text()
+    train = TrainConfig(batch_size=16 * grad_accum_steps, grad_accum_steps=grad_accum_steps)
+    text = CompiledTraining(model, train, make_mesh(mesh_text, 8), Numerics()).compile_step().as_text()
     found = []
     for line in text.splitlines():
         match = re.search(rf"= (.*?) ({COLLECTIVES})(-start)?\(", line)
@@ -46,8 +48,8 @@ def shapes_of(model: ModelConfig) -> list[Shape]:
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(accumulate: int) -> None:
-    found = communication("data=8", accumulate)
+def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(grad_accum_steps: int) -> None:
+    found = communication("data=8", grad_accum_steps)
     assert {kind for kind, _ in found} == {"all-reduce"}
     values = sum(math.prod(shape) for _, shape in found)
     gradient = sum(math.prod(shape) for shape in shapes_of(MODEL))
@@ -65,9 +67,9 @@ def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(accum
     ],
 )
 def test_fsdp_gathers_parameters_and_never_activations(
-    mesh: str, parts: int, accumulate: int, model: ModelConfig
+    mesh: str, parts: int, grad_accum_steps: int, model: ModelConfig
 ) -> None:
-    found = communication(mesh, accumulate, model)
+    found = communication(mesh, grad_accum_steps, model)
     parameters = shapes_of(model)
     shards = {
         tuple(n // parts if i == axis else n for i, n in enumerate(shape))
@@ -90,16 +92,18 @@ def test_fsdp_gathers_parameters_and_never_activations(
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("qat", [False, True])
 def test_fsdp_gathers_matrices_again_for_the_backward_pass(
-    accumulate: int, precision: Precision, qat: bool
+    grad_accum_steps: int, precision: Precision, qat: bool
 ) -> None:
     """Read before XLA optimizes: once for the forward pass, once more for the gradient of its input.
 
     The embeddings are not needed again: the head's gradient is formed in the forward pass.
     """
-    train = TrainConfig(batch_size=16 * accumulate, accumulate=accumulate, precision=precision)
+    train = TrainConfig(
+        batch_size=16 * grad_accum_steps, grad_accum_steps=grad_accum_steps, precision=precision
+    )
     numerics = Numerics(compute=COMPUTE_DTYPES[precision])
     model = dataclasses.replace(MODEL, qat=qat)
-    text = Program(model, train, make_mesh("fsdp=8", 8), numerics).lower_step().as_text()
+    text = CompiledTraining(model, train, make_mesh("fsdp=8", 8), numerics).lower_step().as_text()
     found = re.findall(r"stablehlo.all_gather.*?-> tensor<([\dx]+)xf32>", text, re.DOTALL)
     gathered = Counter(tuple(map(int, shape.split("x"))) for shape in found)
     parameters = Counter(shapes_of(MODEL))

@@ -40,8 +40,8 @@ def test_impossible_training_settings_are_refused_by_name(field: str, value: flo
 
 
 def test_batch_that_micro_batches_do_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match=r"batch_size \(10\) must be divisible by accumulate \(4\)"):
-        TrainConfig(batch_size=10, accumulate=4)
+    with pytest.raises(UserError, match=r"batch_size \(10\) must be divisible by grad_accum_steps \(4\)"):
+        TrainConfig(batch_size=10, grad_accum_steps=4)
 
 
 def test_config_of_another_version_is_refused_with_the_names_of_its_fields() -> None:

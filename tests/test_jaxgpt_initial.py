@@ -23,7 +23,7 @@ from jaxgpt.training.model.params import abstract_params, init_params
 from jaxgpt.training.model.qat_scales import with_scales
 from jaxgpt.training.run.checkpoints import load_params
 from jaxgpt.training.run.folder import open_run, read_metrics, read_run_config
-from jaxgpt.training.run.init_from import open_initial
+from jaxgpt.training.run.init_from import open_init_source
 from jaxgpt.training.run.recorder import make_recorder
 
 FLOAT32_LOSS_TOLERANCE = 1e-4
@@ -112,13 +112,13 @@ def test_the_loss_goes_on_where_transformers_stands(
 def qat_run(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that went on from another with rounding, over fsdp, its table padded."""
     out = tmp_path_factory.mktemp("qat") / "run"
-    arguments = ("--qat", "--mesh", "fsdp=2", "--accumulate", 2, "--vocab-multiple", 128)
+    arguments = ("--qat", "--mesh", "fsdp=2", "--grad-accum-steps", 2, "--vocab-multiple", 128)
     assert run_command(*train_arguments(data, out, run, *arguments)) == 0
     return out
 
 
 def resume_arguments(data: Path, out: Path, init: Path, *more: object) -> tuple[object, ...]:
-    shape = ("--qat", "--mesh", "fsdp=2", "--accumulate", 2, "--vocab-multiple", 128)
+    shape = ("--qat", "--mesh", "fsdp=2", "--grad-accum-steps", 2, "--vocab-multiple", 128)
     return train_arguments(data, out, init, *shape, *more)
 
 
@@ -180,7 +180,7 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_no_row(qat_run: Path, tm
 
 
 def test_steps_are_kept_with_qat_and_left_out_without(qat_run: Path, data: Path) -> None:
-    initial = open_initial(qat_run)
+    initial = open_init_source(qat_run)
     step, stored = load_params(open_run(qat_run), "best")
     kept, entry = initial.read(initial.model)
     assert (entry["kind"], entry["step"]) == ("run", step)
@@ -202,7 +202,7 @@ def test_rounding_from_scratch_begins_with_calibrated_steps(data: Path) -> None:
 
 
 def test_a_shorter_context_cuts_the_positions(artifact: Path) -> None:
-    initial = open_initial(artifact)
+    initial = open_init_source(artifact)
     params, _ = initial.read(dataclasses.replace(initial.model, block_size=10))
     tensors = load_file(artifact / "model.safetensors")
     assert np.array_equal(params["wpe.embedding"], tensors["transformer.wpe.weight"][:10])
@@ -223,7 +223,7 @@ def change_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], objec
 def test_rotary_artifacts_have_no_positions_to_read(artifact: Path) -> None:
     change_config(artifact, model_type="jaxgpt_gpt2", positions="rotary")
     change_tensors(artifact, lambda tensors: tensors.pop("transformer.wpe.weight"))
-    initial = open_initial(artifact)
+    initial = open_init_source(artifact)
     assert initial.model.positions == "rotary"
     assert "wpe.embedding" not in initial.read(initial.model)[0]
 

@@ -9,10 +9,15 @@ import optax
 import pytest
 
 from jaxgpt.shared.config import TrainConfig
-from jaxgpt.training.optimizers import kind_of, make_optimizer, schedule
+from jaxgpt.training.optimizers import make_optimizer, parameter_group, schedule
 
 CONFIG = TrainConfig(
-    max_steps=100, learning_rate=0.1, embedding_rate=0.02, warmup_steps=10, weight_decay=0.3, grad_clip=1e9
+    max_steps=100,
+    learning_rate=0.1,
+    embedding_learning_rate=0.02,
+    warmup_steps=10,
+    weight_decay=0.3,
+    grad_clip=1e9,
 )
 PARAMS = {
     "h.0.attn.c_attn.kernel": np.random.default_rng(0).normal(size=(8, 24)),
@@ -77,9 +82,9 @@ def test_clipping_bounds_the_global_norm() -> None:
         assert np.abs(value - unclipped[name]).max() < 1e-9
 
 
-@pytest.mark.parametrize("cooldown", ["cosine", "linear"])
-def test_rate_rises_then_falls_to_its_final_share(cooldown: Literal["cosine", "linear"]) -> None:
-    config = dataclasses.replace(CONFIG, cooldown=cooldown, final_rate=0.1)
+@pytest.mark.parametrize("lr_schedule", ["cosine", "linear"])
+def test_rate_rises_then_falls_to_its_final_share(lr_schedule: Literal["cosine", "linear"]) -> None:
+    config = dataclasses.replace(CONFIG, lr_schedule=lr_schedule, final_lr_fraction=0.1)
     rates = [float(schedule(config, 2.0)(step)) for step in range(101)]
     assert rates[:11] == pytest.approx(np.linspace(2 / 11, 2.0, 11))
     assert max(rates) == rates[10] == pytest.approx(2.0)
@@ -90,8 +95,8 @@ def test_rate_rises_then_falls_to_its_final_share(cooldown: Literal["cosine", "l
 
 
 def test_parameters_are_classified_by_their_names() -> None:
-    assert [kind_of(name) for name in PARAMS] == ["kernel", "embedding", "vector", "vector"]
-    assert kind_of("h.0.attn.c_attn.input_scale") == kind_of("lm_head.input_scale") == "scale"
+    assert [parameter_group(name) for name in PARAMS] == ["kernel", "embedding", "vector", "vector"]
+    assert parameter_group("h.0.attn.c_attn.input_scale") == parameter_group("lm_head.input_scale") == "scale"
 
 
 def test_input_steps_move_by_shares_of_themselves_and_count_for_no_norm() -> None:
@@ -104,7 +109,7 @@ def test_input_steps_move_by_shares_of_themselves_and_count_for_no_norm() -> Non
     m, v, expected = 0.0, 0.0, 1.0
     for t, g in enumerate((0.3, -0.1, 0.2), 1):
         grads = {name: jnp.full_like(value, g) for name, value in params.items()}
-        rate = float(schedule(config, config.embedding_rate)(t - 1))
+        rate = float(schedule(config, config.embedding_learning_rate)(t - 1))
         update, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, update)
         update, other = without.update({"c.bias": grads["c.bias"]}, other, plain)
@@ -118,7 +123,7 @@ def test_input_steps_move_by_shares_of_themselves_and_count_for_no_norm() -> Non
 
 
 def test_input_steps_stay_positive_at_any_rate() -> None:
-    config = dataclasses.replace(CONFIG, embedding_rate=50.0, warmup_steps=0)
+    config = dataclasses.replace(CONFIG, embedding_learning_rate=50.0, warmup_steps=0)
     optimizer = make_optimizer(config, qat=True)
     params = {"a.input_scale": jnp.float32(1.0)}
     update, _ = optimizer.update({"a.input_scale": jnp.float32(1.0)}, optimizer.init(params), params)

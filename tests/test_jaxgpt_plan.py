@@ -11,7 +11,7 @@ from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.numerics import Numerics
 from jaxgpt.training.plan import parse_memory
-from jaxgpt.training.step.compiled import Program, peak_bytes
+from jaxgpt.training.step.compiled import CompiledTraining, peak_bytes
 
 TINY = ("plan", "tiny", "--vocab-size", 512, "--block-size", 32)
 
@@ -66,8 +66,10 @@ def test_plan_reports_the_bytes_of_the_step_that_training_compiles(
     found = find_preset(preset)
     model = dataclasses.replace(found.model(256), block_size=32)
     each = min(planned)  # of sequences in a micro-batch
-    train = dataclasses.replace(found.train, batch_size=sequences * devices, accumulate=sequences // each)
-    step = Program(model, train, make_mesh(mesh, devices), Numerics()).compile_step()
+    train = dataclasses.replace(
+        found.train, batch_size=sequences * devices, grad_accum_steps=sequences // each
+    )
+    step = CompiledTraining(model, train, make_mesh(mesh, devices), Numerics()).compile_step()
     assert planned[each] == pytest.approx(peak_bytes(step), rel=0.1)
 
 

@@ -14,7 +14,7 @@ from jaxgpt.training.run.folder import read_metrics
 
 FLOAT64_TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 1e-5
-SLOW = ("--learning-rate", 1e-3, "--embedding-rate", 1e-3)
+SLOW = ("--learning-rate", 1e-3, "--embedding-learning-rate", 1e-3)
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.training.devices.mesh import make_mesh, state_shardings
-from jaxgpt.training.model.fake_quant import RoundedLinear, round_inputs, round_weight, without_scales
+from jaxgpt.training.model.fake_quant import FakeQuantLinear, round_inputs, round_weight, without_scales
 from jaxgpt.training.model.gpt import empty_cache
 from jaxgpt.training.model.loss import summed_loss
 from jaxgpt.training.model.numerics import Numerics
@@ -81,9 +81,9 @@ def test_the_gradient_of_the_step_is_lsq_s() -> None:
     assert float(of_s) == pytest.approx((terms * g).sum(), rel=1e-12)
 
 
-def linear(dtype: Any, features: int = 96) -> RoundedLinear:
+def linear(dtype: Any, features: int = 96) -> FakeQuantLinear:
     """A layer with random weights, biases and step."""
-    layer = RoundedLinear(
+    layer = FakeQuantLinear(
         features, 5, dtype=dtype, kernel_init=nnx.initializers.normal(0.1), rngs=nnx.Rngs(0)
     )
     layer.bias[...] = jnp.arange(5.0)
@@ -209,7 +209,7 @@ def test_loss_and_generation_round_as_the_logits_do() -> None:
 @pytest.mark.slow
 def test_gradients_are_the_same_on_any_devices() -> None:
     model = dataclasses.replace(MODEL, tied=False, vocab_size=48, n_layer=1)
-    train = TrainConfig(batch_size=16, accumulate=2, remat=True, loss_chunks=3)
+    train = TrainConfig(batch_size=16, grad_accum_steps=2, remat=True, loss_chunks=3)
     random = np.random.default_rng(5)
     tokens = random.integers(48, size=(2, 8, 13)).astype(np.int32)
     with jax.enable_x64(True):

@@ -9,7 +9,7 @@ from conftest import Command, assert_one_line_error
 from jaxgpt.training.model.params import graph_of, merge
 from jaxgpt.training.run.checkpoints import load_params
 from jaxgpt.training.run.folder import open_run
-from jaxgpt.training.sample import JaxEngine
+from jaxgpt.training.sample import FlaxSession
 
 PROMPT = "Write a function to add the total by the"
 
@@ -21,8 +21,8 @@ def test_engine_gives_the_logits_of_the_whole_text(run: Path, length: int) -> No
     _, params = load_params(opened, "best")
     tokens = np.random.default_rng(0).integers(config.vocab_size, size=64).tolist()
     expected = np.asarray(merge(graph_of(config), params)(jnp.asarray([tokens])))[0]
-    engine = JaxEngine(config, params)
-    found = [engine.start(tokens[:length]), *(engine.step(token) for token in tokens[length:])]
+    engine = FlaxSession(config, params)
+    found = [engine.prefill(tokens[:length]), *(engine.decode(token) for token in tokens[length:])]
     # float32; a cached sum runs over the padded context in another order.
     assert np.abs(np.stack(found) - expected[length - 1 :]).max() < 1e-4
 

@@ -19,7 +19,9 @@ from jaxgpt.training.step.train_step import make_eval_step, make_train_step
 
 MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16)
 # Small and fixed, so that rounding is not amplified from step to step.
-TRAIN = TrainConfig(max_steps=50, batch_size=8, learning_rate=1e-3, embedding_rate=1e-3, warmup_steps=2)
+TRAIN = TrainConfig(
+    max_steps=50, batch_size=8, learning_rate=1e-3, embedding_learning_rate=1e-3, warmup_steps=2
+)
 STEPS = 50
 FLOAT64_TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 1e-5
@@ -55,7 +57,7 @@ def losses(
     sharding = batch_sharding(mesh, axis=1, ndim=3)
     found = []
     for inputs, targets in zip(*batches(), strict=True):
-        shape = (train.accumulate, 8 // train.accumulate, 16)
+        shape = (train.grad_accum_steps, 8 // train.grad_accum_steps, 16)
         placed = [jax.device_put(array.reshape(shape), sharding) for array in (inputs, targets)]
         state, metrics = step(state, *placed)
         found.append(float(metrics["loss"]))
@@ -115,7 +117,7 @@ def test_micro_batches_count_by_their_tokens() -> None:
     with jax.enable_x64(True):
         whole = losses(1, "", jnp.float64)
         for accumulate in (2, 4, 8):
-            parts = losses(1, "", jnp.float64, dataclasses.replace(TRAIN, accumulate=accumulate))
+            parts = losses(1, "", jnp.float64, dataclasses.replace(TRAIN, grad_accum_steps=accumulate))
             assert np.abs(parts - whole).max() <= FLOAT64_TOLERANCE
 
 
@@ -211,7 +213,7 @@ def test_low_precision_steps_stay_near_float32(precision: str) -> None:
 def test_spike_guard_skips_a_loss_far_above_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxgpt.training.step.guard.SPIKE_WARMUP", 5)
     monkeypatch.setattr("jaxgpt.training.step.guard.SPIKE_MEMORY", 0.5)
-    train = dataclasses.replace(TRAIN, spike_guard=6.0, learning_rate=0.01, embedding_rate=0.01)
+    train = dataclasses.replace(TRAIN, spike_guard=6.0, learning_rate=0.01, embedding_learning_rate=0.01)
     state, optimizer = start(train, jnp.float32)
     step = jax.jit(make_train_step(graph_of(MODEL), optimizer, make_mesh("", 1), train, False))
     inputs, targets = batches()

@@ -86,7 +86,7 @@ def test_a_step_that_would_not_fit_is_one_line_and_leaves_no_run(
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: a training step needs 0.00") or "GB on each device" in last
     assert "0.00 GB are free" in last
-    assert "--accumulate" in last
+    assert "--grad-accum-steps" in last
     assert not (tmp_path / "run").exists()
 
 

@@ -19,7 +19,12 @@ def blocks(language: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Console commands of this interpreter first on PATH; one thread, as on a busy machine."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'export'}{os.pathsep}{ROOT / 'bench'}",
+        "JAX_PLATFORMS": "cpu",
+    }
 
 
 def test_the_readme_s_commands_and_python_run_as_they_stand(tmp_path: Path) -> None:
@@ -28,7 +33,9 @@ def test_the_readme_s_commands_and_python_run_as_they_stand(tmp_path: Path) -> N
     for line in commands:
         # The entry points themselves are installed by `make setup`; -m is the same without an installation.
         program, _, rest = line.partition(" ")
-        module = {"jaxgpt": "jaxgpt", "jaxgpt-export": "export", "jaxgpt-bench": "bench"}[program]
+        module = {"jaxgpt": "jaxgpt", "jaxgpt-export": "jaxgpt_export", "jaxgpt-bench": "jaxgpt_bench"}[
+            program
+        ]
         shell = f'"{sys.executable}" -m {module} {rest}'
         done = subprocess.run(
             shell, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True

@@ -11,10 +11,10 @@ from jaxgpt_export.format.probe import Probe, probe_positions, write_probe
 from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, HEAD, Quantization, linear_layers, usual_bits
 from jaxgpt_export.model.gpt import EMBEDDINGS, float_model
 from jaxgpt_export.parity.probe_gates import measure
-from jaxgpt_export.quantize.activation import InputPlan
+from jaxgpt_export.quantize.activation import ActivationQuant
 from jaxgpt_export.quantize.gptq import round_groups
-from jaxgpt_export.quantize.quantizer import fine_layers
-from jaxgpt_export.quantize.state_dict import rounded_tensors
+from jaxgpt_export.quantize.quantizer import two_level_layers
+from jaxgpt_export.quantize.state_dict import quantized_state_dict
 from safetensors.torch import save_file
 
 from jaxgpt.shared.config import ModelConfig
@@ -68,14 +68,14 @@ def _quantized(kind: str, config: ModelConfig, tensors: Tensors) -> tuple[Quanti
     if kind in ("dynamic", "static"):
         names = linear_layers(config)
         steps = {name: torch.tensor(0.05) if kind == "static" else None for name in names}
-        plans = {name: InputPlan(step, None, 0.0) for name, step in steps.items()}
+        plans = {name: ActivationQuant(step, None, 0.0) for name, step in steps.items()}
     if kind == "dynamic":
         smooth = {"h.0.mlp.c_proj": 4 * config.n_embd, HEAD: config.n_embd}
-        plans |= {name: InputPlan(None, torch.linspace(0.5, 2, n), 0.0) for name, n in smooth.items()}
+        plans |= {name: ActivationQuant(None, torch.linspace(0.5, 2, n), 0.0) for name, n in smooth.items()}
     if kind in FOUR_BIT_METHODS:
         size = GROUP_SIZE
         groups = {name: round_groups(tensors[f"{name}.weight"], size) for name in bits if bits[name] == 4}
-    content = rounded_tensors(config, tensors, bits, plans, groups)
+    content = quantized_state_dict(config, tensors, bits, plans, groups)
     smoothed = tuple(sorted(name.removesuffix(".smooth") for name in content if name.endswith(".smooth")))
-    fine = tuple(fine_layers(config)[:3]) if kind in ("dynamic", "static") else ()
+    fine = tuple(two_level_layers(config)[:3]) if kind in ("dynamic", "static") else ()
     return Quantization(kind, bits, size, smoothed, fine), content

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from jaxgpt_export.flax_run.logits import all_flax_logits
 from jaxgpt_export.flax_run.tensors import hf_tensors, input_scales
-from jaxgpt_export.format.artifact import TRAINED_FILE, from_hf_layout, from_hf_name, write_artifact
-from jaxgpt_export.format.certificate import versions, write_certificate
+from jaxgpt_export.format.artifact import from_hf_layout, from_hf_name, write_artifact
+from jaxgpt_export.format.certificate import TRAINED_FILE, versions, write_certificate
 from jaxgpt_export.format.probe import Probe, probe_positions, probe_tokens, write_probe
 from jaxgpt_export.model.gpt import float_model
 from jaxgpt_export.parity import ParityMeter

@@ -3,11 +3,40 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+OFFLINE_CHOICES = "offline choices: --source stdlib, --source packages:NAME,..., or a local file or folder"
 
 
-def deduplicate(documents: Any, counts: Counter[str]) -> list[Document]:
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text that is never cut by the split.
+
+    Attributes:
+      text: what is trained on.
+      group: documents of one group fall into the same split: the file for code, else the document.
+    """
+
+    text: str
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Documents, with where they came from.
+
+    Attributes:
+      name: the --source that was given.
+      revision: commit, version or file list that tells which text it was.
+      documents: read as they are asked for.
+    """
+
+    name: str
+    revision: str
+    documents: Iterable[Document]
+
+
+def deduplicate(documents: Iterable[Document], counts: Counter[str]) -> list[Document]:
     """Keep the first of equal documents, drop blank ones, and replace what UTF-8 can't hold.
 
     Args:
@@ -43,16 +72,3 @@ def split(documents: Sequence[Document], val_fraction: float) -> tuple[list[str]
         in_val = int.from_bytes(digest[:8], "big") / 2**64 < val_fraction
         (val if in_val else train).append(document.text)
     return train, val
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A text that is never cut by the split.
-
-    Attributes:
-      text: what is trained on.
-      group: documents of one group fall into the same split: the file for code, else the document.
-    """
-
-    text: str
-    group: str

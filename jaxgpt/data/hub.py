@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.data.sources import OFFLINE_CHOICES, Source
+from jaxgpt.data.documents import OFFLINE_CHOICES, Source
 from jaxgpt.data.tables import TABLE_SUFFIXES, load_table, table_documents
 from jaxgpt.shared.errors import UserError
 

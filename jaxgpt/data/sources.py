@@ -6,10 +6,9 @@ packages:NAME,...     the same from installed packages
 PATH                  .jsonl, .json, .parquet, .txt, .py, or a folder of such files
 """
 
-import dataclasses
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxgpt.data.docstring_pairs import (
@@ -19,31 +18,15 @@ from jaxgpt.data.docstring_pairs import (
     source_files,
     standard_library,
 )
-from jaxgpt.data.documents import Document
+from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Source
 from jaxgpt.data.hub import hub_source
 from jaxgpt.data.tables import TABLE_SUFFIXES, load_table, table_documents
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
-OFFLINE_CHOICES = "offline choices: --source stdlib, --source packages:NAME,..., or a local file or folder"
 SUFFIXES = (*TABLE_SUFFIXES, ".txt", ".py")
 # A lone text file has no documents of its own; blocks of this size, cut at blank lines, stand in.
 MIN_TEXT_BLOCK_CHARACTERS = 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Documents, with where they came from.
-
-    Attributes:
-      name: the --source that was given.
-      revision: commit, version or file list that tells which text it was.
-      documents: read as they are asked for.
-    """
-
-    name: str
-    revision: str
-    documents: Iterable[Document]
 
 
 def open_source(name: str, text_column: str = "text") -> Source:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 from jaxgpt.generation.prompt_lookup import PromptLookup
 from jaxgpt.generation.sampling import Sampler, Sampling
-from jaxgpt.generation.session import Engine, RewindingEngine
-from jaxgpt.generation.state import Generation, Text
+from jaxgpt.generation.session import RewindableSession, Session
+from jaxgpt.generation.state import Generation, GenerationState
 from jaxgpt.shared.tokenizer import Tokenizer
 
-BURST = 8  # tokens that an engine makes without asking back: Python between them takes 45 us each
+TOKENS_PER_CALL = 8  # made by one call of a session: Python between two calls takes 45 us
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class PromptOptions:
 
 
 def generate_shown(
-    engine: Engine, tokenizer: Tokenizer, options: PromptOptions, guess: int = 0
+    session: Session, tokenizer: Tokenizer, options: PromptOptions, draft_tokens: int = 0
 ) -> Generation:
     """Continue a prompt as a command does: the text streams to stdout, unless that is kept for JSON."""
 
@@ -54,83 +54,89 @@ def generate_shown(
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    sampling = options.sampling()
-    done = generate(
-        engine, tokenizer, options.prompt, options.max_new_tokens, sampling, options.stop, show, guess
-    )
+    arguments = (options.prompt, options.max_new_tokens, options.sampling(), options.stop, show)
+    done = generate(session, tokenizer, *arguments, draft_tokens)
     show("\n")
     return done
 
 
 def generate(
-    engine: Engine,
+    session: Session,
     tokenizer: Tokenizer,
     prompt: str,
     max_new_tokens: int,
     sampling: Sampling,
     stop: Sequence[str] = (),
     on_text: Callable[[str], object] | None = None,
-    guess: int = 0,
+    draft_tokens: int = 0,
 ) -> Generation:
     """Continue a prompt.
 
     Args:
-      engine: the model.
-      tokenizer: as the next ones, see Text.
-      prompt: see Text.
-      max_new_tokens: see Text.
-      sampling: see Text.
-      stop: see Text.
-      on_text: see Text.
-      guess: tokens to try ahead at most, where the engine can rewind; the text is the same.
+      session: the model.
+      tokenizer: as the next ones, see GenerationState.
+      prompt: see GenerationState.
+      max_new_tokens: see GenerationState.
+      sampling: see GenerationState.
+      stop: see GenerationState.
+      on_text: see GenerationState.
+      draft_tokens: tokens to draft at most by prompt lookup, where the session can rewind; the text is the
+        same.
 
     Raises:
       UserError: the prompt leaves no room for a token, or max_new_tokens is below 1.
     """
-    text = Text(tokenizer, prompt, engine.block_size, max_new_tokens, sampling, stop, on_text)
-    rewinding = engine if isinstance(engine, RewindingEngine) else None
-    lookup = PromptLookup(text.prompt, guess if rewinding else 0)
-    text.push(text.sampler.draw(engine.start(text.prompt)))
-    while not text.finished():
-        token = text.tokens[-1]
-        if rewinding is None:
-            text.push(text.sampler.draw(engine.step(token)))
-            continue
+    state = GenerationState(tokenizer, prompt, session.block_size, max_new_tokens, sampling, stop, on_text)
+    state.push(state.sampler.draw(session.prefill(state.prompt)))
+    if isinstance(session, RewindableSession):
+        return _decode_with_drafts(session, state, draft_tokens, tokenizer.endoftext)
+    while not state.finished():
+        state.push(state.sampler.draw(session.decode(state.tokens[-1])))
+    return state.result()
+
+
+def _decode_with_drafts(
+    session: RewindableSession, state: GenerationState, draft_tokens: int, endoftext: int
+) -> Generation:
+    """Decode to the end, several tokens a call: drafts from the text itself, and greedy runs."""
+    lookup = PromptLookup(state.prompt, draft_tokens)
+    while not state.finished():
+        token = state.tokens[-1]
         lookup.push(token)
-        guessed = lookup.guess(text.left - 1)
+        draft = lookup.draft(state.left - 1)
         started = time.perf_counter()
-        if text.sampler.greedy and not guessed:
-            most = min(text.left, BURST, lookup.patience if guess else BURST)
-            drawn = rewinding.follow(token, most, tokenizer.endoftext)
+        if state.sampler.greedy and not draft:
+            patience = lookup.patience if draft_tokens else TOKENS_PER_CALL
+            drawn = session.decode_greedy(token, min(state.left, TOKENS_PER_CALL, patience), endoftext)
         else:
-            drawn = _draw_after(rewinding, text.sampler, [token, *guessed])
-        kept = min(len(drawn) - 1, len(guessed))
-        if kept < len(guessed):
-            rewinding.truncate(len(text.prompt) + len(text.tokens) + kept)
-        lookup.learn(len(guessed), kept, time.perf_counter() - started, len(drawn))
+            drawn = _verify_draft(session, state.sampler, [token, *draft])
+        accepted = min(len(drawn) - 1, len(draft))
+        if accepted < len(draft):
+            session.truncate(len(state.prompt) + len(state.tokens) + accepted)
+        lookup.update(len(draft), accepted, time.perf_counter() - started, len(drawn))
         for place, next_token in enumerate(drawn):
             if place:
                 lookup.push(drawn[place - 1])
-            text.push(next_token)
-            if text.finished():
+            state.push(next_token)
+            if state.finished():
                 break
-    return text.done(lookup.guessed, lookup.accepted)
+    return state.result(lookup.guessed, lookup.accepted)
 
 
-def _draw_after(engine: RewindingEngine, sampler: Sampler, tokens: Sequence[int]) -> list[int]:
-    """Take a token and guesses of what follows; return the guesses that were right and the token after them.
+def _verify_draft(session: RewindableSession, sampler: Sampler, tokens: Sequence[int]) -> list[int]:
+    """Take a token and the draft behind it; return the draft tokens that are accepted and the one after them.
 
-    Each token is drawn from the logits that it would be drawn from without guesses, with a random number of
+    Each token is drawn from the logits that it would be drawn from without a draft, with a random number of
     its own.
     """
-    every = len(tokens) > 1
+    all_logits = len(tokens) > 1
     if sampler.greedy:
-        choices: Sequence[int] = engine.greedy(tokens, every=every).tolist()
+        choices: Sequence[int] = session.greedy(tokens, all_logits=all_logits).tolist()
         right = (a == b for a, b in zip(choices, tokens[1:], strict=False))
         return list(choices[: 1 + sum(itertools.takewhile(bool, right))])
     drawn: list[int] = []
-    for logits, guess in itertools.zip_longest(engine.forward(tokens, every=every), tokens[1:]):
+    for logits, drafted in itertools.zip_longest(session.forward(tokens, all_logits=all_logits), tokens[1:]):
         drawn.append(sampler.draw(logits))
-        if drawn[-1] != guess:
+        if drawn[-1] != drafted:
             break
     return drawn

@@ -7,18 +7,22 @@ weights are read once for all of them. Each text is the one that it would be alo
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from jaxgpt_export.native.native_session import NativeSession
-
 from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
-from jaxgpt.generation.session import Engine
-from jaxgpt.generation.state import Generation, Text
+from jaxgpt.generation.session import BatchSession, Session
+from jaxgpt.generation.state import Generation, GenerationState
 from jaxgpt.shared.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
-    """A prompt of a file and what it asks for."""
+class Request:
+    """A prompt and what is asked for.
+
+    Attributes:
+      prompt: text to continue.
+      max_new_tokens: tokens to generate at most.
+      sampling: how they are drawn.
+    """
 
     prompt: str
     max_new_tokens: int
@@ -26,52 +30,56 @@ class Order:
 
 
 def generate_many(
-    session: Engine, tokenizer: Tokenizer, orders: Sequence[Order], stop: Sequence[str] = ()
+    session: Session, tokenizer: Tokenizer, requests: Sequence[Request], stop: Sequence[str] = ()
 ) -> Iterator[tuple[int, Generation]]:
-    """Generate texts, as many side by side as the session has slots.
+    """Generate texts, as many side by side as the session has slots; one after the other without slots.
 
     Yields:
-      The place of an order and its text, in the order in which they end.
+      The place of a request and its text, in the order in which they end.
 
     Raises:
       UserError: a prompt leaves no room for a token.
     """
-    if not isinstance(session, NativeSession):
-        for index, order in enumerate(orders):
-            yield (
-                index,
-                generate(session, tokenizer, order.prompt, order.max_new_tokens, order.sampling, stop),
-            )
+    if isinstance(session, BatchSession):
+        yield from _generate_in_slots(session, tokenizer, requests, stop)
         return
-    waiting = list(enumerate(orders))[::-1]
-    running: dict[int, tuple[int, Text]] = {}  # slot -> place and text
+    for index, request in enumerate(requests):
+        arguments = (request.prompt, request.max_new_tokens, request.sampling, stop)
+        yield index, generate(session, tokenizer, *arguments)
+
+
+def _generate_in_slots(
+    session: BatchSession, tokenizer: Tokenizer, requests: Sequence[Request], stop: Sequence[str]
+) -> Iterator[tuple[int, Generation]]:
+    waiting = list(enumerate(requests))[::-1]
+    running: dict[int, tuple[int, GenerationState]] = {}  # slot -> place of its request, and its text
     while waiting or running:
         for slot in range(session.slots):
             if slot not in running and waiting:
-                index, order = waiting.pop()
-                arguments = (order.prompt, session.block_size, order.max_new_tokens, order.sampling, stop)
-                running[slot] = (index, Text(tokenizer, *arguments))
+                index, request = waiting.pop()
+                arguments = (request.prompt, session.block_size, request.max_new_tokens, request.sampling)
+                running[slot] = (index, GenerationState(tokenizer, *arguments, stop))
                 session.truncate(0, slot)
         tokens: list[int] = []
         slots: list[int] = []
-        for slot, (_, text) in running.items():
-            new = text.tokens[-1:] or text.prompt
+        for slot, (_, state) in running.items():
+            new = state.tokens[-1:] or state.prompt
             tokens += new
             slots += [slot] * len(new)
-        for (slot, (index, text)), token in zip(
-            list(running.items()), _draw(session, running, tokens, slots), strict=True
-        ):
-            text.push(token)
-            if text.finished():
-                yield index, text.done()
+        states = [state for _, state in running.values()]
+        drawn = _draw(session, states, tokens, slots)
+        for (slot, (index, state)), token in zip(list(running.items()), drawn, strict=True):
+            state.push(token)
+            if state.finished():
+                yield index, state.result()
                 del running[slot]
 
 
 def _draw(
-    session: NativeSession, running: dict[int, tuple[int, Text]], tokens: list[int], slots: list[int]
+    session: BatchSession, states: Sequence[GenerationState], tokens: list[int], slots: list[int]
 ) -> list[int]:
-    """Take the tokens; return the next one of each running text."""
-    samplers = [text.sampler for _, text in running.values()]
+    """Take the tokens; return the next one of each text."""
+    samplers = [state.sampler for state in states]
     if all(sampler.greedy for sampler in samplers):
         return [int(token) for token in session.greedy(tokens, slots)]
     rows = session.forward(tokens, slots)

@@ -24,8 +24,8 @@ class Generation:
         context is full).
       prefill_s: seconds from the prompt to the first logits.
       decode_s: seconds for all that follows.
-      guessed: tokens that were tried ahead (see drafting.py).
-      accepted: how many of them stood.
+      guessed: draft tokens that were tried (see prompt_lookup.py).
+      accepted: how many of them the model would have chosen itself.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Generation:
     accepted: int = 0
 
 
-class Text:
+class GenerationState:
     """A text that is being generated: takes tokens, knows when it is finished.
 
     Args:
@@ -75,8 +75,8 @@ class Text:
         self.finish_reason: FinishReason | None = None
         self.sampler = Sampler(sampling)
         room = block_size - len(self.prompt) + 1  # the last token needs no place
-        self._most = min(max_new_tokens, room)
-        self._at_most: FinishReason = "context" if room < max_new_tokens else "length"
+        self._max_tokens = min(max_new_tokens, room)
+        self._reason_at_max: FinishReason = "context" if room < max_new_tokens else "length"
         self._endoftext = tokenizer.endoftext
         self._stream = TextStream(tokenizer, stop)
         self._show = on_text or (lambda text: None)
@@ -89,7 +89,7 @@ class Text:
     @property
     def left(self) -> int:
         """How many more tokens it may take."""
-        return self._most - len(self.tokens)
+        return self._max_tokens - len(self.tokens)
 
     def push(self, token: int) -> None:
         """Take the next token."""
@@ -101,13 +101,13 @@ class Text:
         else:
             self._show(self._stream.push(token))
             if not self._stream.stopped and not self.left:
-                self.finish_reason = self._at_most
+                self.finish_reason = self._reason_at_max
         if self.finish_reason is not None:
             self._show(self._stream.finish())
         if self._stream.stopped:
             self.finish_reason = "stop"
 
-    def done(self, guessed: int = 0, accepted: int = 0) -> Generation:
+    def result(self, guessed: int = 0, accepted: int = 0) -> Generation:
         """Return what was generated."""
         assert self.finish_reason is not None
         times = (self._first - self._started, time.perf_counter() - self._first)

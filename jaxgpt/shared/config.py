@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from jaxgpt.shared.errors import UserError
 
-RUN_FORMAT_VERSION = 2
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_BLOCK_SIZE = 2**20
 MAX_LAYERS = 4096
@@ -112,13 +111,13 @@ class TrainConfig:
     Attributes:
       max_steps: optimizer steps.
       batch_size: sequences an optimizer step.
-      accumulate: micro-batches that a step's batch is cut into.
+      grad_accum_steps: micro-batches that a step's batch is cut into.
       optimizer: "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest).
       learning_rate: peak, of the blocks' matrices.
-      embedding_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to them).
-      final_rate: share of the peak rate that is left at the last step.
+      embedding_learning_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to them).
+      final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
-      cooldown: "cosine" from the peak on, or "linear" from the peak on.
+      lr_schedule: "cosine" from the peak on, or "linear" from the peak on.
       weight_decay: of matrices only, times the learning rate.
       beta1: momentum of AdamW.
       beta2: second-moment decay of AdamW.
@@ -140,13 +139,13 @@ class TrainConfig:
 
     max_steps: int = 1000
     batch_size: int = 32
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     optimizer: Optimizer = "adamw"
     learning_rate: float = 6e-4
-    embedding_rate: float = 6e-4
-    final_rate: float = 0.1
+    embedding_learning_rate: float = 6e-4
+    final_lr_fraction: float = 0.1
     warmup_steps: int = 100
-    cooldown: Literal["cosine", "linear"] = "cosine"
+    lr_schedule: Literal["cosine", "linear"] = "cosine"
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -167,7 +166,7 @@ class TrainConfig:
         for name in (
             "max_steps",
             "batch_size",
-            "accumulate",
+            "grad_accum_steps",
             "loss_chunks",
             "vocab_multiple",
             "eval_every",
@@ -175,24 +174,32 @@ class TrainConfig:
         ):
             _require_positive(name, getattr(self, name))
         for name in (
-            "warmup_steps", "weight_decay", "final_rate", "sample_every", "seed", "spike_guard", "max_skipped"
-        ):  # fmt: skip
+            "warmup_steps",
+            "weight_decay",
+            "final_lr_fraction",
+            "sample_every",
+            "seed",
+            "spike_guard",
+            "max_skipped",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} ({getattr(self, name)}) must be 0 or more, and finite")
-        for name in ("learning_rate", "embedding_rate", "grad_clip"):
+        for name in ("learning_rate", "embedding_learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} ({getattr(self, name)}) must be above 0, and finite")
         if self.seed >= 2**31:
             raise UserError(f"seed ({self.seed}) must be below 2^31")
         if self.vocab_multiple > MAX_VOCAB_SIZE:
             raise UserError(f"vocab_multiple ({self.vocab_multiple}) must be at most {MAX_VOCAB_SIZE}")
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.grad_accum_steps:
             raise UserError(
-                f"batch_size ({self.batch_size}) must be divisible by accumulate ({self.accumulate}); "
-                "give both"
+                f"batch_size ({self.batch_size}) must be divisible by grad_accum_steps "
+                f"({self.grad_accum_steps}); give both"
             )
         if self.optimizer not in ("adamw", "muon"):
             raise UserError(f"optimizer ({self.optimizer}) must be adamw or muon")
+        if self.lr_schedule not in ("cosine", "linear"):
+            raise UserError(f"lr_schedule ({self.lr_schedule}) must be cosine or linear")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise UserError(f"precision ({self.precision}) must be fp32, bf16 or fp16")
 

@@ -120,10 +120,14 @@ def run(prog: str, about: str, commands: Mapping[str, str], argv: Sequence[str] 
 def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
     """Read command-line arguments into an options dataclass.
 
+    Flags that had another name once are named by the class attribute RENAMED, old name -> name now: they are
+    taken, and help shows one name.
+
     Raises:
       UserError: an unknown or missing flag, or a value of the wrong type; one line.
       SystemExit: after --help.
     """
+    arguments = [_current_flag(argument, getattr(options, "RENAMED", {})) for argument in arguments]
     flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)]
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
@@ -146,6 +150,12 @@ def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
     if unknown:
         raise UserError(f"{prog} can't use {unknown[0]!r}; {prog} --help tells the options")
     return value
+
+
+def _current_flag(argument: str, renamed: Mapping[str, str]) -> str:
+    """Return an argument with a flag's old name replaced by its name now."""
+    flag, equals, value = argument.partition("=")
+    return f"{renamed.get(flag.replace('_', '-'), flag)}{equals}{value}"
 
 
 def _one_line(box: str) -> str:

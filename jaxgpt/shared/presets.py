@@ -25,7 +25,7 @@ class Preset:
 _LARGE = TrainConfig(
     max_steps=5000,
     batch_size=480,
-    accumulate=40,
+    grad_accum_steps=40,
     warmup_steps=250,
     loss_chunks=8,
     vocab_multiple=128,
@@ -44,10 +44,10 @@ PRESETS: dict[str, Preset] = {
             batch_size=8,
             optimizer="muon",
             learning_rate=0.02,
-            embedding_rate=0.02,
-            final_rate=0.0,
+            embedding_learning_rate=0.02,
+            final_lr_fraction=0.0,
             warmup_steps=40,
-            cooldown="linear",
+            lr_schedule="linear",
             weight_decay=0.1,
             eval_every=400,
             checkpoint_every=400,
@@ -64,22 +64,22 @@ PRESETS: dict[str, Preset] = {
             batch_size=32,
             optimizer="muon",
             learning_rate=2e-2,
-            embedding_rate=3e-3,
-            final_rate=0.0,
+            embedding_learning_rate=3e-3,
+            final_lr_fraction=0.0,
             warmup_steps=100,
-            cooldown="linear",
+            lr_schedule="linear",
             weight_decay=0.1,
         ),
     ),
     "gpt2": Preset(1024, 12, 12, 768, _LARGE),
     "gpt2-medium": Preset(
-        1024, 24, 16, 1024, dataclasses.replace(_LARGE, learning_rate=3e-4, embedding_rate=3e-4)
+        1024, 24, 16, 1024, dataclasses.replace(_LARGE, learning_rate=3e-4, embedding_learning_rate=3e-4)
     ),
     "gpt2-large": Preset(
-        1024, 36, 20, 1280, dataclasses.replace(_LARGE, learning_rate=2.5e-4, embedding_rate=2.5e-4)
+        1024, 36, 20, 1280, dataclasses.replace(_LARGE, learning_rate=2.5e-4, embedding_learning_rate=2.5e-4)
     ),
     "gpt2-xl": Preset(
-        1024, 48, 25, 1600, dataclasses.replace(_LARGE, learning_rate=2e-4, embedding_rate=2e-4)
+        1024, 48, 25, 1600, dataclasses.replace(_LARGE, learning_rate=2e-4, embedding_learning_rate=2e-4)
     ),
 }
 

@@ -59,20 +59,20 @@ class Batches:
             self._fill(*divmod(number, self.windows_per_epoch), inputs[row], targets[row])
         return inputs, targets
 
-    def micro(self, step: int, accumulate: int, rows: slice) -> Batch:
+    def micro(self, step: int, grad_accum_steps: int, rows: slice) -> Batch:
         """Return the same sequences of each micro-batch of a step.
 
         Args:
           step: from 0 on.
-          accumulate: A, micro-batches of the step.
+          grad_accum_steps: A, micro-batches of the step.
           rows: which of a micro-batch's sequences.
 
         Returns:
           inputs and targets: (A, rows, T).
         """
-        size = self.batch_size // accumulate
+        size = self.batch_size // grad_accum_steps
         start, stop, _ = rows.indices(size)
-        parts = [self.at(step, slice(a * size + start, a * size + stop)) for a in range(accumulate)]
+        parts = [self.at(step, slice(a * size + start, a * size + stop)) for a in range(grad_accum_steps)]
         return np.stack([inputs for inputs, _ in parts]), np.stack([targets for _, targets in parts])
 
     def _fill(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -11,7 +11,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.devices.precision import best_precision
 from jaxgpt.training.run.folder import RunConfig, data_entry, read_run_config
-from jaxgpt.training.run.init_from import Initial
+from jaxgpt.training.run.init_from import InitSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainOptions:
       cpu_devices: simulate so many devices on the CPU (in each process); 0 takes the devices that JAX finds.
       mesh: layout of the devices, such as data=4,fsdp=2; all on data if not given.
       batch_size: sequences an optimizer step, all devices together.
-      accumulate: micro-batches that a step's batch is cut into, to save memory.
+      grad_accum_steps: micro-batches that a step's batch is cut into, to save memory.
       block_size: longest context, tokens.
       n_layer: blocks.
       n_head: attention heads.
@@ -40,10 +40,10 @@ class TrainOptions:
       positions: learned, or rotary.
       optimizer: adamw, or muon for the blocks' matrices.
       learning_rate: peak, of the blocks' matrices.
-      embedding_rate: peak, of embeddings, gains and biases; with --qat also of input steps, relative to them.
-      final_rate: share of the peak that is left at the end.
+      embedding_learning_rate: peak, of embeddings, gains and biases; with --qat also of input steps, relative to them.
+      final_lr_fraction: share of the peak that is left at the end.
       warmup_steps: steps of linear rise.
-      cooldown: shape of the fall, cosine or linear.
+      lr_schedule: shape of the fall, cosine or linear.
       weight_decay: of matrices.
       precision: of matrix products, fp32, bf16 or fp16 (with loss scaling); if not given, what the device
         is best at.
@@ -63,6 +63,13 @@ class TrainOptions:
       json: print one JSON document with all figures on stdout.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "--accumulate": "--grad-accum-steps",
+        "--embedding-rate": "--embedding-learning-rate",
+        "--final-rate": "--final-lr-fraction",
+        "--cooldown": "--lr-schedule",
+    }
+
     preset: tyro.conf.Positional[str]
     data: Path
     out: Path
@@ -73,7 +80,7 @@ class TrainOptions:
     cpu_devices: int = 0
     mesh: str = ""
     batch_size: int | None = None
-    accumulate: int | None = None
+    grad_accum_steps: int | None = None
     block_size: int | None = None
     n_layer: int | None = None
     n_head: int | None = None
@@ -82,10 +89,10 @@ class TrainOptions:
     positions: Literal["learned", "rotary"] | None = None
     optimizer: Literal["adamw", "muon"] | None = None
     learning_rate: float | None = None
-    embedding_rate: float | None = None
-    final_rate: float | None = None
+    embedding_learning_rate: float | None = None
+    final_lr_fraction: float | None = None
     warmup_steps: int | None = None
-    cooldown: Literal["cosine", "linear"] | None = None
+    lr_schedule: Literal["cosine", "linear"] | None = None
     weight_decay: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     remat: bool | None = None
@@ -104,7 +111,7 @@ class TrainOptions:
     json: bool = False
 
 
-def run_config(options: TrainOptions, dataset: Dataset, initial: Initial | None = None) -> RunConfig:
+def run_config(options: TrainOptions, dataset: Dataset, initial: InitSource | None = None) -> RunConfig:
     """Combine preset, data, the model to begin with and options.
 
     The precision is the preset's where none is given; what config.json says of the initial model is not
@@ -125,7 +132,7 @@ def run_config(options: TrainOptions, dataset: Dataset, initial: Initial | None 
     return RunConfig(options.preset, model, train, data_entry(dataset))
 
 
-def _require_same_shape(initial: Initial, given: dict[str, Any]) -> None:
+def _require_same_shape(initial: InitSource, given: dict[str, Any]) -> None:
     for name in ("n_layer", "n_head", "n_embd", "positions"):
         there = getattr(initial.model, name)
         if given.get(name, there) != there:

@@ -22,7 +22,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, use_cpu_devices
 from jaxgpt.training.step.choose_numerics import choose_numerics
-from jaxgpt.training.step.compiled import Program, peak_bytes
+from jaxgpt.training.step.compiled import CompiledTraining, peak_bytes
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TB": 1e12, "TIB": 2**40}
 MAX_DEVICES = 1024  # simulated at once
@@ -92,7 +92,7 @@ def plan(options: PlanOptions) -> Result:
     chunks = preset.train.loss_chunks if options.loss_chunks is None else options.loss_chunks
     train = dataclasses.replace(preset.train, precision=options.precision, loss_chunks=chunks)
     numerics, _ = choose_numerics(model, train.precision, "cpu", 0.0)
-    program = Program(model, train, mesh, numerics)
+    program = CompiledTraining(model, train, mesh, numerics)
     params = _shard_bytes(program.abstract.params, program.shardings.params)
     rest = _shard_bytes(program.abstract, program.shardings) - params
     say(
@@ -103,11 +103,11 @@ def plan(options: PlanOptions) -> Result:
 
     def peak(sequences: int) -> float:
         if sequences not in measured:
-            accumulate = batch // (sequences * devices)
+            grad_accum_steps = batch // (sequences * devices)
             # Two micro-batches take what any number takes; a single one keeps no sum of gradients.
-            A = min(accumulate, 2)
-            tried = dataclasses.replace(train, batch_size=A * sequences * devices, accumulate=A)
-            measured[sequences] = peak_bytes(Program(model, tried, mesh, numerics).compile_step())
+            A = min(grad_accum_steps, 2)
+            tried = dataclasses.replace(train, batch_size=A * sequences * devices, grad_accum_steps=A)
+            measured[sequences] = peak_bytes(CompiledTraining(model, tried, mesh, numerics).compile_step())
             text = f"{sequences} sequence(s) of {model.block_size} tokens a device and micro-batch"
             say(f"  {text}: {_gb(measured[sequences])}, activations included")
         return measured[sequences]
@@ -131,7 +131,7 @@ def plan(options: PlanOptions) -> Result:
     if largest:
         say(
             f"fits into {_gb(memory)}, {_gb(peak(largest))} a device: --mesh {layout} --batch-size {batch} "
-            f"--accumulate {local // largest} --block-size {model.block_size} --loss-chunks {chunks} "
+            f"--grad-accum-steps {local // largest} --block-size {model.block_size} --loss-chunks {chunks} "
             f"--precision {options.precision}"
         )
     else:

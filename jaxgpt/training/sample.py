@@ -24,7 +24,7 @@ from jaxgpt.training.run.folder import open_run
 PREFILL_MULTIPLE = 32  # prompts are padded to a multiple, so that few lengths are compiled
 
 
-class JaxEngine:
+class FlaxSession:
     """A Flax GPT-2 that remembers the tokens it was given.
 
     Args:
@@ -55,7 +55,7 @@ class JaxEngine:
         self._decode = jax.jit(decode_one_token, donate_argnums=2)
         self._cache: Cache | None = None
 
-    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt of 1 to block_size tokens; return the logits (V,) after it."""
         length = len(tokens)
         padded = min(-(-length // PREFILL_MULTIPLE) * PREFILL_MULTIPLE, self.block_size)
@@ -64,9 +64,9 @@ class JaxEngine:
         logits, self._cache = self._prefill(self._params, array, jnp.int32(length))
         return np.asarray(logits)
 
-    def step(self, token: int) -> npt.NDArray[np.float32]:
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
         """Take one more token; return the logits (V,) after it."""
-        assert self._cache is not None, "start() comes first"
+        assert self._cache is not None, "prefill() comes first"
         logits, self._cache = self._decode(self._params, jnp.int32(token), self._cache)
         return np.asarray(logits)
 
@@ -90,6 +90,6 @@ def sample(options: SampleOptions) -> Result:
     run = open_run(options.run)
     step, params = load_params(run, options.step)
 
-    done = generate_shown(JaxEngine(run.config.model, params), run.tokenizer, options)
+    done = generate_shown(FlaxSession(run.config.model, params), run.tokenizer, options)
     say(f"step {step}: {len(done.tokens)} tokens ({done.finish_reason})")
     return Result({"step": step, **dataclasses.asdict(done)})

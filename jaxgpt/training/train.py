@@ -17,10 +17,10 @@ from jaxgpt.shared.presets import find_preset
 from jaxgpt.shared.tokenizer import load_tokenizer
 from jaxgpt.training.devices.malloc import keep_freed_memory
 from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
-from jaxgpt.training.devices.processes import first_does, join_processes
+from jaxgpt.training.devices.processes import join_processes, on_main_process
 from jaxgpt.training.options import TrainOptions, run_config, with_precision
-from jaxgpt.training.run.folder import claim_run, lock_run, require_claimable
-from jaxgpt.training.run.init_from import open_initial
+from jaxgpt.training.run.folder import create_run, lock_run, require_same_training
+from jaxgpt.training.run.init_from import open_init_source
 from jaxgpt.training.trainer import Trainer
 
 
@@ -32,7 +32,7 @@ def train(options: TrainOptions) -> Result:
     """
     find_preset(options.preset)
     dataset = open_dataset(options.data)
-    initial = None if options.init is None else open_initial(options.init)
+    initial = None if options.init is None else open_init_source(options.init)
     config = run_config(options, dataset, initial)
     use_cpu_devices(options.cpu_devices)
     keep_freed_memory(config.model, config.train, max(options.cpu_devices, 1))
@@ -55,11 +55,11 @@ def train(options: TrainOptions) -> Result:
     if tokenizer.sha256 != dataset.tokenizer_sha256:
         raise UserError(f"tokenizer files in {options.data} do not match its manifest; prepare it again")
     mesh = make_mesh(options.mesh, options.cpu_devices)
-    micro = config.train.batch_size // config.train.accumulate
+    micro = config.train.batch_size // config.train.grad_accum_steps
     if micro % mesh.size:
         raise UserError(
-            f"a micro-batch of {micro} sequences (batch_size / accumulate) does not divide over "
-            f"{mesh.size} devices; choose a multiple of {mesh.size * config.train.accumulate}"
+            f"a micro-batch of {micro} sequences (batch_size / grad_accum_steps) does not divide over "
+            f"{mesh.size} devices; choose a multiple of {mesh.size * config.train.grad_accum_steps}"
         )
 
     params = None
@@ -67,16 +67,16 @@ def train(options: TrainOptions) -> Result:
         params, entry = initial.read(config.model)
         config = dataclasses.replace(config, init=entry)
     trainer = Trainer(config, dataset, tokenizer, mesh, options.out, params)
-    first_does(functools.partial(require_claimable, options.out, config))
+    on_main_process(functools.partial(require_same_training, options.out, config))
     if not (options.out / "summary.json").exists():  # else there is nothing left to do
         trainer.require_room()
     with contextlib.ExitStack() as held:
 
         def claim() -> None:
-            claim_run(options.out, config)
+            create_run(options.out, config)
             held.enter_context(lock_run(options.out))
             (options.out / "tokenizer").mkdir(exist_ok=True)
             tokenizer.save(options.out / "tokenizer")
 
-        first_does(claim)
+        on_main_process(claim)
         return trainer.run()

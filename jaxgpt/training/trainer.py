@@ -21,16 +21,16 @@ from jaxgpt.training.devices.malloc import reserve_memory
 from jaxgpt.training.devices.memory import free_device_bytes
 from jaxgpt.training.devices.mesh import replicated
 from jaxgpt.training.devices.precision import compute_capability, flops_per_token, peak_flops
-from jaxgpt.training.devices.processes import StopSignal, all_agree, is_first
+from jaxgpt.training.devices.processes import StopSignal, all_agree, is_main_process
 from jaxgpt.training.evaluate import validation_loss
 from jaxgpt.training.model.params import HostParams, abstract_params, trim_vocabulary
 from jaxgpt.training.model.qat_scales import with_scales
 from jaxgpt.training.run.checkpoints import Checkpoints
 from jaxgpt.training.run.folder import RunConfig, read_metrics
 from jaxgpt.training.run.recorder import Recorder, make_recorder
-from jaxgpt.training.sample import JaxEngine
+from jaxgpt.training.sample import FlaxSession
 from jaxgpt.training.step.choose_numerics import choose_numerics
-from jaxgpt.training.step.compiled import Program, peak_bytes
+from jaxgpt.training.step.compiled import CompiledTraining, peak_bytes
 from jaxgpt.training.step.state import TrainState
 from jaxgpt.training.step.train_step import make_eval_step
 
@@ -63,7 +63,7 @@ class Trainer:
         numerics, self.attention = choose_numerics(
             config.model, config.train.precision, jax.default_backend(), compute_capability()
         )
-        self.program = Program(config.model, config.train, mesh, numerics)
+        self.program = CompiledTraining(config.model, config.train, mesh, numerics)
         self.eval_step = jax.jit(make_eval_step(self.program.graph, config.train.loss_chunks))
         self.batches = Batches(
             dataset.train, config.model.block_size, config.train.batch_size, config.train.seed
@@ -89,7 +89,7 @@ class Trainer:
         if not all_agree(fits):
             has = f"{free / 1e9:.2f} GB are free" if free and not fits else "another process has less"
             raise UserError(
-                f"a training step needs {needed / 1e9:.2f} GB on each device, {has}; raise --accumulate or "
+                f"a training step needs {needed / 1e9:.2f} GB on each device, {has}; raise --grad-accum-steps or "
                 "--loss-chunks, give --remat, or split the model: --mesh fsdp=N (jaxgpt plan says what fits)"
             )
 
@@ -220,7 +220,7 @@ class Trainer:
         return holds
 
     def _validate(self, state: TrainState) -> dict[str, float]:
-        micro = self.config.train.batch_size // self.config.train.accumulate
+        micro = self.config.train.batch_size // self.config.train.grad_accum_steps
         block_size = self.config.model.block_size
         return validation_loss(self.eval_step, state.params, self.dataset, block_size, micro, self.mesh)
 
@@ -234,11 +234,11 @@ class Trainer:
     def _sample(self, state: TrainState, step: int) -> str:
         """Write a sample beside the others and return it."""
         whole = jax.jit(lambda params: params, out_shardings=replicated(self.mesh))(state.params)
-        if not is_first():
+        if not is_main_process():
             return ""
         local = {name: leaf.addressable_data(0) for name, leaf in whole.items()}
         model = self.config.model
-        engine = JaxEngine(model, trim_vocabulary(local, model.vocab_size))
+        engine = FlaxSession(model, trim_vocabulary(local, model.vocab_size))
         sampling = Sampling(temperature=0.7, seed=self.config.train.seed)
         text = generate(engine, self.tokenizer, "", SAMPLE_TOKENS, sampling).text
         (self.folder / "samples").mkdir(exist_ok=True)
@@ -260,7 +260,7 @@ class Trainer:
         if first < step:
             figures["tokens_per_s"] = round(tokens_per_s, 1)
             figures["cpu_seconds"] = round(self.cpu_seconds_before + cpu_seconds(), 1)
-        if first < step and is_first():
+        if first < step and is_main_process():
             write_json(self.folder / "summary.json", figures)
         say(
             f"{self.folder}: {step} steps done, validation loss {figures['val_loss']:.4f} nats/token, "

@@ -2,7 +2,7 @@
 
     python -m jaxgpt_bench.peers.conversion '{"engine": "onnxruntime", "artifact": "..."}'
 
-is what the bench starts (see bench/jaxgpt_bench/common/workers.py); each question is a precision, a folder and the threads.
+is what the bench starts (see common/workers.py); each question is a precision, a folder and the threads.
 """
 
 from collections.abc import Callable

@@ -20,7 +20,7 @@ from jaxgpt_bench.peers.peer import Artifact, Peer, Prepared, weight_bytes
 COMPUTE = {"fp32": "float32", "int8-dynamic": "int8_float32"}
 
 
-class CTranslate2Engine:
+class CTranslate2Session:
     """A generator. Its cache lives only while it generates, so that it is timed doing that by itself.
 
     Tokens go in and out as the names that `convert` gave them, their numbers.
@@ -36,14 +36,14 @@ class CTranslate2Engine:
         self.block_size, self._beyond = shape["block_size"], shape["vocab_size"]
         self._tokens: list[int] = []
 
-    def start(self, tokens: Sequence[int]) -> Any:
+    def prefill(self, tokens: Sequence[int]) -> Any:
         """Take a prompt; return the logits (V,) after it, without a cache: to compare, not to time."""
         self._tokens = list(tokens)
         return np.array(self._generator.forward_batch([self._tokens]))[0, -1]
 
-    def step(self, token: int) -> Any:
+    def decode(self, token: int) -> Any:
         """Take one more token; return the logits (V,) after it, running the whole text again."""
-        return self.start([*self._tokens, token])
+        return self.prefill([*self._tokens, token])
 
     def generate_greedily(self, prompt: Sequence[int], count: int) -> dict[str, Any]:
         """Generate exactly so many tokens; see `jaxgpt_bench.speed.contestant_process.timed_generation`."""
@@ -102,6 +102,6 @@ class CTranslate2(Peer):
 
         return Prepared(scratch, weight_bytes(artifact, matrix_bytes))
 
-    def open(self, path: Path, precision: str, threads: int) -> CTranslate2Engine:
+    def open(self, path: Path, precision: str, threads: int) -> CTranslate2Session:
         """Load the folder."""
-        return CTranslate2Engine(path, precision, threads)
+        return CTranslate2Session(path, precision, threads)

@@ -28,7 +28,7 @@ FILES: dict[str, FileType] = {"fp32": "f32", "fp16": "f16", "int8-weight-only": 
 BATCH = 512
 
 
-class LlamaCppEngine:
+class LlamaCppSession:
     """A GGUF file run by llama.cpp, which takes tokens one batch after the other.
 
     Args:
@@ -74,7 +74,7 @@ class LlamaCppEngine:
         self._context = llama_cpp.llama_init_from_model(self._model, settings)
         self._one = (ctypes.c_int32 * 1)()
 
-    def start(self, tokens: Sequence[int]) -> Any:
+    def prefill(self, tokens: Sequence[int]) -> Any:
         """Take a prompt; return the logits (V,) after it."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
         for begin in range(0, len(tokens), BATCH):
@@ -82,7 +82,7 @@ class LlamaCppEngine:
             logits = self._take((ctypes.c_int32 * len(part))(*part), len(part))
         return logits
 
-    def step(self, token: int) -> Any:
+    def decode(self, token: int) -> Any:
         """Take one more token; return the logits (V,) after it."""
         self._one[0] = token
         return self._take(self._one, 1)
@@ -173,6 +173,6 @@ class LlamaCpp(Peer):
             (scratch / "float32.gguf").unlink()
         return Prepared(path, touched_bytes(path))
 
-    def open(self, path: Path, precision: str, threads: int) -> LlamaCppEngine:
+    def open(self, path: Path, precision: str, threads: int) -> LlamaCppSession:
         """Load the file."""
-        return LlamaCppEngine(path, threads, flash=True, repack=not _has_amx(), mapped=False)
+        return LlamaCppSession(path, threads, flash=True, repack=not _has_amx(), mapped=False)

@@ -170,7 +170,7 @@ def linear(
     return graph.node("MatMulNBits", inputs, [name], **shape)
 
 
-class OnnxEngine:
+class OnnxSession:
     """A session whose cache and inputs stay in place: the graph writes each new key and value into them."""
 
     def __init__(self, path: Path, options: Any) -> None:
@@ -208,12 +208,12 @@ class OnnxEngine:
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return binding, tokens, positions
 
-    def start(self, tokens: Sequence[int]) -> Any:
+    def prefill(self, tokens: Sequence[int]) -> Any:
         """Take a prompt; return the logits (V,) after it."""
         self._length = 0
         return self._take(tokens, self._binding(len(tokens)))
 
-    def step(self, token: int) -> Any:
+    def decode(self, token: int) -> Any:
         """Take one more token; return the logits (V,) after it."""
         return self._take([token], self._one)
 
@@ -263,9 +263,9 @@ class OnnxRuntime(Peer):
         trial = {spinning: self._open(scratch, threads, spinning) for spinning in (False, True)}
         return Prepared(scratch, weight_bytes(artifact, matrix_bytes), fastest(trial, scratch, SETTING))
 
-    def _open(self, path: Path, threads: int, spinning: bool) -> OnnxEngine:
-        return OnnxEngine(path / "model.onnx", session_options(threads, spinning))
+    def _open(self, path: Path, threads: int, spinning: bool) -> OnnxSession:
+        return OnnxSession(path / "model.onnx", session_options(threads, spinning))
 
-    def open(self, path: Path, precision: str, threads: int) -> OnnxEngine:
+    def open(self, path: Path, precision: str, threads: int) -> OnnxSession:
         """Open a session."""
         return self._open(path, threads, chosen(path, SETTING, True))

@@ -129,7 +129,7 @@ def _pack(q: Any) -> Any:
     return np.ascontiguousarray(flat[::2] | (flat[1::2] << 4))
 
 
-class OpenVinoEngine:
+class OpenVinoSession:
     """A compiled model and one request, whose variables are the cache."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -142,13 +142,13 @@ class OpenVinoEngine:
         self._length = 0
         self._beams = np.zeros(1, np.int32)
 
-    def start(self, tokens: Sequence[int]) -> Any:
+    def prefill(self, tokens: Sequence[int]) -> Any:
         """Take a prompt; return the logits (V,) after it."""
         self._request.reset_state()
         self._length = 0
         return self._take(tokens)
 
-    def step(self, token: int) -> Any:
+    def decode(self, token: int) -> Any:
         """Take one more token; return the logits (V,) after it."""
         return self._take([token])
 
@@ -190,7 +190,7 @@ class OpenVino(Peer):
 
         found = {}
         if precision != "fp32":
-            trial = {group: OpenVinoEngine(scratch, settings(threads, group)) for group in GROUPS}
+            trial = {group: OpenVinoSession(scratch, settings(threads, group)) for group in GROUPS}
             found = fastest(trial, scratch, SETTING)
 
         def matrix_bytes(matrix: Any) -> float:
@@ -201,6 +201,6 @@ class OpenVino(Peer):
 
         return Prepared(scratch, weight_bytes(artifact, matrix_bytes), found)
 
-    def open(self, path: Path, precision: str, threads: int) -> OpenVinoEngine:
+    def open(self, path: Path, precision: str, threads: int) -> OpenVinoSession:
         """Compile the model."""
-        return OpenVinoEngine(path, settings(threads, chosen(path, SETTING, 0)))
+        return OpenVinoSession(path, settings(threads, chosen(path, SETTING, 0)))

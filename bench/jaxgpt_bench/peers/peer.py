@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from jaxgpt.generation.session import Engine
+from jaxgpt.generation.session import Session
 
 if TYPE_CHECKING:
     from jaxgpt_export.format.artifact import Artifact as Artifact
@@ -56,7 +56,8 @@ class Peer:
         fastest taken.
 
     Its engines may have `generate_greedily(prompt, count)`, which is timed in place of single steps (see
-    `jaxgpt_bench.speed.contestant_process.timed_generation`). No file here imports PyTorch or a peer's library at its head.
+    `timed_generation` in speed/contestant_process.py). No file here imports PyTorch or a peer's
+    library at its head.
     """
 
     engine: ClassVar[str]
@@ -84,12 +85,12 @@ class Peer:
         """
         raise NotImplementedError
 
-    def open(self, path: Path, precision: str, threads: int) -> Engine:
+    def open(self, path: Path, precision: str, threads: int) -> Session:
         """Load what convert wrote."""
         raise NotImplementedError
 
 
-def fastest(opened: Mapping[Any, Engine], folder: Path, name: str) -> dict[str, Any]:
+def fastest(opened: Mapping[Any, Session], folder: Path, name: str) -> dict[str, Any]:
     """Try settings whose order differs between machines, write the fastest into a folder and return it.
 
     Args:
@@ -99,11 +100,11 @@ def fastest(opened: Mapping[Any, Engine], folder: Path, name: str) -> dict[str, 
     """
     times: dict[Any, list[float]] = {value: [] for value in opened}
     for engine in opened.values():
-        engine.start([0])
+        engine.prefill([0])
     for _ in range(min(TRIAL_STEPS, *(engine.block_size - 1 for engine in opened.values()))):
         for value, engine in opened.items():
             started = time.perf_counter()
-            engine.step(0)
+            engine.decode(0)
             times[value].append(time.perf_counter() - started)
     # Sums, not medians: what a stolen core costs comes in few, long steps.
     found = {name: min(times, key=lambda value: sum(times[value]))}

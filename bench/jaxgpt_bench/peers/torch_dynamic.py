@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from jaxgpt_bench.peers.peer import Artifact, Prepared, weight_bytes
-from jaxgpt_bench.peers.transformers_ import Transformers, TransformersEngine
+from jaxgpt_bench.peers.transformers_ import Transformers, TransformersSession
 
 
 class TorchQuantizeDynamic(Transformers):
@@ -25,7 +25,7 @@ class TorchQuantizeDynamic(Transformers):
             weight_bytes(artifact, lambda matrix: float(matrix.numel())),
         )
 
-    def open(self, path: Path, precision: str, threads: int) -> TransformersEngine:
+    def open(self, path: Path, precision: str, threads: int) -> TransformersSession:
         """Load the folder and round its weights."""
         import torch
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from jaxgpt_bench.peers.peer import OPENMP, Artifact, Peer, Prepared, float_bytes
 
 
-class TransformersEngine:
+class TransformersSession:
     """Hugging Face's GPT-2, with its own cache or, as the original project ran it, without."""
 
     def __init__(self, folder: str, cached: bool, every_logit: bool) -> None:
@@ -24,12 +24,12 @@ class TransformersEngine:
         self._past: Any = None
         self._tokens: list[int] = []
 
-    def start(self, tokens: Any) -> Any:
+    def prefill(self, tokens: Any) -> Any:
         """Take a prompt; return the logits (V,) after it."""
         self._past, self._tokens = None, list(tokens)
         return self._run(list(tokens))
 
-    def step(self, token: int) -> Any:
+    def decode(self, token: int) -> Any:
         """Take one more token; return the logits (V,) after it."""
         self._tokens.append(token)
         return self._run([token] if self._cached else self._tokens)
@@ -59,6 +59,6 @@ class Transformers(Peer):
         """Give the artifact's own folder."""
         return Prepared(artifact.folder / "model.safetensors", float_bytes(artifact))
 
-    def open(self, path: Path, precision: str, threads: int) -> TransformersEngine:
+    def open(self, path: Path, precision: str, threads: int) -> TransformersSession:
         """Load the folder."""
-        return TransformersEngine(str(path.parent), cached=True, every_logit=False)
+        return TransformersSession(str(path.parent), cached=True, every_logit=False)

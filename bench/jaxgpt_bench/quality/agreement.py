@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt_export.format.artifact import Artifact, read_artifact
-from jaxgpt_export.generation.torch_session import Session
+from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.interchange.gguf_file import FileType, write_gguf
 from rich.table import Table
 
-from jaxgpt.generation.session import Engine
+from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 from jaxgpt_bench.common.provenance import provenance
-from jaxgpt_bench.peers.llama_cpp_ import LlamaCppEngine
-from jaxgpt_bench.peers.transformers_ import TransformersEngine
+from jaxgpt_bench.peers.llama_cpp_ import LlamaCppSession
+from jaxgpt_bench.peers.transformers_ import TransformersSession
 from jaxgpt_bench.quality.samples import sample_prompts, val_documents
 
 PROMPTS = 10
@@ -55,11 +55,11 @@ class AgreementOptions:
     json: bool = False
 
 
-def greedy(engine: Engine, prompt: Sequence[int], count: int) -> list[int]:
+def greedy(engine: Session, prompt: Sequence[int], count: int) -> list[int]:
     """Return the most probable tokens, one after the other."""
-    tokens = [int(engine.start(prompt).argmax())]
+    tokens = [int(engine.prefill(prompt).argmax())]
     while len(tokens) < count:
-        tokens.append(int(engine.step(tokens[-1]).argmax()))
+        tokens.append(int(engine.decode(tokens[-1]).argmax()))
     return tokens
 
 
@@ -70,10 +70,10 @@ def agreeing(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 @contextlib.contextmanager
-def engines(artifact: Artifact) -> Iterator[dict[str, Callable[[], Engine]]]:
+def engines(artifact: Artifact) -> Iterator[dict[str, Callable[[], Session]]]:
     """Give what opens each program that is installed, this project's first."""
-    found: dict[str, Callable[[], Engine]] = {"jaxgpt": lambda: Session(artifact.model())}
-    found["transformers"] = lambda: TransformersEngine(str(artifact.folder), True, False)
+    found: dict[str, Callable[[], Session]] = {"jaxgpt": lambda: TorchSession(artifact.model())}
+    found["transformers"] = lambda: TransformersSession(str(artifact.folder), True, False)
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
         if importlib.util.find_spec("llama_cpp") is None:
             say("llama.cpp is left out: llama_cpp is not installed (pip install llama-cpp-python)")
@@ -81,7 +81,7 @@ def engines(artifact: Artifact) -> Iterator[dict[str, Callable[[], Engine]]]:
             for kind in KINDS:
                 path = Path(scratch) / f"{kind}.gguf"
                 write_gguf(artifact, artifact.tokenizer(), path, kind)
-                opened = functools.partial(LlamaCppEngine, path, float32_cache=True)
+                opened = functools.partial(LlamaCppSession, path, float32_cache=True)
                 found[f"llama.cpp {kind}"] = opened
         yield found
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from jaxgpt_export.format.artifact import Artifact, read_artifact
 from jaxgpt_export.format.certificate import read_certificate
-from jaxgpt_export.generation.torch_session import Session
+from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.parity.quality import Forward
 
-from jaxgpt.generation.session import Engine
+from jaxgpt.generation.session import Session
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
@@ -56,7 +56,7 @@ class Contender:
 
     name: str
     forward: Forward
-    engine: Engine
+    engine: Session
     size_mb: float
     parent: str | None = None
 
@@ -91,7 +91,7 @@ def flax_contender(folder: Path, which: str) -> tuple[Contender, Tokenizer]:
     from jaxgpt.training.model.params import graph_of, merge
     from jaxgpt.training.run.checkpoints import load_params
     from jaxgpt.training.run.folder import open_run
-    from jaxgpt.training.sample import JaxEngine
+    from jaxgpt.training.sample import FlaxSession
 
     run = open_run(folder)
     model = run.config.model
@@ -104,7 +104,7 @@ def flax_contender(folder: Path, which: str) -> tuple[Contender, Tokenizer]:
             return torch.from_numpy(np.array(compiled(params, tokens.int().numpy())))
 
     size_mb = sum(leaf.nbytes for leaf in params.values()) / 1e6
-    return Contender("flax-fp32", forward, JaxEngine(model, params), size_mb), run.tokenizer
+    return Contender("flax-fp32", forward, FlaxSession(model, params), size_mb), run.tokenizer
 
 
 def contenders(options: QualityOptions, dataset: Dataset) -> tuple[list[Contender], Tokenizer, int]:
@@ -116,7 +116,7 @@ def contenders(options: QualityOptions, dataset: Dataset) -> tuple[list[Contende
         Contender(
             row_name(artifact),
             (model := artifact.model()),
-            Session(model),
+            TorchSession(model),
             artifact.file_bytes / 1e6,
             parent_name(artifact, artifacts),
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, sha256_of
-from jaxgpt_bench.reproduce.command import ReproduceOptions
 from jaxgpt_bench.reproduce.made import (
     QUANTIZED,
     converted,
@@ -18,6 +17,7 @@ from jaxgpt_bench.reproduce.made import (
     weights_sha256,
 )
 from jaxgpt_bench.reproduce.memorization import Corpus
+from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.recipes import Recipe
 from jaxgpt_bench.reproduce.stages import Stages
 

@@ -216,18 +216,18 @@ def is_finished(options: Any, dataset: Dataset) -> bool:
       UserError: it holds another training, or its summary is damaged.
     """
     from jaxgpt.training.options import run_config, with_precision
-    from jaxgpt.training.run.folder import require_claimable
-    from jaxgpt.training.run.init_from import open_initial
+    from jaxgpt.training.run.folder import require_same_training
+    from jaxgpt.training.run.init_from import open_init_source
 
     if not (options.out / "summary.json").exists():
         return False
-    initial = None if options.init is None else open_initial(options.init)
+    initial = None if options.init is None else open_init_source(options.init)
     config = run_config(options, dataset, initial)
     if options.precision is None:
         config = with_precision(config, options.out)
     if initial is not None:
         config = dataclasses.replace(config, init=initial.read(config.model)[1])
-    require_claimable(options.out, config)
+    require_same_training(options.out, config)
     return read_summary(options.out).get("steps") == config.train.max_steps
 
 

@@ -15,7 +15,7 @@ from jaxgpt_bench.common.provenance import describe_machine
 from jaxgpt_bench.quality.command import SPREAD, quality
 from jaxgpt_bench.quality.contestants import Contender, QualityOptions
 from jaxgpt_bench.reproduce.build import Built
-from jaxgpt_bench.reproduce.command import ReproduceOptions
+from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.other_text import OtherText, loss_on
 from jaxgpt_bench.reproduce.recipes import Recipe
 from jaxgpt_bench.reproduce.stages import Stages, read_figures

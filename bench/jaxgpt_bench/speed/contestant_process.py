@@ -1,6 +1,6 @@
 """The engines that `jaxgpt-bench generate` times, each in a process of its own.
 
-    python -m jaxgpt_bench.speed.contestant_process '{"engine": "jaxgpt-torch", "precision": "fp32", "folder": "...", "threads": 2}'
+    python -m jaxgpt_bench.speed.contestant_process '{"engine": "jaxgpt-torch", "precision": "fp32", ...}'
 
 is what the bench starts (see workers.py): it loads the model and then generates once for every line.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxgpt.generation.generate import BURST
-from jaxgpt.generation.session import Engine, RewindingEngine
+from jaxgpt.generation.generate import TOKENS_PER_CALL
+from jaxgpt.generation.session import RewindableSession, Session
 from jaxgpt_bench.common.workers import serve
 
 
@@ -52,23 +52,23 @@ def row_name(row: Mapping[str, Any]) -> str:
     return f"{row['engine']} {row['precision']}{how}{isa}"
 
 
-def open_engine(contestant: Contestant) -> Engine:
+def open_engine(contestant: Contestant) -> Session:
     """Load a model."""
     if contestant.engine == "jaxgpt-flax":
         from jaxgpt.training.run.checkpoints import load_params
         from jaxgpt.training.run.folder import open_run
-        from jaxgpt.training.sample import JaxEngine
+        from jaxgpt.training.sample import FlaxSession
 
         run = open_run(Path(contestant.folder))
-        return JaxEngine(run.config.model, load_params(run, "best")[1])
+        return FlaxSession(run.config.model, load_params(run, "best")[1])
     if contestant.engine == "jaxgpt-torch":
         import torch
         from jaxgpt_export.format.artifact import load
-        from jaxgpt_export.generation.torch_session import Session, UncachedSession
+        from jaxgpt_export.generation.torch_session import TorchSession, UncachedTorchSession
 
         torch.set_num_threads(contestant.threads)
         model = load(contestant.folder)
-        return Session(model) if contestant.cached else UncachedSession(model)
+        return TorchSession(model) if contestant.cached else UncachedTorchSession(model)
     if contestant.engine == "jaxgpt-native":
         from jaxgpt_export.format.artifact import read_artifact
         from jaxgpt_export.native.native_model import NativeModel
@@ -77,7 +77,7 @@ def open_engine(contestant: Contestant) -> Engine:
         artifact = read_artifact(Path(contestant.folder))
         return NativeSession(NativeModel(artifact, contestant.threads, contestant.isa or None))
     from jaxgpt_bench.peers import PEERS
-    from jaxgpt_bench.peers.transformers_ import Transformers, TransformersEngine
+    from jaxgpt_bench.peers.transformers_ import Transformers, TransformersSession
 
     peer, folder = PEERS[contestant.engine], Path(contestant.folder)
     if isinstance(peer, Transformers):
@@ -85,12 +85,12 @@ def open_engine(contestant: Contestant) -> Engine:
 
         torch.set_num_threads(contestant.threads)
     if contestant.engine == Transformers.engine:
-        return TransformersEngine(str(folder.parent), contestant.cached, contestant.every_logit)
+        return TransformersSession(str(folder.parent), contestant.cached, contestant.every_logit)
     return peer.open(folder, contestant.precision, contestant.threads)
 
 
 @runtime_checkable
-class SelfGenerating(Protocol):
+class TimesItself(Protocol):
     """An engine whose own loop is timed, because its cache lives only in there."""
 
     def generate_greedily(self, prompt: Sequence[int], count: int) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class SelfGenerating(Protocol):
         ...
 
 
-def timed_generation(engine: Engine, prompt: list[int], count: int) -> dict[str, Any]:
+def timed_generation(engine: Session, prompt: list[int], count: int) -> dict[str, Any]:
     """Generate greedily, never stopping early.
 
     Args:
@@ -109,26 +109,26 @@ def timed_generation(engine: Engine, prompt: list[int], count: int) -> dict[str,
     Returns:
       tokens, prefill_s (prompt to first token) and decode_s (the other count - 1 tokens).
     """
-    if isinstance(engine, SelfGenerating):
+    if isinstance(engine, TimesItself):
         return engine.generate_greedily(prompt, count)
-    if isinstance(engine, RewindingEngine):
+    if isinstance(engine, RewindableSession):
         return _timed_greedy(engine, prompt, count)
     started = time.perf_counter()
-    tokens = [int(engine.start(prompt).argmax())]
+    tokens = [int(engine.prefill(prompt).argmax())]
     first = time.perf_counter()
     while len(tokens) < count:
-        tokens.append(int(engine.step(tokens[-1]).argmax()))
+        tokens.append(int(engine.decode(tokens[-1]).argmax()))
     return {"tokens": tokens, "prefill_s": first - started, "decode_s": time.perf_counter() - first}
 
 
-def _timed_greedy(engine: RewindingEngine, prompt: list[int], count: int) -> dict[str, Any]:
+def _timed_greedy(engine: RewindableSession, prompt: list[int], count: int) -> dict[str, Any]:
     """Do the same with an engine that goes on greedily itself, as `generate` lets it; nothing is guessed."""
     started = time.perf_counter()
     engine.truncate(0)
     tokens = [int(engine.greedy(prompt)[0])]
     first = time.perf_counter()
     while len(tokens) < count:
-        tokens += engine.follow(tokens[-1], min(BURST, count - len(tokens)))
+        tokens += engine.decode_greedy(tokens[-1], min(TOKENS_PER_CALL, count - len(tokens)))
     return {"tokens": tokens, "prefill_s": first - started, "decode_s": time.perf_counter() - first}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.model.gpt import layer_shapes
-from jaxgpt_export.native.native_model import why_not
+from jaxgpt_export.native.native_model import unsupported_reason
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
@@ -110,7 +110,7 @@ def own_entries(
     """
     found = []
     for artifact in artifacts:
-        if why_not(artifact) is None:
+        if unsupported_reason(artifact) is None:
             for isa in ("", *isas):
                 contestant = Contestant(
                     "jaxgpt-native", artifact.kind, str(artifact.folder), threads, isa=isa

@@ -17,18 +17,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxgpt_export.format.artifact import Artifact, read_artifact
 from jaxgpt_export.generation.open_session import set_threads
-from jaxgpt_export.generation.torch_session import Session
+from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.native.native_model import NativeModel
 from jaxgpt_export.native.native_session import CacheKind, NativeSession
 
-from jaxgpt.generation.generate import BURST, generate
+from jaxgpt.generation.generate import TOKENS_PER_CALL, generate
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import open_dataset
@@ -38,7 +38,7 @@ from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.bandwidth import read_bandwidth
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.workers import spread
-from jaxgpt_bench.peers.transformers_ import TransformersEngine
+from jaxgpt_bench.peers.transformers_ import TransformersSession
 from jaxgpt_bench.speed.contestant_process import timed_generation
 
 PROMPT_TOKENS = 48
@@ -57,7 +57,7 @@ class NativeOptions:
       prompts: how many texts are continued in each round.
       tokens: to generate for each.
       batch: texts side by side.
-      guess: tokens that are tried ahead at most.
+      draft_tokens: tokens that are drafted at most (prompt lookup).
       rounds: in each of which every way runs once.
       threads: CPU threads; 0 takes all cores that this process may use.
       out: also write the figures into this JSON file.
@@ -70,7 +70,9 @@ class NativeOptions:
     prompts: int = 4
     tokens: int = 250
     batch: int = 8
-    guess: int = 8
+    draft_tokens: int = 8
+
+    RENAMED: ClassVar[dict[str, str]] = {"--guess": "--draft-tokens"}
     rounds: int = 5
     threads: int = 0
     out: Path | None = None
@@ -79,8 +81,10 @@ class NativeOptions:
 
 def native(options: NativeOptions) -> Result:
     """Run `jaxgpt-bench native`."""
-    if min(options.prompts, options.batch, options.guess, options.rounds) < 1 or options.tokens < 2:
-        raise UserError("--prompts, --batch, --guess and --rounds must be at least 1, --tokens at least 2")
+    if min(options.prompts, options.batch, options.draft_tokens, options.rounds) < 1 or options.tokens < 2:
+        raise UserError(
+            "--prompts, --batch, --draft-tokens and --rounds must be at least 1, --tokens at least 2"
+        )
     threads = set_threads(options.threads)
     dataset = open_dataset(options.data)
     artifact, reference = read_artifact(options.artifact), read_artifact(options.reference)
@@ -127,9 +131,9 @@ def parity_figures(
         exact = reference.model()(whole)[0].numpy()
         ours = module(whole)[0].numpy()
         halves = module(whole, module.new_cache(rounded_to=torch.float16))[0].numpy()
-    session = Session(module)
+    session = TorchSession(module)
     half = len(text) // 2
-    steps = [session.start(text[:half].tolist())] + [session.step(int(token)) for token in text[half:]]
+    steps = [session.prefill(text[:half].tolist())] + [session.decode(int(token)) for token in text[half:]]
     error = float(np.abs(ours - exact).max())
     found: dict[str, Any] = {
         "quantization_error_max": error,
@@ -137,7 +141,7 @@ def parity_figures(
     }
     alike: dict[CacheKind, npt.NDArray[np.float32] | None] = {"fp32": ours, "fp16": halves, "int8": None}
     for cache, same in alike.items():  # the module has no cache of int8
-        native_logits = NativeSession(model, cache=cache).forward(text.tolist(), every=True)
+        native_logits = NativeSession(model, cache=cache).forward(text.tolist(), all_logits=True)
         difference = np.abs(native_logits - ours)
         differ = native_logits.argmax(1) != ours.argmax(1)
         ordered = np.sort(ours, axis=1)
@@ -171,7 +175,7 @@ def speed_figures(
     """Time the ways to generate, in turns."""
     plain, screened = NativeSession(model), NativeSession(model)
     many = NativeSession(model, slots=options.batch)
-    original = TransformersEngine(str(reference.folder), cached=False, every_logit=True)
+    original = TransformersSession(str(reference.folder), cached=False, every_logit=True)
     ways = ("plain", "screen", "guess", "batch", "original_way")
     rates: dict[str, list[float]] = {name: [] for name in ways}
     bandwidths: list[float] = []
@@ -195,7 +199,7 @@ def speed_figures(
             exact += screened.exact_outputs - before
             same["screen"] &= found == expected
             without = generate(screened, tokenizer, string, count, GREEDY)
-            done = generate(screened, tokenizer, string, count, GREEDY, guess=options.guess)
+            done = generate(screened, tokenizer, string, count, GREEDY, draft_tokens=options.draft_tokens)
             same["guess"] &= done.tokens == without.tokens
             seconds["guess"] += done.decode_s / max(len(done.tokens) - 1, 1) * (count - 1)
             guessed, accepted = guessed + done.guessed, accepted + done.accepted
@@ -244,7 +248,7 @@ def timed_greedy(session: NativeSession, prompt: list[int], count: int) -> tuple
     tokens = [int(session.greedy(prompt)[0])]
     started = time.perf_counter()
     while len(tokens) < count:
-        tokens += session.follow(tokens[-1], min(BURST, count - len(tokens)))
+        tokens += session.decode_greedy(tokens[-1], min(TOKENS_PER_CALL, count - len(tokens)))
     return tokens, time.perf_counter() - started
 
 

@@ -6,10 +6,10 @@ import torch
 from jaxgpt_export.format.artifact import Tensors, to_hf_name, write_artifact
 from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, HEAD, KINDS, Quantization, linear_layers, usual_bits
 from jaxgpt_export.model.gpt import EMBEDDINGS, float_model, layer_shapes, norm_names
-from jaxgpt_export.quantize.activation import plan_input
+from jaxgpt_export.quantize.activation import search_scale
 from jaxgpt_export.quantize.calibration import collect_inputs
 from jaxgpt_export.quantize.gptq import Rounded, round_groups
-from jaxgpt_export.quantize.state_dict import rounded_tensors
+from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
@@ -37,23 +37,27 @@ def random_artifacts(preset: str, scratch: Path) -> list[Path]:
     model = float_model(config, tensors)
     tokens = torch.randint(config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
     plans = {
-        name: plan_input(seen, tensors[f"{linear_layers(config)[name]}.weight"], (1.0,), ())
+        name: search_scale(seen, tensors[f"{linear_layers(config)[name]}.weight"], (1.0,), ())
         for name, seen in collect_inputs(model, tokens.int()).items()
     }
     del model
     bits = dict.fromkeys(layer_shapes(config), 8)
     made: list[tuple[str, Quantization | None, Tensors]] = [
         ("fp32", None, hf),
-        ("int8-dynamic", Quantization("dynamic", bits), rounded_tensors(config, tensors, bits)),
-        ("int8-static", Quantization("static", bits), rounded_tensors(config, tensors, bits, plans)),
-        ("int8-weight-only", Quantization("weight-only-int8", bits), rounded_tensors(config, tensors, bits)),
+        ("int8-dynamic", Quantization("dynamic", bits), quantized_state_dict(config, tensors, bits)),
+        ("int8-static", Quantization("static", bits), quantized_state_dict(config, tensors, bits, plans)),
+        (
+            "int8-weight-only",
+            Quantization("weight-only-int8", bits),
+            quantized_state_dict(config, tensors, bits),
+        ),
     ]
     groups: dict[str, Rounded] = {}
     for method in reversed(FOUR_BIT_METHODS):
         fours = usual_bits(config, method)
         wanted = [name for name in fours if fours[name] == 4 and name not in groups]
         groups |= {name: round_groups(tensors[f"{name}.weight"], GROUP_SIZE) for name in wanted}
-        content = rounded_tensors(config, tensors, fours, groups=groups)
+        content = quantized_state_dict(config, tensors, fours, groups=groups)
         made.append((KINDS[method], Quantization(method, fours, GROUP_SIZE), content))
     for name, quantization, content in made:
         (scratch / name).mkdir()

@@ -49,7 +49,7 @@ class GenerateOptions:
       busy: so many other processes compete for the cores in one more pass of each round; in it engines
         with a KV cache generate three times what takes them a second when free; 0 leaves it out.
       prefill: tokens of a prompt that is timed as well in each round; a shorter context bounds it.
-      peers: also every other program that is installed, with the same float32 weights: see `jaxgpt_bench.peers`.
+      peers: also every other program that is installed, with the same float32 weights: see the folder peers.
         transformers' GPT-2 runs with its cache, without, and without and with the logits of every position
         (`model(ids).logits[:, -1]`, the original project's way).
       peer: only these of them, by their engine names.

@@ -1,7 +1,7 @@
 """`jaxgpt-bench train`: the time of a training step, beside PyTorch's and beside the peak of the device.
 
     jaxgpt-bench train tiny --vocab-size 50257
-    jaxgpt-bench train gpt2 --precision bf16 --batch-size 32 --accumulate 1     (on a GPU)
+    jaxgpt-bench train gpt2 --precision bf16 --batch-size 32 --grad-accum-steps 1     (on a GPU)
 
 This trainer and transformers' GPT-2 (torch.compile, SDPA, fused AdamW) take the same steps on the same
 batches from the same weights, each in a process of its own, in turns. On a shared CPU the cpu-seconds of a
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import torch
@@ -48,7 +48,7 @@ class TrainBenchOptions:
       batch_size: sequences a step; the preset's if not given. On GPUs of each device; the devices of a CPU
         share it, as they share the cores.
       block_size: context, tokens; the preset's if not given.
-      accumulate: micro-batches of a step.
+      grad_accum_steps: micro-batches of a step.
       precision: of matrix products; if not given, what the device is best at.
       loss_chunks: pieces in which this trainer computes logits.
       vocab_multiple: this trainer pads the token table to a multiple.
@@ -60,11 +60,13 @@ class TrainBenchOptions:
       json: print one JSON document with all figures on stdout.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"--accumulate": "--grad-accum-steps"}
+
     preset: tyro.conf.Positional[str]
     vocab_size: int = 50_257
     batch_size: int | None = None
     block_size: int | None = None
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     precision: Precision | None = None
     loss_chunks: int = 1
     vocab_multiple: int = 1
@@ -85,9 +87,9 @@ def settings_of(options: TrainBenchOptions) -> tuple[ModelConfig, TrainConfig]:
     train = TrainConfig(
         max_steps=10**6,
         batch_size=preset.train.batch_size if options.batch_size is None else options.batch_size,
-        accumulate=options.accumulate,
+        grad_accum_steps=options.grad_accum_steps,
         warmup_steps=0,
-        final_rate=1.0,
+        final_lr_fraction=1.0,
         precision=options.precision or best_precision(),
         loss_chunks=options.loss_chunks,
         vocab_multiple=options.vocab_multiple,
@@ -104,10 +106,10 @@ def train_bench(options: TrainBenchOptions) -> Result:
     platform = "gpu" if jax.default_backend() == "gpu" else "cpu"
     if platform == "gpu" and max(options.devices) > jax.device_count():
         raise UserError(f"--devices {max(options.devices)}: there are {jax.device_count()} GPUs")
-    micro = train.batch_size // train.accumulate
+    micro = train.batch_size // train.grad_accum_steps
     if platform == "cpu" and any(micro % devices for devices in options.devices):
         raise UserError(
-            f"a micro-batch of {micro} sequences (batch_size / accumulate) does not divide over "
+            f"a micro-batch of {micro} sequences (batch_size / grad_accum_steps) does not divide over "
             f"{max(options.devices)} devices; choose another --batch-size or --devices"
         )
     if platform == "gpu" and not options.alone and not torch.cuda.is_available():
@@ -136,7 +138,7 @@ def train_bench(options: TrainBenchOptions) -> Result:
             "model": dataclasses.asdict(model),
             "batch_size": train.batch_size,
             "batch_size_is": "of each device" if platform == "gpu" else "of all devices",
-            "accumulate": train.accumulate,
+            "accumulate": train.grad_accum_steps,
             "precision": train.precision,
             "loss_chunks": train.loss_chunks,
             "vocab_multiple": train.vocab_multiple,

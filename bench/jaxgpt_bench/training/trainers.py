@@ -1,6 +1,6 @@
 """The trainers that `jaxgpt-bench train` times, each in a process of its own.
 
-    python -m jaxgpt_bench.training.trainers '{"engine": "pytorch", "devices": 1, "model": {...}, "train": {...}, ...}'
+    python -m jaxgpt_bench.training.trainers '{"engine": "pytorch", "devices": 1, "model": {...}, ...}'
 
 is what the bench starts (see workers.py). Both trainers begin with the same weights, see the same batches
 and follow the same AdamW with a constant rate, so that their losses tell whether they do the same work.
@@ -69,13 +69,13 @@ def jaxgpt_step(contestant: Contestant, model: ModelConfig, train: TrainConfig) 
     from jaxgpt.training.devices.precision import compute_capability
     from jaxgpt.training.model.params import pad_vocabulary
     from jaxgpt.training.step.choose_numerics import choose_numerics
-    from jaxgpt.training.step.compiled import Program, peak_bytes
+    from jaxgpt.training.step.compiled import CompiledTraining, peak_bytes
 
     if contestant.platform == "cpu":
         keep_freed_memory(model, train, contestant.devices)
         use_cpu_devices(contestant.devices)
     numerics, _ = choose_numerics(model, train.precision, jax.default_backend(), compute_capability())
-    program = Program(model, train, make_mesh(f"data={contestant.devices}"), numerics)
+    program = CompiledTraining(model, train, make_mesh(f"data={contestant.devices}"), numerics)
     compiled = program.compile_step()
     if contestant.platform == "cpu":
         reserve_memory(peak_bytes(compiled) * contestant.devices)
@@ -144,8 +144,10 @@ def pytorch_step(contestant: Contestant, model: ModelConfig, train: TrainConfig)
     def step(batch: Batch) -> Any:
         inputs, targets = (torch.from_numpy(part.astype(np.int64)).to(device) for part in batch)
         total = torch.zeros((), device=device)
-        for micro in zip(inputs.chunk(train.accumulate), targets.chunk(train.accumulate), strict=True):
-            loss = compiled(*micro) / train.accumulate
+        for micro in zip(
+            inputs.chunk(train.grad_accum_steps), targets.chunk(train.grad_accum_steps), strict=True
+        ):
+            loss = compiled(*micro) / train.grad_accum_steps
             loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(parameters, train.grad_clip)

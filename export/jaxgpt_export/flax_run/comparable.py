@@ -13,8 +13,8 @@ import torch
 from flax import nnx
 from jaxgpt.training.model.fake_quant import (
     INPUT_SCALE,
-    RoundedEmbed,
-    RoundedLinear,
+    FakeQuantEmbed,
+    FakeQuantLinear,
     round_inputs,
     round_weight,
 )
@@ -57,7 +57,7 @@ class FlaxModel:
             found[layer] = as_rows(out)  # the outer of two calls of one layer ends last
 
         kinds = [(kind, "__call__") for kind in (nnx.Linear, nnx.LayerNorm, nnx.Embed)]
-        kinds += [(kind, "__call__") for kind in (RoundedLinear, RoundedEmbed)]
+        kinds += [(kind, "__call__") for kind in (FakeQuantLinear, FakeQuantEmbed)]
         found["lm_head"] = as_rows(self._watched(tokens, kinds, keep))
         return found
 
@@ -75,7 +75,7 @@ class FlaxModel:
         def keep(layer: str, arguments: Any, out: Any) -> None:
             found[layer] = torch.from_numpy(np.array(arguments[0])).flatten(0, -2)
 
-        methods: list[tuple[type, str]] = [(RoundedLinear, "__call__"), (LMHead, "factors")]
+        methods: list[tuple[type, str]] = [(FakeQuantLinear, "__call__"), (LMHead, "factors")]
         if self.quantized and not float64:
             self._watched(tokens, methods, keep)
         elif self.quantized:

@@ -36,13 +36,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jaxgpt_export.format.certificate import altered_files, read_certificate
+from jaxgpt_export.format.certificate import TRAINED_FILE, altered_files, read_certificate
 from jaxgpt_export.format.scheme import HEAD, Quantization, linear_layers, read_quantization
 from jaxgpt_export.format.tensors import Shapes, quantized_shapes
 from jaxgpt_export.model.build import quantized_model
 from jaxgpt_export.model.gpt import EMBEDDINGS, GPT, PARTS, float_model, layer_shapes, norm_names
 
-TRAINED_FILE = "qat.safetensors"
 CONV1D_SUFFIXES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 Tensors = dict[str, Tensor]
 

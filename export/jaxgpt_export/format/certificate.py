@@ -23,9 +23,8 @@ from typing import Any
 from jaxgpt.shared.errors import UserError, damaged, quoted
 from jaxgpt.shared.files import read_json, sha256_of, write_json
 
-from jaxgpt_export.format.artifact import TRAINED_FILE
-
 CERTIFICATE_FORMAT_VERSION = 1
+TRAINED_FILE = "qat.safetensors"  # what a quantization-aware training leaves besides its weights
 CERTIFIED_FILES = (
     "config.json",
     "model.safetensors",

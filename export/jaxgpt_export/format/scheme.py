@@ -18,7 +18,7 @@
               NAME.bias, ln_*      float32
 
 NAME is wte, wpe, lm_head (where the head is not tied) or one of the four matrices of a block. A tied head has
-no tensor but its input_scale: it is wte. `jaxgpt_export.model.arithmetic` says what the numbers mean.
+no tensor but its input_scale: it is wte. `model.arithmetic` says what the numbers mean.
 """
 
 import dataclasses

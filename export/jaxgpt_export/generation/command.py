@@ -7,7 +7,7 @@ jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompts prompts.jsonl
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxgpt.generation.generate import PromptOptions, generate_shown
 from jaxgpt.shared.console import Result, say
@@ -29,18 +29,20 @@ class GenerateOptions(PromptOptions):
       threads: CPU threads; 0 takes all cores that this process may use.
       kv_cache: what keys and values are kept as; the PyTorch module rounds them to float16 where its inputs
         are rounded to 8 bits (so both give the same text), else it keeps float32.
-      guess: tokens that the native engine tries ahead at most where the text repeats itself; the text is the
-        same without (0).
+      draft_tokens: tokens that the native engine drafts at most where the text repeats itself (prompt lookup);
+        the text is the same without (0).
       prompts: a .jsonl file, each line {"prompt": ...} with its own max_new_tokens and seed if it has them;
         prints one JSON line a prompt, in order.
       batch: prompts of a file that are generated side by side.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"--guess": "--draft-tokens"}
+
     artifact: Path
     engine: Literal["auto", "native", "torch"] = "auto"
     threads: int = 0
     kv_cache: CacheKind = "fp16"
-    guess: int = 8
+    draft_tokens: int = 8
     prompts: Path | None = None
     batch: int = 8
 
@@ -48,8 +50,8 @@ class GenerateOptions(PromptOptions):
 def run(options: GenerateOptions) -> Result:
     """Run `jaxgpt-export generate`."""
     options.sampling()  # a bad value is said before anything is loaded
-    if options.guess < 0 or options.batch < 1:
-        raise UserError("--guess must not be negative, --batch must be at least 1")
+    if options.draft_tokens < 0 or options.batch < 1:
+        raise UserError("--draft-tokens must not be negative, --batch must be at least 1")
     orders = None if options.prompts is None else read_prompts(options.prompts, options)
     threads = set_threads(options.threads)
     artifact = read_whole_artifact(options.artifact)
@@ -59,10 +61,10 @@ def run(options: GenerateOptions) -> Result:
     artifact.tensors.clear()  # whatever runs has its own copy
     if orders is not None:
         return generate_all(session, tokenizer, orders, options, sys.stdout, name)
-    done = generate_shown(session, tokenizer, options, options.guess)
+    done = generate_shown(session, tokenizer, options, options.draft_tokens)
     rate = (len(done.tokens) - 1) / done.decode_s if len(done.tokens) > 1 else None
     speed = f", {rate:.1f} tokens/s" if rate else ""
-    ahead = f", {done.accepted} of {done.guessed} guessed tokens stood" if done.guessed else ""
+    ahead = f", {done.accepted} of {done.guessed} draft tokens were accepted" if done.guessed else ""
     say(f"{artifact.kind}, {name}: {len(done.tokens)} tokens ({done.finish_reason}){speed}{ahead}")
     figures = {"kind": artifact.kind, "engine": name, "tokens_per_s": rate}
     return Result({**figures, **dataclasses.asdict(done)})

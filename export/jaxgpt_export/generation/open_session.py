@@ -1,14 +1,14 @@
 """The session that generates: the native engine where it can, the PyTorch module else."""
 
 import torch
-from jaxgpt.generation.session import Engine
+from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import usable_cores
 
 from jaxgpt_export.format.artifact import Artifact
-from jaxgpt_export.generation.torch_session import Session
-from jaxgpt_export.native.native_model import NativeModel, why_not
+from jaxgpt_export.generation.torch_session import TorchSession
+from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
 from jaxgpt_export.native.native_session import CacheKind, NativeSession
 
 
@@ -25,7 +25,7 @@ def set_threads(count: int) -> int:
 
 def open_session(
     artifact: Artifact, engine: str, threads: int, cache: CacheKind = "fp16", slots: int = 1
-) -> tuple[Engine, str]:
+) -> tuple[Session, str]:
     """Return a session of an artifact and the name of its engine.
 
     Args:
@@ -38,12 +38,12 @@ def open_session(
     Raises:
       UserError: "native" was asked for and cannot be.
     """
-    reason = why_not(artifact) if engine == "auto" else None
+    reason = unsupported_reason(artifact) if engine == "auto" else None
     if engine == "torch" or reason is not None:
         if reason is not None and artifact.quantization is not None:
             say(f"the PyTorch module runs, which is slower; not the native engine, because {reason}")
         module = artifact.model()
         as_native = module.exact and cache == "fp16"  # then both give the same text
-        return Session(module, torch.float16 if as_native else torch.float32), "jaxgpt-torch"
+        return TorchSession(module, torch.float16 if as_native else torch.float32), "jaxgpt-torch"
     model = NativeModel(artifact, threads)
     return NativeSession(model, slots, cache), f"jaxgpt-native ({model.isa})"

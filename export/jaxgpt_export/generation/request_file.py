@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxgpt.generation.generate import PromptOptions
-from jaxgpt.generation.scheduler import Order, generate_many
-from jaxgpt.generation.session import Engine
+from jaxgpt.generation.scheduler import Request, generate_many
+from jaxgpt.generation.session import Session
 from jaxgpt.generation.state import Generation, prompt_tokens
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
@@ -18,7 +18,7 @@ from jaxgpt.shared.tokenizer import Tokenizer
 FIELDS = {"prompt": str, "max_new_tokens": int, "seed": int}
 
 
-def read_prompts(path: Path, options: PromptOptions) -> list[Order]:
+def read_prompts(path: Path, options: PromptOptions) -> list[Request]:
     """Read a .jsonl file of prompts; options say what a line does not.
 
     Raises:
@@ -48,16 +48,16 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Order]:
         if most < 1:
             raise UserError(f"{path} line {number} has max_new_tokens {most}, expected at least 1")
         sampling = dataclasses.replace(options.sampling(), seed=fields.get("seed", options.seed))
-        orders.append(Order(fields["prompt"], most, sampling))
+        orders.append(Request(fields["prompt"], most, sampling))
     if not orders:
         raise UserError(f"{path} holds no prompts")
     return orders
 
 
 def generate_all(
-    session: Engine,
+    session: Session,
     tokenizer: Tokenizer,
-    orders: Sequence[Order],
+    orders: Sequence[Request],
     options: PromptOptions,
     out: IO[str],
     engine: str,
@@ -84,5 +84,5 @@ def generate_all(
     return Result({"engine": engine, "tokens_per_s": count / seconds, "seconds": seconds, "results": results})
 
 
-def _line(order: Order, done: Generation) -> dict[str, Any]:
+def _line(order: Request, done: Generation) -> dict[str, Any]:
     return {"prompt": order.prompt, **dataclasses.asdict(done)}

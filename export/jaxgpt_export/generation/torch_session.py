@@ -9,8 +9,8 @@ import torch
 from jaxgpt_export.model.gpt import GPT
 
 
-class Session:
-    """Generates with a module and a KV cache, one text at a time; an `Engine` of `shared.generation`.
+class TorchSession:
+    """Generates with a module and a KV cache, one text at a time; an `Session` of `shared.generation`.
 
     Args:
       model: the module.
@@ -23,13 +23,13 @@ class Session:
         self._cache = model.new_cache(rounded_to=rounded_to)
 
     @torch.inference_mode()
-    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt of 1 to block_size tokens; return the logits (V,) after it."""
         self._cache.length = 0
         return self._logits(list(tokens))
 
     @torch.inference_mode()
-    def step(self, token: int) -> npt.NDArray[np.float32]:
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
         """Take one more token; return the logits (V,) after it."""
         return self._logits([token])
 
@@ -39,7 +39,7 @@ class Session:
         return array
 
 
-class UncachedSession:
+class UncachedTorchSession:
     """The same without a KV cache: every token runs the whole text again, as the original project did."""
 
     def __init__(self, model: GPT) -> None:
@@ -47,13 +47,13 @@ class UncachedSession:
         self._model = model
         self._tokens: list[int] = []
 
-    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt; return the logits (V,) after it."""
         self._tokens = list(tokens[:-1])
-        return self.step(tokens[-1])
+        return self.decode(tokens[-1])
 
     @torch.inference_mode()
-    def step(self, token: int) -> npt.NDArray[np.float32]:
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
         """Take one more token; return the logits (V,) after it."""
         self._tokens.append(token)
         array: npt.NDArray[np.float32] = self._model(torch.tensor([self._tokens]))[0, -1].numpy()

@@ -1,6 +1,6 @@
 """GPT-2 in float64, written from its formulas: the yardstick for weights that come from elsewhere.
 
-It shares no line with `jaxgpt_export.model.gpt`, so that a mistake there or in the reading of a layout shows.
+It shares no line with `model.gpt`, so that a mistake there or in the reading of a layout shows.
 
     LN(x)   = (x - mean) / sqrt(variance + 1e-5) * weight + bias
     tanh    = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))     GPT-2, minGPT

@@ -25,7 +25,7 @@ from torch import Tensor
 from jaxgpt_export.format.artifact import expected_tensors, from_hf_layout, from_hf_name
 from jaxgpt_export.format.certificate import versions
 from jaxgpt_export.interchange.float64_gpt import Float64GPT
-from jaxgpt_export.interchange.imported_model import Incoming, Reference, choose_tokens, finish, rows_of
+from jaxgpt_export.interchange.imported_model import ImportedModel, Reference, choose_tokens, finish, rows_of
 from jaxgpt_export.interchange.weight_files import (
     as_float32,
     check_layout,
@@ -84,7 +84,7 @@ def import_hf(options: ImportHfOptions) -> Result:
     return finish(model, tokens, logits, against, used, options.out, options.overwrite, figures)
 
 
-def read_hf(folder: Path) -> Incoming:
+def read_hf(folder: Path) -> ImportedModel:
     """Read a Hugging Face GPT-2 folder.
 
     Raises:
@@ -108,7 +108,7 @@ def read_hf(folder: Path) -> Incoming:
     config = dataclasses.replace(padded, vocab_size=tokenizer.vocab_size, tied=tied)
     plain = {name: from_hf_layout(name, tensor) for name, tensor in tensors.items()}
     read = [folder / "config.json", *files]
-    return Incoming(folder, "huggingface", read, config, plain, tokenizer)
+    return ImportedModel(folder, "huggingface", read, config, plain, tokenizer)
 
 
 def hf_config(path: Path) -> ModelConfig:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from jaxgpt_export.format.artifact import CONV1D_SUFFIXES, Tensors, expected_tensors, from_hf_name
 from jaxgpt_export.format.certificate import versions
 from jaxgpt_export.interchange.float64_gpt import Float64GPT
-from jaxgpt_export.interchange.imported_model import Incoming, choose_tokens, finish, rows_of
+from jaxgpt_export.interchange.imported_model import ImportedModel, choose_tokens, finish, rows_of
 from jaxgpt_export.interchange.weight_files import (
     as_float32,
     check_layout,
@@ -113,7 +113,7 @@ def _tokenizer(name: str) -> Tokenizer:
     return load_tokenizer(Path(name), "imported")
 
 
-def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> Incoming:
+def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> ImportedModel:
     """Read a checkpoint.
 
     Args:
@@ -143,7 +143,7 @@ def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> Incomi
     check_layout(tensors, expected, path, "(O, I), as nn.Linear does")
     tensors, tied = tie_equal_head(trim_vocabulary(tensors, tokenizer, path))
     config = dataclasses.replace(padded, vocab_size=tokenizer.vocab_size, tied=tied)
-    return Incoming(path, "nanogpt", [path], config, tensors, tokenizer)
+    return ImportedModel(path, "nanogpt", [path], config, tensors, tokenizer)
 
 
 def _shape(tensors: Tensors, arguments: Mapping[str, Any], n_head: int | None, path: Path) -> ModelConfig:

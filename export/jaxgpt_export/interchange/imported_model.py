@@ -28,7 +28,7 @@ Reference = Callable[[Tensor], Tensor]  # tokens (T,) -> logits (T, V)
 
 
 @dataclasses.dataclass(frozen=True)
-class Incoming:
+class ImportedModel:
     """A model of another program, in this project's terms.
 
     Attributes:
@@ -48,7 +48,7 @@ class Incoming:
     tokenizer: Tokenizer
 
 
-def choose_tokens(model: Incoming, data: Path | None) -> tuple[Int32[Tensor, "B T"], str]:
+def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[Int32[Tensor, "B T"], str]:
     """Choose what is compared on: windows of a validation split, else random tokens.
 
     Returns:
@@ -79,7 +79,7 @@ def rows_of(reference: Reference, tokens: Int32[Tensor, "B T"]) -> list[Float[Te
 
 
 def finish(
-    model: Incoming,
+    model: ImportedModel,
     tokens: Int32[Tensor, "B T"],
     reference: list[Float[Tensor, "T V"]],
     against: str,

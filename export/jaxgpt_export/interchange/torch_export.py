@@ -3,7 +3,7 @@
     jaxgpt-export program --artifact ART --out FILE.pt2
     logits = torch.export.load(FILE.pt2).module()(tokens)    (B, T) int64 -> (B, T, V), T <= block_size
 
-What runs is what `jaxgpt_export.model.gpt` runs, but for two layers, whose own forms can't be stored: INT8 products go
+What runs is what `model.gpt` runs, but for two layers, whose own forms can't be stored: INT8 products go
 through torch._int_mm, because the packed weights of other kernels are objects of this CPU; weight-only layers
 form their float32 weights at every call, because the file would hold them otherwise. Neither changes a bit of
 the result (sums of integers are exact), and the file is read back and compared before it gets its name.

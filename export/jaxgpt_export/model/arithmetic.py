@@ -54,7 +54,7 @@ from torch import Tensor
 LEVELS = 127
 MIN_SCALE = 2.0**-126
 MAX_INPUT_FEATURES = (2**31 - 1) // LEVELS**2
-FINE_LEVELS = 256
+RESIDUAL_LEVELS = 256
 INT4_LOWEST, INT4_HIGHEST = -8, 7
 
 
@@ -104,12 +104,12 @@ def quantize_static(x: Float[Tensor, "*N I"], scale: Float[Tensor, ""]) -> Float
     return (x / scale).round_().clamp_(-LEVELS, LEVELS)
 
 
-def quantize_rest(
+def quantize_residual(
     x: Float[Tensor, "*N I"], q: Float[Tensor, "*N I"], scale: Float[Tensor, "..."]
 ) -> Float[Tensor, "*N I"]:
     """Round what a first rounding left to integers in [-127, 127], 256ths of its step (fine input)."""
     rest = x - q * scale
-    return (rest / scale).mul_(FINE_LEVELS).round_().clamp_(-LEVELS, LEVELS)
+    return (rest / scale).mul_(RESIDUAL_LEVELS).round_().clamp_(-LEVELS, LEVELS)
 
 
 def int4_scale(extreme: Float[Tensor, "*N"]) -> BFloat16[Tensor, "*N"]:

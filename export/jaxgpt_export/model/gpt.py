@@ -132,7 +132,7 @@ class GPT(nn.Module):
       config: shape.
       layers: every embedding and linear layer by its GPT-2 name (wte, wpe, h.0.attn.c_attn, ...,
         lm_head), of whatever class; no wpe where positions are rotary.
-      exact: norms, attention and GELU are computed in float64 and rounded once, as `jaxgpt_export.model.arithmetic`
+      exact: norms, attention and GELU are computed in float64 and rounded once, as `model.arithmetic`
         says of models whose inputs are rounded to 8 bits.
     """
 

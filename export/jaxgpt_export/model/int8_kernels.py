@@ -69,7 +69,7 @@ def _int_mm_product(weight: Int8[Tensor, "O I"]) -> Product:
     return product
 
 
-# Each takes integers in float32, as `jaxgpt_export.model.arithmetic` rounds them, and returns their sums in float32.
+# Each takes integers in float32, as `model.arithmetic` rounds them, and returns their sums in float32.
 KERNELS: dict[str, Callable[[Tensor], Product]] = {
     "fbgemm": _fbgemm_product,
     "onednn": _onednn_product,

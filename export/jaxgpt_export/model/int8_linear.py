@@ -7,9 +7,9 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from jaxgpt_export.model.arithmetic import (
-    FINE_LEVELS,
+    RESIDUAL_LEVELS,
     dequantize,
-    quantize_rest,
+    quantize_residual,
     quantize_static,
     quantize_tokens,
 )
@@ -17,7 +17,7 @@ from jaxgpt_export.model.int8_kernels import FEW, FEW_LIMIT, KERNELS, MANY, Prod
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights and int8 input; `jaxgpt_export.model.arithmetic` defines what it computes.
+    """A linear layer with int8 weights and int8 input; `model.arithmetic` defines what it computes.
 
     Attributes:
       weight: (O, I) int8.
@@ -100,9 +100,9 @@ class Int8Linear(nn.Module):
         x = self._smoothed(x)
         q, scale = self._rounded(x)
         if self.fine:
-            rest = quantize_rest(x, q, scale)
+            rest = quantize_residual(x, q, scale)
             sums, fine_sums = product(torch.stack([q, rest])).unbind()
-            sums = fine_sums.div(FINE_LEVELS).add_(sums)
+            sums = fine_sums.div(RESIDUAL_LEVELS).add_(sums)
         else:
             sums = product(q)
         step = scale * self.weight_scale if self._static_scale is None else self._static_scale

@@ -49,7 +49,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 class WeightOnlyLinear(nn.Module):
-    """A linear layer with rounded weights and float input; `jaxgpt_export.model.arithmetic` defines what it computes.
+    """A linear layer with rounded weights and float input; `model.arithmetic` defines what it computes.
 
     The float32 weights are formed once. PyTorch's own weight-only kernels would not do: in float32 they take
     1.7 (int8) and 6 (int4) times a float product's time for one token, in bfloat16 they round the input.

@@ -38,7 +38,7 @@ class _Linear(ctypes.Structure):
     ]
 
 
-def why_not(artifact: Artifact) -> str | None:
+def unsupported_reason(artifact: Artifact) -> str | None:
     """Return why the engine cannot run an artifact; None where it can."""
     quantization = artifact.quantization
     if quantization is None:
@@ -64,11 +64,12 @@ class NativeModel:
       bytes_per_token: weights and steps that one decode step reads (the cache is counted by the session).
 
     Raises:
-      UserError: the engine cannot run the artifact (see why_not), or threads or JAXGPT_ISA are out of range.
+      UserError: the engine cannot run the artifact (see unsupported_reason), or threads or JAXGPT_ISA are out
+        of range.
     """
 
     def __init__(self, artifact: Artifact, threads: int = 0, isa: str | None = None) -> None:
-        reason = why_not(artifact)
+        reason = unsupported_reason(artifact)
         if reason is not None:
             raise UserError(f"{artifact.folder}: the native engine cannot run it: {reason}")
         assert artifact.quantization is not None

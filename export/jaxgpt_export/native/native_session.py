@@ -16,7 +16,7 @@ CacheKind = Literal["fp32", "fp16", "int8"]
 
 
 class NativeSession:
-    """Generates with a native model and a KV cache; an `Engine` of `shared.generation` for one text.
+    """Generates with a native model and a KV cache; an `Session` of `shared.generation` for one text.
 
     Args:
       model: may be shared by sessions.
@@ -32,12 +32,12 @@ class NativeSession:
         call_engine("jaxgpt_session_new", model._handle, slots, CACHES[cache], ctypes.byref(self._handle))
         free_with(self, _free_session, self._handle, model)
 
-    def start(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt of 1 to block_size tokens into slot 0; return the logits (V,) after it."""
         self.truncate(0)
         return self.forward(tokens)[0]
 
-    def step(self, token: int) -> npt.NDArray[np.float32]:
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
         """Take one more token; return the logits (V,) after it."""
         return self.forward([token])[0]
 
@@ -50,59 +50,65 @@ class NativeSession:
         return int(engine_library().jaxgpt_session_length(self._handle, slot))
 
     def forward(
-        self, tokens: Sequence[int], slots: Sequence[int] | None = None, every: bool = False
+        self, tokens: Sequence[int], slots: Sequence[int] | None = None, all_logits: bool = False
     ) -> npt.NDArray[np.float32]:
         """Take tokens, each the next one of its slot.
 
         Args:
           tokens: (M,) ids.
           slots: (M,) of each; the tokens of a slot are neighbours. None: all are of slot 0.
-          every: give the logits after every token, not only after the last one of each slot.
+          all_logits: give the logits after every token, not only after the last one of each slot.
 
         Returns:
           Logits (M or number of slots, V), in order.
         """
-        order = self._order(tokens, slots, every)
+        order = self._order(tokens, slots, all_logits)
         wanted = int(order[2].sum())
         logits = np.empty((wanted, self.model.config.vocab_size), dtype=np.float32)
         self._forward(order, logits, None)
         return logits
 
     def greedy(
-        self, tokens: Sequence[int], slots: Sequence[int] | None = None, every: bool = False
+        self, tokens: Sequence[int], slots: Sequence[int] | None = None, all_logits: bool = False
     ) -> npt.NDArray[np.int32]:
         """Take tokens as `forward` does; return the most probable next one, the lowest of equals."""
-        order = self._order(tokens, slots, every)
+        order = self._order(tokens, slots, all_logits)
         best = np.empty(int(order[2].sum()), dtype=np.int32)
         self._forward(order, None, best)
         return best
 
-    def follow(self, token: int, most: int = 1, end: int = -1) -> list[int]:
+    def decode_greedy(self, token: int, max_tokens: int = 1, stop_token: int = -1) -> list[int]:
         """Take a token into slot 0 and go on greedily; return what follows it.
 
         Args:
           token: the next one.
-          most: tokens to return at most; all but the last of them are taken too.
-          end: a token after which there is no more.
+          max_tokens: tokens to return at most; all but the last of them are taken too.
+          stop_token: a token after which there is no more.
 
         Raises:
           UserError: the token is none, or the context has no room for so many; nothing was taken then.
         """
-        if not 1 <= most <= self.block_size:
-            raise UserError(f"most ({most}) must lie in 1 to {self.block_size}, the model's context")
+        if not 1 <= max_tokens <= self.block_size:
+            raise UserError(
+                f"max_tokens ({max_tokens}) must lie in 1 to {self.block_size}, the model's context"
+            )
         if not 0 <= token < self.model.config.vocab_size:
             raise UserError(f"token {token} is not in a vocabulary of {self.model.config.vocab_size}")
-        found, made = (ctypes.c_int32 * most)(), ctypes.c_int32()
-        call_engine("jaxgpt_session_follow", self._handle, 0, token, most, end, found, ctypes.byref(made))
+        found, made = (ctypes.c_int32 * max_tokens)(), ctypes.c_int32()
+        call_engine(
+            "jaxgpt_session_follow", self._handle, 0, token, max_tokens, stop_token, found, ctypes.byref(made)
+        )
         return found[: made.value]
 
-    def _order(self, tokens: Sequence[int], slots: Sequence[int] | None, every: bool) -> tuple[Any, Any, Any]:
+    def _order(
+        self, tokens: Sequence[int], slots: Sequence[int] | None, all_logits: bool
+    ) -> tuple[Any, Any, Any]:
         ids = np.ascontiguousarray(tokens, dtype=np.int32)
         places = np.zeros_like(ids) if slots is None else np.ascontiguousarray(slots, dtype=np.int32)
         if ids.ndim != 1 or ids.shape != places.shape:
             raise ValueError(f"tokens are {ids.shape}, slots {places.shape}; expected a slot for each token")
         wanted = np.ones(len(ids), dtype=np.uint8)
-        if not every:
+        if not all_logits:
             wanted[:-1] = places[1:] != places[:-1]
         return ids, places, wanted
 

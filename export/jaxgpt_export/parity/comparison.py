@@ -65,11 +65,11 @@ def compare_models(
         for index, logits in enumerate((expected, found)):
             loss = F.cross_entropy(logits[:-1].double(), row[1:].long(), reduction="sum")
             losses[index] += float(loss) / tokens[:, 1:].numel()
-    parts_at = greedy_parting(reference, model, tokens, greedy_tokens) if greedy_tokens else None
+    parts_at = first_divergence(reference, model, tokens, greedy_tokens) if greedy_tokens else None
     return Comparison(meter.result(), losses[0], losses[1], parts_at, greedy_tokens)
 
 
-def greedy_parting(
+def first_divergence(
     reference: Comparable, model: Comparable, tokens: Integer[Tensor, "B T"], count: int
 ) -> int | None:
     """Continue the first half of each row greedily; return the first step at which any two rows differ."""

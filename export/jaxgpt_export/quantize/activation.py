@@ -28,7 +28,7 @@ COVERED = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 @dataclasses.dataclass(frozen=True)
-class InputPlan:
+class ActivationQuant:
     """How a layer's input is quantized.
 
     Attributes:
@@ -56,12 +56,12 @@ def smoothing_vector(
 
 
 @torch.inference_mode()
-def plan_input(
+def search_scale(
     layer: LayerInput,
     weight: Float[Tensor, "O I"],
     covered: Sequence[float] = COVERED,
     strengths: Sequence[float] = STRENGTHS,
-) -> InputPlan:
+) -> ActivationQuant:
     """Choose step and smoothing of a layer's input by the error of its output.
 
     Args:
@@ -75,7 +75,7 @@ def plan_input(
     """
     exact = layer.sample @ weight.t()
     power = float(exact.square().mean())
-    best: InputPlan | None = None
+    best: ActivationQuant | None = None
     vectors = [None, *(smoothing_vector(layer.largest, weight, s) for s in strengths)]
     for smooth in vectors:
         x = layer.sample if smooth is None else layer.sample / smooth
@@ -90,6 +90,6 @@ def plan_input(
                 integers, step = quantize_static(x, scale), scale
             error = float((integers * step @ rounded.t() - exact).square().mean()) / max(power, 1e-30)
             if best is None or error < best.error:
-                best = InputPlan(scale, smooth, error)
+                best = ActivationQuant(scale, smooth, error)
     assert best is not None
     return best

@@ -10,16 +10,16 @@ from jaxgpt_export.format.artifact import Tensors
 from jaxgpt_export.format.scheme import HEAD, linear_layers
 from jaxgpt_export.model.arithmetic import pack_int4, quantize_rows
 from jaxgpt_export.model.gpt import EMBEDDINGS, PARTS, layer_shapes, norm_names
-from jaxgpt_export.quantize.activation import InputPlan
+from jaxgpt_export.quantize.activation import ActivationQuant
 from jaxgpt_export.quantize.gptq import Rounded, gptq_rows
 from jaxgpt_export.quantize.smoothing import fold_smoothing
 
 
-def rounded_tensors(
+def quantized_state_dict(
     config: ModelConfig,
     tensors: Tensors,
     bits: Mapping[str, int],
-    plans: Mapping[str, InputPlan] | None = None,
+    plans: Mapping[str, ActivationQuant] | None = None,
     groups: Mapping[str, Rounded] | None = None,
     moments: Mapping[str, Tensor] | None = None,
 ) -> Tensors:

@@ -29,7 +29,7 @@ def keep_freed_memory(model: ModelConfig, train: TrainConfig, devices: int) -> N
     if not hasattr(libc, "mallopt"):
         return
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 2**28}
-    logits = train.batch_size // train.accumulate * model.block_size * model.vocab_size * 4
+    logits = train.batch_size // train.grad_accum_steps * model.block_size * model.vocab_size * 4
     if logits // (devices * train.loss_chunks) > THREAD_HEAP_BYTES:
         settings[M_ARENA_MAX] = 1
     for parameter, value in settings.items():

@@ -82,19 +82,19 @@ def _wait_for(host: str, port: int, timeout_s: int) -> None:
             time.sleep(RETRY_S)
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes what is written once."""
     return bool(jax.process_index() == 0)
 
 
-def first_does(action: Callable[[], None]) -> None:
+def on_main_process(action: Callable[[], None]) -> None:
     """Run an action in process 0 alone; every process goes on when it is done.
 
     Raises:
       UserError: the action raised one; all processes raise it then.
     """
     error: UserError | None = None
-    if is_first():
+    if is_main_process():
         try:
             action()
         except UserError as caught:

@@ -29,14 +29,14 @@ INPUT_SCALE = "input_scale"  # last part of the name of an input step
 
 
 @jax.custom_jvp
-def round_through(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
+def round_ste(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
     """Round halves to even; the gradient is that of the identity."""
     return jnp.round(x)
 
 
-@round_through.defjvp
+@round_ste.defjvp
 def _round_through_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return round_through(primals[0]), tangents[0]
+    return round_ste(primals[0]), tangents[0]
 
 
 def divide(x: Float[Array, "*N"], by: Float[Array, "..."] | int) -> Float[Array, "*N"]:
@@ -66,10 +66,10 @@ def round_weight(weight: Float[Array, "*N"], axis: int) -> tuple[Float[Array, "*
       scale: steps, with length 1 along the axis.
     """
     scale = scale_of(jnp.max(jnp.abs(jax.lax.stop_gradient(weight)), axis=axis, keepdims=True))
-    return round_through(divide(weight, scale)), scale
+    return round_ste(divide(weight, scale)), scale
 
 
-def rounded_rows(table: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
+def fake_quant_rows(table: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
     """Return rows of an embedding as an artifact stores them: integers times the row's step."""
     q, scale = round_weight(table, -1)
     return q * scale
@@ -80,7 +80,7 @@ def round_inputs(x: Float[Array, "*N"], scale: Float[Array, ""]) -> Float[Array,
 
     Clipped before it is rounded, which gives the same integers, and LSQ's gradient at 126.5 and above.
     """
-    return round_through(jnp.clip(divide(x, scale), -LEVELS, LEVELS))
+    return round_ste(jnp.clip(divide(x, scale), -LEVELS, LEVELS))
 
 
 def without_scales(params: dict[str, T]) -> dict[str, T]:
@@ -88,7 +88,7 @@ def without_scales(params: dict[str, T]) -> dict[str, T]:
     return {name: value for name, value in params.items() if not name.endswith(INPUT_SCALE)}
 
 
-class RoundedLinear(nnx.Linear):
+class FakeQuantLinear(nnx.Linear):
     """A linear layer as the static INT8 artifact computes it.
 
     Attributes:
@@ -117,7 +117,7 @@ class RoundedLinear(nnx.Linear):
         return y.astype(self.dtype)
 
 
-class RoundedEmbed(nnx.Embed):
+class FakeQuantEmbed(nnx.Embed):
     """An embedding as the INT8 artifact stores it.
 
     Attributes:
@@ -131,4 +131,4 @@ class RoundedEmbed(nnx.Embed):
     def __call__(self, inputs: Int[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
         """Return the rounded rows of tokens or positions."""
         rows = super().__call__(inputs, out_sharding)
-        return rows if self.observing else rounded_rows(rows)
+        return rows if self.observing else fake_quant_rows(rows)

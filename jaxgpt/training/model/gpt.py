@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.training.model.attention import Attention
-from jaxgpt.training.model.fake_quant import RoundedEmbed, round_inputs, rounded_rows
+from jaxgpt.training.model.fake_quant import FakeQuantEmbed, fake_quant_rows, round_inputs
 from jaxgpt.training.model.layers import INIT_STD, apply_to_rows, dropout, layer_norm, linear, split_keys
 from jaxgpt.training.model.numerics import FLOAT32, Numerics, matmul
 
@@ -102,7 +102,7 @@ class LMHead(nnx.Module):
         if self.input_scale is None or self.observing:
             return x, table
         scale = self.input_scale[...]
-        return round_inputs(x, scale) * scale, rounded_rows(table)
+        return round_inputs(x, scale) * scale, fake_quant_rows(table)
 
 
 class GPT(nnx.Module):
@@ -121,7 +121,7 @@ class GPT(nnx.Module):
         dtype = numerics.params
         kwargs: dict[str, Any] = {"embedding_init": init, "param_dtype": dtype, "dtype": dtype, "rngs": rngs}
         self.rate, self.numerics, self.vocab_size = config.dropout, numerics, config.vocab_size
-        embed = RoundedEmbed if config.qat else nnx.Embed
+        embed = FakeQuantEmbed if config.qat else nnx.Embed
         self.wte = embed(config.vocab_size, config.n_embd, **kwargs)
         self.learned = config.positions == "learned"
         if self.learned:

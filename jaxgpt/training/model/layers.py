@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxgpt.shared.config import ModelConfig
-from jaxgpt.training.model.fake_quant import RoundedLinear
+from jaxgpt.training.model.fake_quant import FakeQuantLinear
 from jaxgpt.training.model.numerics import Numerics
 
 LAYER_NORM_EPSILON = 1e-5
@@ -37,7 +37,7 @@ def linear(
 ) -> nnx.Linear:
     init = nnx.initializers.normal(std)
     kwargs: dict[str, Any] = {"param_dtype": numerics.params, "dtype": numerics.compute}
-    kind = RoundedLinear if config.qat else nnx.Linear
+    kind = FakeQuantLinear if config.qat else nnx.Linear
     return kind(inputs, outputs, kernel_init=init, rngs=rngs, **kwargs)
 
 

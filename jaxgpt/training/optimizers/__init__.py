@@ -1,7 +1,7 @@
 """The optimizer: AdamW, or Muon for the blocks' matrices with AdamW for the rest.
 
 Weight decay acts on matrices only (kernels and embeddings, not gains and biases). The learning rate rises
-linearly, then falls to `final_rate` of its peak along a cosine or a line. Input steps of quantization-aware
+linearly, then falls to `final_lr_fraction` of its peak along a cosine or a line. Input steps of quantization-aware
 training move by a share of themselves, so that their size needs no rate of its own.
 """
 
@@ -25,21 +25,21 @@ def schedule(config: TrainConfig, peak: float) -> Schedule:
     """Return the learning rate as a function of the step.
 
     Args:
-      config: warmup_steps, max_steps, final_rate, cooldown.
+      config: warmup_steps, max_steps, final_lr_fraction, lr_schedule.
       peak: highest rate.
     """
     warmup = min(config.warmup_steps, config.max_steps - 1)
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
     rest = max(config.max_steps - warmup, 1)
-    if config.cooldown == "cosine":
-        fall = optax.cosine_decay_schedule(peak, rest, alpha=config.final_rate)
+    if config.lr_schedule == "cosine":
+        fall = optax.cosine_decay_schedule(peak, rest, alpha=config.final_lr_fraction)
     else:
-        fall = optax.linear_schedule(peak, peak * config.final_rate, rest)
+        fall = optax.linear_schedule(peak, peak * config.final_lr_fraction, rest)
     joined: Schedule = optax.join_schedules([rise, fall], [warmup])
     return joined
 
 
-def kind_of(name: str) -> str:
+def parameter_group(name: str) -> str:
     """Classify a parameter by its name.
 
     Returns:
@@ -62,7 +62,7 @@ def make_optimizer(config: TrainConfig, qat: bool = False) -> optax.GradientTran
     Source: Loshchilov & Hutter 2019 (AdamW); Jordan et al. 2024, Muon (optax.contrib.muon).
     """
     matrix_rate = schedule(config, config.learning_rate)
-    other_rate = schedule(config, config.embedding_rate)
+    other_rate = schedule(config, config.embedding_learning_rate)
 
     def adamw(rate: Schedule, decay: float) -> optax.GradientTransformation:
         return optax.adamw(rate, config.beta1, config.beta2, weight_decay=decay)
@@ -83,7 +83,7 @@ def make_optimizer(config: TrainConfig, qat: bool = False) -> optax.GradientTran
         transforms["scale"] = optax.chain(adam, optax.stateless(_times_parameter))
 
     def labels(params: Params) -> dict[str, str]:
-        return {name: kind_of(name) for name in params}
+        return {name: parameter_group(name) for name in params}
 
     return optax.chain(_clip_all_but_scales(config.grad_clip), optax.multi_transform(transforms, labels))
 
@@ -99,7 +99,7 @@ def _clip_all_but_scales(limit: float) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(limit)
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
-        rest = {name: value for name, value in updates.items() if kind_of(name) != "scale"}
+        rest = {name: value for name, value in updates.items() if parameter_group(name) != "scale"}
         clipped, state = clip.update(rest, state, params)
         return {**updates, **clipped}, state
 

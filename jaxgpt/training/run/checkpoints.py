@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.training.devices.processes import all_agree, first_does
+from jaxgpt.training.devices.processes import all_agree, on_main_process
 from jaxgpt.training.model.params import Params, init_params, pad_vocabulary, trim_vocabulary
 from jaxgpt.training.run.folder import Run
 from jaxgpt.training.step.state import Guard, TrainState
@@ -159,7 +159,7 @@ class Checkpoints:
             if all_agree(found is not None):
                 assert found is not None
                 return found
-            first_does(functools.partial(self._set_aside, step))
+            on_main_process(functools.partial(self._set_aside, step))
             say(f"WARNING: {reason or 'another process can not read it'}")
             say(f"WARNING: checkpoint {step} is moved to {self.folder.parent / 'damaged'}")
             self._manager.reload()

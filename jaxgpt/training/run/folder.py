@@ -16,11 +16,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.shared.config import RUN_FORMAT_VERSION, ModelConfig, TrainConfig
+from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+
+RUN_FORMAT_VERSION = 3
+# Settings that format version 2 calls otherwise.
+NAMES_IN_VERSION_2 = {
+    "accumulate": "grad_accum_steps",
+    "embedding_rate": "embedding_learning_rate",
+    "final_rate": "final_lr_fraction",
+    "cooldown": "lr_schedule",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +77,17 @@ def read_run_config(folder: Path) -> RunConfig:
         raise UserError(f"run folder {folder} is missing; train one with: jaxgpt train PRESET --out {folder}")
     where = folder / "config.json"
     value = read_json(where, "run configuration")
-    if value.get("format_version") != RUN_FORMAT_VERSION:
+    version = value.get("format_version")
+    if version not in (2, RUN_FORMAT_VERSION):
         raise UserError(
-            f"{where} has format version {value.get('format_version')}, expected {RUN_FORMAT_VERSION}; "
+            f"{where} has format version {version}, expected {RUN_FORMAT_VERSION} or 2; "
             "is it a run of `jaxgpt train`?"
         )
     with damaged(where, "take another run"):
         model = ModelConfig.from_json(value["model"], str(where))
-        train = TrainConfig.from_json(value["train"], str(where))
+        names = NAMES_IN_VERSION_2 if version == 2 else {}
+        settings = {names.get(name, name): setting for name, setting in value["train"].items()}
+        train = TrainConfig.from_json(settings, str(where))
         data = dict(value["data"])
         _ = data["folder"], data["manifest_sha256"], data["tokenizer"]["name"], data["tokenizer"]["sha256"]
         init = None if value.get("init") is None else dict(value["init"])
@@ -133,7 +145,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def require_claimable(folder: Path, config: RunConfig) -> None:
+def require_same_training(folder: Path, config: RunConfig) -> None:
     """Check that a folder is free for a training, or holds the same one.
 
     Raises:
@@ -150,9 +162,9 @@ def require_claimable(folder: Path, config: RunConfig) -> None:
         raise UserError(f"{folder} exists and is no run; choose another --out")
 
 
-def claim_run(folder: Path, config: RunConfig) -> None:
-    """Make a run folder, or check that the one there is of the same training: see require_claimable."""
-    require_claimable(folder, config)
+def create_run(folder: Path, config: RunConfig) -> None:
+    """Make a run folder, or check that the one there is of the same training: see require_same_training."""
+    require_same_training(folder, config)
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.to_json())

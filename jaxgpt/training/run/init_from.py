@@ -30,7 +30,7 @@ WPE = "wpe.embedding"
 
 
 @dataclasses.dataclass(frozen=True)
-class Initial:
+class InitSource:
     """A folder that a training begins with, opened but not yet read.
 
     Attributes:
@@ -88,7 +88,7 @@ class Initial:
         return params, entry
 
 
-def open_initial(folder: Path) -> Initial:
+def open_init_source(folder: Path) -> InitSource:
     """Open a run or a float32 artifact; JAX's devices are not touched.
 
     Raises:
@@ -100,7 +100,7 @@ def open_initial(folder: Path) -> Initial:
     value = read_json(path, "configuration of --init")
     if "format_version" in value and "model_type" not in value:
         run = open_run(folder)
-        return Initial(folder, run.config.model, run.tokenizer, run, sha256_of(path))
+        return InitSource(folder, run.config.model, run.tokenizer, run, sha256_of(path))
     model = _model_config(value, path)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != model.vocab_size:
@@ -111,7 +111,7 @@ def open_initial(folder: Path) -> Initial:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError(f"{weights} is missing; --init needs a run or a whole float32 artifact")
-    return Initial(folder, model, tokenizer, None, sha256_of(weights))
+    return InitSource(folder, model, tokenizer, None, sha256_of(weights))
 
 
 def _model_config(value: dict[str, Any], path: Path) -> ModelConfig:

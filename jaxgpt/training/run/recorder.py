@@ -11,7 +11,7 @@ from tensorboardX import SummaryWriter
 
 from jaxgpt.shared.console import say, stderr
 from jaxgpt.shared.files import write_atomic
-from jaxgpt.training.devices.processes import is_first
+from jaxgpt.training.devices.processes import is_main_process
 from jaxgpt.training.run.folder import read_metrics
 
 RATE_STEPS = 50  # tokens/s is the mean over so many steps
@@ -23,7 +23,7 @@ def make_recorder(
     folder: Path, first_step: int, max_steps: int, tokens_per_step: int, peak_tokens_per_s: float | None
 ) -> "Recorder":
     """Return a recorder, in process 0 one that writes and shows."""
-    kind = Recorder if is_first() else SilentRecorder
+    kind = Recorder if is_main_process() else SilentRecorder
     return kind(folder, first_step, max_steps, tokens_per_step, peak_tokens_per_s)
 
 

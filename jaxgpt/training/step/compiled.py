@@ -16,7 +16,7 @@ from jaxgpt.training.step.state import TrainState, first_state
 from jaxgpt.training.step.train_step import make_train_step
 
 
-class Program:
+class CompiledTraining:
     """A training as compiled functions over a mesh; making one allocates nothing.
 
     Args:
@@ -39,7 +39,11 @@ class Program:
         self._optimizer = make_optimizer(train, model.qat)
         self.abstract: TrainState = jax.eval_shape(self._first_state)
         self.shardings: TrainState = state_shardings(mesh, self.abstract)
-        self.batch_shape = (train.accumulate, train.batch_size // train.accumulate, model.block_size)
+        self.batch_shape = (
+            train.grad_accum_steps,
+            train.batch_size // train.grad_accum_steps,
+            model.block_size,
+        )
         self.batch_sharding = batch_sharding(mesh, axis=1, ndim=3)
 
     def _first_state(self, params: Params | None = None) -> TrainState:
