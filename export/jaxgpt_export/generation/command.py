@@ -13,8 +13,8 @@ from jaxgpt.generation.generate import PromptOptions, generate_shown
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 
-from jaxgpt_export.format.artifact import read_whole_artifact
-from jaxgpt_export.generation.open_session import open_session, set_threads
+from jaxgpt_export.format.artifact import read_certified_artifact
+from jaxgpt_export.generation.open_session import choose_threads, open_session
 from jaxgpt_export.generation.request_file import generate_all, read_prompts
 from jaxgpt_export.native.native_session import CacheKind
 
@@ -52,15 +52,15 @@ def run(options: GenerateOptions) -> Result:
     options.sampling()  # a bad value is said before anything is loaded
     if options.draft_tokens < 0 or options.batch < 1:
         raise UserError("--draft-tokens must not be negative, --batch must be at least 1")
-    orders = None if options.prompts is None else read_prompts(options.prompts, options)
-    threads = set_threads(options.threads)
-    artifact = read_whole_artifact(options.artifact)
+    requests = None if options.prompts is None else read_prompts(options.prompts, options)
+    threads = choose_threads(options.threads)
+    artifact = read_certified_artifact(options.artifact)
     tokenizer = artifact.tokenizer()
-    slots = 1 if orders is None else min(options.batch, len(orders))
+    slots = 1 if requests is None else min(options.batch, len(requests))
     session, name = open_session(artifact, options.engine, threads, options.kv_cache, slots)
     artifact.tensors.clear()  # whatever runs has its own copy
-    if orders is not None:
-        return generate_all(session, tokenizer, orders, options, sys.stdout, name)
+    if requests is not None:
+        return generate_all(session, tokenizer, requests, options, sys.stdout, name)
     done = generate_shown(session, tokenizer, options, options.draft_tokens)
     rate = (len(done.tokens) - 1) / done.decode_s if len(done.tokens) > 1 else None
     speed = f", {rate:.1f} tokens/s" if rate else ""

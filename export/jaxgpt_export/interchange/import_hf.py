@@ -13,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.architecture import HEAD, HF_PREFIX, parameters
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import check_replaceable, read_json
-from jaxgpt.shared.huggingface import PREFIX, SHAPE_FIELDS
+from jaxgpt.shared.huggingface import MODEL_TYPE, read_hf_config
 from jaxgpt.shared.tokenizer import ENDOFTEXT, Tokenizer, load_tokenizer, parse_merges
 from safetensors import SafetensorError
 from torch import Tensor
 
-from jaxgpt_export.format.artifact import expected_tensors, from_hf_layout, from_hf_name
 from jaxgpt_export.format.certificate import versions
+from jaxgpt_export.format.tensors import FLOAT32_DTYPE, from_hf_layout
 from jaxgpt_export.interchange.float64_gpt import Float64GPT
-from jaxgpt_export.interchange.imported_model import ImportedModel, Reference, choose_tokens, finish, rows_of
+from jaxgpt_export.interchange.imported_model import (
+    ImportedModel,
+    Reference,
+    certify_and_write,
+    choose_tokens,
+    rows_of,
+)
 from jaxgpt_export.interchange.weight_files import (
     as_float32,
     check_layout,
@@ -34,17 +40,7 @@ from jaxgpt_export.interchange.weight_files import (
     tie_equal_head,
     trim_vocabulary,
 )
-
-# name -> values under which transformers computes what this program computes; the first is the default
-SETTINGS: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "quantization_config": (None,),
-}
-DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+from jaxgpt_export.model.build import as_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +72,12 @@ def import_hf(options: ImportHfOptions) -> Result:
         reference, against = _transformers(options.source, model.config.vocab_size), "transformers fp32"
         used = versions("torch", "safetensors", "transformers")
     else:
-        reference = Float64GPT(model.tensors, model.config.n_head)
+        reference = Float64GPT(as_tensors(model.tensors), model.config.n_head)
         against = "a float64 forward pass (transformers is not installed)"
         used = versions("torch", "safetensors")
     figures = {"probe": text}
     logits = rows_of(reference, tokens)
-    return finish(model, tokens, logits, against, used, options.out, options.overwrite, figures)
+    return certify_and_write(model, tokens, logits, against, used, options.out, options.overwrite, figures)
 
 
 def read_hf(folder: Path) -> ImportedModel:
@@ -92,50 +88,24 @@ def read_hf(folder: Path) -> ImportedModel:
     """
     if not folder.is_dir():
         raise UserError(f"source folder {folder} is missing; check the path")
-    padded = hf_config(folder / "config.json")
+    said = read_hf_config(folder / "config.json", "model configuration")
+    if not said.is_plain:
+        raise UserError(f"{folder / 'config.json'} has model_type {said.model_type!r}, expected {MODEL_TYPE}")
     tokenizer = hf_tokenizer(folder)
     found, files = read_folder(folder)
     where = files[0] if len(files) == 1 else folder
-    tensors = as_float32(plain_names(found, (PREFIX,), where), where)
-    padded = dataclasses.replace(padded, tied=padded.tied and "lm_head.weight" not in tensors)
-    expected = {from_hf_name(name): shape for name, shape in expected_tensors(padded, None).items()}
+    tensors = as_float32(plain_names(found, (HF_PREFIX,), where), where)
+    stored_head = f"{HEAD}.weight" in tensors
+    padded = dataclasses.replace(said.model, dropout=said.dropout, tied=said.model.tied and not stored_head)
+    expected = {each.name: (FLOAT32_DTYPE, each.hf_shape) for each in parameters(padded)}
     check_layout(tensors, expected, where, "(I, O), as Conv1D does")
-    tensors = trim_vocabulary(tensors, tokenizer, where)
-    tensors, tied = tie_equal_head(tensors)
-    value = read_json(folder / "config.json", "model configuration")
-    if not tied and value.get("tie_word_embeddings", True):
+    tensors, tied = tie_equal_head(trim_vocabulary(tensors, tokenizer, where))
+    if not tied and said.model.tied:
         say(f"{where}: the head is stored and is not the embedding; it stays its own, as in transformers")
     config = dataclasses.replace(padded, vocab_size=tokenizer.vocab_size, tied=tied)
-    plain = {name: from_hf_layout(name, tensor) for name, tensor in tensors.items()}
+    stored = {each.hf_name: tensors[each.name] for each in parameters(config)}
     read = [folder / "config.json", *files]
-    return ImportedModel(folder, "huggingface", read, config, plain, tokenizer)
-
-
-def hf_config(path: Path) -> ModelConfig:
-    """Read config.json; its vocabulary may be padded.
-
-    Raises:
-      UserError: it is not GPT-2's, or has a setting that changes the computation.
-    """
-    value = read_json(path, "model configuration")
-    if value.get("model_type") != "gpt2":
-        raise UserError(f"{path} has model_type {value.get('model_type')!r}, expected gpt2")
-    wrong = [theirs for theirs in SHAPE_FIELDS.values() if type(value.get(theirs)) is not int]
-    if wrong:
-        raise UserError(f"{path} lacks {', '.join(wrong)} as whole numbers; is it the folder of a GPT-2?")
-    for name, allowed in SETTINGS.items():
-        if value.get(name, allowed[0]) not in allowed:
-            raise UserError(
-                f"{path} has {name} {value[name]!r}, which changes the computation; "
-                f"this program computes {allowed[0]!r} only"
-            )
-    if value.get("n_inner") not in (None, 4 * value["n_embd"]):
-        raise UserError(f"{path} has n_inner {value['n_inner']!r}, expected 4 n_embd = {4 * value['n_embd']}")
-    with damaged(path, "fetch it again"):
-        dropouts = {float(value.get(name, 0.1)) for name in DROPOUTS}
-    shape = {ours: value[theirs] for ours, theirs in SHAPE_FIELDS.items()}
-    tied = value.get("tie_word_embeddings", True) is not False
-    return ModelConfig(**shape, dropout=dropouts.pop() if len(dropouts) == 1 else 0.0, tied=tied)
+    return ImportedModel(folder, "huggingface", read, config, from_hf_layout(stored, config), tokenizer)
 
 
 def hf_tokenizer(folder: Path) -> Tokenizer:

@@ -13,21 +13,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from jaxgpt.shared.architecture import HF_PREFIX, parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable
-from jaxgpt.shared.huggingface import PREFIX
+from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
-from jaxtyping import Float, Int32
-from torch import Tensor
 from torch.nn import functional as F
 
-from jaxgpt_export.format.artifact import CONV1D_SUFFIXES, Tensors, expected_tensors, from_hf_name
 from jaxgpt_export.format.certificate import versions
+from jaxgpt_export.format.tensors import FLOAT32_DTYPE
 from jaxgpt_export.interchange.float64_gpt import Float64GPT
-from jaxgpt_export.interchange.imported_model import ImportedModel, choose_tokens, finish, rows_of
+from jaxgpt_export.interchange.imported_model import (
+    ImportedModel,
+    Rows,
+    certify_and_write,
+    choose_tokens,
+    rows_of,
+)
 from jaxgpt_export.interchange.weight_files import (
     as_float32,
     check_layout,
@@ -37,9 +44,9 @@ from jaxgpt_export.interchange.weight_files import (
     tie_equal_head,
     trim_vocabulary,
 )
+from jaxgpt_export.model.build import as_tensors
 
-PREFIXES = ("_orig_mod.", PREFIX)  # torch.compile's, then GPT-2's
-BIASES = re.compile(r"h\.\d+\..*\.bias$|ln_f\.bias$")
+PREFIXES = ("_orig_mod.", HF_PREFIX)  # torch.compile's, then GPT-2's
 ARGUMENTS = ("n_layer", "n_embd", "block_size", "vocab_size")
 
 
@@ -75,7 +82,8 @@ def import_nanogpt(options: ImportNanogptOptions) -> Result:
     model = read_nanogpt(options.source, _tokenizer(options.tokenizer), options.n_head)
     tokens, text = choose_tokens(model, options.data)
     tanh, erf = (
-        rows_of(Float64GPT(model.tensors, model.config.n_head, gelu), tokens) for gelu in ("tanh", "erf")
+        rows_of(Float64GPT(as_tensors(model.tensors), model.config.n_head, gelu), tokens)
+        for gelu in ("tanh", "erf")
     )
     gelu = gelu_figures(tokens, tanh, erf)
     say(
@@ -86,20 +94,18 @@ def import_nanogpt(options: ImportNanogptOptions) -> Result:
     figures = {"probe": text, "gelu": gelu}
     against = "a float64 forward pass with tanh GELU"
     used = versions("torch", "safetensors")
-    return finish(model, tokens, tanh, against, used, options.out, options.overwrite, figures)
+    return certify_and_write(model, tokens, tanh, against, used, options.out, options.overwrite, figures)
 
 
-def gelu_figures(
-    tokens: Int32[Tensor, "B T"], tanh: list[Float[Tensor, "T V"]], erf: list[Float[Tensor, "T V"]]
-) -> dict[str, float]:
+def gelu_figures(tokens: npt.NDArray[np.int32], tanh: Rows, erf: Rows) -> dict[str, float]:
     """Return how far the two GELUs lead apart: the largest logit difference, and the loss of each in nats."""
 
-    def loss(rows: list[Tensor]) -> float:
-        pairs = zip(rows, tokens.long(), strict=True)
+    def loss(rows: Rows) -> float:
+        pairs = zip(map(torch.from_numpy, rows), torch.from_numpy(tokens).long(), strict=True)
         each = [F.cross_entropy(logits[:-1], row[1:], reduction="sum") for logits, row in pairs]
-        return float(torch.stack(each).sum()) / max(tokens[:, 1:].numel(), 1)
+        return float(torch.stack(each).sum()) / max(tokens[:, 1:].size, 1)
 
-    largest = max(float((a - b).abs().max()) for a, b in zip(tanh, erf, strict=True))
+    largest = max(float(abs(a - b).max()) for a, b in zip(tanh, erf, strict=True))
     return {"max_abs_logit_diff": largest, "loss_tanh": loss(tanh), "loss_erf": loss(erf)}
 
 
@@ -132,13 +138,10 @@ def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> Import
         raise UserError(f"{path}: model_args is a {type(arguments).__name__}, expected names and values")
     tensors = as_float32(plain_names(named_tensors(value, path), PREFIXES, path), path)
     padded = _shape(tensors, arguments, n_head, path)
-    expected = {
-        from_hf_name(name): (dtype, shape[::-1] if name.endswith(CONV1D_SUFFIXES) else shape)
-        for name, (dtype, shape) in expected_tensors(padded, None).items()
-    }
-    biases = {name: shape for name, (_, shape) in expected.items() if BIASES.match(name)}
+    expected = {each.name: (FLOAT32_DTYPE, each.shape) for each in parameters(padded)}
+    biases = {each.name: each.shape for each in parameters(padded) if each.part == "bias"}
     if not biases.keys() & tensors.keys() and not arguments.get("bias", False):
-        tensors |= {name: torch.zeros(shape) for name, shape in biases.items()}
+        tensors |= {name: np.zeros(shape, np.float32) for name, shape in biases.items()}
         say(f"{path}: the model has no biases; they become zeros")
     check_layout(tensors, expected, path, "(O, I), as nn.Linear does")
     tensors, tied = tie_equal_head(trim_vocabulary(tensors, tokenizer, path))
@@ -146,7 +149,7 @@ def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> Import
     return ImportedModel(path, "nanogpt", [path], config, tensors, tokenizer)
 
 
-def _shape(tensors: Tensors, arguments: Mapping[str, Any], n_head: int | None, path: Path) -> ModelConfig:
+def _shape(tensors: Arrays, arguments: Mapping[str, Any], n_head: int | None, path: Path) -> ModelConfig:
     """Read the shape from the tensors, and the heads from elsewhere; UserError where they disagree."""
     for name in ("wte.weight", "wpe.weight"):
         if name not in tensors or tensors[name].ndim != 2:

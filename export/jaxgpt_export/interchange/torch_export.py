@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxgpt.shared.architecture import HEAD, matrices, norms
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.files import check_new_file, new_file, sha256_of
 from jaxtyping import Integer
@@ -25,7 +26,8 @@ from torch.nn import functional as F
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.probe import read_probe
 from jaxgpt_export.model.arithmetic import dequantize
-from jaxgpt_export.model.gpt import GPT, norm_names
+from jaxgpt_export.model.build import build_model
+from jaxgpt_export.model.gpt import GPT
 from jaxgpt_export.model.int8_linear import Int8Linear
 from jaxgpt_export.model.weight_only import WeightOnlyLinear
 
@@ -94,14 +96,10 @@ def _storable(layer: nn.Module) -> nn.Module:
 
 def storable(model: GPT) -> GPT:
     """Return a module with the same weights, each in a layer that torch.export can store."""
-    names = [name for name in ("wte", "wpe", "lm_head") if getattr(model, name) is not None]
-    blocks = range(model.config.n_layer)
-    names += [
-        f"h.{i}.{part}" for i in blocks for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    ]
+    names = [*matrices(model.config), HEAD]
     layers = {name: _storable(model.get_submodule(name)) for name in names}
     copied = GPT(model.config, layers, model.exact)
-    for name in norm_names(model.config):
+    for name in norms(model.config):
         norm = model.get_submodule(name)
         copied.get_submodule(name).load_state_dict(norm.state_dict())
     return copied.eval().requires_grad_(False)
@@ -130,7 +128,7 @@ def program_command(options: ProgramOptions) -> Result:
     check_new_file(options.out, options.overwrite, ".pt2")
     artifact = read_artifact(options.artifact)
     probe = read_probe(artifact)
-    model = artifact.model()
+    model = build_model(artifact)
     weights = artifact.folder / "model.safetensors"
     about = {"kind": artifact.kind, "artifact": str(artifact.folder), "weights_sha256": sha256_of(weights)}
     with new_file(options.out) as path:
@@ -138,7 +136,7 @@ def program_command(options: ProgramOptions) -> Result:
             torch.export.save(exported(model), file, extra_files={"artifact.json": json.dumps(about)})
         with path.open("rb") as file:
             program = torch.export.load(file).module()
-        difference = largest_difference(model, program, probe.tokens)
+        difference = largest_difference(model, program, torch.from_numpy(probe.tokens))
         passed = difference <= MAX_PROGRAM_DIFF
         if not passed:
             path.unlink()

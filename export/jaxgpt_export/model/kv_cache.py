@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Cache:
+class KVCache:
     """Keys and values of the tokens so far.
 
     Args:

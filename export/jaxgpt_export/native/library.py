@@ -26,7 +26,7 @@ VERSION = 2
 
 def library_path() -> Path:
     """Return where the built engine lies, or would lie; JAXGPT_ENGINE names another build of it."""
-    built = Path(__file__).parent / "native" / "libengine.so"
+    built = Path(__file__).parent / "libengine.so"
     return Path(os.environ.get("JAXGPT_ENGINE") or built)
 
 

@@ -1,7 +1,10 @@
 """How far a module is from the logits of its probe, and the gates on that distance."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +12,7 @@ from torch import Tensor
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.format.probe import Probe
 from jaxgpt_export.model.gpt import GPT
-from jaxgpt_export.parity import Parity, compare
+from jaxgpt_export.parity.metrics import Parity, ParityMeter, compare
 
 # float32 on both sides, matrix products summed in different orders: measured 3e-6 to 2e-5 on logits of
 # size 10; 1e-4 leaves room for another BLAS and none for a wrong epsilon, GELU or transposition.
@@ -20,27 +23,45 @@ FP32_LOGIT_SIZE = 10.0  # float32 errors grow with the logits: beyond this size 
 INT8_KL_FACTOR = 1.5
 INT8_KL_SLACK = 1e-5
 INT8_TOP1_SLACK = 0.01
+AGAINST_ROUNDED = "Flax, rounded"  # the probe holds what a quantization-aware training computed
 
 
 def fp32_bound(probe: Probe) -> float:
     """Return how far float32 logits may be from those of a probe."""
-    return MAX_FP32_LOGIT_DIFF * max(1.0, float(probe.logits.abs().max()) / FP32_LOGIT_SIZE)
+    return MAX_FP32_LOGIT_DIFF * max(1.0, float(abs(probe.logits).max()) / FP32_LOGIT_SIZE)
 
 
 @torch.inference_mode()
 def probe_logits(model: GPT, probe: Probe) -> Float[Tensor, "P V"]:
     """Return a module's logits at the probe's positions."""
-    T = probe.tokens.shape[1]
+    T, positions = probe.tokens.shape[1], torch.from_numpy(probe.positions)
     rows = []
-    for index, tokens in enumerate(probe.tokens):
-        here = (probe.positions // T == index).nonzero().flatten()
-        rows.append(model(tokens[None].long())[0, probe.positions[here] % T])
+    for index, tokens in enumerate(torch.from_numpy(probe.tokens)):
+        here = (positions // T == index).nonzero().flatten()
+        rows.append(model(tokens[None].long())[0, positions[here] % T])
     return torch.cat(rows)
 
 
 def measure(model: GPT, probe: Probe) -> Parity:
-    """Compare a module with the Flax logits of the probe."""
-    return compare(probe.logits, probe_logits(model, probe))
+    """Compare a module with the logits of the probe."""
+    return compare(torch.from_numpy(probe.logits), probe_logits(model, probe))
+
+
+@torch.inference_mode()
+def compare_rows(
+    model: GPT, tokens: npt.NDArray[np.int32], reference: Iterable[npt.NDArray[np.floating[Any]]]
+) -> Parity:
+    """Compare a module with reference logits of every position, one row of tokens (B, T) at a time.
+
+    Args:
+      model: the module.
+      tokens: ids.
+      reference: logits (T, V) of each row.
+    """
+    meter = ParityMeter()
+    for row, expected in zip(torch.from_numpy(tokens), reference, strict=True):
+        meter.add(torch.from_numpy(expected), model(row[None].long())[0])
+    return meter.result()
 
 
 def parity_gates(
