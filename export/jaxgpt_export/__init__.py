@@ -6,7 +6,11 @@ logits = model(tokens)                                 # (B, T) -> (B, T, V)
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxgpt_export.format.artifact import read_artifact as read_artifact
+    from jaxgpt_export.model.build import load as load
 
 # Public name -> the module that has it; imported when it is first asked for, as PyTorch takes a second.
 _PUBLIC = {"load": "jaxgpt_export.model.build", "read_artifact": "jaxgpt_export.format.artifact"}

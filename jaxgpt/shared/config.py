@@ -114,7 +114,8 @@ class TrainConfig:
       grad_accum_steps: micro-batches that a step's batch is cut into.
       optimizer: "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest).
       learning_rate: peak, of the blocks' matrices.
-      embedding_learning_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to them).
+      embedding_learning_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to
+        them).
       final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
       lr_schedule: "cosine" from the peak on, or "linear" from the peak on.

@@ -92,7 +92,7 @@ def read_hf_config(path: Path, what: str) -> HfConfig:
     return HfConfig(model, dropout, kind, value.get("quantization"))
 
 
-def _shape(value: Mapping[str, Any], path: Path) -> dict[str, int]:
+def _shape(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
     missing = [theirs for theirs in SHAPE_FIELDS.values() if theirs not in value]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of a GPT-2?")

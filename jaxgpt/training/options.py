@@ -40,7 +40,8 @@ class TrainOptions:
       positions: learned, or rotary.
       optimizer: adamw, or muon for the blocks' matrices.
       learning_rate: peak, of the blocks' matrices.
-      embedding_learning_rate: peak, of embeddings, gains and biases; with --qat also of input steps, relative to them.
+      embedding_learning_rate: peak, of embeddings, gains and biases; with --qat also of input steps, relative
+        to them.
       final_lr_fraction: share of the peak that is left at the end.
       warmup_steps: steps of linear rise.
       lr_schedule: shape of the fall, cosine or linear.

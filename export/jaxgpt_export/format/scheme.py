@@ -5,11 +5,12 @@
     quantization.layers            the scheme of every embedding and linear layer, by GPT-2's name:
         weight_bits    8, 4, or 32 where the layer was left in float32
         group_size     input channels that share a scale of 4-bit weights; 0 where a row has one scale
-        activation     how the input is rounded: float (not at all), dynamic (a scale a token), static (stored)
-        smoothing      the input is divided by a stored vector first (of an embedding: its rows are)
+        activation     how the input is rounded: float (not at all), dynamic (a scale a token), static
+        (stored) smoothing      the input is divided by a stored vector first (of an embedding: its rows are)
         two_level      what the first rounding of the input leaves is rounded too, in 256ths of its scale
 
-A tied head multiplies with wte: its weight_bits and group_size are those of wte, and its own smoothing is folded
+A tied head multiplies with wte: its weight_bits and group_size are those of wte, and its own smoothing is
+folded
 into ln_f and kept with wte. `model.arithmetic` says what the numbers mean; format/tensors.py which tensors
 follow. Artifacts of format version 2, which told most of this by the method's name, are read.
 """

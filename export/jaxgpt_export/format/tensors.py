@@ -8,8 +8,8 @@
               NAME.smooth          (I,) float32      by which the input is divided (wte: by which rows are)
               NAME.bias, ln_*      float32
 
-NAME is wte, wpe, lm_head (where the head is not tied) or one of the matrices of a block. A tied head has no tensor
-but its input_scale: it is wte.
+NAME is wte, wpe, lm_head (where the head is not tied) or one of the matrices of a block. A tied head has no
+tensor but its input_scale: it is wte.
 """
 
 from collections.abc import Mapping

@@ -29,8 +29,8 @@ class GenerateOptions(PromptOptions):
       threads: CPU threads; 0 takes all cores that this process may use.
       kv_cache: what keys and values are kept as; the PyTorch module rounds them to float16 where its inputs
         are rounded to 8 bits (so both give the same text), else it keeps float32.
-      draft_tokens: tokens that the native engine drafts at most where the text repeats itself (prompt lookup);
-        the text is the same without (0).
+      draft_tokens: tokens that the native engine drafts at most where the text repeats itself (prompt
+        lookup); the text is the same without (0).
       prompts: a .jsonl file, each line {"prompt": ...} with its own max_new_tokens and seed if it has them;
         prints one JSON line a prompt, in order.
       batch: prompts of a file that are generated side by side.

@@ -3,7 +3,7 @@
     jaxgpt-export gguf --artifact ART --out FILE.gguf --type f32|f16|q8_0
 
     f32, f16   the matrices in that type
-    q8_0       the matrices in blocks of 32 weights of a row: int8, with a float16 step = largest / 127
+    q8_0       the matrices in blocks of 32 weights of a row: int8, with a float16 scale = largest / 127
 
 Norms, biases and positions stay float32 always. llama.cpp reads GELU from a table in float16, so that its
 logits differ from this program's by about 1e-3 of their size, also with f32.

@@ -72,13 +72,13 @@ def compare_models(
 def first_divergence(
     reference: Comparable, model: Comparable, tokens: Integer[Tensor, "B T"], count: int
 ) -> int | None:
-    """Continue the first half of each row greedily; return the first step at which any two rows differ."""
+    """Continue the first half of each row greedily; return the first token at which any two rows differ."""
     start = max(tokens.shape[1] // 2, 1)
     texts = tokens[:, :start]
-    for step in range(count):
+    for place in range(count):
         room = texts[:, -tokens.shape[1] :]
         theirs, ours = reference.logits(room)[:, -1].argmax(-1), model.logits(room)[:, -1].argmax(-1)
         if not torch.equal(theirs, ours):
-            return step
+            return place
         texts = torch.cat([texts, theirs[:, None].to(texts.dtype)], dim=1)
     return None

@@ -19,7 +19,7 @@ from jaxgpt_export.parity.metrics import Parity, ParityMeter, compare
 MAX_FP32_LOGIT_DIFF = 1e-4
 FP32_LOGIT_SIZE = 10.0  # float32 errors grow with the logits: beyond this size the bound does too
 # INT8 against what was certified: another CPU may round float sums differently, which moves single
-# integers by one step; KL then moves by a few per cent, a wrong scale or layer by orders of magnitude.
+# integers by one; KL then moves by a few per cent, a wrong scale or layer by orders of magnitude.
 INT8_KL_FACTOR = 1.5
 INT8_KL_SLACK = 1e-5
 INT8_TOP1_SLACK = 0.01

@@ -44,14 +44,14 @@ class QuantizeOptions:
         --max-loss).
       out: the quantized artifact folder to write.
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
-        Only int8-static-qat, and int8-dynamic and int8-weight-only, which are then neither smoothed nor rounded
-        by GPTQ, do without.
+        Only int8-static-qat, and int8-dynamic and int8-weight-only, which are then neither smoothed nor
+        rounded by GPTQ, do without.
       max_loss: for auto: how much the validation loss may rise, nats.
       observer: take this candidate instead of the one nearest to float: plain or smoothed (int8-dynamic),
         min-max, clipped or clipped-smoothed (int8-static), gptq or nearest (4 bits), nearest
         (int8-weight-only).
-      high_precision_layers: so many of the layers that cost most stay in higher precision (8 bits instead of 4,
-        float32 else); int4-weight-only-head keeps others than the head.
+      high_precision_layers: so many of the layers that cost most stay in higher precision (8 bits instead of
+        4, float32 else); int4-weight-only-head keeps others than the head.
       sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
@@ -163,7 +163,8 @@ def _round(
     count, layers = options.high_precision_layers, matrices(quantizer.config)
     if count >= len(layers):
         raise UserError(
-            f"--high-precision-layers {count} would leave nothing to round, the model has {len(layers)} layers"
+            f"--high-precision-layers {count} would leave nothing to round, "
+            f"the model has {len(layers)} layers"
         )
     if options.method == "auto" and options.observer is None:
         return _choose(options, quantizer, dataset)

@@ -107,7 +107,7 @@ def quantized_state_dict(
 def _smoothed_moments(
     config: ModelConfig, schemes: Schemes, smooth: Mapping[str, Tensor], moments: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the second moments of inputs after smoothing, by the name of the matrix, where that has 8 bits."""
+    """Return the second moments of smoothed inputs, by the name of the matrix, where that has 8 bits."""
     found = {}
     for name, product in moments.items():
         if schemes[name].weight_bits == 8:

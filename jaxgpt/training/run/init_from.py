@@ -124,8 +124,8 @@ def _model_config(path: Path) -> ModelConfig:
     if said.is_plain != (said.model.positions == "learned"):
         raise UserError(
             f"{path} has model_type {said.model_type!r} and positions {said.model.positions!r}, expected "
-            f"{MODEL_TYPE} with learned or {OWN_MODEL_TYPE} with rotary ones; --init takes a run or a float32 "
-            "artifact"
+            f"{MODEL_TYPE} with learned or {OWN_MODEL_TYPE} with rotary ones; --init takes a run or a "
+            "float32 artifact"
         )
     return said.model
 

@@ -1,4 +1,4 @@
-"""int4-weight-only-head: as int4-weight-only, but the head (and the token embedding that is it) has 4 bits too.
+"""int4-weight-only-head: as int4-weight-only, but the head (and the token embedding that it is) has 4 bits.
 
 jaxgpt-export quantize --artifact ART --method int4-weight-only-head --data DATA --out ART4
 """
