@@ -3,9 +3,9 @@
     jaxgpt-export convert --run runs/demo/run --out runs/demo/fp32
 
 Names are a table, layouts agree (Flax kernels and Hugging Face's Conv1D are both (I, O)), so nothing is
-folded
-or transposed; the certificate says how far the module's logits are from Flax's. A quantization-aware training
-gives its float weights, and in qat.safetensors the scales of its inputs with the logits that it computed.
+folded or transposed; the certificate says how far the module's logits are from Flax's. A quantization-aware
+training gives its float weights, and in qat.safetensors the scales of its inputs with the logits that it
+computed.
 """
 
 import dataclasses

@@ -10,9 +10,8 @@
         two_level      what the first rounding of the input leaves is rounded too, in 256ths of its scale
 
 A tied head multiplies with wte: its weight_bits and group_size are those of wte, and its own smoothing is
-folded
-into ln_f and kept with wte. `model.arithmetic` says what the numbers mean; format/tensors.py which tensors
-follow. Artifacts of format version 2, which told most of this by the method's name, are read.
+folded into ln_f and kept with wte. `model.arithmetic` says what the numbers mean; format/tensors.py which
+tensors follow. Artifacts of format version 2, which told most of this by the method's name, are read.
 """
 
 import dataclasses
