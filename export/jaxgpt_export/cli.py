@@ -13,7 +13,7 @@ COMMANDS = {
     "verify": "jaxgpt_export.verify:VerifyOptions:verify",
     "generate": "jaxgpt_export.generation.command:GenerateOptions:run",
     "gguf": "jaxgpt_export.interchange.gguf_file:GgufOptions:gguf_command",
-    "program": "jaxgpt_export.interchange.torch_export:ProgramOptions:program_command",
+    "program": "jaxgpt_export.interchange.program:ProgramOptions:program_command",
 }
 
 
