@@ -19,7 +19,6 @@ from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer
-from torch.nn import functional as F
 
 from jaxgpt_export.format.tensors import FLOAT32_DTYPE
 from jaxgpt_export.interchange.imported_model import (
@@ -35,6 +34,7 @@ from jaxgpt_export.interchange.weight_files import (
     tie_equal_head,
     trim_vocabulary,
 )
+from jaxgpt_export.parity.metrics import token_losses
 
 PREFIXES = ("_orig_mod.", HF_PREFIX)  # torch.compile's, then GPT-2's
 ARGUMENTS = ("n_layer", "n_embd", "block_size", "vocab_size")
@@ -45,7 +45,7 @@ def gelu_figures(tokens: npt.NDArray[np.int32], tanh: Rows, erf: Rows) -> dict[s
 
     def loss(rows: Rows) -> float:
         pairs = zip(map(torch.from_numpy, rows), torch.from_numpy(tokens).long(), strict=True)
-        each = [F.cross_entropy(logits[:-1], row[1:], reduction="sum") for logits, row in pairs]
+        each = [token_losses(logits[:-1], row[1:]).sum() for logits, row in pairs]
         return float(torch.stack(each).sum()) / max(tokens[:, 1:].size, 1)
 
     largest = max(float(abs(a - b).max()) for a, b in zip(tanh, erf, strict=True))

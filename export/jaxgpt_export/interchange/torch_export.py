@@ -1,10 +1,9 @@
 """A module as a torch.export program.
 
 What runs is what `model.gpt` runs, but for two layers, whose own forms can't be stored: INT8 products go
-through
-torch._int_mm, because the packed weights of other kernels are objects of this CPU; weight-only layers form
-their float32 weights at every call, because the file would hold them otherwise. Neither changes a bit of the
-result: sums of integers are exact.
+through torch._int_mm, because the packed weights of other kernels are objects of this CPU; weight-only layers
+form their float32 weights at every call, because the file would hold them otherwise. Neither changes a bit of
+the result: sums of integers are exact.
 """
 
 import torch

@@ -6,10 +6,9 @@ import torch
 from jaxgpt.shared.errors import UserError
 from jaxtyping import Integer
 from torch import Tensor
-from torch.nn import functional as F
 
 from jaxgpt_export.parity.comparable import Comparable
-from jaxgpt_export.parity.metrics import Parity, ParityMeter
+from jaxgpt_export.parity.metrics import Parity, ParityMeter, token_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +62,7 @@ def compare_models(
             )
         meter.add(expected, found)
         for index, logits in enumerate((expected, found)):
-            loss = F.cross_entropy(logits[:-1].double(), row[1:].long(), reduction="sum")
-            losses[index] += float(loss) / tokens[:, 1:].numel()
+            losses[index] += float(token_losses(logits[:-1], row[1:]).sum()) / tokens[:, 1:].numel()
     parts_at = first_divergence(reference, model, tokens, greedy_tokens) if greedy_tokens else None
     return Comparison(meter.result(), losses[0], losses[1], parts_at, greedy_tokens)
 
