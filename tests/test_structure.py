@@ -1,7 +1,7 @@
 """The walls between packages, rooms and files: who imports whom, and how large a file, a function, a folder may be.
 
 Reads the sources alone (ast): imports inside functions and under TYPE_CHECKING count as much as those at the head.
-A room is a folder; a file that lies in a package's own folder, such as cli.py, is a room by itself.
+A room is a folder; a file that lies beside folders, such as cli.py or quantize/command.py, is a room by itself.
 """
 
 import ast
@@ -90,11 +90,11 @@ class Source:
 
     @property
     def room(self) -> str:
-        """The folder, from the package on; a file of the package's own folder is one by itself."""
+        """The folder, from the package on, as a dotted name; the file where folders lie beside it."""
         folder = self.path.parent
-        if folder == PACKAGES[self.package]:
-            return f"{self.package}.{self.path.stem}"
-        return ".".join((self.package, *folder.relative_to(PACKAGES[self.package]).parts))
+        names = (self.package, *folder.relative_to(PACKAGES[self.package]).parts)
+        beside = any(folder.glob("*/__init__.py"))
+        return ".".join((*names, self.path.stem) if beside else names)
 
     @property
     def top_room(self) -> str:
