@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
 import jaxgpt.training.train
-from jaxgpt.training.devices.precision import flops_per_token
+from jaxgpt.shared.architecture import flops_per_token
 from jaxgpt.training.run.checkpoints import Checkpoints, load_params
 from jaxgpt.training.run.folder import open_run, read_metrics, read_run_config
 from jaxgpt.training.step.state import Guard, TrainState

@@ -1,7 +1,8 @@
 """The walls between packages, rooms and files: who imports whom, and how large a file, a function, a folder may be.
 
-Reads the sources alone (ast): imports inside functions and under TYPE_CHECKING count as much as those at the head.
-A room is a folder; a file that lies beside folders, such as cli.py or quantize/command.py, is a room by itself.
+Reads the sources alone (ast): imports inside functions and under TYPE_CHECKING count as much as those at the
+head. A room is a folder; a file that lies beside folders, such as cli.py or quantize/command.py, is a room by
+itself.
 """
 
 import ast
@@ -396,7 +397,9 @@ def test_no_folder_has_more_files_than_a_reader_keeps_in_mind() -> None:
         folder = str(path.parent.relative_to(ROOT))
         if ".egg-info" not in folder and not folder.startswith("bench/results"):
             counts[folder] = counts.get(folder, 0) + 1
-    long = {name: f"{count} files, at most {MAX_FILES}" for name, count in counts.items() if count > MAX_FILES}
+    long = {
+        name: f"{count} files, at most {MAX_FILES}" for name, count in counts.items() if count > MAX_FILES
+    }
     assert_none(unless_excepted(long, LARGE_FOLDERS))
 
 

@@ -13,7 +13,6 @@ MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_BLOCK_SIZE = 2**20
 MAX_LAYERS = 4096
 MAX_CHANNELS = 2**15  # the sums of 4 C products of bytes fit 32 bits
-Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Positions = Literal["learned", "rotary"]
 ROTARY_BASE = 10_000.0
@@ -112,13 +111,14 @@ class TrainConfig:
       max_steps: optimizer steps.
       batch_size: sequences an optimizer step.
       grad_accum_steps: micro-batches that a step's batch is cut into.
-      optimizer: "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest).
+      optimizer: of the blocks' matrices, a file of jaxgpt/training/optimizers; AdamW for the rest.
       learning_rate: peak, of the blocks' matrices.
       embedding_learning_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to
         them).
       final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
-      lr_schedule: "cosine" from the peak on, or "linear" from the peak on.
+      lr_schedule: how the rate falls from its peak, "cosine" or "linear".
+      decay_fraction: share of the steps after warm-up over which it falls; before, it stays at its peak.
       weight_decay: of matrices only, times the learning rate.
       beta1: momentum of AdamW.
       beta2: second-moment decay of AdamW.
@@ -141,12 +141,13 @@ class TrainConfig:
     max_steps: int = 1000
     batch_size: int = 32
     grad_accum_steps: int = 1
-    optimizer: Optimizer = "adamw"
+    optimizer: str = "adamw"
     learning_rate: float = 6e-4
     embedding_learning_rate: float = 6e-4
     final_lr_fraction: float = 0.1
     warmup_steps: int = 100
     lr_schedule: Literal["cosine", "linear"] = "cosine"
+    decay_fraction: float = 1.0
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -197,8 +198,8 @@ class TrainConfig:
                 f"batch_size ({self.batch_size}) must be divisible by grad_accum_steps "
                 f"({self.grad_accum_steps}); give both"
             )
-        if self.optimizer not in ("adamw", "muon"):
-            raise UserError(f"optimizer ({self.optimizer}) must be adamw or muon")
+        if not 0 < self.decay_fraction <= 1:
+            raise UserError(f"decay_fraction ({self.decay_fraction}) must lie in (0, 1]")
         if self.lr_schedule not in ("cosine", "linear"):
             raise UserError(f"lr_schedule ({self.lr_schedule}) must be cosine or linear")
         if self.precision not in ("fp32", "bf16", "fp16"):

@@ -10,6 +10,7 @@ from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.devices.precision import best_precision
+from jaxgpt.training.optimizers import check_optimizer
 from jaxgpt.training.run.folder import RunConfig, data_entry, read_run_config
 from jaxgpt.training.run.init_from import InitSource
 
@@ -45,6 +46,7 @@ class TrainOptions:
       final_lr_fraction: share of the peak that is left at the end.
       warmup_steps: steps of linear rise.
       lr_schedule: shape of the fall, cosine or linear.
+      decay_fraction: share of the steps after warm-up over which it falls; constant before.
       weight_decay: of matrices.
       precision: of matrix products, fp32, bf16 or fp16 (with loss scaling); if not given, what the device
         is best at.
@@ -88,12 +90,13 @@ class TrainOptions:
     n_embd: int | None = None
     dropout: float | None = None
     positions: Literal["learned", "rotary"] | None = None
-    optimizer: Literal["adamw", "muon"] | None = None
+    optimizer: str | None = None
     learning_rate: float | None = None
     embedding_learning_rate: float | None = None
     final_lr_fraction: float | None = None
     warmup_steps: int | None = None
     lr_schedule: Literal["cosine", "linear"] | None = None
+    decay_fraction: float | None = None
     weight_decay: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     remat: bool | None = None
@@ -130,6 +133,7 @@ def run_config(options: TrainOptions, dataset: Dataset, initial: InitSource | No
         model = dataclasses.replace(initial.model, dropout=model.dropout)
     model = dataclasses.replace(model, **_fields_of(model, given))
     train = dataclasses.replace(preset.train, **_fields_of(preset.train, given))
+    check_optimizer(train.optimizer)
     return RunConfig(options.preset, model, train, data_entry(dataset))
 
 

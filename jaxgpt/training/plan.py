@@ -21,7 +21,7 @@ from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, use_cpu_devices
-from jaxgpt.training.step.choose_numerics import choose_numerics
+from jaxgpt.training.model.numerics import choose_numerics
 from jaxgpt.training.step.compiled import CompiledTraining, peak_bytes
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TB": 1e12, "TIB": 2**40}

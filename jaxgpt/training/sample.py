@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.generation.generate import PromptOptions, generate_shown
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import Result, say
-from jaxgpt.training.model.gpt import Cache, empty_cache
+from jaxgpt.training.model.gpt import KVCache, empty_cache
 from jaxgpt.training.model.params import Params, graph_of, merge
 from jaxgpt.training.run.checkpoints import load_params
 from jaxgpt.training.run.folder import open_run
@@ -39,21 +39,21 @@ class FlaxSession:
 
         def prefill(
             params: Params, tokens: Int[Array, "B T"], length: Int[Array, ""]
-        ) -> tuple[Float[Array, "V"], Cache]:
+        ) -> tuple[Float[Array, "V"], KVCache]:
             cache = empty_cache(config, 1, params["wte.embedding"].dtype)
             logits, cache = merge(graph, params).with_cache(tokens, cache)
             # What the padding wrote lies beyond the length: it is overwritten before it is visible.
             return logits[0, length - 1], cache._replace(length=length)
 
         def decode_one_token(
-            params: Params, token: Int[Array, ""], cache: Cache
-        ) -> tuple[Float[Array, "V"], Cache]:
+            params: Params, token: Int[Array, ""], cache: KVCache
+        ) -> tuple[Float[Array, "V"], KVCache]:
             logits, cache = merge(graph, params).with_cache(token[None, None], cache)
             return logits[0, 0], cache
 
         self._prefill = jax.jit(prefill)
         self._decode = jax.jit(decode_one_token, donate_argnums=2)
-        self._cache: Cache | None = None
+        self._cache: KVCache | None = None
 
     def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt of 1 to block_size tokens; return the logits (V,) after it."""

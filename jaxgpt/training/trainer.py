@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
+from jaxgpt.shared.architecture import flops_per_token
 from jaxgpt.shared.console import Result, cpu_seconds, say
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
@@ -20,16 +21,16 @@ from jaxgpt.training.batches import Batches
 from jaxgpt.training.devices.malloc import reserve_memory
 from jaxgpt.training.devices.memory import free_device_bytes
 from jaxgpt.training.devices.mesh import replicated
-from jaxgpt.training.devices.precision import compute_capability, flops_per_token, peak_flops
+from jaxgpt.training.devices.precision import compute_capability, peak_flops
 from jaxgpt.training.devices.processes import StopSignal, all_agree, is_main_process
 from jaxgpt.training.evaluate import validation_loss
+from jaxgpt.training.model.numerics import choose_numerics
 from jaxgpt.training.model.params import HostParams, abstract_params, trim_vocabulary
 from jaxgpt.training.model.qat_scales import with_scales
 from jaxgpt.training.run.checkpoints import Checkpoints
 from jaxgpt.training.run.folder import RunConfig, read_metrics
 from jaxgpt.training.run.recorder import Recorder, make_recorder
 from jaxgpt.training.sample import FlaxSession
-from jaxgpt.training.step.choose_numerics import choose_numerics
 from jaxgpt.training.step.compiled import CompiledTraining, peak_bytes
 from jaxgpt.training.step.state import TrainState
 from jaxgpt.training.step.train_step import make_eval_step
@@ -168,7 +169,7 @@ class Trainer:
             self._params = None
             return self.program.first_state(params), 0
         self._params = None
-        state, position = self.checkpoints.restore_latest_whole(self.program.placed())
+        state, position = self.checkpoints.restore_latest_whole(self.program.sharded_shapes())
         self.cpu_seconds_before = float(position["cpu_seconds"])
         return state, int(position["step"])
 

@@ -23,12 +23,13 @@ import torch
 import tyro
 from rich.table import Table
 
+from jaxgpt.shared.architecture import flops_per_token
 from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 from jaxgpt.shared.presets import find_preset
-from jaxgpt.training.devices.precision import best_precision, flops_per_token, peak_flops
+from jaxgpt.training.devices.precision import best_precision, peak_flops
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.workers import Worker, spread
 from jaxgpt_bench.training.trainers import Contestant, environment, weights_file

@@ -67,8 +67,8 @@ def jaxgpt_step(contestant: Contestant, model: ModelConfig, train: TrainConfig) 
     from jaxgpt.training.devices.malloc import keep_freed_memory, reserve_memory
     from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
     from jaxgpt.training.devices.precision import compute_capability
+    from jaxgpt.training.model.numerics import choose_numerics
     from jaxgpt.training.model.params import pad_vocabulary
-    from jaxgpt.training.step.choose_numerics import choose_numerics
     from jaxgpt.training.step.compiled import CompiledTraining, peak_bytes
 
     if contestant.platform == "cpu":
