@@ -1,5 +1,6 @@
 """The README's commands run as they stand."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -7,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Command, assert_one_line_error
+from conftest import Command, assert_one_line_error, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -133,7 +134,7 @@ def commands_with_flags() -> dict[tuple[str, ...], set[str]]:
 
 
 def test_flags_that_pages_and_scripts_give_are_in_the_commands_help(
-    command: Command, monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the names that help shows, not by those that were renamed and are still taken."""
     monkeypatch.setenv("COLUMNS", "200")
@@ -141,9 +142,9 @@ def test_flags_that_pages_and_scripts_give_are_in_the_commands_help(
     assert len(named) >= 15
     unknown = []
     for (program, *words), flags in named.items():
-        code, out, err = command(program, *words, "--help")
-        if code:
-            unknown.append(f"{program} {' '.join(words)}: {err.strip()}")
-        shown = set(re.findall(r"--[a-z][a-z-]*", out + err))
+        capfd.readouterr()
+        with contextlib.suppress(SystemExit):
+            run_command(program, *words, "--help")
+        shown = set(re.findall(r"--[a-z][a-z-]*", "".join(capfd.readouterr())))
         unknown += [f"{program} {' '.join(words)}: {flag}" for flag in sorted(flags - shown)]
     assert unknown == []
