@@ -206,13 +206,16 @@ def shortest_path(edges: Mapping[str, Iterable[str]], start: str, end: str) -> l
 
 
 def circles(edges: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return a line for each shortest circle, with the places of its imports; each circle once."""
-    found: dict[frozenset[str], str] = {}
-    for node in sorted(edges):
-        if circle := shortest_path(edges, node, node):
-            steps = [f"{a} -> {b} ({edges[a][b]})" for a, b in itertools.pairwise(circle)]
-            found.setdefault(frozenset(circle), "circle: " + ", ".join(steps))
-    return list(found.values())
+    """Return a line for each shortest circle, with the places of its imports; no import is in two lines."""
+    found = [circle for node in sorted(edges) if (circle := shortest_path(edges, node, node))]
+    told: set[tuple[str, str]] = set()
+    lines = []
+    for circle in sorted(found, key=len):
+        steps = list(itertools.pairwise(circle))
+        if told.isdisjoint(steps):
+            told |= set(steps)
+            lines.append("circle: " + ", ".join(f"{a} -> {b} ({edges[a][b]})" for a, b in steps))
+    return lines
 
 
 def assert_none(violations: Iterable[str]) -> None:
