@@ -18,7 +18,7 @@ from jaxgpt_export.generation.open_session import open_session
 from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.model.build import build_model
 from jaxgpt_export.native.bandwidth import read_bandwidth
-from jaxgpt_export.native.library import _call, instruction_sets
+from jaxgpt_export.native.library import call_engine, instruction_sets
 from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
 from jaxgpt_export.native.native_session import NativeSession
 from jaxgpt_export.quantize.gptq import round_groups
@@ -136,7 +136,7 @@ def test_sums_are_exact_on_extreme_values(isa: str, rows: int) -> None:
             weight, x = values[:outputs].copy(), values[outputs:].copy()
             sums = np.empty((rows, outputs), dtype=np.int32)
             arrays = [array.ctypes.data_as(ctypes.c_void_p) for array in (weight, x, sums)]
-            _call("jaxgpt_sums", isa.encode(), arrays[0], outputs, inputs, arrays[1], rows, arrays[2])
+            call_engine("jaxgpt_sums", isa.encode(), arrays[0], outputs, inputs, arrays[1], rows, arrays[2])
             assert np.array_equal(sums, x.astype(np.int64) @ weight.astype(np.int64).T)
 
 
@@ -340,7 +340,7 @@ def test_without_a_build_the_module_runs_and_says_so(
     command: Command, int8_dynamic: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("JAXGPT_ENGINE", str(tmp_path / "none.so"))
-    jaxgpt_export.native.library._library.cache_clear()
+    jaxgpt_export.native.library.engine_library.cache_clear()
     try:
         arguments = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 2)
         code, _, err = command("jaxgpt-export", *arguments)
@@ -351,7 +351,7 @@ def test_without_a_build_the_module_runs_and_says_so(
         assert_one_line_error(result, "native engine cannot run it", "no C++ compiler")
     finally:
         monkeypatch.undo()
-        jaxgpt_export.native.library._library.cache_clear()
+        jaxgpt_export.native.library.engine_library.cache_clear()
 
 
 def test_prompts_of_a_file_come_back_in_order(command: Command, int8_dynamic: Path, tmp_path: Path) -> None:

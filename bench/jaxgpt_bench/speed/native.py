@@ -175,6 +175,8 @@ def speed_figures(
     """Time the ways to generate, in turns."""
     plain, screened = NativeSession(model), NativeSession(model)
     many = NativeSession(model, slots=options.batch)
+    plain.use_screen(False)
+    many.use_screen(False)
     original = TransformersSession(str(reference.folder), cached=False, every_logit=True)
     ways = ("plain", "screen", "guess", "batch", "original_way")
     rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -189,10 +191,9 @@ def speed_figures(
         seconds = dict.fromkeys(("plain", "screen", "guess"), 0.0)
         made = 0
         for prompt, string in zip(prompts, texts, strict=True):
-            model.use_screen(False)
             expected, taken = timed_greedy(plain, prompt, count)
             seconds["plain"] += taken
-            model.use_screen(True)
+            screened.use_screen(True)  # also where it was given up for the text before
             before = screened.exact_outputs
             found, taken = timed_greedy(screened, prompt, count)
             seconds["screen"] += taken
@@ -206,7 +207,6 @@ def speed_figures(
             made += count - 1
         for name, taken in seconds.items():
             rates[name].append(made / taken)
-        model.use_screen(False)
         expected, _ = timed_greedy(plain, prompts[0], count)
         columns, taken = timed_batch(many, prompts[0], count, options.batch)
         same["batch"] &= all(column == expected for column in columns)

@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "runtime/pool.h"
 
 #include <chrono>
 #include <utility>
@@ -7,12 +7,20 @@
 #include <immintrin.h>
 #endif
 
+#include "runtime/errors.h"
+
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(10);  // longer, and beside busy processes it spends slices waiting
 constexpr int kLooks = 64;  // between two looks at the clock
-constexpr size_t kAsked = 64 << 10;  // bytes that a waiting thread asks for at most: they stay in its second cache
+constexpr size_t kMaxPrefetch = 64 << 10;  // bytes for a waiting thread: they stay in its second cache
 constexpr int kLines = 8;            // between two looks whether the wait is over
+
+int checked(int threads) {
+  constexpr int kMaxThreads = 1024;
+  if (threads < 1 || threads > kMaxThreads) throw_error(JAXGPT_BAD_ARGUMENT, "%d threads are none", threads);
+  return threads;
+}
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -24,15 +32,15 @@ inline void pause() {
 
 }  // namespace
 
-// Whether `ready` came true while asking for what the thread reads next and then spinning.
+// Whether `ready` came true while prefetching what the thread reads next and then spinning.
 template <typename Ready>
 bool Pool::spin(int thread, const Ready& ready) const {
-  if (const uint8_t* start = expected_start_.load(std::memory_order_relaxed)) {
-    const size_t piece = expected_piece_.load(std::memory_order_relaxed);
-    start += size_t(first(thread, expected_pieces_.load(std::memory_order_relaxed))) * piece;
-    for (size_t asked = 0; asked < kAsked; asked += kLines * 64) {
+  if (const uint8_t* start = prefetch_start_.load(std::memory_order_relaxed)) {
+    const size_t piece = prefetch_piece_.load(std::memory_order_relaxed);
+    start += size_t(first(thread, prefetch_pieces_.load(std::memory_order_relaxed))) * piece;
+    for (size_t ahead = 0; ahead < kMaxPrefetch; ahead += kLines * 64) {
       if (ready()) return true;
-      for (int line = 0; line < kLines; line++) __builtin_prefetch(start + asked + line * 64, 0, 2);
+      for (int line = 0; line < kLines; line++) __builtin_prefetch(start + ahead + line * 64, 0, 2);
     }
   }
   const auto until = std::chrono::steady_clock::now() + kSpin;
@@ -45,7 +53,7 @@ bool Pool::spin(int thread, const Ready& ready) const {
   return ready();
 }
 
-Pool::Pool(int threads) : ranges_(size_t(threads)) {
+Pool::Pool(int threads) : ranges_(size_t(checked(threads))) {
   others_.reserve(size_t(threads));
   try {
     for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });

@@ -1,6 +1,6 @@
 // AVX512 with VNNI: four products of bytes a lane and instruction, added without saturation; and for many rows
 // the matrix unit (AMX), where the processor has one and the system lends it.
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 
@@ -29,27 +29,27 @@ struct Half {
   uint16_t bits;
 };
 
-inline Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
-inline Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
-inline Doubles larger(Doubles a, Doubles b) { return (Doubles)_mm512_max_pd((__m512d)a, (__m512d)b); }
-inline Doubles smaller(Doubles a, Doubles b) { return (Doubles)_mm512_min_pd((__m512d)a, (__m512d)b); }
-inline Doubles fused(Doubles a, Doubles b, Doubles c) {
+inline Floats vmax(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Floats vmin(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+inline Doubles vmax(Doubles a, Doubles b) { return (Doubles)_mm512_max_pd((__m512d)a, (__m512d)b); }
+inline Doubles vmin(Doubles a, Doubles b) { return (Doubles)_mm512_min_pd((__m512d)a, (__m512d)b); }
+inline Doubles mul_add(Doubles a, Doubles b, Doubles c) {
   return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 }
-inline Doubles doubles(const float* p) { return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
-inline Doubles doubles(const Half* p) {
+inline Doubles load_doubles(const float* p) { return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+inline Doubles load_doubles(const Half* p) {
   return (Doubles)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
 }
-inline Doubles doubles(const int8_t* p) {
+inline Doubles load_doubles(const int8_t* p) {
   return (Doubles)_mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
-inline Floats floats(const int32_t* p) { return (Floats)_mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+inline Floats load_floats(const int32_t* p) { return (Floats)_mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
 inline void store(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v)); }
 inline void store(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
-inline void put(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
-constexpr int kSums = 16;
+inline void store_element(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+constexpr int kAccumulators = 16;
 
-#include "floats.inl"
+#include "kernels/floats.inl"
 
 inline __m512i four_inputs(const int8_t* x) {
   int32_t four;
@@ -57,46 +57,46 @@ inline __m512i four_inputs(const int8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
-// Weights of 64 outputs as they lie: 4 inputs a step.
+// Weights of 64 outputs as they lie: 4 inputs a slice.
 struct Bytes {
   static constexpr int kInputs = 4;
   const uint8_t* tile;
 
-  INLINED void ask() const { ask_ahead<kStepBytes>(tile); }
+  INLINED void prefetch() const { prefetch_weights<kSliceBytes>(tile); }
   __m512i of(int, int v) const { return _mm512_loadu_si512(tile + v * 64); }
-  void skip(int inputs) { tile += inputs / kInputs * kStepBytes; }
+  void skip(int inputs) { tile += inputs / kInputs * kSliceBytes; }
 };
 
-// The same joined from halves: 8 inputs a step, four of the low half bytes and four of the high.
-struct Halves {
+// The same merged from nibble planes: 8 inputs a slice, four in the low nibbles and four in the high.
+struct NibblePlanes {
   static constexpr int kInputs = 8;
-  const uint8_t *upper, *lower;
+  const uint8_t *hi, *lo;
 
-  INLINED void ask() const {
-    ask_ahead<kStepBytes, 2>(upper);
-    ask_ahead<kStepBytes, 2>(lower);
+  INLINED void prefetch() const {
+    prefetch_weights<kSliceBytes, 2>(hi);
+    prefetch_weights<kSliceBytes, 2>(lo);
   }
   __m512i of(int four, int v) const {
     constexpr int kFirstWhereMask = 0xca;  // mask ? a : b
     const __m512i mask = _mm512_set1_epi8(int8_t(0xf0));
-    const __m512i up = _mm512_loadu_si512(upper + v * 64), low = _mm512_loadu_si512(lower + v * 64);
+    const __m512i up = _mm512_loadu_si512(hi + v * 64), low = _mm512_loadu_si512(lo + v * 64);
     return four ? _mm512_ternarylogic_epi32(mask, up, _mm512_srli_epi16(low, 4), kFirstWhereMask)
                 : _mm512_ternarylogic_epi32(mask, _mm512_slli_epi16(up, 4), low, kFirstWhereMask);
   }
   void skip(int inputs) {
-    upper += inputs / kInputs * kStepBytes;
-    lower += inputs / kInputs * kStepBytes;
+    hi += inputs / kInputs * kSliceBytes;
+    lo += inputs / kInputs * kSliceBytes;
   }
 };
 
-// Adds to the sums of R rows at once: 4 R of them stay in registers, each step of weights is read once.
+// Adds to the sums of R rows at once: 4 R of them stay in registers, each slice of weights is read once.
 template <int R, typename Weights>
 void dot_rows(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int32_t* sums) {
   __m512i s[R][4];
   UNROLLED for (int r = 0; r < R; r++)
     UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_loadu_si512(sums + r * kTile + v * 16);
   for (int k = 0; k < inputs; k += Weights::kInputs, weights.skip(Weights::kInputs)) {
-    weights.ask();
+    weights.prefetch();
     UNROLLED for (int four = 0; four < Weights::kInputs / 4; four++) {
       __m512i w[4];
       UNROLLED for (int v = 0; v < 4; v++) w[v] = weights.of(four, v);
@@ -115,13 +115,13 @@ void dot_rows(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, in
 template <typename Weights>
 void dot_all(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
              int32_t* sums) {
-  constexpr int kMostRows = 6, kPiece = 256;
+  constexpr int kMaxRows = 6, kPiece = 256;
   for (int r = 0; r < rows; r++)
     for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, _mm512_set1_epi32(start[r]));
-  const int piece = rows <= kMostRows ? inputs : kPiece;
+  const int piece = rows <= kMaxRows ? inputs : kPiece;
   for (int k = 0; k < inputs; k += piece, weights.skip(piece)) {
     const int n = inputs - k < piece ? inputs - k : piece;
-    for (int r = 0; r < rows; r += kMostRows) {
+    for (int r = 0; r < rows; r += kMaxRows) {
       const int8_t* in = x + r * stride + k;
       int32_t* out = sums + r * kTile;
       switch (rows - r) {
@@ -130,7 +130,7 @@ void dot_all(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int
         case 3: dot_rows<3>(weights, n, in, stride, out); break;
         case 4: dot_rows<4>(weights, n, in, stride, out); break;
         case 5: dot_rows<5>(weights, n, in, stride, out); break;
-        default: dot_rows<kMostRows>(weights, n, in, stride, out);
+        default: dot_rows<kMaxRows>(weights, n, in, stride, out);
       }
     }
   }
@@ -141,9 +141,9 @@ void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, in
   dot_all(Bytes{tile}, inputs, x, stride, rows, start, sums);
 }
 
-void dot_halves(const uint8_t* upper, const uint8_t* lower, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
+void dot8_planes(const uint8_t* hi, const uint8_t* lo, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
                 const int32_t* start, int32_t* sums) {
-  dot_all(Halves{upper, lower}, inputs, x, stride, rows, start, sums);
+  dot_all(NibblePlanes{hi, lo}, inputs, x, stride, rows, start, sums);
 }
 
 void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
@@ -151,15 +151,15 @@ void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t strid
   for (int r = 0; r < rows; r++) {
     __m512i s = _mm512_set1_epi32(start[r]);
     for (int k = 0; k < inputs; k += 4)
-      s = _mm512_dpbusd_epi32(s, _mm512_loadu_si512(column + k / 4 * kStepBytes), four_inputs(x + r * stride + k));
+      s = _mm512_dpbusd_epi32(s, _mm512_loadu_si512(column + k / 4 * kSliceBytes), four_inputs(x + r * stride + k));
     _mm512_storeu_si512(sums + r * kTile, s);
   }
 }
 
-constexpr int kFewestMany = 16;  // rows that fill the matrix unit; 8 are multiplied sooner without it
+constexpr int kGemmMinRows = 16;  // rows that fill the matrix unit; 8 are multiplied sooner without it
 
-// 16 steps of bfloat16 as floats: their upper halves.
-inline __m512 steps16(const uint16_t* p) {
+// 16 scales of bfloat16 as floats, whose upper 16 bits they are.
+inline __m512 load_scales(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 
@@ -175,8 +175,8 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
     UNROLLED for (int r = 0; r < 2 * M; r++)
       UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_setzero_si512();
     const int end = k + group < inputs ? k + group : inputs;
-    for (; k < end; k += 8, tile += kStepBytes) {
-      ask_ahead<kStepBytes>(tile);
+    for (; k < end; k += 8, tile += kSliceBytes) {
+      prefetch_weights<kSliceBytes>(tile);
       UNROLLED for (int v = 0; v < 4; v++) {
         const __m512i both = _mm512_loadu_si512(tile + v * 64);
         const __m512i first = _mm512_and_si512(both, low);
@@ -192,7 +192,7 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
       UNROLLED for (int v = 0; v < 4; v++) {
         const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(s[2 * m][v], 8), s[2 * m + 1][v]);
         const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(both, eights));
-        total[m][v] = _mm512_fmadd_ps(sum, steps16(scale + size_t(g) * kTile + v * 16), total[m][v]);
+        total[m][v] = _mm512_fmadd_ps(sum, load_scales(scale + size_t(g) * kTile + v * 16), total[m][v]);
       }
     }
   }
@@ -214,8 +214,8 @@ void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, con
 
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   __m512i seen[4] = {};
-  for (size_t i = 0; i < n; i += kStepBytes) {
-    ask_ahead<kStepBytes>(bytes + i);
+  for (size_t i = 0; i < n; i += kSliceBytes) {
+    prefetch_weights<kSliceBytes>(bytes + i);
     for (int v = 0; v < 4; v++) seen[v] = _mm512_xor_si512(seen[v], _mm512_loadu_si512(bytes + i + v * 64));
   }
   uint64_t lanes[8];
@@ -250,17 +250,17 @@ MATRIX_UNIT void shape_tiles(int first, int second) {
 // 32 outputs of up to 32 rows; sums hold the starts before.
 MATRIX_UNIT void multiply_block(const uint8_t* half_tile, int inputs, const int8_t* x, ptrdiff_t stride, bool second,
                                 int32_t* sums) {
-  int32_t* lower = sums + 16 * kTile;
+  int32_t* lo = sums + 16 * kTile;
   _tile_loadd(0, sums, kTile * 4);
   _tile_loadd(1, sums + 16, kTile * 4);
   if (second) {
-    _tile_loadd(2, lower, kTile * 4);
-    _tile_loadd(3, lower + 16, kTile * 4);
+    _tile_loadd(2, lo, kTile * 4);
+    _tile_loadd(3, lo + 16, kTile * 4);
   }
   for (int k = 0; k < inputs; k += 64) {
-    const uint8_t* w = half_tile + size_t(k) / 4 * kStepBytes;
-    _tile_loadd(6, w, kStepBytes);
-    _tile_loadd(7, w + 64, kStepBytes);
+    const uint8_t* w = half_tile + size_t(k) / 4 * kSliceBytes;
+    _tile_loadd(6, w, kSliceBytes);
+    _tile_loadd(7, w + 64, kSliceBytes);
     _tile_loadd(4, x + k, stride);
     _tile_dpbsud(0, 4, 6);
     _tile_dpbsud(1, 4, 7);
@@ -273,12 +273,12 @@ MATRIX_UNIT void multiply_block(const uint8_t* half_tile, int inputs, const int8
   _tile_stored(0, sums, kTile * 4);
   _tile_stored(1, sums + 16, kTile * 4);
   if (second) {
-    _tile_stored(2, lower, kTile * 4);
-    _tile_stored(3, lower + 16, kTile * 4);
+    _tile_stored(2, lo, kTile * 4);
+    _tile_stored(3, lo + 16, kTile * 4);
   }
 }
 
-MATRIX_UNIT void many(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
+MATRIX_UNIT void gemm(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
                       const int32_t* start, int32_t* sums) {
   for (int r = 0; r < rows; r++)
     for (int o = 0; o < kTile; o++) sums[r * kTile + o] = start[r];
@@ -308,10 +308,17 @@ bool has_matrix_unit() {
 }  // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels kernels = {
-      "avx512-vnni", has_matrix_unit() ? kFewestMany : 0, dot8, many, dot_halves, join, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
-      remember, attend, ask_for, fold, largest, bounds, most, read_all,
-  };
+  static const Kernels kernels = [] {
+    Kernels k = float_kernels("avx512-vnni");
+    k.dot8 = dot8;
+    k.gemm = gemm;
+    k.gemm_min_rows = has_matrix_unit() ? kGemmMinRows : 0;
+    k.dot8_planes = dot8_planes;
+    k.column8 = column8;
+    k.dot4 = dot4;
+    k.read = read_all;
+    return k;
+  }();
   return &kernels;
 }
 

@@ -1,6 +1,6 @@
-// Halves in plain C++, for the portable kernels: other processors have an instruction for them.
+// float16 in plain C++, for the portable kernels: other processors have an instruction for them.
 
-inline uint16_t half_bits(float x) {  // to nearest, halves to even
+inline uint16_t f32_to_half(float x) {  // to nearest, halves to even
   uint32_t f;
   memcpy(&f, &x, 4);
   const uint32_t sign = f >> 16 & 0x8000;
@@ -17,7 +17,7 @@ inline uint16_t half_bits(float x) {  // to nearest, halves to even
   return (uint16_t)(sign | ((f + 0xc8000fff + odd) >> 13));
 }
 
-inline float half_value(uint16_t h) {
+inline float half_to_f32(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16;
   uint32_t f = uint32_t(h & 0x7fff) << 13;
   float x;

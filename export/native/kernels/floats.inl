@@ -1,15 +1,15 @@
 // The float loops, written once over vectors as wide as an instruction set's registers; each instruction set includes
 // this after it has defined
-//   Floats, Ints, Doubles   vectors of one width, of GCC's and Clang's kind; Half, a half's bits
-//   larger, smaller         a > b ? a : b, a < b ? a : b, of Floats and of Doubles
-//   fused                   a b + c of Doubles, rounded once or twice
-//   doubles                 kDoubles float, half or int8 at a place
-//   floats                  kFloats int32 at a place
+//   Floats, Ints, Doubles   vectors of one width, of GCC's and Clang's kind; Half, the bits of a float16
+//   vmax, vmin              a > b ? a : b, a < b ? a : b, of Floats and of Doubles
+//   mul_add                 a b + c of Doubles, rounded once or twice
+//   load_doubles            kDoubles float, float16 or int8 at a place
+//   load_floats             kFloats int32 at a place
 //   store                   Doubles to float; Ints, in [-128, 127], to int8
-//   put                     one float to a half
-//   kSums                   how many Doubles registers hold as sums beside what is multiplied: 4, 8 or 16
-// Compiled without contraction: what must round as export/arithmetic.py says is written with plain operators, what
-// may fuse with fused().
+//   store_element           one float to a float16
+//   kAccumulators           how many Doubles registers hold as sums beside what is multiplied: 4, 8 or 16
+// Compiled without contraction: what must round as model/arithmetic.py says is written with plain operators, what
+// may fuse with mul_add().
 //
 // What lies between two matrices (norms, attention, GELU) is computed in doubles and rounded to float once, so that
 // every instruction set and PyTorch, which does the same, round to the same integers afterwards.
@@ -21,12 +21,12 @@ static_assert(16 % kFloats == 0 && 16 % kDoubles == 0, "loops go over multiples 
 
 inline Floats splat(float x) { return Floats{} + x; }
 inline Doubles splat(double x) { return Doubles{} + x; }
-inline Floats floats(const float* p) {
+inline Floats load_floats(const float* p) {
   Floats v;
   memcpy(&v, p, sizeof v);
   return v;
 }
-inline Doubles doubles(const double* p) {
+inline Doubles load_doubles(const double* p) {
   Doubles v;
   memcpy(&v, p, sizeof v);
   return v;
@@ -79,12 +79,12 @@ constexpr double kInverseFactorial[] = {1.0,          1.0,           1.0 / 2,   
 // e^x within some units in the last place for x in [-700, 700]; what lies beyond counts as its end, NaN stays NaN.
 inline Doubles exponential(Doubles x) {
   constexpr double kMagic = 6755399441055744.0;  // 1.5 x 2^52: adding it leaves no bits below 1
-  x = smaller(splat(700.0), larger(splat(-700.0), x));  // of NaN and a number they give the second
-  const Doubles shifted = fused(x, splat(1.4426950408889634), splat(kMagic)), n = shifted - kMagic;
-  Doubles r = fused(n, splat(-0.693147180369123816490), x);
-  r = fused(n, splat(-1.90821492927058770002e-10), r);
+  x = vmin(splat(700.0), vmax(splat(-700.0), x));  // of NaN and a number they give the second
+  const Doubles shifted = mul_add(x, splat(1.4426950408889634), splat(kMagic)), n = shifted - kMagic;
+  Doubles r = mul_add(n, splat(-0.693147180369123816490), x);
+  r = mul_add(n, splat(-1.90821492927058770002e-10), r);
   Doubles p = splat(1.0 / 479001600);  // Taylor: |r| <= ln 2 / 2
-  for (int k = 12; k > 0; k--) p = fused(p, r, splat(kInverseFactorial[k - 1]));
+  for (int k = 12; k > 0; k--) p = mul_add(p, r, splat(kInverseFactorial[k - 1]));
   const Longs power = ((Longs)shifted + (1023 - 0x4338000000000000)) << 52;
   return p * (Doubles)power;
 }
@@ -92,20 +92,20 @@ inline Doubles exponential(Doubles x) {
 void layer_norm(const float* x, const float* gain, const float* bias, int n, float* y) {
   const int whole = n / kDoubles * kDoubles;
   Doubles total = {};
-  for (int i = 0; i < whole; i += kDoubles) total += doubles(x + i);
+  for (int i = 0; i < whole; i += kDoubles) total += load_doubles(x + i);
   double sum = sum_lanes(total);
   for (int i = whole; i < n; i++) sum += x[i];
   const double mean = sum / n;
   Doubles squares = {};
   for (int i = 0; i < whole; i += kDoubles) {
-    const Doubles d = doubles(x + i) - mean;
-    squares = fused(d, d, squares);
+    const Doubles d = load_doubles(x + i) - mean;
+    squares = mul_add(d, d, squares);
   }
   double square = sum_lanes(squares);
   for (int i = whole; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
   const double rate = 1.0 / sqrt(square / n + 1e-5);
   for (int i = 0; i < whole; i += kDoubles)
-    store(y + i, fused((doubles(x + i) - mean) * rate, doubles(gain + i), doubles(bias + i)));
+    store(y + i, mul_add((load_doubles(x + i) - mean) * rate, load_doubles(gain + i), load_doubles(bias + i)));
   for (int i = whole; i < n; i++) y[i] = float((x[i] - mean) * rate * gain[i] + bias[i]);
 }
 
@@ -113,8 +113,8 @@ void layer_norm(const float* x, const float* gain, const float* bias, int n, flo
 inline Floats smoothed(const float* x, const float* smooth, int i, int n) {
   Floats v = {};
   if (i + kFloats <= n) {
-    v = floats(x + i);
-    return smooth ? v / floats(smooth + i) : v;
+    v = load_floats(x + i);
+    return smooth ? v / load_floats(smooth + i) : v;
   }
   for (int j = 0; i + j < n; j++) v[j] = smooth ? x[i + j] / smooth[i + j] : x[i + j];
   return v;
@@ -126,37 +126,37 @@ inline Ints store_bytes(int8_t* q, Floats v) {
   return whole;
 }
 
-void quantize(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* fine,
-              RowStep* step) {
+void quantize(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* residual,
+              RowQuant* row) {
   const int width = padded(n);
   float scale = static_scale;
   if (scale == 0) {
-    Floats most = {};
-    for (int i = 0; i < n; i += kFloats) most = larger(most, magnitude(smoothed(x, smooth, i, n)));
-    scale = max_lanes(most) / 127.0f;
+    Floats top = {};
+    for (int i = 0; i < n; i += kFloats) top = vmax(top, magnitude(smoothed(x, smooth, i, n)));
+    scale = max_lanes(top) / 127.0f;
     scale = scale > 1.17549435e-38f ? scale : 1.17549435e-38f;
   }
-  Ints total = {}, fine_total = {};
+  Ints total = {}, residual_total = {};
   for (int i = 0; i < width; i += kFloats) {
     const Floats v = smoothed(x, smooth, i, n);
-    Floats whole = rounded(larger(smaller(v / scale, splat(4e6f)), splat(-4e6f)));
-    whole = larger(smaller(whole, splat(127.0f)), splat(-127.0f));
+    Floats whole = rounded(vmax(vmin(v / scale, splat(4e6f)), splat(-4e6f)));
+    whole = vmax(vmin(whole, splat(127.0f)), splat(-127.0f));
     total += store_bytes(q + i, whole);
-    if (fine) {
+    if (residual) {
       Floats rest = (v - whole * scale) / scale * 256.0f;
-      rest = larger(smaller(rest, splat(127.0f)), splat(-127.0f));  // 127.4 rounds to 127: clipping first is the same
-      fine_total += store_bytes(fine + i, rounded(rest));
+      rest = vmax(vmin(rest, splat(127.0f)), splat(-127.0f));  // 127.4 rounds to 127: clipping first is the same
+      residual_total += store_bytes(residual + i, rounded(rest));
     }
   }
-  step->scale = scale;
-  step->start = -128 * sum_lanes(total);
-  step->fine_start = -128 * sum_lanes(fine_total);
+  row->scale = scale;
+  row->start = -128 * sum_lanes(total);
+  row->residual_start = -128 * sum_lanes(residual_total);
 }
 
-void sum_groups(const int8_t* q, const int8_t* fine, int n, int group, int32_t* sums) {
+void sum_groups(const int8_t* q, const int8_t* residual, int n, int group, int32_t* sums) {
   for (int g = 0; g * group < n; g++) {
     int32_t whole = 0, rest = 0;
-    for (int i = g * group; i < (g + 1) * group && i < n; i++) whole += q[i], rest += fine[i];
+    for (int i = g * group; i < (g + 1) * group && i < n; i++) whole += q[i], rest += residual[i];
     sums[g] = 8 * (256 * whole + rest);
   }
 }
@@ -164,83 +164,83 @@ void sum_groups(const int8_t* q, const int8_t* fine, int n, int group, int32_t* 
 // GELU (tanh): 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 void gelu(float* x, int n) {
   for (int i = 0; i < n; i += kDoubles) {
-    const Doubles v = doubles(x + i);
-    const Doubles u = fused(v * v * v, splat(0.044715), v) * 0.79788456080286535588;
+    const Doubles v = load_doubles(x + i);
+    const Doubles u = mul_add(v * v * v, splat(0.044715), v) * 0.79788456080286535588;
     store(x + i, v / (1.0 + exponential(-2.0 * u)));
   }
 }
 
-void finish8(const int32_t* sums, const int32_t* fine_sums, float scale, const float* weight_scale,
+void dequantize8(const int32_t* sums, const int32_t* residual_sums, float scale, const float* weight_scale,
              const float* bias, float* y) {
   for (int o = 0; o < kTile; o += kFloats) {
-    Floats s = floats(sums + o);
-    if (fine_sums) s = floats(fine_sums + o) / 256.0f + s;
-    const Floats out = s * (scale * floats(weight_scale + o));
-    store(y + o, bias ? out + floats(bias + o) : out);
+    Floats s = load_floats(sums + o);
+    if (residual_sums) s = load_floats(residual_sums + o) / 256.0f + s;
+    const Floats out = s * (scale * load_floats(weight_scale + o));
+    store(y + o, bias ? out + load_floats(bias + o) : out);
   }
 }
 
-void finish4(const float* sums, float scale, const float* bias, float* y) {
+void dequantize4(const float* sums, float scale, const float* bias, float* y) {
   for (int o = 0; o < kTile; o += kFloats) {
-    const Floats out = floats(sums + o) * (scale / 256.0f);
-    store(y + o, bias ? out + floats(bias + o) : out);
+    const Floats out = load_floats(sums + o) * (scale / 256.0f);
+    store(y + o, bias ? out + load_floats(bias + o) : out);
   }
 }
 
 void add(const float* x, int n, float* y) {
-  for (int i = 0; i < n; i += kFloats) store(y + i, floats(y + i) + floats(x + i));
+  for (int i = 0; i < n; i += kFloats) store(y + i, load_floats(y + i) + load_floats(x + i));
 }
 
-void fold(const float* y, float* lanes) {
+void fold_max(const float* y, float* lanes) {
   for (int i = 0; i < 16; i += kFloats) {
-    const Floats a = floats(y + i), b = floats(y + i + 16), c = floats(y + i + 32), d = floats(y + i + 48);
+    const Floats a = load_floats(y + i), b = load_floats(y + i + 16), c = load_floats(y + i + 32), d = load_floats(y + i + 48);
     const Floats nothing = (a - a) + (b - b) + (c - c) + (d - d);
-    store(lanes + i, larger(larger(a, b), larger(c, d)) + nothing);
+    store(lanes + i, vmax(vmax(a, b), vmax(c, d)) + nothing);
   }
 }
 
-int largest(const float* x, int n) {
-  Floats most = splat(x[0]), nothing = {};  // x - x is 0 where x is finite, else NaN
+int argmax(const float* x, int n) {
+  Floats best = splat(x[0]), nothing = {};  // x - x is 0 where x is finite, else NaN
   for (int i = 0; i < n; i += kFloats) {
     Floats v = splat(x[i]);
     if (i + kFloats <= n)
-      v = floats(x + i);
+      v = load_floats(x + i);
     else
       for (int j = 0; i + j < n; j++) v[j] = x[i + j];
-    most = larger(v, most);
+    best = vmax(v, best);
     nothing += v - v;
   }
   if (sum_lanes(nothing) != 0) return -1;
-  const float top = max_lanes(most);
+  const float top = max_lanes(best);
   int at = 0;
   while (x[at] != top) at++;
   return at;
 }
 
-void bounds(const float* coarse, float rate, float middle, float length, const float* step, const float* error,
+void screen_bounds(const float* coarse, float rate, float middle, float length, const float* scale, const float* error,
             float* upper) {
   for (int o = 0; o < kTile; o += kFloats) {
-    const Floats value = (floats(coarse + o) * rate + middle) * floats(step + o);
-    store(upper + o, value + floats(error + o) * length);
+    const Floats value = (load_floats(coarse + o) * rate + middle) * load_floats(scale + o);
+    store(upper + o, value + load_floats(error + o) * length);
   }
 }
 
-float most(const float* x, int n) {
-  Floats found = floats(x);
-  for (int i = kFloats; i < n; i += kFloats) found = larger(found, floats(x + i));
+float max(const float* x, int n) {
+  Floats found = load_floats(x);
+  for (int i = kFloats; i < n; i += kFloats) found = vmax(found, load_floats(x + i));
   return max_lanes(found);
 }
 
 // ---- attention
 
-// One element of a cache of floats, halves or integers with a step.
-inline void put(float* p, float x) { *p = x; }
-inline void put(int8_t* p, float x) { *p = (int8_t)lrintf(x); }
+// One element of a cache of float32, float16 or int8 with a scale.
+inline void store_element(float* p, float x) { *p = x; }
+inline void store_element(int8_t* p, float x) { *p = (int8_t)lrintf(x); }
 
-inline float step_of(const float* x, int D) {
-  float most = 0;
-  for (int d = 0; d < D; d++) most = fabsf(x[d]) > most ? fabsf(x[d]) : most;
-  return most > 0 ? most / 127.0f : 1.0f;
+inline float kv_scale(const float* x, int D) {
+  float top = 0;
+  for (int d = 0; d < D; d++) top = fabsf(x[d]) > top ? fabsf(x[d]) : top;
+  return top > 0 ? top / 127.0f : 1.0f;
 }
 
 // Where things of a position lie.
@@ -252,38 +252,38 @@ template <typename T>
 inline T* value_of(const HeadCache* cache, int Dp, int position) {
   return (T*)(cache->values + position / kBlock * cache->stride) + position % kBlock * Dp;
 }
-inline float* step_at(uint8_t* scale, const HeadCache* cache, int position) {
+inline float* scale_at(uint8_t* scale, const HeadCache* cache, int position) {
   return (float*)(scale + position / kBlock * cache->stride) + position % kBlock;
 }
 
 template <typename T>
-void remember_as(const HeadCache* cache, int D, int position, const float* key, const float* value) {
+void store_kv_as(const HeadCache* cache, int D, int position, const float* key, const float* value) {
   const int Dp = (D + 15) / 16 * 16;
   T* keys = keys_of<T>(cache, Dp, position) + position % 16;
   T* values = value_of<T>(cache, Dp, position);
-  // A position's key touches a line for every two channels: ask for all of them before the first is written.
+  // A position's key touches a line for every two channels: prefetch all of them before the first is written.
   for (int d = 0; d < D; d += 2) __builtin_prefetch(keys + d * 16, 1);
-  float key_step = 1, value_step = 1;
+  float key_scale = 1, value_scale = 1;
   if (sizeof(T) == 1) {
-    *step_at(cache->key_scale, cache, position) = key_step = step_of(key, D);
-    *step_at(cache->value_scale, cache, position) = value_step = step_of(value, D);
+    *scale_at(cache->key_scale, cache, position) = key_scale = kv_scale(key, D);
+    *scale_at(cache->value_scale, cache, position) = value_scale = kv_scale(value, D);
   }
-  for (int d = 0; d < D; d++) put(keys + d * 16, sizeof(T) == 1 ? key[d] / key_step : key[d]);
-  for (int d = 0; d < D; d++) put(values + d, sizeof(T) == 1 ? value[d] / value_step : value[d]);
+  for (int d = 0; d < D; d++) store_element(keys + d * 16, sizeof(T) == 1 ? key[d] / key_scale : key[d]);
+  for (int d = 0; d < D; d++) store_element(values + d, sizeof(T) == 1 ? value[d] / value_scale : value[d]);
 }
 
-void remember(const HeadCache* cache, int kv, int D, int position, const float* key, const float* value) {
-  if (kv == 0) remember_as<float>(cache, D, position, key, value);
-  if (kv == 1) remember_as<Half>(cache, D, position, key, value);
-  if (kv == 2) remember_as<int8_t>(cache, D, position, key, value);
+void store_kv(const HeadCache* cache, int kv, int D, int position, const float* key, const float* value) {
+  if (kv == 0) store_kv_as<float>(cache, D, position, key, value);
+  if (kv == 1) store_kv_as<Half>(cache, D, position, key, value);
+  if (kv == 2) store_kv_as<int8_t>(cache, D, position, key, value);
 }
 
 template <typename T>
 constexpr int kOfLine = 64 / (kDoubles * int(sizeof(T)));  // vectors in a line of the cache
 
 template <typename T>
-INLINED void ask_for_same(const HeadCache* cache, const T* place, int vector) {
-  if (cache->ahead && vector % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->ahead);
+INLINED void prefetch_next(const HeadCache* cache, const T* place, int vector) {
+  if (cache->next_offset && vector % kOfLine<T> == 0) __builtin_prefetch((const uint8_t*)place + cache->next_offset);
 }
 
 // scores[r][t] of B vectors of positions from `first` on, all in one block.
@@ -296,27 +296,27 @@ inline void score_positions(const HeadCache* cache, int Dp, int first, const dou
   for (int d = 0; d < Dp; d++)
     UNROLLED for (int j = 0; j < B; j++) {
       const T* place = keys[j] + d * 16;
-      ask_for_same(cache, place, (d * 16 + (first + kDoubles * j) % 16) / kDoubles);
-      const Doubles k = doubles(place);
-      UNROLLED for (int r = 0; r < R; r++) s[r][j] = fused(k, splat(query[r * Dp + d]), s[r][j]);
+      prefetch_next(cache, place, (d * 16 + (first + kDoubles * j) % 16) / kDoubles);
+      const Doubles k = load_doubles(place);
+      UNROLLED for (int r = 0; r < R; r++) s[r][j] = mul_add(k, splat(query[r * Dp + d]), s[r][j]);
     }
   UNROLLED for (int r = 0; r < R; r++)
     UNROLLED for (int j = 0; j < B; j++) {
       const int t = first + j * kDoubles;
-      if (sizeof(T) == 1) s[r][j] *= doubles(step_at(cache->key_scale, cache, t));
+      if (sizeof(T) == 1) s[r][j] *= load_doubles(scale_at(cache->key_scale, cache, t));
       store(scores + size_t(r) * width + t, s[r][j]);
     }
 }
 
-// Turns scores of positions 0 to last into probabilities; zeros beyond, up to width. Returns 1 / their sum, which
+// Makes scores of positions 0 to last into probabilities; zeros beyond, up to width. Returns 1 / their sum, which
 // is left to the end.
 inline double softmax(double* scores, int last, int width) {
   for (int t = last + 1; t < width; t++) scores[t] = -1e300;
-  Doubles most = splat(-1e300), total = {};
-  for (int t = 0; t < width; t += kDoubles) most = larger(most, doubles(scores + t));
-  const double top = max_lanes(most);
+  Doubles highest = splat(-1e300), total = {};
+  for (int t = 0; t < width; t += kDoubles) highest = vmax(highest, load_doubles(scores + t));
+  const double top = max_lanes(highest);
   for (int t = 0; t < width; t += kDoubles) {
-    const Doubles p = exponential(doubles(scores + t) - top);
+    const Doubles p = exponential(load_doubles(scores + t) - top);
     store(scores + t, p);
     total += p;
   }
@@ -335,9 +335,9 @@ inline void mix_values(const HeadCache* cache, int Dp, int D, int d, int last, c
     for (int t = 0; t < end; t++)
       UNROLLED for (int v = 0; v < V; v++) {
         const T* place = values + size_t(t) * Dp + v * kDoubles;
-        ask_for_same(cache, place, d / kDoubles + v);
-        const Doubles x = doubles(place);
-        UNROLLED for (int r = 0; r < R; r++) m[r][v] = fused(x, splat(scores[size_t(r) * width + block + t]), m[r][v]);
+        prefetch_next(cache, place, d / kDoubles + v);
+        const Doubles x = load_doubles(place);
+        UNROLLED for (int r = 0; r < R; r++) m[r][v] = mul_add(x, splat(scores[size_t(r) * width + block + t]), m[r][v]);
       }
   }
   UNROLLED for (int r = 0; r < R; r++)
@@ -353,7 +353,7 @@ template <typename T, int R>
 void attend_rows(const HeadCache* cache, int D, int first, const double* query, double* scores, float* mixed,
                  ptrdiff_t stride) {
   const int Dp = (D + 15) / 16 * 16, last = first + R - 1, width = (last / 16 + 1) * 16;
-  constexpr int B = kSums / R < 8 ? kSums / R : 8;  // vectors side by side: 1, 2, 4 or 8 divide a block
+  constexpr int B = kAccumulators / R < 8 ? kAccumulators / R : 8;  // vectors side by side: 1, 2, 4 or 8 divide a block
   constexpr int kWide = B * kDoubles;
   int t = 0;
   for (; t + kWide <= width; t += kWide) score_positions<T, R, B>(cache, Dp, t, query, scores, width);
@@ -364,7 +364,7 @@ void attend_rows(const HeadCache* cache, int D, int first, const double* query, 
     rate[r] = softmax(row, first + r, width);
     if (sizeof(T) == 1)
       for (int t = 0; t < width; t += kDoubles)
-        store(row + t, doubles(row + t) * doubles(step_at(cache->value_scale, cache, t)));
+        store(row + t, load_doubles(row + t) * load_doubles(scale_at(cache->value_scale, cache, t)));
   }
   int d = 0;
   for (; d + kWide <= Dp; d += kWide)
@@ -390,17 +390,17 @@ void attend(const HeadCache* cache, int kv, int D, int first, int rows, const do
   if (kv == 2) attend_as<int8_t>(cache, D, first, rows, query, scores, mixed, stride);
 }
 
-void join(const uint8_t* upper, const uint8_t* lower, int inputs, int first, int outputs, uint8_t* tile) {
+void merge_planes(const uint8_t* hi, const uint8_t* lo, int inputs, int first, int outputs, uint8_t* tile) {
   const int from = 4 * first, to = 4 * (first + outputs);
-  for (int k = 0; k < inputs; k += 8, upper += kStepBytes, lower += kStepBytes, tile += 2 * kStepBytes)
+  for (int k = 0; k < inputs; k += 8, hi += kSliceBytes, lo += kSliceBytes, tile += 2 * kSliceBytes)
     for (int i = from; i < to; i++) {
-      const uint8_t high = upper[i], low = lower[i];
+      const uint8_t high = hi[i], low = lo[i];
       tile[i] = uint8_t(high << 4 | (low & 15));
-      tile[kStepBytes + i] = uint8_t((high & 0xf0) | low >> 4);
+      tile[kSliceBytes + i] = uint8_t((high & 0xf0) | low >> 4);
     }
 }
 
-void ask_for(const HeadCache* cache, int kv, int D, int positions, int part, int parts) {
+void prefetch_cache(const HeadCache* cache, int kv, int D, int positions, int part, int parts) {
   const size_t element = kv == 0 ? 4 : kv == 1 ? 2 : 1, of_position = (D + 15) / 16 * 16 * element;
   const size_t of_block = kBlock * of_position / 64;  // lines of 64 bytes
   const size_t values = (positions * of_position + 63) / 64, keys = (positions + 15) / 16 * 16 * of_position / 64;
@@ -409,4 +409,26 @@ void ask_for(const HeadCache* cache, int kv, int D, int positions, int part, int
     __builtin_prefetch(cache->keys + at, 0, 2);
     if (line < values) __builtin_prefetch(cache->values + at, 0, 2);
   }
+}
+
+// A table with the functions of this file; what multiplies integers is added to it.
+Kernels float_kernels(const char* name) {
+  Kernels k;
+  k.name = name;
+  k.merge_planes = merge_planes;
+  k.layer_norm = layer_norm;
+  k.quantize = quantize;
+  k.sum_groups = sum_groups;
+  k.gelu = gelu;
+  k.dequantize8 = dequantize8;
+  k.dequantize4 = dequantize4;
+  k.add = add;
+  k.store_kv = store_kv;
+  k.attend = attend;
+  k.prefetch_cache = prefetch_cache;
+  k.fold_max = fold_max;
+  k.argmax = argmax;
+  k.screen_bounds = screen_bounds;
+  k.max = max;
+  return k;
 }

@@ -1,8 +1,8 @@
 // NEON with the dot product instruction: four products of signed bytes a lane, added without saturation.
 //
-// The instruction wants both sides signed, so the bytes of a tile, integer + 128, are turned back (their highest
-// bit flips), and sums start 128 sum(x) higher. Half bytes are 0 to 15 and serve as they are.
-#include "kernels.h"
+// The instruction wants both sides signed, so the bytes of a tile, integer + 128, are made signed again (their highest
+// bit flips), and sums start 128 sum(x) higher. Nibbles are 0 to 15 and serve as they are.
+#include "kernels/kernels.h"
 
 #if defined(__aarch64__)
 
@@ -30,48 +30,48 @@ struct Half {
   uint16_t bits;
 };
 
-inline Floats larger(Floats a, Floats b) {
+inline Floats vmax(Floats a, Floats b) {
   return (Floats)vbslq_f32(vcgtq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
 }
-inline Floats smaller(Floats a, Floats b) {
+inline Floats vmin(Floats a, Floats b) {
   return (Floats)vbslq_f32(vcltq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
 }
-inline Doubles larger(Doubles a, Doubles b) {
+inline Doubles vmax(Doubles a, Doubles b) {
   return (Doubles)vbslq_f64(vcgtq_f64((float64x2_t)a, (float64x2_t)b), (float64x2_t)a, (float64x2_t)b);
 }
-inline Doubles smaller(Doubles a, Doubles b) {
+inline Doubles vmin(Doubles a, Doubles b) {
   return (Doubles)vbslq_f64(vcltq_f64((float64x2_t)a, (float64x2_t)b), (float64x2_t)a, (float64x2_t)b);
 }
-inline Doubles fused(Doubles a, Doubles b, Doubles c) {
+inline Doubles mul_add(Doubles a, Doubles b, Doubles c) {
   return (Doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
-inline Doubles doubles(const float* p) { return (Doubles)vcvt_f64_f32(vld1_f32(p)); }
-inline Doubles doubles(const Half* p) {
+inline Doubles load_doubles(const float* p) { return (Doubles)vcvt_f64_f32(vld1_f32(p)); }
+inline Doubles load_doubles(const Half* p) {
   uint32_t two;
   memcpy(&two, p, 4);
   const float16x4_t halves = vreinterpret_f16_u32(vdup_n_u32(two));
   return (Doubles)vcvt_f64_f32(vget_low_f32(vcvt_f32_f16(halves)));
 }
-inline Doubles doubles(const int8_t* p) { return Doubles{double(p[0]), double(p[1])}; }
-inline Floats floats(const int32_t* p) { return (Floats)vcvtq_f32_s32(vld1q_s32(p)); }
+inline Doubles load_doubles(const int8_t* p) { return Doubles{double(p[0]), double(p[1])}; }
+inline Floats load_floats(const int32_t* p) { return (Floats)vcvtq_f32_s32(vld1q_s32(p)); }
 inline void store(float* p, Doubles v) { vst1_f32(p, vcvt_f32_f64((float64x2_t)v)); }
 inline void store(int8_t* p, Ints v) {
   const int16x4_t words = vmovn_s32((int32x4_t)v);
   const int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
   memcpy(p, &four, 4);
 }
-inline void put(Half* p, float x) {
+inline void store_element(Half* p, float x) {
   p->bits = vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0);
 }
-constexpr int kSums = 16;
+constexpr int kAccumulators = 16;
 
-#include "floats.inl"
+#include "kernels/floats.inl"
 
 constexpr int kAhead = 1536;  // bytes; not tuned, as no such processor was at hand
-constexpr int kVectors = kStepBytes / 16;  // of a step: 4 outputs each
+constexpr int kVectors = kSliceBytes / 16;  // of a slice: 4 outputs each
 
 template <int V>
-INLINED void ask_for_vectors(const uint8_t* p) {
+INLINED void prefetch_vectors(const uint8_t* p) {
   for (int line = 0; line < V * 16; line += 64) __builtin_prefetch(p + kAhead + line);
 }
 
@@ -82,13 +82,13 @@ inline int32_t sum_bytes(const int8_t* x, int n) {  // n is a multiple of 16
   return vaddvq_s32(sum);
 }
 
-// Adds one step, the inputs of one lane of x, to the sums of R rows and 4 V outputs.
+// Adds one slice, the inputs of one lane of x, to the sums of R rows and 4 V outputs.
 template <int Lane, int R, int V>
-inline __attribute__((always_inline)) void add_step(const uint8_t* step, const int8x16_t (&x)[R],
+inline __attribute__((always_inline)) void add_slice(const uint8_t* slice, const int8x16_t (&x)[R],
                                                     int32x4_t (&s)[R][V]) {
-  ask_for_vectors<V>(step);
+  prefetch_vectors<V>(slice);
   for (int v = 0; v < V; v++) {
-    const int8x16_t w = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(step + v * 16), vdupq_n_u8(128)));
+    const int8x16_t w = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(slice + v * 16), vdupq_n_u8(128)));
     for (int r = 0; r < R; r++) s[r][v] = vdotq_laneq_s32(s[r][v], w, x[r], Lane);
   }
 }
@@ -102,13 +102,13 @@ void dot8_part(const uint8_t* part, int inputs, const int8_t* x, ptrdiff_t strid
     const int32x4_t first = vdupq_n_s32(start[r] + 128 * sum_bytes(x + r * stride, inputs));
     for (int v = 0; v < V; v++) s[r][v] = first;
   }
-  for (int k = 0; k < inputs; k += 16, part += 4 * kStepBytes) {
+  for (int k = 0; k < inputs; k += 16, part += 4 * kSliceBytes) {
     int8x16_t in[R];
     for (int r = 0; r < R; r++) in[r] = vld1q_s8(x + r * stride + k);
-    add_step<0>(part, in, s);
-    add_step<1>(part + kStepBytes, in, s);
-    add_step<2>(part + 2 * kStepBytes, in, s);
-    add_step<3>(part + 3 * kStepBytes, in, s);
+    add_slice<0>(part, in, s);
+    add_slice<1>(part + kSliceBytes, in, s);
+    add_slice<2>(part + 2 * kSliceBytes, in, s);
+    add_slice<3>(part + 3 * kSliceBytes, in, s);
   }
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) vst1q_s32(sums + r * kTile + v * 4, s[r][v]);
@@ -136,7 +136,7 @@ void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t strid
     dot8_part<1, 4>(column, inputs, x + r * stride, stride, start + r, sums + r * kTile);
 }
 
-inline float32x4_t steps4(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+inline float32x4_t load_scales(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 
 // M tokens, 4 V outputs from `part` on; `scale` is theirs.
 template <int M, int V>
@@ -146,8 +146,8 @@ void dot4_part(const uint8_t* part, const uint16_t* scale, int inputs, int group
   for (int k = 0, g = 0; k < inputs; g++, scale += kTile) {
     int32x4_t s[2 * M][V] = {};
     const int end = k + group < inputs ? k + group : inputs;
-    for (; k < end; k += 8, part += kStepBytes) {
-      ask_for_vectors<V>(part);
+    for (; k < end; k += 8, part += kSliceBytes) {
+      prefetch_vectors<V>(part);
       int8x8_t in[2 * M];
       for (int r = 0; r < 2 * M; r++) in[r] = vld1_s8(x + r * stride + k);
       for (int v = 0; v < V; v++) {
@@ -164,7 +164,7 @@ void dot4_part(const uint8_t* part, const uint16_t* scale, int inputs, int group
       const int32x4_t eights = vdupq_n_s32(group_sums[m * groups + g]);
       for (int v = 0; v < V; v++) {
         const int32x4_t both = vaddq_s32(vshlq_n_s32(s[2 * m][v], 8), s[2 * m + 1][v]);
-        total[m][v] = vfmaq_f32(total[m][v], vcvtq_f32_s32(vsubq_s32(both, eights)), steps4(scale + v * 4));
+        total[m][v] = vfmaq_f32(total[m][v], vcvtq_f32_s32(vsubq_s32(both, eights)), load_scales(scale + v * 4));
       }
     }
   }
@@ -195,8 +195,8 @@ void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, con
 
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   uint8x16_t seen[kVectors] = {};
-  for (size_t i = 0; i < n; i += kStepBytes) {
-    ask_for_vectors<kVectors>(bytes + i);
+  for (size_t i = 0; i < n; i += kSliceBytes) {
+    prefetch_vectors<kVectors>(bytes + i);
     for (int v = 0; v < kVectors; v++) seen[v] = veorq_u8(seen[v], vld1q_u8(bytes + i + v * 16));
   }
   for (int v = 1; v < kVectors; v++) seen[0] = veorq_u8(seen[0], seen[v]);
@@ -217,10 +217,14 @@ bool has_dot_product() {
 }  // namespace
 
 const Kernels* neon_kernels() {
-  static const Kernels kernels = {
-      "neon-dotprod", 0, dot8, nullptr, nullptr, join, column8, dot4, layer_norm, quantize, sum_groups, gelu, finish8, finish4, add,
-      remember, attend, ask_for, fold, largest, bounds, most, read_all,
-  };
+  static const Kernels kernels = [] {
+    Kernels k = float_kernels("neon-dotprod");
+    k.dot8 = dot8;
+    k.column8 = column8;
+    k.dot4 = dot4;
+    k.read = read_all;
+    return k;
+  }();
   return has_dot_product() ? &kernels : nullptr;
 }
 

@@ -5,8 +5,8 @@
 // a thread that loses its core holds up no more than one piece. Threads wait for work by spinning for some
 // microseconds, as the next loop of a step is near, and then sleep, so that a machine that others use as well
 // stays usable; and so does the caller while it waits for the last pieces. What a piece throws, run throws when all
-// pieces are done, the first of several. Threads that wait first ask for what they read in the loop after the running
-// one, where expect() told that: memory does not stand still while threads meet.
+// pieces are done, the first of several. Threads that wait first prefetch what they read in the loop after the running
+// one, where prefetch_later() told that: memory does not stand still while threads meet.
 #pragma once
 
 #include <atomic>
@@ -27,11 +27,11 @@ class Pool {
 
   int threads() const { return int(ranges_.size()); }
 
-  // Of the loop after the next: its pieces are read from start on, each piece_bytes long.
-  void expect(const uint8_t* start, size_t piece_bytes, int pieces) {
-    expected_start_.store(start, std::memory_order_relaxed);
-    expected_piece_.store(piece_bytes, std::memory_order_relaxed);
-    expected_pieces_.store(pieces, std::memory_order_relaxed);
+  // Tells what the loop after the next reads: its pieces from start on, each piece_bytes long.
+  void prefetch_later(const uint8_t* start, size_t piece_bytes, int pieces) {
+    prefetch_start_.store(start, std::memory_order_relaxed);
+    prefetch_piece_.store(piece_bytes, std::memory_order_relaxed);
+    prefetch_pieces_.store(pieces, std::memory_order_relaxed);
   }
 
   template <typename Work>
@@ -65,9 +65,9 @@ class Pool {
   alignas(64) std::atomic<uint32_t> loop_{0};  // counts the loops
   alignas(64) std::atomic<int> done_{0};
   int pieces_ = 0;
-  std::atomic<const uint8_t*> expected_start_{nullptr};
-  std::atomic<size_t> expected_piece_{0};
-  std::atomic<int> expected_pieces_{0};
+  std::atomic<const uint8_t*> prefetch_start_{nullptr};
+  std::atomic<size_t> prefetch_piece_{0};
+  std::atomic<int> prefetch_pieces_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> ends_{false};
