@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
-import jaxgpt.training.train
+import jaxgpt.training.trainer
 from jaxgpt.training.devices.precision import flops_per_token
 from jaxgpt.training.run.checkpoints import Checkpoints, load_params
 from jaxgpt.training.run.folder import open_run, read_metrics, read_run_config
@@ -67,7 +67,7 @@ def test_every_step_records_its_rates(run: Path) -> None:
 def test_mfu_is_the_share_of_the_devices_peak(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jaxgpt.training.train, "peak_flops", lambda kind, precision: 1e12)
+    monkeypatch.setattr(jaxgpt.training.trainer, "peak_flops", lambda kind, precision: 1e12)
     arguments = (*train_command(data, tmp_path / "run"), "--max-steps", 5, "--sample-every", 0)
     code, _, err = command(*arguments)
     assert code == 0
@@ -80,7 +80,7 @@ def test_mfu_is_the_share_of_the_devices_peak(
 def test_a_step_that_would_not_fit_is_one_line_and_leaves_no_run(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jaxgpt.training.train, "free_device_bytes", lambda: 1e6)
+    monkeypatch.setattr(jaxgpt.training.trainer, "free_device_bytes", lambda: 1e6)
     code, _, err = command(*train_command(data, tmp_path / "run"))
     assert code == 2
     last = err.strip().splitlines()[-1]

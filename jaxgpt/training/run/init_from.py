@@ -15,14 +15,15 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json, sha256_of
-from jaxgpt.shared.huggingface import FIXED_SETTINGS, MODEL_TYPE, OWN_MODEL_TYPE, SHAPE_FIELDS, hf_name
+from jaxgpt.shared.huggingface import FIXED_SETTINGS, MODEL_TYPE, OWN_MODEL_TYPE, SHAPE_FIELDS
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.training.model.fake_quant import without_scales
-from jaxgpt.training.model.params import HostParams, abstract_params
+from jaxgpt.training.model.params import HostParams
 from jaxgpt.training.run.checkpoints import load_params
 from jaxgpt.training.run.folder import Run, open_run
 
@@ -66,7 +67,7 @@ class InitSource:
         """Read and check the parameters.
 
         Args:
-          model: what is trained: of the same shape, with at most as long a context. Input steps are left
+          model: what is trained: of the same shape, with at most as long a context. Input scales are left
             out where it has none.
 
         Returns:
@@ -149,7 +150,7 @@ def _read_tensors(path: Path, model: ModelConfig) -> HostParams:
         raise UserError(
             f"{path} can't be read ({type(error).__name__}: {line}); expected a whole file of float32 tensors"
         ) from None
-    expected = {hf_name(name): (name, leaf.shape) for name, leaf in abstract_params(model).items()}
+    expected = {parameter.hf_name: parameter for parameter in parameters(model)}
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
         raise UserError(
@@ -157,15 +158,15 @@ def _read_tensors(path: Path, model: ModelConfig) -> HostParams:
             f"unexpected tensors: {', '.join(extra) or 'none'}; take a folder that was written whole"
         )
     params = {}
-    for theirs, (name, shape) in expected.items():
-        tensor = tensors[theirs]
-        if tensor.dtype != np.float32 or tensor.shape != shape:
+    for name, parameter in expected.items():
+        tensor = tensors[name]
+        if tensor.dtype != np.float32 or tensor.shape != parameter.hf_shape:
             raise UserError(
-                f"{path}: {theirs} is {tensor.dtype} {tensor.shape}, expected float32 {shape}; "
+                f"{path}: {name} is {tensor.dtype} {tensor.shape}, expected float32 {parameter.hf_shape}; "
                 "it does not fit its config.json, or was saved in another precision"
             )
-        _require_finite(str(path), theirs, tensor)
-        params[name] = tensor
+        _require_finite(str(path), name, tensor)
+        params[parameter.flax_name] = tensor
     return params
 
 
