@@ -1,8 +1,9 @@
 """Prompt lookup: drafts the next tokens from an earlier place where the text went the same way.
 
-Code repeats itself, and a memory-bound engine takes four tokens in little more than the time of one: so the
-tokens that once followed the same few tokens are tried, all in one step. The session says what it would have
-drawn after each; the draft is accepted as far as it agrees, and the text is exactly the one without drafts.
+Code repeats itself. A session whose time goes into reading the weights takes four tokens in little more than
+the time of one, so the tokens that once followed the same few tokens are tried, all in one step. The session
+says what it would have drawn after each; the draft is accepted as far as it agrees, and the text is exactly
+the one without drafts.
 
 Source: Saxena 2023, prompt lookup decoding; Leviathan et al. 2023, arXiv:2211.17192, for the principle.
 """
