@@ -1,4 +1,4 @@
-"""What a model and a training are: the configuration, its checks and the presets.
+"""What a model and a training are: ModelConfig and TrainConfig, every field checked.
 
 Standard library only, so that every part may read it.
 """
@@ -24,6 +24,7 @@ def _require_positive(name: str, value: int) -> None:
 
 
 def _exact_fields(cls: type[Any], value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a dataclass's fields from a JSON object; UserError names missing and unknown ones."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(value) - set(fields))
     missing = sorted(
@@ -50,8 +51,8 @@ class ModelConfig:
       dropout: share of activations dropped in training, in [0, 1).
       positions: "learned" (an embedding, as in GPT-2), or "rotary" (queries and keys are turned).
       tied: the head is the token embedding; else it has a matrix of its own.
-      qat: weights and inputs of every linear layer are rounded as a static INT8 artifact rounds them, with an
-        input step a layer that is trained (quantization-aware training).
+      qat: quantization-aware training: weights and inputs of every linear layer are rounded as a static INT8
+        artifact rounds them; each layer has an input scale, which is trained.
 
     Raises:
       UserError: a value that no GPT-2 can have.
@@ -113,8 +114,8 @@ class TrainConfig:
       grad_accum_steps: micro-batches that a step's batch is cut into.
       optimizer: of the blocks' matrices, a file of jaxgpt/training/optimizers; AdamW for the rest.
       learning_rate: peak, of the blocks' matrices.
-      embedding_learning_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to
-        them).
+      embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
+        share of them).
       final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
       lr_schedule: how the rate falls from its peak, "cosine" or "linear".

@@ -88,10 +88,10 @@ def flax_contender(folder: Path, which: str) -> tuple[Contender, Tokenizer]:
     """Return a run's Flax model; its size is that of its parameters in float32."""
     import jax
 
+    from jaxgpt.training.flax_session import FlaxSession
     from jaxgpt.training.model.params import graph_of, merge
     from jaxgpt.training.run.checkpoints import load_params
     from jaxgpt.training.run.folder import open_run
-    from jaxgpt.training.sample import FlaxSession
 
     run = open_run(folder)
     model = run.config.model

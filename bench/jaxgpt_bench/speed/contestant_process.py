@@ -55,9 +55,9 @@ def row_name(row: Mapping[str, Any]) -> str:
 def open_engine(contestant: Contestant) -> Session:
     """Load a model."""
     if contestant.engine == "jaxgpt-flax":
+        from jaxgpt.training.flax_session import FlaxSession
         from jaxgpt.training.run.checkpoints import load_params
         from jaxgpt.training.run.folder import open_run
-        from jaxgpt.training.sample import FlaxSession
 
         run = open_run(Path(contestant.folder))
         return FlaxSession(run.config.model, load_params(run, "best")[1])

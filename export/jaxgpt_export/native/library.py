@@ -38,6 +38,7 @@ class ErrorCode(enum.IntEnum):
 class EngineMemoryError(UserError, MemoryError):
     """The system lends the engine no more memory: one line for a user, a MemoryError for a program."""
 
+
 _int, _int32, _int64, _text, _pointer = (
     ctypes.c_int,
     ctypes.c_int32,

@@ -29,7 +29,7 @@ def test_guesses_grow_while_they_stand_and_shrink_when_not() -> None:
     assert len(lookup.draft(20)) == 6
     lookup.update(6, 0, 1.2)
     assert len(lookup.draft(20)) == 3
-    assert (lookup.guessed, lookup.accepted) == (9, 3)
+    assert (lookup.drafted, lookup.accepted) == (9, 3)
 
 
 def test_patience_grows_where_nothing_is_guessed() -> None:
@@ -65,5 +65,5 @@ def test_wrong_guesses_cost_no_more_than_allowed() -> None:
         lookup.update(len(guessed), 0, seconds)
         spent += seconds
         plain += 1
-    assert lookup.guessed > 0
+    assert lookup.drafted > 0
     assert spent <= plain / (1 - ALLOWED_LOSS) + 2  # the loss is a share of all time spent

@@ -14,9 +14,9 @@ from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, run
 from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.dataset import open_dataset, windows
-from jaxgpt.shared.huggingface import hf_name
 from jaxgpt.shared.tokenizer import load_tokenizer
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.model.params import abstract_params, init_params
@@ -66,7 +66,8 @@ def artifact(tmp_path: Path, data: Path) -> Path:
     model = ModelConfig(load_tokenizer(data).vocab_size, 64, 1, 2, 16)
     folder = tmp_path / "artifact"
     folder.mkdir()
-    tensors = {hf_name(name): np.array(array) for name, array in init_params(model, 0).items()}
+    names = {parameter.flax_name: parameter.hf_name for parameter in parameters(model)}
+    tensors = {names[name]: np.array(array) for name, array in init_params(model, 0).items()}
     save_file(tensors, folder / "model.safetensors")
     value = {"model_type": "gpt2", "vocab_size": model.vocab_size, "n_positions": 64}
     value |= {"n_layer": 1, "n_head": 2, "n_embd": 16, "tie_word_embeddings": True}
@@ -79,8 +80,11 @@ def test_names_are_those_of_transformers() -> None:
     for tied in (True, False):
         config = GPT2Config(vocab_size=50, n_positions=8, n_embd=16, n_layer=2, n_head=2)
         theirs = set(GPT2LMHeadModel(config).state_dict())
-        ours = abstract_params(ModelConfig(50, 8, 2, 2, 16, tied=tied))
-        assert {hf_name(name) for name in ours} == theirs - ({"lm_head.weight"} if tied else set())
+        model = ModelConfig(50, 8, 2, 2, 16, tied=tied)
+        ours = {parameter.hf_name for parameter in parameters(model)}
+        assert ours == theirs - ({"lm_head.weight"} if tied else set())
+        flax = {parameter.flax_name: parameter.hf_shape for parameter in parameters(model)}
+        assert flax == {name: leaf.shape for name, leaf in abstract_params(model).items()}
 
 
 def test_the_loss_goes_on_where_transformers_stands(
