@@ -1,16 +1,8 @@
 """ONNX Runtime, with a graph of about a hundred nodes written by hand.
 
-The graph of an exporter has about ten times the nodes (another machine: 64 tokens/s in int8, not 113 to
-121). Keys and values lie in one buffer a layer that the graph writes into (IO binding). 8 and 4 bits alone
+Keys and values lie in one buffer a layer that the graph writes into (IO binding). 8 and 4 bits alone
 are MatMulNBits with blocks of 128 and inputs rounded inside it (accuracy level 4), the head too;
-int8-dynamic is DynamicQuantizeMatMul with a step a row.
-
-Tried, tokens/s of 124M with 2 threads (medians of 6; float32, int8-dynamic, 8 bits, 4 bits) while another
-process wanted one of the two cores: threads that spin between operators 19, 48, 60, 75; that sleep 27, 84,
-84, 145; that spin 200 us 22, 63, 61, 89; that spin only within a step 18, 50, 54, 73. Free cores of another
-machine gave 148 at 8 bits and 237 at 4 while spinning, so both are tried before measuring. Pages of 4 KiB
-in place of huge ones 20, 58, 57, 80, no difference beside the noise; pinning 54 and dynamic_block_base 4 50
-beside 50: neither is taken.
+int8-dynamic is DynamicQuantizeMatMul with a scale a row.
 """
 
 from collections.abc import Sequence
@@ -21,7 +13,7 @@ import numpy as np
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
-from jaxgpt_bench.peers.peer import Artifact, Peer, Prepared, chosen, fastest, head_weight, weight_bytes
+from jaxgpt_bench.peers.peer import PLAIN, Artifact, Peer, Prepared, Variant, chosen, fastest, head_weight, weight_bytes
 
 BITS = {"int8-weight-only": 8, "int4-weight-only": 4}
 BLOCK = 128
@@ -156,16 +148,16 @@ def linear(
         graph.node("MatMul", [x, transposed], [product])
         return graph.node("Add", [product, *biases], [name]) if bias else name
     if precision == "int8-dynamic":
-        step = np.maximum(np.abs(weight).max(axis=1) / 127, np.finfo(np.float32).tiny)
-        q = graph.weight(f"{name}.q", np.rint(weight.T / step).astype(np.int8))
-        steps = graph.weight(f"{name}.step", step.astype(np.float32))
+        scale = np.maximum(np.abs(weight).max(axis=1) / 127, np.finfo(np.float32).tiny)
+        q = graph.weight(f"{name}.q", np.rint(weight.T / scale).astype(np.int8))
+        scales = graph.weight(f"{name}.scale", scale.astype(np.float32))
         zero = graph.weight(f"{name}.zero", np.zeros(O, np.int8))
-        return graph.node("DynamicQuantizeMatMul", [x, q, steps, zero, *biases], [name])
+        return graph.node("DynamicQuantizeMatMul", [x, q, scales, zero, *biases], [name])
     bits, block = BITS[precision], block_size_for(I, BLOCK)
-    integers, step = round_blocks(weight, block, bits)
+    integers, scale = round_blocks(weight, block, bits)
     packed = graph.weight(f"{name}.q", pack_pairs(integers) if bits == 4 else integers)
-    steps = graph.weight(f"{name}.step", step)
-    inputs = [x, packed, steps, *(["", ""] if bias else []), *biases]
+    scales = graph.weight(f"{name}.scale", scale)
+    inputs = [x, packed, scales, *(["", ""] if bias else []), *biases]
     shape = {"K": I, "N": O, "bits": bits, "block_size": block, "accuracy_level": 4}
     return graph.node("MatMulNBits", inputs, [name], **shape)
 
@@ -266,6 +258,9 @@ class OnnxRuntime(Peer):
     def _open(self, path: Path, threads: int, spinning: bool) -> OnnxSession:
         return OnnxSession(path / "model.onnx", session_options(threads, spinning))
 
-    def open(self, path: Path, precision: str, threads: int) -> OnnxSession:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> OnnxSession:
         """Open a session."""
         return self._open(path, threads, chosen(path, SETTING, True))
+
+
+PEER = OnnxRuntime()

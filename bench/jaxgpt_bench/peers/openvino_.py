@@ -1,10 +1,4 @@
 """OpenVINO, with a graph built operator by operator: its cache is a variable, weights stay compressed.
-
-Tried, tokens/s of 124M with 2 threads on a busy machine (best of 10 short runs; 8 bits, 4 bits): inputs in
-float32 72, 122; rounded by its dynamic quantization in groups of 32 101, 200; of 128 113, 215. On another
-CPU, without AMX, off was faster, so that all three are tried before measuring. bfloat16 inputs 79, 114
-(prompts 3 times as fast, another arithmetic); a cache in float16, pinned threads, pages of 4 KiB: no
-difference beside the noise.
 """
 
 from collections.abc import Sequence
@@ -14,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgpt_bench.peers.blocks import block_size_for, round_blocks
-from jaxgpt_bench.peers.peer import Artifact, Peer, Prepared, chosen, fastest, head_weight, weight_bytes
+from jaxgpt_bench.peers.peer import PLAIN, Artifact, Peer, Prepared, Variant, chosen, fastest, head_weight, weight_bytes
 
 INT4_BLOCK = 128
 GROUPS = (0, 32, 128)
@@ -25,7 +19,7 @@ def build(artifact: Artifact, precision: str) -> Any:
     """Return the model: tokens (1, T), positions (1, T), beams (1) -> logits of the last position (1, 1, V).
 
     Keys and values are concatenated to variables, in the form that the CPU plugin takes for a cache of
-    its own; compressed weights are integers -> float -> times a step, which it multiplies as integers.
+    its own; compressed weights are integers -> float -> times a scale, which it multiplies as integers.
     """
     import openvino as ov
     from jaxgpt_export.model.gpt import LAYER_NORM_EPSILON
@@ -111,15 +105,15 @@ def compressed(weight: Any, precision: str) -> Any:
     if precision == "fp32":
         return op.constant(weight)
     if precision == "int8-weight-only":
-        step = np.maximum(np.abs(weight).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
-        integers = op.constant(np.rint(weight / step).astype(np.int8))
-        return op.multiply(op.convert(integers, "f32"), op.constant(step.astype(np.float32)))
-    q, steps = round_blocks(weight, block_size_for(weight.shape[1], INT4_BLOCK), 4)
+        scale = np.maximum(np.abs(weight).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        integers = op.constant(np.rint(weight / scale).astype(np.int8))
+        return op.multiply(op.convert(integers, "f32"), op.constant(scale.astype(np.float32)))
+    q, scales = round_blocks(weight, block_size_for(weight.shape[1], INT4_BLOCK), 4)
     packed, eight = _pack(q), np.full(1, 8, np.uint8)  # tensors are views of them until they are copied
     integers = op.constant(ov.Tensor(packed, list(q.shape), ov.Type.u4), shared_memory=False)
     middle = op.constant(ov.Tensor(eight, [1, 1, 1], ov.Type.u4), shared_memory=False)
     centred = op.subtract(op.convert(integers, "f32"), op.convert(middle, "f32"))
-    whole = op.multiply(centred, op.constant(steps[..., None]))
+    whole = op.multiply(centred, op.constant(scales[..., None]))
     return op.reshape(whole, op.constant(np.array(weight.shape, np.int64)), False)
 
 
@@ -162,7 +156,7 @@ class OpenVinoSession:
 
 
 def settings(threads: int, group: int) -> dict[str, Any]:
-    """Return the settings; `group` inputs share a step when they are rounded, 0 rounds none."""
+    """Return the settings; `group` inputs share a scale when they are rounded, 0 rounds none."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
@@ -201,6 +195,9 @@ class OpenVino(Peer):
 
         return Prepared(scratch, weight_bytes(artifact, matrix_bytes), found)
 
-    def open(self, path: Path, precision: str, threads: int) -> OpenVinoSession:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> OpenVinoSession:
         """Compile the model."""
         return OpenVinoSession(path, settings(threads, chosen(path, SETTING, 0)))
+
+
+PEER = OpenVino()

@@ -44,27 +44,68 @@ class Prepared:
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
 
-class Peer:
-    """Another program.
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to run one program: each is a row of its own.
+
+    Attributes:
+      cached: with a KV cache.
+      every_logit: asks for the logits of every position, of which only the last are used, as
+        `model(ids).logits[:, -1]` does.
+      isa: an instruction set, where a program lets that be chosen; "" takes the best.
+    """
+
+    cached: bool = True
+    every_logit: bool = False
+    isa: str = ""
+
+
+PLAIN = Variant()
+
+
+class Program:
+    """What can be measured: it opens what lies on the disk and gives a session.
 
     Attributes:
       engine: its name in the rows.
-      modules: Python modules that must be there.
-      install: what to give to pip for them.
-      precisions: its rows, the float32 one first where there is one.
-      environments: variables of its process, beside those that every engine gets: each is tried, the
+      environments: variables of its process, beside those that every program gets: each is tried, the
         fastest taken.
+      kv_bytes: of a number in its KV cache: 4 for float32, 2 for float16.
 
-    Its engines may have `generate_greedily(prompt, count)`, which is timed in place of single steps (see
-    `timed_generation` in speed/contestant_process.py). No file here imports PyTorch or a peer's
-    library at its head.
+    A session may have `generate_greedily(prompt, count)`, which is timed in place of single steps (see
+    common/timing.py). No program imports PyTorch, JAX or a peer's library at the head of its file.
     """
 
     engine: ClassVar[str]
+    environments: ClassVar[tuple[dict[str, str], ...]] = ({},)
+    kv_bytes: ClassVar[int] = 4
+
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
+        """Load a model.
+
+        Args:
+          path: file or folder.
+          precision: the row's.
+          threads: CPU threads; setting them is up to the program.
+          variant: one of those that it has.
+        """
+        raise NotImplementedError
+
+
+class Peer(Program):
+    """Another program than this project's.
+
+    Attributes:
+      modules: Python modules that must be there.
+      install: what to give to pip for them.
+      precisions: its rows, the float32 one first where there is one.
+      variants: ways in which each of them is measured.
+    """
+
     modules: ClassVar[tuple[str, ...]]
     install: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
-    environments: ClassVar[tuple[dict[str, str], ...]] = ({},)
+    variants: ClassVar[tuple[Variant, ...]] = (PLAIN,)
 
     def missing(self) -> list[str]:
         """Return the modules that are not installed."""
@@ -85,26 +126,22 @@ class Peer:
         """
         raise NotImplementedError
 
-    def open(self, path: Path, precision: str, threads: int) -> Session:
-        """Load what convert wrote."""
-        raise NotImplementedError
-
 
 def fastest(opened: Mapping[Any, Session], folder: Path, name: str) -> dict[str, Any]:
     """Try settings whose order differs between machines, write the fastest into a folder and return it.
 
     Args:
-      opened: an engine for each value of the setting.
+      opened: a session for each value of the setting.
       folder: where `chosen` finds it.
       name: of the setting.
     """
     times: dict[Any, list[float]] = {value: [] for value in opened}
-    for engine in opened.values():
-        engine.prefill([0])
-    for _ in range(min(TRIAL_STEPS, *(engine.block_size - 1 for engine in opened.values()))):
-        for value, engine in opened.items():
+    for session in opened.values():
+        session.prefill([0])
+    for _ in range(min(TRIAL_STEPS, *(session.block_size - 1 for session in opened.values()))):
+        for value, session in opened.items():
             started = time.perf_counter()
-            engine.decode(0)
+            session.decode(0)
             times[value].append(time.perf_counter() - started)
     # Sums, not medians: what a stolen core costs comes in few, long steps.
     found = {name: min(times, key=lambda value: sum(times[value]))}

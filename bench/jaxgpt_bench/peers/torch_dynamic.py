@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import ClassVar
 
-from jaxgpt_bench.peers.peer import Artifact, Prepared, weight_bytes
+from jaxgpt_bench.peers.peer import PLAIN, Artifact, Prepared, Variant, weight_bytes
 from jaxgpt_bench.peers.transformers_ import Transformers, TransformersSession
 
 
@@ -17,6 +17,7 @@ class TorchQuantizeDynamic(Transformers):
 
     engine: ClassVar[str] = "torch-quantize-dynamic"
     precisions: ClassVar[tuple[str, ...]] = ("int8-dynamic",)
+    variants: ClassVar[tuple[Variant, ...]] = (PLAIN,)
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Give the artifact's own folder: rounding is done when it is loaded."""
@@ -25,11 +26,11 @@ class TorchQuantizeDynamic(Transformers):
             weight_bytes(artifact, lambda matrix: float(matrix.numel())),
         )
 
-    def open(self, path: Path, precision: str, threads: int) -> TransformersSession:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> TransformersSession:
         """Load the folder and round its weights."""
         import torch
 
-        engine = super().open(path, precision, threads)
+        engine = super().open(path, precision, threads, variant)
         for module in list(engine.model.modules()):
             for name, layer in list(module.named_children()):
                 if type(layer).__name__ == "Conv1D":
@@ -46,3 +47,6 @@ class TorchQuantizeDynamic(Transformers):
                 engine.model, {torch.nn.Linear}, dtype=torch.qint8
             )
         return engine
+
+
+PEER = TorchQuantizeDynamic()
