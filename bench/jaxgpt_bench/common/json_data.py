@@ -1,7 +1,7 @@
 """Frozen dataclasses that are written as JSON objects and read back, field by field.
 
 A field's name is its key. What older files lack takes the field's default; keys that no field has are left
-where they are. A field marked `left_out()` is written only where it has a value.
+where they are. A field with the metadata LEFT_OUT is written only where it has a value.
 """
 
 import dataclasses
@@ -12,25 +12,21 @@ from typing import Any, TypeVar
 
 Data = TypeVar("Data", bound="JsonData")
 
-_LEFT_OUT = "left out of JSON where it is None"
+# Metadata of a field that JSON has only where it is not None.
+LEFT_OUT = {"left out where it is None": True}
 
 
-def left_out() -> Any:
-    """Return the field of a value that JSON has only where there is one; otherwise it is None."""
-    return dataclasses.field(default=None, metadata={_LEFT_OUT: True})
-
-
+@dataclasses.dataclass(frozen=True)
 class JsonData:
     """Base of what is read from JSON and written as it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
-        assert dataclasses.is_dataclass(self)
         values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             field.name: _plain(value)
             for field, value in values.items()
-            if value is not None or not field.metadata.get(_LEFT_OUT)
+            if value is not None or field.metadata != LEFT_OUT
         }
 
     @classmethod
@@ -41,7 +37,6 @@ class JsonData:
           KeyError: a key is missing whose field has no default.
           TypeError: an object or a list is expected and something else is there.
         """
-        assert dataclasses.is_dataclass(cls)
         hints = typing.get_type_hints(cls)
         given: dict[str, Any] = {}
         for field in dataclasses.fields(cls):

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgpt_bench.common.json_data import JsonData, left_out
+from jaxgpt_bench.common.json_data import LEFT_OUT, JsonData
 
 
 def speed_name(engine: str, precision: str, cached: bool, every_logit: bool, isa: str) -> str:
@@ -106,8 +106,8 @@ class SpeedRow(JsonData):
     ceiling_share: float
     file_mb: float
     peak_rss_mb: float
-    busy_tokens_per_s: Spread | None = left_out()
-    busy_share: float | None = left_out()
+    busy_tokens_per_s: Spread | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    busy_share: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     settings: dict[str, Any]
     greedy_agrees: int | None
     greedy_tokens: tuple[int, ...]
@@ -207,7 +207,7 @@ class QualityRow(JsonData):
     val_loss: float
     loss_increase: float
     difference_error: float | None = None
-    parent: ParentDifference | None = left_out()
+    parent: ParentDifference | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     val_bits_per_byte: float
     kl_mean: float | None
     kl_max: float | None
@@ -325,7 +325,7 @@ class StepRow(JsonData):
     peak_rss_mb: float
     device_mb: float | None
     losses: tuple[float, ...]
-    against_pytorch: PyTorchComparison | None = left_out()
+    against_pytorch: PyTorchComparison | None = dataclasses.field(default=None, metadata=LEFT_OUT)
 
     @property
     def name(self) -> str:
@@ -352,3 +352,12 @@ class StepFigures(Provenance):
     product_tflops: Spread
     datasheet_tflops: float | None
     rows: tuple[StepRow, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlierFigures(JsonData):
+    """What the earlier project published: float32, then INT8."""
+
+    val_loss: tuple[float, ...]
+    size_mb: tuple[float, ...]
+    tokens_per_s: tuple[float, ...]

@@ -88,9 +88,7 @@ DIFFERENCE = Column[QualityRow](
 KL_MEAN = Column[QualityRow]("KL mean", _compared(lambda row: f"{row.kl_mean:.1e}"))
 KL_MAX = Column[QualityRow]("KL max", _compared(lambda row: f"{row.kl_max:.1e}"))
 TOP1 = Column[QualityRow]("top-1", _compared(lambda row: f"{row.top1_agreement:.2%}"))
-PARSES = Column[QualityRow](
-    "parses", lambda row: "" if row.parse_share is None else f"{row.parse_share:.0%}"
-)
+PARSES = Column[QualityRow]("parses", lambda row: "" if row.parse_share is None else f"{row.parse_share:.0%}")
 SIZE = Column[QualityRow]("MB", lambda row: f"{row.size_mb:.2f}")
 QUALITY = (MODEL, LOSS, DIFFERENCE, KL_MEAN, KL_MAX, TOP1, PARSES, SIZE)
 

@@ -13,7 +13,17 @@ import numpy as np
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
-from jaxgpt_bench.peers.peer import PLAIN, Artifact, Peer, Prepared, Variant, chosen, fastest, head_weight, weight_bytes
+from jaxgpt_bench.peers.peer import (
+    PLAIN,
+    Artifact,
+    Peer,
+    Prepared,
+    Variant,
+    chosen,
+    fastest,
+    head_weight,
+    weight_bytes,
+)
 
 BITS = {"int8-weight-only": 8, "int4-weight-only": 4}
 BLOCK = 128

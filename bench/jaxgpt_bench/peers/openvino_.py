@@ -1,5 +1,4 @@
-"""OpenVINO, with a graph built operator by operator: its cache is a variable, weights stay compressed.
-"""
+"""OpenVINO, with a graph built operator by operator: its cache is a variable, weights stay compressed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgpt_bench.peers.blocks import block_size_for, round_blocks
-from jaxgpt_bench.peers.peer import PLAIN, Artifact, Peer, Prepared, Variant, chosen, fastest, head_weight, weight_bytes
+from jaxgpt_bench.peers.peer import (
+    PLAIN,
+    Artifact,
+    Peer,
+    Prepared,
+    Variant,
+    chosen,
+    fastest,
+    head_weight,
+    weight_bytes,
+)
 
 INT4_BLOCK = 128
 GROUPS = (0, 32, 128)

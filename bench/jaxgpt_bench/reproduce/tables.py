@@ -1,158 +1,132 @@
-"""The tables of a reproduction: cells of text, for the page and for the README alike."""
+"""The tables of a reproduction, for the page and for the README alike."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from jaxgpt_bench.common.formatting import rate_text, signed
-from jaxgpt_bench.speed.contestant_process import row_name
-
-QUALITY_COLUMNS = ("model", "validation loss", "difference", "KL mean", "top-1", "samples that parse", "MB")
-SPEED_COLUMNS = (
-    "model", "engine", "time, prompt included (min to max)", "tokens/s after the first (min to max)",
-    "of ceiling", "same greedy tokens",
+from jaxgpt_bench.common.formatting import difference_text
+from jaxgpt_bench.common.rows import ParseCount
+from jaxgpt_bench.common.tables import (
+    ENGINE,
+    FILE_SIZE,
+    KL_MEAN,
+    LOSS,
+    MODEL,
+    PEAK,
+    SIZE,
+    SPEED_TO,
+    TOP1,
+    Column,
+    Table,
+    table,
 )  # fmt: skip
-ENGINE_COLUMNS = (*SPEED_COLUMNS[1:], "file MB", "peak MB")
-CLAIM_COLUMNS = ("float32 to INT8", "the original's own figures", "here", "so here INT8")
+from jaxgpt_bench.reproduce.claims import best_row
+from jaxgpt_bench.reproduce.figures import (
+    Made,
+    OtherTextFigures,
+    OtherTextRow,
+    ReproducedModel,
+    Reproduction,
+    StageEntry,
+)
+
+CLAIM_COLUMNS = ("float32 to INT8", "the earlier project's own figures", "here", "so here INT8")
+EARLIER_ROWS = ("the earlier project's fp32", "the earlier project's INT8")
 
 
-def best_row(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the row of this project's fastest engine for a model; None where none was measured.
+def quality_table(report: Reproduction) -> Table:
+    """Return quality: models, some held against their parent, held-out code itself, the earlier project."""
+    samples = report.quality.parse_samples
 
-    Args:
-      name: of the model: flax-fp32, torch-fp32, int8-dynamic, ...
-      rows: of `jaxgpt-bench generate`.
-    """
-    precision = name.rpartition("-")[2] if name.endswith("-fp32") else name
-    return fastest(
-        row
-        for row in rows
-        if row["precision"] == precision
-        and row["engine"].startswith("jaxgpt-")
-        and (row["engine"] == "jaxgpt-flax") == (name == "flax-fp32")
+    def difference(row: ReproducedModel) -> str:
+        if row.is_reference:
+            return ""
+        return difference_text(row.loss_increase, row.difference_error, star=True)
+
+    def parsing(row: ReproducedModel) -> str:
+        if row.parse_share is None:
+            return ""
+        parse = round(row.parse_share * samples)
+        return parse_text(ParseCount(texts=samples, parse=parse, cut=row.parse_cut))
+
+    columns = (
+        MODEL,
+        LOSS,
+        Column[ReproducedModel]("difference", difference),
+        KL_MEAN,
+        TOP1,
+        Column[ReproducedModel]("samples that parse", parsing),
+        SIZE,
+    )
+    models = table(columns, report.models)
+    rows: list[tuple[str, ...]] = []
+    for row, cells in zip(report.models, models.cells, strict=True):
+        rows.append(cells)
+        if row.parent is not None:  # trained on: what rounding costs is seen against that training alone
+            parent = row.parent
+            cost = difference_text(parent.difference, parent.difference_error, star=True)
+            rows.append(
+                (f"… against {parent.name}", "", cost, f"{parent.kl_mean:.1e}", f"{parent.top1:.2%}", "", "")
+            )
+    held_out = parse_text(report.quality.parse_held_out)
+    rows.append(("held-out code itself", "", "", "", "", held_out, ""))
+    losses = report.original.val_loss
+    for name, loss, size in zip(EARLIER_ROWS, losses, report.original.size_mb, strict=True):
+        increase = f"{loss - losses[0]:+.4f}" if loss != losses[0] else ""
+        rows.append((name, f"{loss:.4f}", increase, "", "", "", f"{size:.2f}"))
+    return Table(models.titles, tuple(rows))
+
+
+def parse_text(count: ParseCount) -> str:
+    """Say how many texts parse, and how many were cut."""
+    return f"{count.parse} of {count.texts} ({count.cut} cut)"
+
+
+def speed_table(report: Reproduction) -> Table:
+    """Return each model's speed with this project's fastest program for it."""
+    best = [(model.name, best_row(model.name, report.speed.rows)) for model in report.models]
+    measured = [(name, row) for name, row in best if row is not None]
+    found = table(SPEED_TO, [row for _, row in measured])
+    return Table(
+        ("model", "engine", *found.titles),
+        tuple((name, row.engine, *cells) for (name, row), cells in zip(measured, found.cells, strict=True)),
     )
 
 
-def fastest(rows: Any) -> dict[str, Any] | None:
-    """Return the row with the shortest time from prompt to last token, of those with a KV cache."""
-    cached = (row for row in rows if row["cached"])
-    return min(cached, key=lambda row: row["seconds"]["median"], default=None)
+def engine_table(report: Reproduction) -> Table:
+    """Return every program that was measured."""
+    return table((ENGINE, *SPEED_TO, FILE_SIZE, PEAK), report.speed.rows)
 
 
-def quality_cells(report: dict[str, Any]) -> list[list[str]]:
-    """Return the rows of quality: models, the held-out code itself, then the original's two."""
-    samples = report["quality"]["parse_samples"]
-    rows = []
-    for row in report["models"]:
-        share = row["parse_share"]
-        parsing = "" if share is None else parse_text(round(share * samples), samples, row["parse_cut"])
-        if row["kl_mean"] is None:  # the reference
-            compared = ["", "", ""]
-        else:
-            compared = cost_cells({**row, "difference": row["loss_increase"], "top1": row["top1_agreement"]})
-        rows.append([row["name"], f"{row['val_loss']:.4f}", *compared, parsing, f"{row['size_mb']:.2f}"])
-        if row.get("parent"):  # trained on: what rounding costs it is seen against that training alone
-            rows.append([f"… against {row['parent']['name']}", "", *cost_cells(row["parent"]), "", ""])
-    held = report["quality"]["parse_held_out"]
-    parsing = parse_text(held["parse"], held["texts"], held["cut"])
-    rows.append(["held-out code itself", "", "", "", "", parsing, ""])
-    theirs = report["original"]
-    for at, name in enumerate(("the original's fp32", "the original's INT8")):
-        loss, size = theirs["val_loss"][at], theirs["size_mb"][at]
-        increase = f"{loss - theirs['val_loss'][0]:+.4f}" if at else ""
-        rows.append([name, f"{loss:.4f}", increase, "", "", "", f"{size:.2f}"])
-    return rows
+def other_text_table(text: OtherTextFigures) -> Table:
+    """Return the models' losses on a text from elsewhere."""
+    columns = (
+        Column[OtherTextRow]("model", lambda row: row.name),
+        Column[OtherTextRow]("nats per token", lambda row: f"{row.loss:.4f}"),
+        Column[OtherTextRow](
+            "difference",
+            lambda row: (
+                ""
+                if row is text.rows[0]
+                else difference_text(row.loss_increase, row.difference_error, star=True)
+            ),
+        ),
+        Column[OtherTextRow]("bits per byte", lambda row: f"{row.bits_per_byte:.4f}"),
+    )
+    return table(columns, text.rows)
 
 
-def cost_cells(row: dict[str, Any]) -> list[str]:
-    """Format what a model loses against another: difference, its error, KL mean, top1."""
-    return [
-        difference_text(row["difference"], row["difference_error"]),
-        f"{row['kl_mean']:.1e}",
-        f"{row['top1']:.2%}",
-    ]
+STAGES = (
+    Column[StageEntry]("stage", lambda entry: entry.stage),
+    Column[StageEntry]("made", lambda entry: made_text(entry.made) or "not known"),
+    Column[StageEntry]("this time", lambda entry: "kept" if entry.kept else f"{entry.seconds:,.0f} s"),
+)
 
 
-def difference_text(difference: float, error: float | None) -> str:
-    """Print a difference of losses with its standard error, and a star where it lies within twice that."""
-    if error is None:
-        return signed(difference)
-    text = f"{error:.5f}"
-    if float(text):
-        star = " *" if is_within_error(difference, error) else ""
-        return f"{signed(difference)} ± {text}{star}"
-    return "0" if signed(difference) == "0" else f"{signed(difference)} ± less than 0.00001"
-
-
-def is_within_error(difference: float, error: float | None) -> bool:
-    """Tell whether a difference can't be told from none."""
-    return error is not None and abs(difference) <= 2 * error
-
-
-def parse_text(parse: int, texts: int, cut: int) -> str:
-    """Say how many texts parse, and how many were cut."""
-    return f"{parse} of {texts} ({cut} cut)"
-
-
-def speed_text(row: dict[str, Any]) -> list[str]:
-    """Format a speed row: time, rate, share of the ceiling, greedy tokens that are float32's."""
-    time, rate = row["seconds"], row["decode_tokens_per_s"]
-    scale, form, unit = (1e3, ",.0f", "ms") if time["median"] < 1 else (1, ",.2f", "s")
-    median, low, high = (format(time[end] * scale, form) for end in ("median", "min", "max"))
-    agrees = row["greedy_agrees"]
-    return [
-        f"{median} {unit} ({low}–{high})",
-        f"{rate_text(rate['median'])} ({rate_text(rate['min'])}–{rate_text(rate['max'])})",
-        f"{row['ceiling_share']:.0%}",
-        "" if agrees is None else f"{agrees} of {len(row['greedy_tokens'])}",
-    ]
-
-
-def speed_cells(report: dict[str, Any]) -> list[list[str]]:
-    """Return each model's speed with this project's fastest engine for it."""
-    found = [(row["name"], best_row(row["name"], report["speed"]["rows"])) for row in report["models"]]
-    return [[name, row["engine"], *speed_text(row)] for name, row in found if row is not None]
-
-
-def engine_cells(report: dict[str, Any]) -> list[list[str]]:
-    """Return the rows of the table of all engines."""
-    return [
-        [row_name(row), *speed_text(row), f"{row['file_mb']:.1f}", f"{row['peak_rss_mb']:,.0f}"]
-        for row in report["speed"]["rows"]
-    ]
-
-
-def other_text_cells(text: dict[str, Any]) -> list[list[str]]:
-    """Return the rows of a text from elsewhere: model, loss, difference, bits a byte."""
-    return [
-        [
-            row["name"],
-            f"{row['loss']:.4f}",
-            "" if row is text["rows"][0] else difference_text(row["loss_increase"], row["difference_error"]),
-            f"{row['bits_per_byte']:.4f}",
-        ]
-        for row in text["rows"]
-    ]
-
-
-def stage_cells(report: dict[str, Any]) -> list[list[str]]:
+def stage_table(report: Reproduction) -> Table:
     """Return when each stage's output was made, as far as that is known, and what was done this time."""
-    rows = []
-    for stage in report["stages"]:
-        now = "kept" if stage["kept"] else f"{stage['seconds']:,.0f} s"
-        rows.append([stage["stage"], made_text(stage.get("made")) or "not known", now])
-    return rows
+    return table(STAGES, report.stages)
 
 
-def made_text(made: dict[str, Any] | None) -> str:
+def made_text(made: Made) -> str:
     """Print date, commit and seconds of what is known; "" for nothing."""
-    made = made or {}
-    parts = [str(made["date"])[:10]] if made.get("date") else []
-    parts += [f"commit {made['commit']}"] if made.get("commit") else []
-    parts += [f"{made['seconds']:,.0f} s"] if made.get("seconds") is not None else []
+    parts = [made.date[:10]] if made.date else []
+    parts += [f"commit {made.commit}"] if made.commit else []
+    parts += [f"{made.seconds:,.0f} s"] if made.seconds is not None else []
     return ", ".join(parts)
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lay a table out in Markdown: its lines, the empty one before it first."""
-    lines = ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return [*lines, *("| " + " | ".join(cell.replace("*", "\\*") for cell in row) + " |" for row in rows)]
