@@ -1,13 +1,18 @@
 """Every peer computes the same model: logits beside the module's, greedy tokens beside each other."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jaxgpt_bench
 import numpy as np
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.common.rows import speed_name
 from jaxgpt_bench.common.timing import timed_generation
 from jaxgpt_bench.peers import find_peers
 from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
@@ -108,6 +113,68 @@ def test_what_is_not_installed_or_fails_is_left_out_in_a_line(
     assert left_out["openvino"] == "openvino not installed (pip install openvino)"
     assert "stopped with code 1" in left_out["no-such-engine int8-dynamic"]
     assert "openvino is left out: openvino not installed" in capfd.readouterr().err
+
+
+ECHO = """
+from jaxgpt_bench.peers.peer import PLAIN, Peer, Prepared
+
+
+class EchoSession:
+    block_size = 32
+
+    def prefill(self, tokens):
+        import numpy as np
+
+        return np.eye(1, 384, tokens[-1])[0]
+
+    def decode(self, token):
+        return self.prefill([token])
+
+
+class Echo(Peer):
+    engine = "echo"
+    modules = ("json",)
+    install = "nothing"
+    precisions = ("fp16",)
+
+    def convert(self, artifact, precision, scratch, threads):
+        (scratch / "model").write_text("x")
+        return Prepared(scratch, 1000)
+
+    def open(self, path, precision, threads, variant=PLAIN):
+        return EchoSession()
+
+
+PEER = Echo()
+"""
+
+
+def test_a_peer_is_added_by_one_file(folder: Path, tmp_path: Path) -> None:
+    """A copy of the package with one more file in peers/ measures it: no list names it elsewhere."""
+    source = Path(jaxgpt_bench.__file__).parent
+    package = tmp_path / "lib" / "jaxgpt_bench"
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "peers" / "echo.py").write_text(ECHO)
+    out = tmp_path / "speed.json"
+    call = ["generate", "--artifact", folder, "--tokens", "4", "--rounds", "1", "--threads", "1"]
+    subprocess.run(
+        [sys.executable, "-m", "jaxgpt_bench", *map(str, call), "--peer", "echo", "--out", str(out)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), *sys.path])},
+    )
+    rows = {row["engine"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows["echo"]["precision"] == "fp16"
+    assert len(set(rows["echo"]["greedy_tokens"])) == 1
+    assert "jaxgpt-torch" in rows
+
+
+def test_every_peer_s_row_has_a_name_of_its_own() -> None:
+    names = [
+        speed_name(name, precision, **vars(variant))
+        for name, peer in PEERS.items() for precision in peer.precisions for variant in peer.variants
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert "transformers fp32, no KV cache, every logit" in names
 
 
 def test_a_peer_that_does_not_exist_is_one_line(command: Command, folder: Path) -> None:
