@@ -13,7 +13,7 @@ from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, row
 from jaxgpt_bench.quality.samples import FIXED_PROMPTS
 from jaxgpt_bench.reproduce import recipes, stages
 from jaxgpt_bench.reproduce.memorization import Corpus, longest_runs, overlap
-from jaxgpt_bench.reproduce.page import is_earlier_data
+from jaxgpt_bench.reproduce.page.render import is_earlier_data
 from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
 from test_bench_reproduce_page import speed_figures
 

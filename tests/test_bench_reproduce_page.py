@@ -9,9 +9,9 @@ import pytest
 from jaxgpt_bench.common.formatting import difference_text, rate_text, signed
 from jaxgpt_bench.common.rows import SpeedRow
 from jaxgpt_bench.quality.samples import FIXED_PROMPTS
-from jaxgpt_bench.reproduce.claims import best_row, claims
-from jaxgpt_bench.reproduce.page import commands, markdown_block, read_report, render, templates
-from jaxgpt_bench.reproduce.tables import quality_table, speed_table, stage_table
+from jaxgpt_bench.reproduce.page.claims import best_row, claims
+from jaxgpt_bench.reproduce.page.render import commands, markdown_block, read_report, render, templates
+from jaxgpt_bench.reproduce.page.tables import quality_table, speed_table, stage_table
 
 from jaxgpt.shared.errors import UserError
 
@@ -144,7 +144,7 @@ def plain(page: str) -> str:
 
 def said(report: dict[str, Any], macro: str) -> list[str]:
     """The lines of a macro of sentences.jinja."""
-    template = templates(escape=False).get_template("reproduce/sentences.jinja")
+    template = templates(escape=False).get_template("reproduce/page/sentences.jinja")
     return str(getattr(template.module, macro)(read_report(report))).split("\n")
 
 

@@ -30,8 +30,8 @@ class TorchQuantizeDynamic(Transformers):
         """Load the folder and round its weights."""
         import torch
 
-        engine = super().open(path, precision, threads, variant)
-        for module in list(engine.model.modules()):
+        session = super().open(path, precision, threads, variant)
+        for module in list(session.model.modules()):
             for name, layer in list(module.named_children()):
                 if type(layer).__name__ == "Conv1D":
                     I, O = layer.weight.shape
@@ -39,14 +39,14 @@ class TorchQuantizeDynamic(Transformers):
                     linear.weight = torch.nn.Parameter(layer.weight.t().contiguous())
                     linear.bias = layer.bias
                     setattr(module, name, linear)
-        head = engine.model.lm_head
+        head = session.model.lm_head
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated; that is no news of a measurement
-            engine.model = torch.ao.quantization.quantize_dynamic(
-                engine.model, {torch.nn.Linear}, dtype=torch.qint8
+            session.model = torch.ao.quantization.quantize_dynamic(
+                session.model, {torch.nn.Linear}, dtype=torch.qint8
             )
-        return engine
+        return session
 
 
 PEER = TorchQuantizeDynamic()

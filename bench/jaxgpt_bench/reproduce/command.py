@@ -24,7 +24,7 @@ def reproduce(options: ReproduceOptions) -> Result:
     from jaxgpt_bench.reproduce.build import build
     from jaxgpt_bench.reproduce.checks import check
     from jaxgpt_bench.reproduce.measure import measure
-    from jaxgpt_bench.reproduce.page import markdown_block, report_figures, write_page
+    from jaxgpt_bench.reproduce.page.render import markdown_block, report_figures, write_page
     from jaxgpt_bench.reproduce.stages import Stages, StoppedError
 
     others = check(options, recipe)

@@ -16,7 +16,6 @@ from jaxgpt_bench.common.tables import (
     Table,
     table,
 )  # fmt: skip
-from jaxgpt_bench.reproduce.claims import best_row
 from jaxgpt_bench.reproduce.figures import (
     Made,
     OtherTextFigures,
@@ -25,6 +24,7 @@ from jaxgpt_bench.reproduce.figures import (
     Reproduction,
     StageEntry,
 )
+from jaxgpt_bench.reproduce.page.claims import best_row
 
 CLAIM_COLUMNS = ("float32 to INT8", "the earlier project's own figures", "here", "so here INT8")
 EARLIER_ROWS = ("the earlier project's fp32", "the earlier project's INT8")

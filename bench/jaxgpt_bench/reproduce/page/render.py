@@ -17,12 +17,12 @@ from jaxgpt_bench.common.formatting import counted, rate_text, signed
 from jaxgpt_bench.common.plots import curve_points, draw_curve, loss_bars, speed_bars, speed_title
 from jaxgpt_bench.common.rows import SpeedRow
 from jaxgpt_bench.report.page import EARLIER
-from jaxgpt_bench.reproduce import tables
-from jaxgpt_bench.reproduce.claims import best_row, claims, int8_cost, other_loss, parse_bound, text_kind
 from jaxgpt_bench.reproduce.figures import Reproduction, Sample, StageEntry
+from jaxgpt_bench.reproduce.page import tables
+from jaxgpt_bench.reproduce.page.claims import best_row, claims, int8_cost, other_loss, parse_bound, text_kind
 from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, Recipe
 
-TEMPLATES = Path(__file__).resolve().parent.parent
+TEMPLATES = Path(__file__).resolve().parents[2]
 CURVE_POINTS = 200
 QUALITY = (
     "reference", "val_tokens", "val_bytes", "windows", "parse_held_out", "xz_bits_per_byte", "date", "commit",
@@ -96,7 +96,7 @@ def is_earlier_data(source: str) -> bool:
 
 
 def fastest_figures(name: str, speeds: Sequence[SpeedRow]) -> dict[str, Any] | None:
-    """Return the figures of this project's fastest engine for a model; None where none was measured."""
+    """Return the figures of this project's fastest program for a model; None where none was measured."""
     row = best_row(name, speeds)
     return None if row is None else {key: row.to_json()[key] for key in FASTEST}
 
@@ -150,7 +150,7 @@ def render(report: Mapping[str, Any]) -> str:
     try:
         return (
             templates(escape=True)
-            .get_template("reproduce/page.html.jinja")
+            .get_template("reproduce/page/page.html.jinja")
             .render(
                 report=found,
                 figures=found,
@@ -170,7 +170,9 @@ def render(report: Mapping[str, Any]) -> str:
 def markdown_block(report: Mapping[str, Any]) -> str:
     """Return the README's tables, and what was measured in words."""
     return (
-        templates(escape=False).get_template("reproduce/readme.md.jinja").render(report=read_report(report))
+        templates(escape=False)
+        .get_template("reproduce/page/readme.md.jinja")
+        .render(report=read_report(report))
     )
 
 
