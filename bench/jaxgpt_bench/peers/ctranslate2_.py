@@ -94,7 +94,7 @@ class CTranslate2(Peer):
         (scratch / "shape.json").write_text(json.dumps(shape), encoding="utf-8")
 
         def matrix_bytes(matrix: Any) -> float:
-            return 4.0 * matrix.numel() if precision == "fp32" else matrix.numel() + 4.0 * len(matrix)
+            return 4.0 * matrix.size if precision == "fp32" else matrix.size + 4.0 * len(matrix)
 
         return Prepared(scratch, weight_bytes(artifact, matrix_bytes))
 

@@ -16,9 +16,11 @@ from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
 from jaxgpt_bench.peers.peer import (
     PLAIN,
     Artifact,
+    Floats,
     Peer,
     Prepared,
     Variant,
+    arrays,
     chosen,
     fastest,
     head_weight,
@@ -64,23 +66,22 @@ def build(artifact: Artifact, precision: str) -> Any:
     import onnx
     from jaxgpt_export.model.gpt import LAYER_NORM_EPSILON
 
-    config, graph = artifact.config, Graph()
-    arrays = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
+    config, graph, weights = artifact.config, Graph(), arrays(artifact)
     for name in ("wte", "wpe"):
-        graph.weight(name, arrays[f"{name}.weight"])
+        graph.weight(name, weights[f"{name}.weight"])
     word = graph.node("Gather", ["wte", "tokens"], ["word"])
     place = graph.node("Gather", ["wpe", "positions"], ["place"])
     stream = graph.node("Add", [word, place], ["stream"])
     normed = graph.node(
         "LayerNormalization",
-        [stream, *_pair(graph, arrays, "h.0.ln_1")],
+        [stream, *_pair(graph, weights, "h.0.ln_1")],
         ["normed"],
         epsilon=LAYER_NORM_EPSILON,
     )
     for layer in range(config.n_layer):
         at = f"h.{layer}"
         following = f"h.{layer + 1}.ln_1" if layer + 1 < config.n_layer else "ln_f"
-        qkv = linear(graph, precision, f"{at}.attn.c_attn", normed, arrays, bias=True)
+        qkv = linear(graph, precision, f"{at}.attn.c_attn", normed, weights, bias=True)
         cache = [f"{part}.{layer}" for part in ("key", "value")]
         mixed = graph.node(
             "GroupQueryAttention",
@@ -90,17 +91,17 @@ def build(artifact: Artifact, precision: str) -> Any:
             kv_num_heads=config.n_head,
             do_rotary=0,
         )
-        out = linear(graph, precision, f"{at}.attn.c_proj", mixed, arrays)
-        normed, stream = _skip(graph, arrays, out, stream, f"{at}.attn.c_proj", f"{at}.ln_2")
-        wide = linear(graph, precision, f"{at}.mlp.c_fc", normed, arrays)
-        bias = graph.weight(f"{at}.mlp.c_fc.bias", arrays[f"{at}.mlp.c_fc.bias"])
+        out = linear(graph, precision, f"{at}.attn.c_proj", mixed, weights)
+        normed, stream = _skip(graph, weights, out, stream, f"{at}.attn.c_proj", f"{at}.ln_2")
+        wide = linear(graph, precision, f"{at}.mlp.c_fc", normed, weights)
+        bias = graph.weight(f"{at}.mlp.c_fc.bias", weights[f"{at}.mlp.c_fc.bias"])
         active = graph.node("FastGelu", [wide, bias], [f"{at}.active"])
-        out = linear(graph, precision, f"{at}.mlp.c_proj", active, arrays)
-        normed, stream = _skip(graph, arrays, out, stream, f"{at}.mlp.c_proj", following)
+        out = linear(graph, precision, f"{at}.mlp.c_proj", active, weights)
+        normed, stream = _skip(graph, weights, out, stream, f"{at}.mlp.c_proj", following)
     graph.weight("one", np.array([-1], np.int64))
     final = graph.node("Gather", [normed, "one"], ["final"], axis=1)
-    arrays["head.weight"] = head_weight(artifact).numpy()
-    linear(graph, precision, "head", final, arrays)
+    weights["head.weight"] = head_weight(artifact)
+    linear(graph, precision, "head", final, weights)
     return onnx.helper.make_model(
         onnx.helper.make_graph(graph.nodes, "gpt2", *_interface(config), graph.weights),
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(CONTRIB, 1)],
@@ -128,30 +129,30 @@ def _interface(config: ModelConfig) -> tuple[list[Any], list[Any]]:
     return inputs, outputs
 
 
-def _pair(graph: Graph, arrays: dict[str, Any], name: str) -> list[str]:
-    return [graph.weight(f"{name}.{part}", arrays[f"{name}.{part}"]) for part in ("weight", "bias")]
+def _pair(graph: Graph, weights: dict[str, Floats], name: str) -> list[str]:
+    return [graph.weight(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias")]
 
 
 def _skip(
-    graph: Graph, arrays: dict[str, Any], out: str, stream: str, layer: str, norm: str
+    graph: Graph, weights: dict[str, Floats], out: str, stream: str, layer: str, norm: str
 ) -> tuple[str, str]:
     """Add a layer's output and bias to the stream and normalize; return both."""
     from jaxgpt_export.model.gpt import LAYER_NORM_EPSILON
 
-    bias = graph.weight(f"{layer}.bias", arrays[f"{layer}.bias"])
+    bias = graph.weight(f"{layer}.bias", weights[f"{layer}.bias"])
     names = [f"{norm}.out", "", "", f"{norm}.stream"]
-    inputs = [out, stream, *_pair(graph, arrays, norm), bias]
+    inputs = [out, stream, *_pair(graph, weights, norm), bias]
     normed = graph.node("SkipLayerNormalization", inputs, names, epsilon=LAYER_NORM_EPSILON)
     return normed, names[3]
 
 
 def linear(
-    graph: Graph, precision: str, name: str, x: str, arrays: dict[str, Any], bias: bool = False
+    graph: Graph, precision: str, name: str, x: str, weights: dict[str, Floats], bias: bool = False
 ) -> str:
     """Add the product with a layer's matrix, and its bias where nothing later adds that."""
-    weight = arrays[f"{name}.weight"]
+    weight = weights[f"{name}.weight"]
     O, I = weight.shape
-    biases = [graph.weight(f"{name}.bias", arrays[f"{name}.bias"])] if bias else []
+    biases = [graph.weight(f"{name}.bias", weights[f"{name}.bias"])] if bias else []
     if precision == "fp32":
         transposed = graph.weight(f"{name}.weight", weight.T)
         product = f"{name}.product" if bias else name

@@ -13,6 +13,7 @@ from jaxgpt_bench.peers.peer import (
     Peer,
     Prepared,
     Variant,
+    arrays,
     chosen,
     fastest,
     head_weight,
@@ -42,7 +43,7 @@ class Graph:
         self._op, self._precision = op, precision
         self._heads = artifact.config.n_head
         self._head_size = artifact.config.n_embd // artifact.config.n_head
-        self._arrays = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
+        self._arrays = arrays(artifact)
         self._tokens = op.parameter([-1, -1], ov.Type.i64, name="tokens")
         self._positions = op.parameter([-1, -1], ov.Type.i64, name="positions")
         self._beams = op.parameter([-1], ov.Type.i32, name="beams")
@@ -217,7 +218,7 @@ class OpenVino(Peer):
         """Write the graph and its weights."""
         import openvino as ov
 
-        model = Graph(artifact, precision).model(artifact.config.n_layer, head_weight(artifact).numpy())
+        model = Graph(artifact, precision).model(artifact.config.n_layer, head_weight(artifact))
         ov.save_model(model, scratch / "model.xml", compress_to_fp16=False)
         (scratch / "context").write_text(str(artifact.config.block_size), encoding="utf-8")
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
 from jaxgpt.generation.session import Session
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ else:  # it imports PyTorch, which a peer's process would carry in its peak of m
 # GNU OpenMP's threads spin at a barrier or sleep. Spinning is faster on free cores and collapses when another
 # process takes one: llama.cpp at 4 bits made 172 and 1 tokens/s spinning, 62 in that second case asleep.
 OPENMP: tuple[dict[str, str], ...] = ({}, {"OMP_WAIT_POLICY": "PASSIVE"})
+Floats = npt.NDArray[np.float32]
+
 CHOSEN = "chosen.json"
 TRIAL_STEPS = 30
 
@@ -155,12 +160,17 @@ def chosen(folder: Path, name: str, otherwise: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))[name] if path.exists() else otherwise
 
 
+def arrays(artifact: Artifact) -> dict[str, Floats]:
+    """Return a float32 artifact's tensors by module name, matrices (O, I)."""
+    return {name: np.asarray(tensor) for name, tensor in artifact.tensors.items()}
+
+
 def float_bytes(artifact: Artifact) -> int:
     """Return the bytes of float32 weights that one token reads: all but rows of embeddings."""
-    return weight_bytes(artifact, lambda matrix: 4.0 * matrix.numel())
+    return weight_bytes(artifact, lambda matrix: 4.0 * matrix.size)
 
 
-def weight_bytes(artifact: Artifact, matrix_bytes: Callable[[Any], float]) -> int:
+def weight_bytes(artifact: Artifact, matrix_bytes: Callable[[Floats], float]) -> int:
     """Return the bytes of weights that one token reads.
 
     Args:
@@ -168,13 +178,13 @@ def weight_bytes(artifact: Artifact, matrix_bytes: Callable[[Any], float]) -> in
       matrix_bytes: takes a matrix (O, I) of a linear layer or the head, gives its bytes.
     """
     total = 0.0
-    for name, tensor in artifact.tensors.items():
+    for name, array in arrays(artifact).items():
         if name == "wpe.weight" or (name == "wte.weight" and not artifact.config.tied):
             continue
-        total += 4 * tensor.numel() if tensor.ndim == 1 else matrix_bytes(tensor)
+        total += 4 * array.size if array.ndim == 1 else matrix_bytes(array)
     return round(total)
 
 
-def head_weight(artifact: Artifact) -> Any:
+def head_weight(artifact: Artifact) -> Floats:
     """Return the head's matrix (V, C)."""
-    return artifact.tensors["wte.weight" if artifact.config.tied else "lm_head.weight"]
+    return arrays(artifact)["wte.weight" if artifact.config.tied else "lm_head.weight"]

@@ -23,7 +23,7 @@ class TorchQuantizeDynamic(Transformers):
         """Give the artifact's own folder: rounding is done when it is loaded."""
         return Prepared(
             artifact.folder / "model.safetensors",
-            weight_bytes(artifact, lambda matrix: float(matrix.numel())),
+            weight_bytes(artifact, lambda matrix: float(matrix.size)),
         )
 
     def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> TransformersSession:
