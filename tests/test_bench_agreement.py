@@ -7,6 +7,7 @@ import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.quality.agreement import agreeing
 from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.model.build import build_model
 
 
 def test_texts_agree_up_to_the_first_token_that_differs() -> None:
@@ -26,7 +27,7 @@ def test_programs_write_the_same_greedy_text(
     llama = importlib.util.find_spec("llama_cpp") is not None
     assert programs == ["transformers", *(["llama.cpp f32", "llama.cpp f16"] if llama else [])]
     artifact = read_artifact(fp32)
-    model, tokenizer = artifact.model(), artifact.tokenizer()
+    model, tokenizer = build_model(artifact), artifact.tokenizer()
     tokens = tokenizer.encode(figures["prompts"][0])
     start = len(tokens)
     for _ in range(20):  # without a cache, token by token: apart from the code under test

@@ -416,5 +416,3 @@ def test_a_text_without_markers_keeps_its_content(tmp_path: Path) -> None:
     path.write_text("a\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nb\n")
     write_between_markers(path, "quality", "new")
     assert path.read_text() == "a\n<!-- quality: begin -->\nnew\n<!-- quality: end -->\nb\n"
-
-

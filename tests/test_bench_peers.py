@@ -14,7 +14,8 @@ from jaxgpt_bench.peers.peer import Prepared
 from jaxgpt_bench.speed.contestant_process import Contestant, open_engine, timed_generation
 from jaxgpt_bench.speed.contestants import peer_entries
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
-from jaxgpt_export.format.artifact import load, read_artifact, to_hf_name, write_artifact
+from jaxgpt_export.format.artifact import read_artifact, to_hf_name, write_artifact
+from jaxgpt_export.model.build import load
 from jaxgpt_export.model.gpt import EMBEDDINGS
 
 from jaxgpt.shared.config import ModelConfig

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
-from jaxgpt_export.format.artifact import expected_tensors, load, read_artifact
+from jaxgpt_export.format.artifact import expected_tensors, read_artifact
 from jaxgpt_export.format.probe import read_probe
 from jaxgpt_export.format.scheme import Quantization, read_quantization, usual_bits
-from jaxgpt_export.model.gpt import layer_shapes
+from jaxgpt_export.model.build import load
 from safetensors.torch import load_file, save_file
 
 from jaxgpt.shared.config import ModelConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.quantize.auto import choose, kept_layers
+from jaxgpt_export.quantize.auto import choose
 from jaxgpt_export.quantize.command import _quality
 from jaxgpt_export.quantize.quantizer import Quantizer
 from jaxgpt_export.quantize.sensitivity import sensitivity, worst_layers

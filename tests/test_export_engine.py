@@ -13,9 +13,10 @@ import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
-from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, Quantization, linear_layers, usual_bits
+from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, Quantization, usual_bits
 from jaxgpt_export.generation.open_session import open_session
 from jaxgpt_export.generation.torch_session import TorchSession
+from jaxgpt_export.model.build import build_model
 from jaxgpt_export.native.bandwidth import read_bandwidth
 from jaxgpt_export.native.library import _call, instruction_sets
 from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
@@ -25,6 +26,7 @@ from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
 from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
+from jaxgpt.shared.architecture import linear_layers
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import cpu_quota, usable_cores
@@ -90,7 +92,7 @@ def test_every_instruction_set_gives_the_module_s_logits(
 ) -> None:
     """The same bits where inputs are rounded to 8 bits: no float in between may differ for that."""
     artifact = artifact_of(kind, config, tmp_path / "a")
-    module = artifact.model()
+    module = build_model(artifact)
     assert module.exact == (kind in EXACT_KINDS)
     for isa in instruction_sets():
         model = NativeModel(artifact, 1, isa)
@@ -113,7 +115,7 @@ def test_a_module_with_a_float16_cache_gives_the_engine_s_bits(
     artifact = artifact_of(kind, config, tmp_path / "a")
     text, differ = text_of(config, config.block_size), 0
     halves, _ = open_session(artifact, "torch", 1)  # as `generate` opens it
-    sessions = [halves, TorchSession(artifact.model())]
+    sessions = [halves, TorchSession(build_model(artifact))]
     sessions += [NativeSession(NativeModel(artifact, 1, isa)) for isa in instruction_sets()]
     for at in range(20, len(text) + 1):
         logits = [s.prefill(text[:20]) if at == 20 else s.decode(text[at - 1]) for s in sessions]

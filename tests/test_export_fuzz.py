@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxgpt_export.format.artifact import read_whole_artifact
+from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt_export.generation.open_session import open_session
 from jaxgpt_export.native.library import instruction_sets
 from tiny_artifacts import KINDS, tiny_artifacts
@@ -246,7 +246,7 @@ def write_files(folder: Path, files: Files) -> None:
 
 def first_token(folder: Path, kind: str) -> int:
     """Open a folder as `jaxgpt-export generate` does; return the first greedy token."""
-    artifact = read_whole_artifact(folder)
+    artifact = read_certified_artifact(folder)
     tokenizer = artifact.tokenizer()
     native = kind != "fp32" and bool(instruction_sets())
     session, _ = open_session(artifact, "native" if native else "torch", 1)

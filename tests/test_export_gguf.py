@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, rows
-from jaxgpt_export.format.artifact import expected_tensors, load, read_artifact, write_artifact
+from jaxgpt_export.format.artifact import expected_tensors, read_artifact, write_artifact
+from jaxgpt_export.model.build import load
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.shared.config import ModelConfig

@@ -10,7 +10,7 @@ from jaxgpt_export.model.arithmetic import (
     round_int4,
     unpack_int4,
 )
-from jaxgpt_export.model.gpt import float_model
+from jaxgpt_export.model.build import float_model
 from jaxgpt_export.model.weight_only import WeightOnlyLinear
 from jaxgpt_export.quantize.calibration import collect_inputs
 from jaxgpt_export.quantize.gptq import best_scale, gptq, gptq_rows, round_groups

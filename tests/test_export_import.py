@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, rows, write_jsonl
-from jaxgpt_export.format.artifact import load, read_artifact
+from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.format.probe import read_probe
 from jaxgpt_export.interchange.import_nanogpt import ImportNanogptOptions, import_nanogpt
+from jaxgpt_export.model.build import build_model, load
 from jaxgpt_export.parity.probe_gates import MAX_FP32_LOGIT_DIFF
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def assert_same(source_model: Any, out: Path, tokenizer: Tokenizer, tied: bool) 
     expected = logits_of(source_model, tokens)[..., : tokenizer.vocab_size]
     artifact = read_artifact(out)
     assert artifact.config.tied == tied
-    assert float((artifact.model()(tokens) - expected).abs().max()) <= FLOAT32_TOLERANCE
+    assert float((build_model(artifact)(tokens) - expected).abs().max()) <= FLOAT32_TOLERANCE
     again = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     assert float((logits_of(again, tokens) - expected).abs().max()) == 0.0
     assert artifact.tokenizer().sha256 == tokenizer.sha256
@@ -439,7 +440,7 @@ def test_nanogpt_checkpoint_gives_its_logits_up_to_the_gelu(
     assert artifact.config.tied == tied
     assert ("no biases" in err) == (not bias)
     tokens = read_probe(artifact).tokens.long()
-    ours = artifact.model()(tokens)
+    ours = build_model(artifact)(tokens)
     with torch.no_grad():
         erf = model(tokens)[..., : tokenizer.vocab_size]
         model.gelu = "tanh"

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from jaxgpt_bench.speed.random_models import random_tensors
-from jaxgpt_export.format.artifact import load
 from jaxgpt_export.generation.torch_session import TorchSession, UncachedTorchSession
-from jaxgpt_export.model.gpt import float_model
-from jaxgpt_export.model.kv_cache import Cache
+from jaxgpt_export.model.build import float_model, load
+from jaxgpt_export.model.kv_cache import KVCache
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
@@ -49,7 +48,7 @@ def test_cache_gives_the_logits_of_the_whole_text(model: torch.nn.Module, cuts: 
     tokens = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         whole = model(tokens)
-        cache = Cache(CONFIG, batch=2)
+        cache = KVCache(CONFIG, batch=2)
         parts = [model(piece, cache) for piece in tokens.split(cuts, dim=1)]
     assert float((torch.cat(parts, dim=1) - whole).abs().max()) <= FLOAT32_TOLERANCE * float(
         whole.abs().max()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, python
-from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.model.build import load
 from jaxgpt_export.parity import (
     assert_logits_close,
     assert_quantization_loss,
@@ -66,7 +66,7 @@ def test_a_run_its_artifact_and_transformers_agree_as_a_whole_and_in_every_layer
 def test_losses_and_greedy_texts_are_compared(fp32: Path, int8_dynamic: Path, tokens: torch.Tensor) -> None:
     reference, model = open_model(fp32), open_model(int8_dynamic)
     found = compare_models(reference, model, tokens, greedy_tokens=8)
-    logits = read_artifact(fp32).model()(tokens[:, :-1].long()).double()
+    logits = load(fp32)(tokens[:, :-1].long()).double()
     log_p = logits - logits.logsumexp(-1, keepdim=True)
     expected = -log_p.gather(-1, tokens[:, 1:].long()[..., None]).mean()
     assert found.reference_loss == pytest.approx(float(expected), abs=1e-5)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, python, rows
-from jaxgpt_export.format.artifact import expected_tensors, load, write_artifact
+from jaxgpt_export.format.artifact import expected_tensors, write_artifact
 from jaxgpt_export.format.probe import Probe, write_probe
 from jaxgpt_export.format.scheme import Quantization
 from jaxgpt_export.format.tensors import Shapes
 from jaxgpt_export.interchange import torch_export as program_module
-from jaxgpt_export.model.gpt import layer_shapes
+from jaxgpt_export.model.build import load
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.shared.config import ModelConfig

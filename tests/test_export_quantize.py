@@ -9,10 +9,9 @@ import torch
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 from jaxgpt_bench.speed.random_models import random_tensors
 from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.format.scheme import HEAD, Quantization
+from jaxgpt_export.format.scheme import Quantization
 from jaxgpt_export.model.arithmetic import quantize_rows
-from jaxgpt_export.model.build import quantized_model
-from jaxgpt_export.model.gpt import float_model, layer_shapes
+from jaxgpt_export.model.build import build_model, float_model, quantized_model
 from jaxgpt_export.quantize.activation import (
     COVERED,
     STRENGTHS,
@@ -24,6 +23,7 @@ from jaxgpt_export.quantize.calibration import LayerInput, collect_inputs
 from jaxgpt_export.quantize.smoothing import fold_smoothing
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
+from jaxgpt.shared.architecture import HEAD
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
@@ -148,7 +148,7 @@ def test_artifact_holds_the_integers_of_the_module(fp32: Path, plain: Path) -> N
     tensors = quantized_state_dict(parent.config, parent.tensors, bits)
     model = quantized_model(parent.config, Quantization("weight-only-int8", bits), tensors)
     tokens = torch.tensor([[1, 2, 3]])
-    assert torch.equal(model(tokens), artifact.model()(tokens))
+    assert torch.equal(model(tokens), build_model(artifact)(tokens))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import torch
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, run_command
 from jaxgpt_export import load
 from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.model.gpt import float_model, rotary_turns
+from jaxgpt_export.model.build import float_model
+from jaxgpt_export.model.gpt import rotary_turns
 from jaxgpt_export.model.gpt import rotate as torch_rotate
-from jaxgpt_export.model.kv_cache import Cache
+from jaxgpt_export.model.kv_cache import KVCache
 from transformers import AutoModelForCausalLM
 
 from jaxgpt.shared.config import ModelConfig
@@ -78,7 +79,7 @@ def test_cache_continues_at_its_position() -> None:
         stem, _, leaf = name.rpartition(".")
         tensor = torch.from_numpy(np.array(array))
         tensors[f"{stem}.{names[leaf]}"] = tensor.t().contiguous() if leaf == "kernel" else tensor
-    module, cached = float_model(CONFIG, tensors), Cache(CONFIG, batch=2)
+    module, cached = float_model(CONFIG, tensors), KVCache(CONFIG, batch=2)
     ids = torch.from_numpy(tokens)
     parts = [module(ids[:, :10], cached), module(ids[:, 10:11], cached), module(ids[:, 11:], cached)]
     assert np.abs(torch.cat(parts, dim=1).numpy() - whole).max() <= FLOAT32_TOLERANCE

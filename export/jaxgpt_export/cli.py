@@ -10,10 +10,10 @@ COMMANDS = {
     "import-nanogpt": "jaxgpt_export.interchange.import_nanogpt:ImportNanogptOptions:import_nanogpt",
     "quantize": "jaxgpt_export.quantize.command:QuantizeOptions:quantize",
     "compare": "jaxgpt_export.parity.command:CompareOptions:compare_command",
-    "verify": "jaxgpt_export.format.certificate:VerifyOptions:verify",
+    "verify": "jaxgpt_export.verify:VerifyOptions:verify",
     "generate": "jaxgpt_export.generation.command:GenerateOptions:run",
     "gguf": "jaxgpt_export.interchange.gguf_file:GgufOptions:gguf_command",
-    "program": "jaxgpt_export.interchange.torch_export:ProgramOptions:program_command",
+    "program": "jaxgpt_export.interchange.program:ProgramOptions:program_command",
 }
 
 

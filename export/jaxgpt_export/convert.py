@@ -1,33 +1,29 @@
-"""`jaxgpt-export convert`: a run -> the float32 artifact. The only module that knows JAX and PyTorch.
+"""`jaxgpt-export convert`: a run -> the float32 artifact.
 
     jaxgpt-export convert --run runs/demo/run --out runs/demo/fp32
 
 Names are a table, layouts agree (Flax kernels and Hugging Face's Conv1D are both (I, O)), so nothing is
-folded or transposed; the certificate says how far the module's logits are from Flax's. A run with `qat` gives
-its float weights, and in qat.safetensors its input steps with the logits that it computed, rounded.
+folded or transposed; the certificate says how far the module's logits are from Flax's. A quantization-aware
+training gives its float weights, and in qat.safetensors the scales of its inputs with the logits that it
+computed.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
-from jaxgpt.training.model.fake_quant import without_scales
-from jaxgpt.training.run.checkpoints import load_params
-from jaxgpt.training.run.folder import check_tokenizer, open_run
-from safetensors.torch import save_file
+from jaxgpt.shared.tensor_file import Arrays, write_tensor_file
 
-from jaxgpt_export.flax_run.logits import all_flax_logits
-from jaxgpt_export.flax_run.tensors import hf_tensors, input_scales
-from jaxgpt_export.format.artifact import from_hf_layout, from_hf_name, write_artifact
+from jaxgpt_export.format.artifact import write_artifact
 from jaxgpt_export.format.certificate import TRAINED_FILE, versions, write_certificate
 from jaxgpt_export.format.probe import Probe, probe_positions, probe_tokens, write_probe
-from jaxgpt_export.model.gpt import float_model
-from jaxgpt_export.parity import ParityMeter
-from jaxgpt_export.parity.probe_gates import MAX_FP32_LOGIT_DIFF
+from jaxgpt_export.format.tensors import from_hf_layout
+
+if TYPE_CHECKING:
+    from jaxgpt_export.flax_run.checkpoint import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,51 +49,57 @@ class ConvertOptions:
 
 def convert(options: ConvertOptions) -> Result:
     """Run `jaxgpt-export convert`; exit code 1, and no artifact, when module and Flax differ."""
+    from jaxgpt_export.flax_run.checkpoint import read_checkpoint
+    from jaxgpt_export.model.build import as_tensors, float_model
+    from jaxgpt_export.parity.probe_gates import MAX_FP32_LOGIT_DIFF, compare_rows
+
     check_replaceable(options.out, options.overwrite, "certificate.json", [options.run])
-    run = open_run(options.run)
-    model = dataclasses.replace(run.config.model, qat=False)
-    dataset = open_dataset(options.data or Path(run.config.data["folder"]))
-    check_tokenizer(run.config, dataset)
-    step, trained = load_params(run, options.step)
-    params = without_scales(trained)
-    tensors = hf_tensors(params, model)
+    checkpoint = read_checkpoint(options.run, options.step)
+    model = checkpoint.model
+    dataset = open_dataset(options.data or Path(checkpoint.data["folder"]))
+    checkpoint.check_dataset(dataset)
+    tensors = checkpoint.tensors()
     tokens = probe_tokens(dataset.val, model.block_size)
-    reference = all_flax_logits(model, params, tokens)
-    module = float_model(
-        model, {from_hf_name(name): from_hf_layout(name, tensor) for name, tensor in tensors.items()}
-    )
-    meter = ParityMeter()
-    with torch.inference_mode():
-        for row, expected in zip(tokens, reference.split(model.block_size), strict=True):
-            meter.add(expected, module(row[None].long())[0])
-    parity = dataclasses.asdict(meter.result())
+    reference = checkpoint.logits(tokens)
+    module = float_model(model, as_tensors(from_hf_layout(tensors, model)))
+    rows = reference.reshape(*tokens.shape, -1)
+    parity = dataclasses.asdict(compare_rows(module, tokens, rows))
     if parity["max_abs_logit_diff"] > MAX_FP32_LOGIT_DIFF:
         say(
             f"FAIL  logits of the PyTorch module differ from Flax by {parity['max_abs_logit_diff']:.2e}, "
             f"at most {MAX_FP32_LOGIT_DIFF:.0e} is allowed; no artifact was written"
         )
-        return Result({"step": step, "parity": parity}, passed=False)
-    positions = probe_positions(tokens.numel(), model.vocab_size)
-    origin: dict[str, Any] = {
-        "run": str(options.run),
-        "step": step,
-        "run_config_sha256": sha256_of(options.run / "config.json"),
-        "preset": run.config.preset,
-        "data": run.config.data,
-        "versions": versions("jax", "flax", "torch", "safetensors"),
-    }
-    with new_folder(options.out, options.overwrite, "certificate.json") as folder:
-        write_artifact(folder, model, None, tensors, run.tokenizer)
-        write_probe(folder, Probe(tokens, positions, reference[positions]))
-        if run.config.model.qat:
-            rounded = all_flax_logits(run.config.model, trained, tokens)[positions]
-            save_file({**input_scales(trained), "logits": rounded}, folder / TRAINED_FILE)
-        figures = {"parity": {**parity, "positions": tokens.numel(), "against": "Flax fp32"}}
-        certificate = write_certificate(folder, "fp32", origin, figures)
-        size = (folder / "model.safetensors").stat().st_size
+        return Result({"step": checkpoint.step, "parity": parity}, passed=False)
+    positions = probe_positions(tokens.size, model.vocab_size)
+    probe = Probe(tokens, positions, reference[positions])
+    certificate, size = _write(options, checkpoint, tensors, probe, parity)
     say(
-        f"{options.out}: step {step}, {size / 1e6:.2f} MB; against Flax on {tokens.numel():,} positions: "
-        f"max abs logit difference {parity['max_abs_logit_diff']:.2e}, "
+        f"{options.out}: step {checkpoint.step}, {size / 1e6:.2f} MB; against Flax on {tokens.size:,} "
+        f"positions: max abs logit difference {parity['max_abs_logit_diff']:.2e}, "
         f"top-1 agreement {parity['top1_agreement']:.4f}"
     )
     return Result({"size_mb": size / 1e6, **certificate})
+
+
+def _write(
+    options: ConvertOptions, checkpoint: "Checkpoint", tensors: Arrays, probe: Probe, parity: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """Write the artifact; return its certificate and the bytes of its weights."""
+    origin = {
+        "run": str(options.run),
+        "step": checkpoint.step,
+        "run_config_sha256": sha256_of(options.run / "config.json"),
+        "preset": checkpoint.preset,
+        "data": checkpoint.data,
+        "versions": versions("jax", "flax", "torch", "safetensors"),
+    }
+    figures = {"parity": {**parity, "positions": probe.tokens.size, "against": "Flax fp32"}}
+    with new_folder(options.out, options.overwrite, "certificate.json") as folder:
+        write_artifact(folder, checkpoint.model, None, tensors, checkpoint.tokenizer)
+        write_probe(folder, probe)
+        if checkpoint.fake_quantized:
+            rounded = checkpoint.logits(probe.tokens, rounded=True)[probe.positions]
+            write_tensor_file(folder / TRAINED_FILE, {**checkpoint.input_scales(), "logits": rounded})
+        certificate = write_certificate(folder, "fp32", origin, figures)
+        size = (folder / "model.safetensors").stat().st_size
+    return certificate, size

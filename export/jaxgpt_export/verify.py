@@ -11,11 +11,9 @@ from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
 
-from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.artifact import Artifact, read_artifact
 from jaxgpt_export.format.certificate import altered_files, read_certificate
-from jaxgpt_export.format.probe import read_probe
-from jaxgpt_export.model.int8_kernels import exact_kernels
-from jaxgpt_export.parity.probe_gates import MAX_FP32_LOGIT_DIFF, fp32_bound, measure, parity_gates
+from jaxgpt_export.format.probe import Probe, read_probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +33,20 @@ class VerifyOptions:
 
 def verify(options: VerifyOptions) -> Result:
     """Run `jaxgpt-export verify`."""
+    from jaxgpt_export.model.build import build_model
+    from jaxgpt_export.model.int8_kernels import exact_kernels
+    from jaxgpt_export.parity.probe_gates import fp32_bound, measure, parity_gates
+
     artifact = read_artifact(options.artifact)
     certificate = read_certificate(options.artifact)
     probe = read_probe(artifact)
-    gates: dict[str, bool] = {}
     altered = altered_files(options.artifact, certificate)
-    gates["files are the certified ones"] = not altered
-    gates[f"kind is {certificate['kind']}"] = certificate["kind"] == artifact.kind
-    parity = measure(artifact.model(), probe)
-    gates |= parity_gates(artifact, parity, certificate, fp32_bound(probe))
+    parity = measure(build_model(artifact), probe)
+    gates = {
+        "files are the certified ones": not altered,
+        f"kind is {certificate['kind']}": certificate["kind"] == artifact.kind,
+        **parity_gates(artifact, parity, certificate, fp32_bound(probe)),
+    }
     figures: dict[str, Any] = {
         "kind": artifact.kind,
         "altered_files": altered,
@@ -52,25 +55,9 @@ def verify(options: VerifyOptions) -> Result:
     if artifact.quantization is not None:
         figures["exact_kernels"] = list(exact_kernels())
     if options.run is not None:
-        if certificate["origin"]["step"] is None:
-            raise UserError(
-                f"{options.artifact} was imported from {certificate['origin'].get('source')}, "
-                "no run made it; verify it without --run"
-            )
-        from jaxgpt_export.flax_run.logits import flax_logits  # the only module that knows JAX
-
-        config = options.run / "config.json"
-        if config.exists() and sha256_of(config) != certificate["origin"].get("run_config_sha256"):
-            raise UserError(
-                f"{options.artifact} does not come from {options.run} but from "
-                f"{certificate['origin'].get('run')} (another configuration); give that run"
-            )
-        step, rounded = int(certificate["origin"]["step"]), artifact.kind == "int8-static-qat"
-        logits = flax_logits(options.run, step, probe, rounded)
-        difference = float((logits - probe.logits).abs().max())
+        difference, gate = _against_run(options.run, artifact, certificate, probe)
         figures["flax_max_abs_logit_diff"] = difference
-        text = f"Flax logits of the run, max abs difference {difference:.2e} <= {MAX_FP32_LOGIT_DIFF:.0e}"
-        gates[text] = difference <= MAX_FP32_LOGIT_DIFF
+        gates |= gate
     for text, passed in gates.items():
         say(f"{'pass' if passed else 'FAIL'}  {text}")
     if altered:
@@ -78,3 +65,34 @@ def verify(options: VerifyOptions) -> Result:
     figures["gates"] = gates
     figures["passed"] = all(gates.values())
     return Result(figures, passed=figures["passed"])
+
+
+def _against_run(
+    run: Path, artifact: Artifact, certificate: dict[str, Any], probe: Probe
+) -> tuple[float, dict[str, bool]]:
+    """Compute the probe's logits from the run anew; return the largest difference and its gate.
+
+    Raises:
+      UserError: the artifact does not come from that run.
+    """
+    from jaxgpt_export.flax_run.checkpoint import read_checkpoint
+    from jaxgpt_export.parity.probe_gates import AGAINST_ROUNDED, MAX_FP32_LOGIT_DIFF
+
+    origin = certificate["origin"]
+    if origin["step"] is None:
+        raise UserError(
+            f"{artifact.folder} was imported from {origin.get('source')}, "
+            "no run made it; verify it without --run"
+        )
+    config = run / "config.json"
+    if config.exists() and sha256_of(config) != origin.get("run_config_sha256"):
+        raise UserError(
+            f"{artifact.folder} does not come from {run} but from "
+            f"{origin.get('run')} (another configuration); give that run"
+        )
+    rounded = certificate["parity"].get("against") == AGAINST_ROUNDED
+    checkpoint = read_checkpoint(run, str(int(origin["step"])))
+    logits = checkpoint.logits(probe.tokens, rounded)[probe.positions]
+    difference = float(abs(logits - probe.logits).max())
+    text = f"Flax logits of the run, max abs difference {difference:.2e} <= {MAX_FP32_LOGIT_DIFF:.0e}"
+    return difference, {text: difference <= MAX_FP32_LOGIT_DIFF}

@@ -4,21 +4,21 @@ Everything that walks over a model's parameters reads this table: the optimizer'
 quantizer, the engine's binding, importers and exporters. Apart stay, on purpose, the two forward passes, and
 the models that this project is measured against.
 
-    layer          O      I     input is made by           Flax       Hugging Face, nanoGPT    GGUF
-    wte            V      C                                embedding  wte                      token_embd
-    wpe            S      C                                embedding  wpe                      position_embd
-    h.N.ln_1              C                                scale      h.N.ln_1                 blk.N.attn_norm
-    h.N.attn.c_attn  3 C  C     h.N.ln_1                   kernel     h.N.attn.c_attn          blk.N.attn_qkv
-    h.N.attn.c_proj    C  C     the values of c_attn       kernel     h.N.attn.c_proj          blk.N.attn_output
-    h.N.ln_2              C                                scale      h.N.ln_2                 blk.N.ffn_norm
-    h.N.mlp.c_fc     4 C  C     h.N.ln_2                   kernel     h.N.mlp.c_fc             blk.N.ffn_up
-    h.N.mlp.c_proj     C  4 C   (a GELU lies between)      kernel     h.N.mlp.c_proj           blk.N.ffn_down
-    ln_f                  C                                scale      ln_f                     output_norm
-    lm_head        V      C     ln_f                       embedding  lm_head                  output
+    layer            O     I    its input is made by   Flax       Hugging Face, nanoGPT  GGUF
+    wte              V     C                           embedding  wte                    token_embd
+    wpe              S     C                           embedding  wpe                    position_embd
+    h.N.ln_1               C                           scale      h.N.ln_1               blk.N.attn_norm
+    h.N.attn.c_attn  3 C   C    h.N.ln_1               kernel     h.N.attn.c_attn        blk.N.attn_qkv
+    h.N.attn.c_proj  C     C    the values of c_attn   kernel     h.N.attn.c_proj        blk.N.attn_output
+    h.N.ln_2               C                           scale      h.N.ln_2               blk.N.ffn_norm
+    h.N.mlp.c_fc     4 C   C    h.N.ln_2               kernel     h.N.mlp.c_fc           blk.N.ffn_up
+    h.N.mlp.c_proj   C     4 C  (a GELU lies between)  kernel     h.N.mlp.c_proj         blk.N.ffn_down
+    ln_f                   C                           scale      ln_f                   output_norm
+    lm_head          V     C    ln_f                   embedding  lm_head                output
 
-V vocabulary, S positions, C channels. A module's matrices are (O, I); so are nanoGPT's and GGUF's. Flax kernels
-and Hugging Face's Conv1D, which the layers of a block are there, are (I, O). A tied head has no matrix of its own:
-it is wte. Rotary positions have no wpe. Standard library only.
+V vocabulary, S positions, C channels. A module's matrices are (O, I); so are nanoGPT's and GGUF's. Flax
+kernels, and the Conv1D layers that a block has at Hugging Face, are (I, O). A tied head has no matrix of its
+own: it is wte. Rotary positions have no wpe. Standard library only.
 """
 
 import dataclasses
@@ -216,7 +216,7 @@ def _in_block(layer: BlockLayer, number: int, channels: int) -> Layer:
 
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Return every parameter in the order of the computation; the scales of fake quantization are not here."""
+    """Return every parameter in the order of the computation, without the scales of fake quantization."""
     return tuple(
         Parameter(layer, part)
         for layer in layers(config)
@@ -245,7 +245,8 @@ def flops_per_token(config: ModelConfig) -> float:
     """Return the floating point operations of training on one token.
 
     6 for each parameter that takes part in a product (an embedding that is only looked up does not), and
-    12 * layers * channels * context for attention (the whole square, as is usual, though half of it is masked).
+    12 * layers * channels * context for attention (the whole square, as is usual, though half of it is
+    masked).
 
     Source: Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B.
     """

@@ -31,7 +31,7 @@ if not stderr.is_terminal:
 EXTRA_OF = {
     "jax": "train", "flax": "train", "optax": "train", "orbax": "train", "tensorboardX": "train",
     "datasets": "train", "tokenizers": "train", "huggingface_hub": "train",
-    "torch": "export", "safetensors": "export",
+    "torch": "export",
     "gguf": "gguf",
     "jinja2": "bench", "matplotlib": "bench", "transformers": "bench",
 }  # fmt: skip

@@ -1,18 +1,20 @@
-"""What a Hugging Face GPT-2 folder says, without any framework: names of tensors, fields of config.json.
+"""The config.json of a GPT-2 folder in Hugging Face's layout: the one reader of it, and what it must say.
 
-The parameters' names are GPT-2's own on both sides; only the last part differs, and all but the head's lie
-under `transformer.`. Layouts agree: Flax kernels and Hugging Face's Conv1D are both (I, O).
+Whatever computes something else than this project's GPT-2 is refused, never ignored.
 """
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from jaxgpt.shared.architecture import LAYER_NORM_EPSILON
+from jaxgpt.shared.config import ModelConfig, Positions
+from jaxgpt.shared.errors import UserError, damaged, quoted
+from jaxgpt.shared.files import read_json
 
 MODEL_TYPE = "gpt2"
 OWN_MODEL_TYPE = "jaxgpt_gpt2"  # of what other loaders must not read as a GPT-2
-PREFIX = "transformer."
-HEAD = "lm_head."
-
-# The last part of a Flax name -> of Hugging Face's.
-LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 
 # ModelConfig's field -> config.json's.
 SHAPE_FIELDS = {
@@ -22,23 +24,127 @@ SHAPE_FIELDS = {
     "n_head": "n_head",
     "n_embd": "n_embd",
 }
-
-# What is computed; another value in a config.json would be ignored, so it is refused.
-FIXED_SETTINGS: dict[str, Any] = {
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
+# name -> values under which transformers computes what this project computes; the first is the default, and
+# what is written
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
 }
+WRITTEN_SETTINGS = {
+    "n_inner": None,
+    **{name: SETTINGS[name][0] for name in list(SETTINGS)[:4]},
+}
+DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 
 
-def hf_name(name: str) -> str:
-    """Return Hugging Face's name of a Flax parameter.
+@dataclasses.dataclass(frozen=True)
+class HfConfig:
+    """What a config.json says.
+
+    Attributes:
+      model: shape; without dropout.
+      dropout: where its three dropouts are the same one, else 0.
+      model_type: gpt2, or this project's own.
+      quantization: the section of that name as it stands; None without one.
+    """
+
+    model: ModelConfig
+    dropout: float
+    model_type: str
+    quantization: Any
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is of a Hugging Face GPT-2 in float32, with learned positions."""
+        return self.model_type == MODEL_TYPE
+
+
+def read_hf_config(path: Path, what: str) -> HfConfig:
+    """Read and check a config.json.
 
     Args:
-      name: such as "h.0.attn.c_attn.kernel" or "lm_head.embedding".
+      path: the file.
+      what: its role, for messages.
+
+    Raises:
+      UserError: it is missing, damaged, not GPT-2's, or has a setting that changes the computation.
     """
-    stem, _, leaf = name.rpartition(".")
-    theirs = f"{stem}.{LEAF_NAMES[leaf]}"
-    return theirs if theirs.startswith(HEAD) else PREFIX + theirs
+    value = read_json(path, what)
+    kind, positions = value.get("model_type"), value.get("positions", "learned")
+    if kind not in (MODEL_TYPE, OWN_MODEL_TYPE) or (kind == MODEL_TYPE and "positions" in value):
+        raise UserError(f"{path} has model_type {quoted(kind)}, expected {MODEL_TYPE} or {OWN_MODEL_TYPE}")
+    shape = _shape(value, path)
+    tied = value.get("tie_word_embeddings", True)
+    if not isinstance(tied, bool):
+        raise UserError(f"{path} has tie_word_embeddings {quoted(tied)}, expected true or false")
+    if positions not in get_args(Positions):
+        raise UserError(f"{path} has positions {quoted(positions)}, expected learned or rotary")
+    _check_settings(value, path)
+    with damaged(path, "fetch it again"):
+        dropouts = {float(value.get(name, 0.1)) for name in DROPOUTS}
+        dropout = dropouts.pop() if len(dropouts) == 1 else 0.0
+        model = ModelConfig(**shape, positions=positions, tied=tied)
+        dataclasses.replace(model, dropout=dropout)  # checks it
+    return HfConfig(model, dropout, kind, value.get("quantization"))
+
+
+def _shape(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    missing = [theirs for theirs in SHAPE_FIELDS.values() if theirs not in value]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of a GPT-2?")
+    for theirs in SHAPE_FIELDS.values():
+        if type(value[theirs]) is not int:
+            raise UserError(f"{path} has {theirs} {quoted(value[theirs])}, expected a whole number")
+    return {ours: value[theirs] for ours, theirs in SHAPE_FIELDS.items()}
+
+
+def _check_settings(value: Mapping[str, Any], path: Path) -> None:
+    for name, allowed in SETTINGS.items():
+        if value.get(name, allowed[0]) not in allowed:
+            raise UserError(
+                f"{path} has {name} {quoted(value[name])}, which changes the computation; "
+                f"this program computes {allowed[0]!r} only"
+            )
+    if value.get("n_inner") not in (None, 4 * value["n_embd"]):
+        raise UserError(
+            f"{path} has n_inner {quoted(value['n_inner'])}, expected 4 n_embd = {4 * value['n_embd']}"
+        )
+
+
+def hf_config_json(config: ModelConfig, endoftext: int, quantization: Any = None) -> dict[str, Any]:
+    """Return the config.json of a model.
+
+    Args:
+      config: shape.
+      endoftext: id of <|endoftext|>.
+      quantization: the section of that name; None for float32.
+    """
+    value: dict[str, Any] = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": MODEL_TYPE,
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "initializer_range": 0.02,
+        **dict.fromkeys(DROPOUTS, config.dropout),
+        **WRITTEN_SETTINGS,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": endoftext,
+        "eos_token_id": endoftext,
+        "dtype": "float32",
+    }
+    if config.positions != "learned":
+        value["positions"] = config.positions
+    if config.positions != "learned" or quantization is not None:
+        value |= {"architectures": ["JaxgptGPT2"], "model_type": OWN_MODEL_TYPE}
+    if quantization is not None:
+        value["quantization"] = quantization
+        del value["dtype"]
+    return value

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import torch
-from jaxgpt_export.format.artifact import Tensors, to_hf_name, write_artifact
-from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, HEAD, KINDS, Quantization, linear_layers, usual_bits
-from jaxgpt_export.model.gpt import EMBEDDINGS, float_model, layer_shapes, norm_names
-from jaxgpt_export.quantize.activation import search_scale
+from jaxgpt_export.format.artifact import read_artifact, write_artifact
+from jaxgpt_export.format.scheme import LayerScheme
+from jaxgpt_export.format.tensors import to_hf_layout
+from jaxgpt_export.model.build import Tensors, as_arrays, float_model
+from jaxgpt_export.quantize.activation import ActivationQuant, Search, search_scale
 from jaxgpt_export.quantize.calibration import collect_inputs
 from jaxgpt_export.quantize.gptq import Rounded, round_groups
+from jaxgpt_export.quantize.methods import all_methods
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
+from jaxgpt.shared.architecture import linear_layers, parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
@@ -18,11 +21,10 @@ from jaxgpt.shared.presets import find_preset
 from jaxgpt.shared.tokenizer import Tokenizer, spell
 
 RANDOM_VOCAB_SIZE = 50_257
-GROUP_SIZE = 32  # of 4-bit weights
 
 
 def random_artifacts(preset: str, scratch: Path) -> list[Path]:
-    """Write artifacts of a preset's shape with random weights: float32 and every kind but static-qat.
+    """Write artifacts of a preset's shape with random weights: float32, and by every method that takes it.
 
     They have no certificate: nothing but their speed means anything.
     """
@@ -30,53 +32,62 @@ def random_artifacts(preset: str, scratch: Path) -> list[Path]:
     say(f"making random weights of the shape of {preset}")
     tensors = random_tensors(config)
     tokenizer = placeholder_tokenizer(config.vocab_size)
-    hf = {}
-    for name, tensor in tensors.items():
-        conv1d = tensor.ndim == 2 and not name.startswith((*EMBEDDINGS, HEAD))
-        hf[to_hf_name(name)] = tensor.t() if conv1d else tensor
-    model = float_model(config, tensors)
+    folders = [scratch / "fp32"]
+    folders[0].mkdir()
+    write_artifact(folders[0], config, None, to_hf_layout(as_arrays(tensors), config), tokenizer)
+    plain = read_artifact(folders[0])
+    scales, groups = _min_max_scales(config, tensors), _Groups(tensors)
+    methods = [method for method in all_methods().values() if method.obstacle(plain) is None]
+    for method in sorted(methods, key=lambda each: (-each.cost(config)[0], each.name)):
+        schemes = method.schemes(config)
+        activations = {name: each for name, each in scales.items() if schemes[name].activation == "static"}
+        found = quantized_state_dict(config, tensors, method.name, schemes, activations, groups.of(schemes))
+        folders.append(scratch / method.name)
+        folders[-1].mkdir()
+        write_artifact(folders[-1], config, found.quantization, as_arrays(found.tensors), tokenizer)
+    return folders
+
+
+def _min_max_scales(config: ModelConfig, tensors: Tensors) -> dict[str, ActivationQuant]:
+    """Return static scales that clip nothing on a few random tokens."""
     tokens = torch.randint(config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
-    plans = {
-        name: search_scale(seen, tensors[f"{linear_layers(config)[name]}.weight"], (1.0,), ())
-        for name, seen in collect_inputs(model, tokens.int()).items()
+    seen = collect_inputs(float_model(config, tensors), tokens.int())
+    return {
+        name: search_scale(seen[name], tensors[f"{layer.matrix}.weight"], Search(covered=(1.0,)))
+        for name, layer in linear_layers(config).items()
     }
-    del model
-    bits = dict.fromkeys(layer_shapes(config), 8)
-    made: list[tuple[str, Quantization | None, Tensors]] = [
-        ("fp32", None, hf),
-        ("int8-dynamic", Quantization("dynamic", bits), quantized_state_dict(config, tensors, bits)),
-        ("int8-static", Quantization("static", bits), quantized_state_dict(config, tensors, bits, plans)),
-        (
-            "int8-weight-only",
-            Quantization("weight-only-int8", bits),
-            quantized_state_dict(config, tensors, bits),
-        ),
-    ]
-    groups: dict[str, Rounded] = {}
-    for method in reversed(FOUR_BIT_METHODS):
-        fours = usual_bits(config, method)
-        wanted = [name for name in fours if fours[name] == 4 and name not in groups]
-        groups |= {name: round_groups(tensors[f"{name}.weight"], GROUP_SIZE) for name in wanted}
-        content = quantized_state_dict(config, tensors, fours, groups=groups)
-        made.append((KINDS[method], Quantization(method, fours, GROUP_SIZE), content))
-    for name, quantization, content in made:
-        (scratch / name).mkdir()
-        write_artifact(scratch / name, config, quantization, content, tokenizer)
-    return [scratch / name for name, _, _ in made]
+
+
+class _Groups:
+    """Integers and scales of 4-bit matrices, rounded to nearest once each."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+        self._rounded: dict[str, Rounded] = {}
+
+    def of(self, schemes: dict[str, LayerScheme]) -> dict[str, Rounded]:
+        """Return those that schemes ask for."""
+        found = {}
+        for name, scheme in schemes.items():
+            weight = self._tensors.get(f"{name}.weight")
+            if scheme.weight_bits == 4 and weight is not None:
+                if name not in self._rounded:
+                    self._rounded[name] = round_groups(weight, scheme.group_size)
+                found[name] = self._rounded[name]
+        return found
 
 
 def random_tensors(config: ModelConfig) -> Tensors:
-    """Return float tensors by module name, N(0, 0.02), every one non-zero."""
+    """Return float tensors by module name, N(0, 0.02), every one non-zero; gains N(1, 0.02)."""
     generator = torch.Generator().manual_seed(0)
-    tensors: Tensors = {}
-    for name, (O, I) in layer_shapes(config).items():
-        tensors[f"{name}.weight"] = torch.randn(O, I, generator=generator) * 0.02
-        if name not in (*EMBEDDINGS, HEAD):
-            tensors[f"{name}.bias"] = torch.randn(O, generator=generator) * 0.02
-    for name in norm_names(config):
-        tensors[f"{name}.weight"] = 1 + torch.randn(config.n_embd, generator=generator) * 0.02
-        tensors[f"{name}.bias"] = torch.randn(config.n_embd, generator=generator) * 0.02
-    return tensors
+
+    def draw(shape: tuple[int, ...], mean: float) -> torch.Tensor:
+        return mean + torch.randn(shape, generator=generator) * 0.02
+
+    return {
+        each.name: draw(each.shape, float(each.layer.role == "norm" and each.part == "weight"))
+        for each in parameters(config)
+    }
 
 
 def placeholder_tokenizer(vocab_size: int) -> Tokenizer:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+from jaxgpt.shared.architecture import Parameter, linear_layers, parameters
 from jaxgpt.training.model.fake_quant import (
     INPUT_SCALE,
     FakeQuantEmbed,
@@ -21,12 +22,10 @@ from jaxgpt.training.model.fake_quant import (
 from jaxgpt.training.model.gpt import GPT, LMHead
 from jaxgpt.training.model.numerics import Numerics
 from jaxgpt.training.model.params import Params, graph_of, merge
-from jaxgpt.training.run.checkpoints import load_params
-from jaxgpt.training.run.folder import open_run
 from jaxtyping import Float, Int8, Integer
 from torch import Tensor
 
-from jaxgpt_export.flax_run.logits import all_flax_logits
+from jaxgpt_export.flax_run.checkpoint import flax_logits, read_checkpoint
 
 
 class FlaxModel:
@@ -37,28 +36,28 @@ class FlaxModel:
     """
 
     def __init__(self, folder: Path) -> None:
-        run = open_run(folder)
-        self.quantized = run.config.model.qat
-        self.name, self._config = str(folder), run.config.model
-        self.block_size: int | None = run.config.model.block_size
-        self._params = load_params(run, "best")[1]
+        checkpoint = read_checkpoint(folder, "best")
+        self.quantized = checkpoint.fake_quantized
+        self.name, self._config = str(folder), checkpoint.run.config.model
+        self.block_size: int | None = self._config.block_size
+        self._params = checkpoint.params
         self._model = merge(graph_of(self._config), self._params)
 
     def logits(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Return the logits of every position."""
-        flat = all_flax_logits(self._config, self._params, tokens.to(torch.int32))
-        return flat.view(*tokens.shape, -1)
+        flat = flax_logits(self._config, self._params, tokens.to(torch.int32).numpy())
+        return torch.from_numpy(flat).view(*tokens.shape, -1)
 
     def outputs(self, tokens: Integer[Tensor, "B T"]) -> dict[str, Float[Tensor, "N O"]]:
         """Return what each layer puts out, computed operator by operator."""
         found: dict[str, Tensor] = {}
 
         def keep(layer: str, arguments: Any, out: Any) -> None:
-            found[layer] = as_rows(out)  # the outer of two calls of one layer ends last
+            found[layer] = _as_rows(out)  # the outer of two calls of one layer ends last
 
         kinds = [(kind, "__call__") for kind in (nnx.Linear, nnx.LayerNorm, nnx.Embed)]
         kinds += [(kind, "__call__") for kind in (FakeQuantLinear, FakeQuantEmbed)]
-        found["lm_head"] = as_rows(self._watched(tokens, kinds, keep))
+        found["lm_head"] = _as_rows(self._watched(tokens, kinds, keep))
         return found
 
     def inputs(
@@ -85,16 +84,16 @@ class FlaxModel:
         return found
 
     def _as_rounded(self) -> Params:
-        """Return float64 parameters whose integers and steps are exactly those of the float32 ones."""
+        """Return float64 parameters whose integers and scales are exactly those of the float32 ones."""
+        axes = {each.flax_name: _input_axis(each) for each in parameters(self._config) if len(each.shape) > 1}
         found = {}
         for name, array in self._params.items():
-            kind = name.rpartition(".")[2]
-            if kind in ("kernel", "embedding"):
+            exact = np.asarray(array, np.float64)
+            if name in axes:
                 with jax.enable_x64(False):
-                    q, scale = round_weight(array, 0 if kind == "kernel" else 1)
-                found[name] = jnp.asarray(np.asarray(q, np.float64) * np.asarray(scale, np.float64))
-            else:
-                found[name] = jnp.asarray(np.asarray(array, np.float64))
+                    q, scale = round_weight(array, axes[name])
+                exact = np.asarray(q, np.float64) * np.asarray(scale, np.float64)
+            found[name] = jnp.asarray(exact)
         return found
 
     def round_input(self, layer: str, x: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
@@ -106,11 +105,17 @@ class FlaxModel:
 
     def weight_integers(self, layer: str) -> Int8[Tensor, "O I"]:
         """Return the integers of a layer's weights, compiled as in training."""
-        name = ("wte.embedding" if self._config.tied else "lm_head.embedding") if layer == "lm_head" else ""
-        kernel = self._params[name or f"{layer}.kernel"]
-        q = jax.jit(lambda weight: round_weight(weight, 1 if name else 0)[0])(kernel)
+        weight = self._parameters(layer)["weight"]
+        axis = _input_axis(weight)
+        q = jax.jit(lambda array: round_weight(array, axis)[0])(self._params[weight.flax_name])
         integers = torch.from_numpy(np.array(q)).to(torch.int8)
-        return integers if name else integers.t()
+        return integers.t() if weight.transposed else integers
+
+    def _parameters(self, layer: str) -> dict[str, Parameter]:
+        """Return the parameters that a layer computes with, by part."""
+        linear = linear_layers(self._config)
+        owner = linear[layer].matrix if layer in linear else layer
+        return {each.part: each for each in parameters(self._config) if each.layer.name == owner}
 
     def _watched(
         self,
@@ -142,13 +147,16 @@ class FlaxModel:
     def tensors(self, layer: str) -> dict[str, Tensor]:
         """Return the weight (O, I) and bias of a layer."""
         found = {}
-        for name, array in self._params.items():
-            stem, _, leaf = name.rpartition(".")
-            if stem == ("wte" if layer == "lm_head" else layer):
-                tensor = torch.from_numpy(np.array(array, np.float32))
-                found["bias" if leaf == "bias" else "weight"] = tensor.t() if leaf == "kernel" else tensor
+        for part, parameter in self._parameters(layer).items():
+            tensor = torch.from_numpy(np.array(self._params[parameter.flax_name], np.float32))
+            found[part] = tensor.t() if parameter.transposed else tensor
         return found
 
 
-def as_rows(array: Any) -> Float[Tensor, "N O"]:
+def _input_axis(parameter: Parameter) -> int:
+    """Return the axis of a Flax matrix along which a row's inputs lie."""
+    return 0 if parameter.transposed else 1
+
+
+def _as_rows(array: Any) -> Float[Tensor, "N O"]:
     return torch.from_numpy(np.array(array, np.float32)).flatten(0, -2)

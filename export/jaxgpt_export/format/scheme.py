@@ -1,48 +1,65 @@
-"""What a quantized artifact is made of: its section in config.json, its tensors, its module.
+"""What happens to each layer of a quantized artifact: data, written out in config.json.
 
-    quantization.format_version    2
-    quantization.method            dynamic | static | static-qat | weight-only-int8 | weight-only-int4 |
-                                   weight-only-int4-head
-    quantization.bits              of each layer's weights: 8, 4, or 32 where a layer was left in float32
-    quantization.group_size        input channels that share a step, of the layers with 4 bits; 0 without any
-    quantization.smooth            names of the layers that have a smoothing vector
-    quantization.fine              names of the linear layers whose input is rounded twice
+    quantization.format_version    3
+    quantization.method            a label: how the artifact was made; nothing that reads it depends on it
+    quantization.layers            the scheme of every embedding and linear layer, by GPT-2's name:
+        weight_bits    8, 4, or 32 where the layer was left in float32
+        group_size     input channels that share a scale of 4-bit weights; 0 where a row has one scale
+        activation     how the input is rounded: float (not at all), dynamic (a scale a token), static
+        (stored) smoothing      the input is divided by a stored vector first (of an embedding: its rows are)
+        two_level      what the first rounding of the input leaves is rounded too, in 256ths of its scale
 
-    8 bits    NAME.weight          (O, I) int8
-              NAME.weight_scale    (O,) float32
-    4 bits    NAME.weight_packed   (O, I / 2) uint8, two weights a byte; the blocks' matrices and the head
-              NAME.weight_scale    (O, I / group_size) bfloat16
-    32 bits   NAME.weight          (O, I) float32
-    any       NAME.input_scale     () float32       static input, 8 bits; also lm_head.input_scale
-              NAME.smooth          (I,) float32     by which the input is divided (wte: by which rows are)
-              NAME.bias, ln_*      float32
-
-NAME is wte, wpe, lm_head (where the head is not tied) or one of the four matrices of a block. A tied head has
-no tensor but its input_scale: it is wte. `model.arithmetic` says what the numbers mean.
+A tied head multiplies with wte: its weight_bits and group_size are those of wte, and its own smoothing is
+folded into ln_f and kept with wte. `model.arithmetic` says what the numbers mean; format/tensors.py which
+tensors follow. Artifacts of format version 2, which told most of this by the method's name, are read.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from jaxgpt.shared.architecture import HEAD, linear_layers, matrices
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError, damaged, quoted
 
-from jaxgpt_export.model.gpt import EMBEDDINGS, layer_shapes
+QUANTIZATION_FORMAT_VERSION = 3
+MAX_LABEL_LENGTH = 64
 
-QUANTIZATION_FORMAT_VERSION = 2
-# method -> name of the row in reports
-KINDS = {
-    "dynamic": "int8-dynamic",
-    "static": "int8-static",
-    "static-qat": "int8-static-qat",
-    "weight-only-int8": "int8-weight-only",
-    "weight-only-int4": "int4-weight-only",
-    "weight-only-int4-head": "int4-weight-only-head",
+Activation = Literal["float", "dynamic", "static"]
+WEIGHT_BITS = (4, 8, 32)
+
+# Format version 2: method -> the label it has now, the activation of layers whose weights are rounded.
+_METHODS_IN_VERSION_2: dict[str, tuple[str, Activation]] = {
+    "dynamic": ("int8-dynamic", "dynamic"),
+    "static": ("int8-static", "static"),
+    "static-qat": ("int8-static-qat", "static"),
+    "weight-only-int8": ("int8-weight-only", "float"),
+    "weight-only-int4": ("int4-weight-only", "float"),
+    "weight-only-int4-head": ("int4-weight-only-head", "float"),
 }
-FOUR_BIT_METHODS = ("weight-only-int4-head", "weight-only-int4")
-HEAD = "lm_head"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerScheme:
+    """What happens to one layer.
+
+    Attributes:
+      weight_bits: of a weight; 32 is float32, not rounded.
+      group_size: input channels that share a scale of 4-bit weights; 0: a row has one scale.
+      activation: how the input is rounded to 8 bits; float: not at all.
+      smoothing: the input is divided by a stored vector (an embedding's rows are).
+      two_level: the residual of the input's rounding is rounded too.
+    """
+
+    weight_bits: int = 8
+    group_size: int = 0
+    activation: Activation = "float"
+    smoothing: bool = False
+    two_level: bool = False
+
+
+FLOAT32 = LayerScheme(weight_bits=32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,111 +67,147 @@ class Quantization:
     """The section `quantization` of config.json; see the module's docstring.
 
     Attributes:
-      method: one of KINDS.
-      bits: of every layer of `layer_shapes`, by name.
-      group_size: of the layers with 4 bits.
-      smooth: layers with a smoothing vector, in order.
-      fine: linear layers whose input is rounded twice, in order.
+      method: the label.
+      layers: the scheme of each embedding and linear layer, a tied head among them.
     """
 
     method: str
-    bits: Mapping[str, int]
-    group_size: int = 0
-    smooth: tuple[str, ...] = ()
-    fine: tuple[str, ...] = ()
+    layers: Mapping[str, LayerScheme]
 
     @property
-    def kind(self) -> str:
-        """Name of the row in reports."""
-        return KINDS[self.method]
-
-    @property
-    def static(self) -> bool:
-        """Whether inputs have stored steps."""
-        return self.method in ("static", "static-qat")
-
-    @property
-    def weight_only(self) -> bool:
-        """Whether inputs stay float."""
-        return self.method.startswith("weight-only")
+    def rounds_inputs(self) -> bool:
+        """Whether any layer's input is rounded: then what lies between layers is computed in float64."""
+        return any(scheme.activation != "float" for scheme in self.layers.values())
 
     def to_json(self) -> dict[str, Any]:
         """Return what config.json holds."""
-        return {
-            "format_version": QUANTIZATION_FORMAT_VERSION,
-            "method": self.method,
-            "bits": dict(self.bits),
-            "group_size": self.group_size,
-            "smooth": list(self.smooth),
-            "fine": list(self.fine),
-        }
+        layers = {name: dataclasses.asdict(scheme) for name, scheme in self.layers.items()}
+        return {"format_version": QUANTIZATION_FORMAT_VERSION, "method": self.method, "layers": layers}
 
 
 def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantization:
     """Check the section of a config.json.
 
+    Args:
+      section: as JSON gives it.
+      config: shape of the model.
+      path: of config.json, for messages.
+
     Raises:
       UserError: it is of another version, or holds what no artifact has.
     """
-    if not isinstance(section, dict) or section.get("format_version") != QUANTIZATION_FORMAT_VERSION:
-        version = section.get("format_version") if isinstance(section, dict) else None
+    version = section.get("format_version") if isinstance(section, dict) else None
+    if version not in (2, QUANTIZATION_FORMAT_VERSION):
         raise UserError(
             f"{path}: quantization format version {quoted(version)}, this program reads "
-            f"{QUANTIZATION_FORMAT_VERSION}; quantize the fp32 artifact again"
-        )
-    if not isinstance(section.get("method"), str) or section["method"] not in KINDS:
-        raise UserError(
-            f"{path}: quantization method {quoted(section.get('method'))} is unknown; "
-            f"expected {', '.join(KINDS)}"
+            f"{QUANTIZATION_FORMAT_VERSION} and 2; quantize the fp32 artifact again"
         )
     with damaged(path, "quantize the fp32 artifact again"):
-        found = Quantization(
-            str(section["method"]),
-            section["bits"],
-            section["group_size"],
-            tuple(section["smooth"]),
-            tuple(section["fine"]),
-        )
-        if section != found.to_json():
-            raise ValueError("its quantization section holds unknown fields")
-        shapes = layer_shapes(config)
-        if other := sorted(set(found.bits) ^ set(shapes)):
-            raise ValueError(f"bits and shape disagree on the layers {', '.join(other)}")
-        if not all(type(bits) is int for bits in (*found.bits.values(), found.group_size)):
-            raise ValueError("bits and group_size are whole numbers")
-        if not set(found.bits.values()) <= {4, 8, 32}:
-            raise ValueError(f"bits are {sorted(set(found.bits.values()))}, expected 4, 8 or 32")
-        fours = [name for name, bits in found.bits.items() if bits == 4]
-        usual = usual_bits(config, found.method)
-        if more := [name for name in fours if usual[name] != 4]:
-            raise ValueError(f"method {found.method} gives {more[0]} no 4 bits")
-        size = found.group_size
-        if bool(fours) != bool(size) or any(size < 2 or shapes[name][1] % size for name in fours):
-            raise ValueError(f"group_size {size} does not divide the layers' inputs")
-        if any(shapes[name][1] % 2 for name in fours):
-            raise ValueError("4 bits, two to a byte, want an even number of inputs")
-        movable = {name for name in shapes if name.endswith("mlp.c_proj")}
-        movable |= {"wte"} if config.tied else set()
-        movable = {name for name in movable if found.bits[name] == 8}
-        if not set(found.smooth) <= movable or (found.weight_only and found.smooth):
-            raise ValueError(f"smoothing of {', '.join(found.smooth)} is not kept by any layer")
-        rounding = {name for name, source in linear_layers(config).items() if found.bits[source] == 8}
-        if not set(found.fine) <= rounding or (found.weight_only and found.fine):
-            raise ValueError(f"inputs of {', '.join(found.fine)} are not rounded, so not twice")
+        if version == 2:
+            found = _from_version_2(section, config, path)
+        else:
+            layers = {name: _scheme_from_json(name, value) for name, value in section["layers"].items()}
+            found = Quantization(section["method"], layers)
+            if section != found.to_json():
+                raise ValueError("its quantization section holds unknown fields")
+        _check(found, config)
     return found
 
 
-def usual_bits(config: ModelConfig, method: str) -> dict[str, int]:
-    """Return the bits of every layer's weights where a method keeps nothing back."""
-    bits = dict.fromkeys(layer_shapes(config), 8)
-    if method in FOUR_BIT_METHODS:
-        bits |= {name: 4 for name in bits if name not in (*EMBEDDINGS, HEAD)}
-    if method == "weight-only-int4-head":
-        bits[linear_layers(config)[HEAD]] = 4
-    return bits
+def _scheme_from_json(name: str, value: Mapping[str, Any]) -> LayerScheme:
+    """Read the scheme of a layer; every field has the type that it is written with."""
+    fields = {field.name: field for field in dataclasses.fields(LayerScheme)}
+    if other := sorted(set(value) ^ set(fields)):
+        raise ValueError(f"the scheme of {name} has, or lacks, {', '.join(map(str, other))}")
+    for field in fields.values():
+        if type(value[field.name]) is not type(field.default):
+            raise ValueError(f"{field.name} of {name} is {quoted(value[field.name])}")
+    return LayerScheme(**value)
 
 
-def linear_layers(config: ModelConfig) -> dict[str, str]:
-    """Return every linear layer, the head included, with the name of the matrix that it multiplies with."""
-    found = {name: name for name in layer_shapes(config) if name not in EMBEDDINGS}
-    return {**found, HEAD: "wte" if config.tied else HEAD}
+def _from_version_2(section: dict[str, Any], config: ModelConfig, path: Path) -> Quantization:
+    """Turn the section of format version 2 (method, bits, group_size, smooth, fine) into schemes."""
+    method, names = (
+        section.get("method"),
+        {"format_version", "method", "bits", "group_size", "smooth", "fine"},
+    )
+    if not isinstance(method, str) or method not in _METHODS_IN_VERSION_2:
+        raise UserError(
+            f"{path}: quantization method {quoted(method)} is unknown; "
+            f"expected {', '.join(_METHODS_IN_VERSION_2)}"
+        )
+    if set(section) != names:
+        raise ValueError("its quantization section holds unknown fields")
+    label, activation = _METHODS_IN_VERSION_2[method]
+    bits, group_size = dict(section["bits"]), section["group_size"]
+    smooth, two_level = set(section["smooth"]), set(section["fine"])
+    if not all(type(each) is int for each in (*bits.values(), group_size)):
+        raise ValueError("bits and group_size are whole numbers")
+    linear = linear_layers(config)
+    if other := sorted(set(bits) ^ set(matrices(config))):
+        raise ValueError(f"bits and shape disagree on the layers {', '.join(map(str, other))}")
+    if other := sorted((smooth | two_level) - {*bits, *linear}):
+        raise ValueError(f"smooth or fine name {', '.join(map(str, other))}, which are no layers")
+    layers = {}
+    for name in (*matrices(config), *(() if HEAD in bits else (HEAD,))):
+        weight_bits = bits[linear[name].matrix if name in linear else name]
+        rounds_input = name in linear and weight_bits != 32
+        layers[name] = LayerScheme(
+            weight_bits=weight_bits,
+            group_size=group_size if weight_bits == 4 else 0,
+            activation=activation if rounds_input else "float",
+            smoothing=name in smooth,
+            two_level=name in two_level,
+        )
+    if bool(group_size) != (4 in bits.values()):
+        raise ValueError(f"group_size {group_size} does not divide the layers' inputs")
+    return Quantization(label, layers)
+
+
+def _check(quantization: Quantization, config: ModelConfig) -> None:
+    """Raise ValueError for schemes that no artifact has, or that do not fit the shape."""
+    if not isinstance(quantization.method, str) or not 0 < len(quantization.method) <= MAX_LABEL_LENGTH:
+        raise ValueError(f"method is {quoted(quantization.method)}, expected a name")
+    stored, linear = matrices(config), linear_layers(config)
+    if other := sorted({*stored, *linear} ^ set(quantization.layers)):
+        raise ValueError(f"schemes and shape disagree on the layers {', '.join(map(str, other))}")
+    for name, scheme in quantization.layers.items():
+        inputs = (stored.get(name) or linear[name]).inputs
+        if scheme.weight_bits not in WEIGHT_BITS:
+            raise ValueError(f"weight_bits of {name} is {scheme.weight_bits}, expected 4, 8 or 32")
+        if scheme.activation not in get_args(Activation):
+            raise ValueError(f"activation of {name} is {quoted(scheme.activation)}")
+        if scheme.weight_bits == 4:
+            if scheme.group_size < 2 or inputs % scheme.group_size:
+                raise ValueError(f"group_size {scheme.group_size} does not divide the inputs of {name}")
+            if inputs % 2:
+                raise ValueError("4 bits, two to a byte, want an even number of inputs")
+        elif scheme.group_size:
+            raise ValueError(f"{name} has {scheme.weight_bits} bits and a group_size")
+        if scheme.activation != "float" and (scheme.weight_bits != 8 or name not in linear):
+            raise ValueError(f"the input of {name} can't be rounded: it is no linear layer of 8 bits")
+        if scheme.two_level and scheme.activation == "float":
+            raise ValueError(f"inputs of {name} are not rounded, so not twice")
+    _check_smoothing(quantization, config)
+    if config.tied:
+        head, table = quantization.layers[HEAD], quantization.layers["wte"]
+        if (head.weight_bits, head.group_size) != (table.weight_bits, table.group_size):
+            raise ValueError("the head is wte, their schemes give other weights")
+
+
+def _check_smoothing(quantization: Quantization, config: ModelConfig) -> None:
+    """Raise ValueError where a smoothing vector is kept by a layer that keeps none."""
+    linear = linear_layers(config)
+    for name, scheme in quantization.layers.items():
+        if not scheme.smoothing:
+            continue
+        rounding = quantization.layers[HEAD if name == "wte" else name].activation != "float"
+        kept = config.tied if name == "wte" else name in linear and keeps_smoothing(name, config)
+        if not (kept and rounding and scheme.weight_bits == 8):
+            raise ValueError(f"smoothing of {name} is not kept by any layer")
+
+
+def keeps_smoothing(name: str, config: ModelConfig) -> bool:
+    """Whether a smoothing vector of a linear layer stays with it, having nothing linear to fold into."""
+    layer = linear_layers(config)[name]
+    return layer.norm is None and layer.values is None

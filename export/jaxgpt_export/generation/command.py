@@ -13,8 +13,8 @@ from jaxgpt.generation.generate import PromptOptions, generate_shown
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 
-from jaxgpt_export.format.artifact import read_whole_artifact
-from jaxgpt_export.generation.open_session import open_session, set_threads
+from jaxgpt_export.format.artifact import read_certified_artifact
+from jaxgpt_export.generation.open_session import choose_threads, open_session
 from jaxgpt_export.generation.request_file import generate_all, read_prompts
 from jaxgpt_export.native.native_session import CacheKind
 
@@ -29,8 +29,8 @@ class GenerateOptions(PromptOptions):
       threads: CPU threads; 0 takes all cores that this process may use.
       kv_cache: what keys and values are kept as; the PyTorch module rounds them to float16 where its inputs
         are rounded to 8 bits (so both give the same text), else it keeps float32.
-      draft_tokens: tokens that the native engine drafts at most where the text repeats itself (prompt lookup);
-        the text is the same without (0).
+      draft_tokens: tokens that the native engine drafts at most where the text repeats itself (prompt
+        lookup); the text is the same without (0).
       prompts: a .jsonl file, each line {"prompt": ...} with its own max_new_tokens and seed if it has them;
         prints one JSON line a prompt, in order.
       batch: prompts of a file that are generated side by side.
@@ -52,15 +52,15 @@ def run(options: GenerateOptions) -> Result:
     options.sampling()  # a bad value is said before anything is loaded
     if options.draft_tokens < 0 or options.batch < 1:
         raise UserError("--draft-tokens must not be negative, --batch must be at least 1")
-    orders = None if options.prompts is None else read_prompts(options.prompts, options)
-    threads = set_threads(options.threads)
-    artifact = read_whole_artifact(options.artifact)
+    requests = None if options.prompts is None else read_prompts(options.prompts, options)
+    threads = choose_threads(options.threads)
+    artifact = read_certified_artifact(options.artifact)
     tokenizer = artifact.tokenizer()
-    slots = 1 if orders is None else min(options.batch, len(orders))
+    slots = 1 if requests is None else min(options.batch, len(requests))
     session, name = open_session(artifact, options.engine, threads, options.kv_cache, slots)
     artifact.tensors.clear()  # whatever runs has its own copy
-    if orders is not None:
-        return generate_all(session, tokenizer, orders, options, sys.stdout, name)
+    if requests is not None:
+        return generate_all(session, tokenizer, requests, options, sys.stdout, name)
     done = generate_shown(session, tokenizer, options, options.draft_tokens)
     rate = (len(done.tokens) - 1) / done.decode_s if len(done.tokens) > 1 else None
     speed = f", {rate:.1f} tokens/s" if rate else ""

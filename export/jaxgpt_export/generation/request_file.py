@@ -28,7 +28,7 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Request]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {path} cannot be read: {error}") from None
-    orders = []
+    requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -48,41 +48,41 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Request]:
         if most < 1:
             raise UserError(f"{path} line {number} has max_new_tokens {most}, expected at least 1")
         sampling = dataclasses.replace(options.sampling(), seed=fields.get("seed", options.seed))
-        orders.append(Request(fields["prompt"], most, sampling))
-    if not orders:
+        requests.append(Request(fields["prompt"], most, sampling))
+    if not requests:
         raise UserError(f"{path} holds no prompts")
-    return orders
+    return requests
 
 
 def generate_all(
     session: Session,
     tokenizer: Tokenizer,
-    orders: Sequence[Request],
+    requests: Sequence[Request],
     options: PromptOptions,
     out: IO[str],
     engine: str,
 ) -> Result:
     """Generate all texts; print each as a JSON line as soon as those before it are done."""
-    for number, order in enumerate(orders, 1):  # before any work: a prompt too long ends nothing halfway
+    for number, request in enumerate(requests, 1):  # before any work: a prompt too long ends nothing halfway
         try:
-            prompt_tokens(tokenizer, order.prompt, session.block_size)
+            prompt_tokens(tokenizer, request.prompt, session.block_size)
         except UserError as error:
-            raise UserError(f"prompt {number} of {len(orders)}: {error}") from None
+            raise UserError(f"prompt {number} of {len(requests)}: {error}") from None
     started = time.perf_counter()
     found: dict[int, Generation] = {}
     printed = 0
-    for index, done in generate_many(session, tokenizer, orders, options.stop):
+    for index, done in generate_many(session, tokenizer, requests, options.stop):
         found[index] = done
         while printed in found and not options.json:
-            out.write(json.dumps(_line(orders[printed], found[printed])) + "\n")
+            out.write(json.dumps(_line(requests[printed], found[printed])) + "\n")
             out.flush()
             printed += 1
     seconds = time.perf_counter() - started
     count = sum(len(done.tokens) for done in found.values())
-    say(f"{engine}: {len(orders)} texts, {count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s")
-    results = [_line(order, found[index]) for index, order in enumerate(orders)]
+    say(f"{engine}: {len(requests)} texts, {count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s")
+    results = [_line(request, found[index]) for index, request in enumerate(requests)]
     return Result({"engine": engine, "tokens_per_s": count / seconds, "seconds": seconds, "results": results})
 
 
-def _line(order: Request, done: Generation) -> dict[str, Any]:
-    return {"prompt": order.prompt, **dataclasses.asdict(done)}
+def _line(request: Request, done: Generation) -> dict[str, Any]:
+    return {"prompt": request.prompt, **dataclasses.asdict(done)}

@@ -14,7 +14,7 @@ class TorchSession:
 
     Args:
       model: the module.
-      rounded_to: see Cache.
+      rounded_to: see KVCache.
     """
 
     def __init__(self, model: GPT, rounded_to: torch.dtype = torch.float32) -> None:

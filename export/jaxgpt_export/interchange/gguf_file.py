@@ -3,7 +3,7 @@
     jaxgpt-export gguf --artifact ART --out FILE.gguf --type f32|f16|q8_0
 
     f32, f16   the matrices in that type
-    q8_0       the matrices in blocks of 32 weights of a row: int8, with a float16 step = largest / 127
+    q8_0       the matrices in blocks of 32 weights of a row: int8, with a float16 scale = largest / 127
 
 Norms, biases and positions stay float32 always. llama.cpp reads GELU from a table in float16, so that its
 logits differ from this program's by about 1e-3 of their size, also with f32.
@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from jaxgpt.shared.architecture import LAYER_NORM_EPSILON, parameters
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_new_file, new_file
 from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import Artifact, read_artifact
-from jaxgpt_export.model.gpt import LAYER_NORM_EPSILON
 
 FileType = Literal["f32", "f16", "q8_0"]
 Q8_0_BLOCK = 32
@@ -110,12 +110,9 @@ def write_gguf(artifact: Artifact, tokenizer: Tokenizer, path: Path, kind: FileT
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(LAYER_NORM_EPSILON)
     _add_tokenizer(writer, tokenizer, gguf.TokenType)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
-    for name, tensor in artifact.tensors.items():
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise RuntimeError(f"gguf {gguf.__name__} knows no name for {name}")
-        array: npt.NDArray[Any] = np.ascontiguousarray(tensor.numpy())
+    for parameter in parameters(config):
+        name, theirs = parameter.name, parameter.gguf_name
+        array: npt.NDArray[Any] = np.ascontiguousarray(artifact.tensors[name])
         if kind == "f32" or array.ndim == 1 or name == "wpe.weight":
             writer.add_tensor(theirs, array)
         elif kind == "f16":

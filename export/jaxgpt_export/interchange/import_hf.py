@@ -2,49 +2,17 @@
 
     jaxgpt-export import-hf --source FOLDER --out ART [--data DATA]
 
-The weights may be one safetensors file, shards or a pickle, in any float precision, with or without the
-prefix `transformer.`. What this program does not compute is refused, never ignored. The head is tied where
-its values are the embedding's, which is what transformers goes by.
+hf_folder.py says what such a folder may be.
 """
 
 import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import Any
 
-import torch
-from jaxgpt.shared.config import ModelConfig
-from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import check_replaceable, read_json
-from jaxgpt.shared.huggingface import PREFIX, SHAPE_FIELDS
-from jaxgpt.shared.tokenizer import ENDOFTEXT, Tokenizer, load_tokenizer, parse_merges
-from safetensors import SafetensorError
-from torch import Tensor
+from jaxgpt.shared.console import Result
+from jaxgpt.shared.files import check_replaceable
 
-from jaxgpt_export.format.artifact import expected_tensors, from_hf_layout, from_hf_name
 from jaxgpt_export.format.certificate import versions
-from jaxgpt_export.interchange.float64_gpt import Float64GPT
-from jaxgpt_export.interchange.imported_model import ImportedModel, Reference, choose_tokens, finish, rows_of
-from jaxgpt_export.interchange.weight_files import (
-    as_float32,
-    check_layout,
-    plain_names,
-    read_folder,
-    tie_equal_head,
-    trim_vocabulary,
-)
-
-# name -> values under which transformers computes what this program computes; the first is the default
-SETTINGS: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "quantization_config": (None,),
-}
-DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,143 +36,23 @@ class ImportHfOptions:
 
 def import_hf(options: ImportHfOptions) -> Result:
     """Run `jaxgpt-export import-hf`; exit code 1, and no artifact, when the logits differ."""
+    from jaxgpt_export.interchange.float64_gpt import Float64GPT
+    from jaxgpt_export.interchange.hf_folder import read_hf, transformers_reference
+    from jaxgpt_export.interchange.imported_model import Reference, certify_and_write, choose_tokens, rows_of
+    from jaxgpt_export.model.build import as_tensors
+
     inputs = [options.source, *([options.data] if options.data else [])]
     check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
     model = read_hf(options.source)
     tokens, text = choose_tokens(model, options.data)
     if importlib.util.find_spec("transformers") is not None:
-        reference, against = _transformers(options.source, model.config.vocab_size), "transformers fp32"
+        reference: Reference = transformers_reference(options.source, model.config.vocab_size)
+        against = "transformers fp32"
         used = versions("torch", "safetensors", "transformers")
     else:
-        reference = Float64GPT(model.tensors, model.config.n_head)
+        reference = Float64GPT(as_tensors(model.tensors), model.config.n_head)
         against = "a float64 forward pass (transformers is not installed)"
         used = versions("torch", "safetensors")
     figures = {"probe": text}
     logits = rows_of(reference, tokens)
-    return finish(model, tokens, logits, against, used, options.out, options.overwrite, figures)
-
-
-def read_hf(folder: Path) -> ImportedModel:
-    """Read a Hugging Face GPT-2 folder.
-
-    Raises:
-      UserError: it is none, is damaged, or computes something else than this program.
-    """
-    if not folder.is_dir():
-        raise UserError(f"source folder {folder} is missing; check the path")
-    padded = hf_config(folder / "config.json")
-    tokenizer = hf_tokenizer(folder)
-    found, files = read_folder(folder)
-    where = files[0] if len(files) == 1 else folder
-    tensors = as_float32(plain_names(found, (PREFIX,), where), where)
-    padded = dataclasses.replace(padded, tied=padded.tied and "lm_head.weight" not in tensors)
-    expected = {from_hf_name(name): shape for name, shape in expected_tensors(padded, None).items()}
-    check_layout(tensors, expected, where, "(I, O), as Conv1D does")
-    tensors = trim_vocabulary(tensors, tokenizer, where)
-    tensors, tied = tie_equal_head(tensors)
-    value = read_json(folder / "config.json", "model configuration")
-    if not tied and value.get("tie_word_embeddings", True):
-        say(f"{where}: the head is stored and is not the embedding; it stays its own, as in transformers")
-    config = dataclasses.replace(padded, vocab_size=tokenizer.vocab_size, tied=tied)
-    plain = {name: from_hf_layout(name, tensor) for name, tensor in tensors.items()}
-    read = [folder / "config.json", *files]
-    return ImportedModel(folder, "huggingface", read, config, plain, tokenizer)
-
-
-def hf_config(path: Path) -> ModelConfig:
-    """Read config.json; its vocabulary may be padded.
-
-    Raises:
-      UserError: it is not GPT-2's, or has a setting that changes the computation.
-    """
-    value = read_json(path, "model configuration")
-    if value.get("model_type") != "gpt2":
-        raise UserError(f"{path} has model_type {value.get('model_type')!r}, expected gpt2")
-    wrong = [theirs for theirs in SHAPE_FIELDS.values() if type(value.get(theirs)) is not int]
-    if wrong:
-        raise UserError(f"{path} lacks {', '.join(wrong)} as whole numbers; is it the folder of a GPT-2?")
-    for name, allowed in SETTINGS.items():
-        if value.get(name, allowed[0]) not in allowed:
-            raise UserError(
-                f"{path} has {name} {value[name]!r}, which changes the computation; "
-                f"this program computes {allowed[0]!r} only"
-            )
-    if value.get("n_inner") not in (None, 4 * value["n_embd"]):
-        raise UserError(f"{path} has n_inner {value['n_inner']!r}, expected 4 n_embd = {4 * value['n_embd']}")
-    with damaged(path, "fetch it again"):
-        dropouts = {float(value.get(name, 0.1)) for name in DROPOUTS}
-    shape = {ours: value[theirs] for ours, theirs in SHAPE_FIELDS.items()}
-    tied = value.get("tie_word_embeddings", True) is not False
-    return ModelConfig(**shape, dropout=dropouts.pop() if len(dropouts) == 1 else 0.0, tied=tied)
-
-
-def hf_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer: vocab.json with merges.txt, else tokenizer.json.
-
-    Raises:
-      UserError: there is none, or it is no byte-level BPE in GPT-2's layout.
-    """
-    settings = folder / "tokenizer_config.json"
-    if settings.exists() and read_json(settings, "tokenizer settings").get("add_prefix_space"):
-        raise UserError(f"{settings} has add_prefix_space true; GPT-2's tokenizer adds no space")
-    if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
-        return load_tokenizer(folder, "imported")
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"{folder} holds no tokenizer; expected vocab.json and merges.txt, or tokenizer.json")
-    value = read_json(path, "tokenizer")
-    with damaged(path, "fetch it again"):
-        return _from_tokenizer_json(value, path)
-
-
-def _from_tokenizer_json(value: dict[str, Any], path: Path) -> Tokenizer:
-    model, before = value["model"], value.get("pre_tokenizer") or {}
-    if model.get("type") != "BPE" or before.get("type") != "ByteLevel":
-        raise UserError(
-            f"{path} is {model.get('type')} after {before.get('type')}; GPT-2's is BPE after ByteLevel"
-        )
-    other = [
-        name
-        for name, differs in {
-            "normalizer": value.get("normalizer"),
-            "add_prefix_space": before.get("add_prefix_space"),
-            "use_regex false": not before.get("use_regex", True),
-            "continuing_subword_prefix": model.get("continuing_subword_prefix"),
-            "end_of_word_suffix": model.get("end_of_word_suffix"),
-            "ignore_merges": model.get("ignore_merges"),
-        }.items()
-        if differs
-    ]
-    if other:
-        raise UserError(f"{path} has {', '.join(other)}; GPT-2's tokenizer has none of these")
-    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    tokenizer = Tokenizer(parse_merges("\n".join(lines), path), "imported")
-    added = {entry["content"]: entry["id"] for entry in value.get("added_tokens") or []}
-    if {**model["vocab"], **added} != tokenizer.vocab():
-        raise UserError(
-            f"{path}: its vocabulary is not in GPT-2's layout (256 bytes in its order, one token a merge, "
-            f"{ENDOFTEXT} last); a model of another vocabulary can't be imported"
-        )
-    return tokenizer
-
-
-def _transformers(folder: Path, vocab_size: int) -> Reference:
-    """Return transformers' reading of a folder, in float32."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        model = transformers.GPT2LMHeadModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"transformers can't load {folder} ({line})") from None
-    model.eval()
-
-    @torch.inference_mode()
-    def logits(tokens: Tensor) -> Tensor:
-        return model(tokens[None].long()).logits[0, :, :vocab_size].clone()
-
-    return logits
+    return certify_and_write(model, tokens, logits, against, used, options.out, options.overwrite, figures)

@@ -8,39 +8,14 @@ changes is measured and said, and nothing can be done about it but a little trai
 """
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable
-from jaxgpt.shared.huggingface import PREFIX
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
-from jaxtyping import Float, Int32
-from torch import Tensor
-from torch.nn import functional as F
 
-from jaxgpt_export.format.artifact import CONV1D_SUFFIXES, Tensors, expected_tensors, from_hf_name
 from jaxgpt_export.format.certificate import versions
-from jaxgpt_export.interchange.float64_gpt import Float64GPT
-from jaxgpt_export.interchange.imported_model import ImportedModel, choose_tokens, finish, rows_of
-from jaxgpt_export.interchange.weight_files import (
-    as_float32,
-    check_layout,
-    named_tensors,
-    plain_names,
-    read_weights,
-    tie_equal_head,
-    trim_vocabulary,
-)
-
-PREFIXES = ("_orig_mod.", PREFIX)  # torch.compile's, then GPT-2's
-BIASES = re.compile(r"h\.\d+\..*\.bias$|ln_f\.bias$")
-ARGUMENTS = ("n_layer", "n_embd", "block_size", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +43,11 @@ class ImportNanogptOptions:
 
 def import_nanogpt(options: ImportNanogptOptions) -> Result:
     """Run `jaxgpt-export import-nanogpt`; exit code 1, and no artifact, when the logits differ."""
+    from jaxgpt_export.interchange.float64_gpt import Float64GPT
+    from jaxgpt_export.interchange.imported_model import certify_and_write, choose_tokens, rows_of
+    from jaxgpt_export.interchange.nanogpt_checkpoint import gelu_figures, read_nanogpt
+    from jaxgpt_export.model.build import as_tensors
+
     inputs = [options.source, *([options.data] if options.data else [])]
     if options.tokenizer != "gpt2":
         inputs.append(Path(options.tokenizer))
@@ -75,7 +55,8 @@ def import_nanogpt(options: ImportNanogptOptions) -> Result:
     model = read_nanogpt(options.source, _tokenizer(options.tokenizer), options.n_head)
     tokens, text = choose_tokens(model, options.data)
     tanh, erf = (
-        rows_of(Float64GPT(model.tensors, model.config.n_head, gelu), tokens) for gelu in ("tanh", "erf")
+        rows_of(Float64GPT(as_tensors(model.tensors), model.config.n_head, gelu), tokens)
+        for gelu in ("tanh", "erf")
     )
     gelu = gelu_figures(tokens, tanh, erf)
     say(
@@ -86,21 +67,7 @@ def import_nanogpt(options: ImportNanogptOptions) -> Result:
     figures = {"probe": text, "gelu": gelu}
     against = "a float64 forward pass with tanh GELU"
     used = versions("torch", "safetensors")
-    return finish(model, tokens, tanh, against, used, options.out, options.overwrite, figures)
-
-
-def gelu_figures(
-    tokens: Int32[Tensor, "B T"], tanh: list[Float[Tensor, "T V"]], erf: list[Float[Tensor, "T V"]]
-) -> dict[str, float]:
-    """Return how far the two GELUs lead apart: the largest logit difference, and the loss of each in nats."""
-
-    def loss(rows: list[Tensor]) -> float:
-        pairs = zip(rows, tokens.long(), strict=True)
-        each = [F.cross_entropy(logits[:-1], row[1:], reduction="sum") for logits, row in pairs]
-        return float(torch.stack(each).sum()) / max(tokens[:, 1:].numel(), 1)
-
-    largest = max(float((a - b).abs().max()) for a, b in zip(tanh, erf, strict=True))
-    return {"max_abs_logit_diff": largest, "loss_tanh": loss(tanh), "loss_erf": loss(erf)}
+    return certify_and_write(model, tokens, tanh, against, used, options.out, options.overwrite, figures)
 
 
 def _tokenizer(name: str) -> Tokenizer:
@@ -111,65 +78,3 @@ def _tokenizer(name: str) -> Tokenizer:
     if not Path(name).is_dir():
         raise UserError(f"tokenizer {name!r} is neither gpt2 nor a folder with vocab.json and merges.txt")
     return load_tokenizer(Path(name), "imported")
-
-
-def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> ImportedModel:
-    """Read a checkpoint.
-
-    Args:
-      path: the file.
-      tokenizer: of the model.
-      n_head: attention heads; None takes what the checkpoint says.
-
-    Raises:
-      UserError: it is damaged, no GPT-2, or contradicts itself or the options.
-    """
-    value = read_weights(path)
-    arguments: Any = {}
-    if isinstance(value, Mapping) and "model" in value:
-        value, arguments = value["model"], value.get("model_args") or {}
-    if not isinstance(arguments, Mapping):
-        raise UserError(f"{path}: model_args is a {type(arguments).__name__}, expected names and values")
-    tensors = as_float32(plain_names(named_tensors(value, path), PREFIXES, path), path)
-    padded = _shape(tensors, arguments, n_head, path)
-    expected = {
-        from_hf_name(name): (dtype, shape[::-1] if name.endswith(CONV1D_SUFFIXES) else shape)
-        for name, (dtype, shape) in expected_tensors(padded, None).items()
-    }
-    biases = {name: shape for name, (_, shape) in expected.items() if BIASES.match(name)}
-    if not biases.keys() & tensors.keys() and not arguments.get("bias", False):
-        tensors |= {name: torch.zeros(shape) for name, shape in biases.items()}
-        say(f"{path}: the model has no biases; they become zeros")
-    check_layout(tensors, expected, path, "(O, I), as nn.Linear does")
-    tensors, tied = tie_equal_head(trim_vocabulary(tensors, tokenizer, path))
-    config = dataclasses.replace(padded, vocab_size=tokenizer.vocab_size, tied=tied)
-    return ImportedModel(path, "nanogpt", [path], config, tensors, tokenizer)
-
-
-def _shape(tensors: Tensors, arguments: Mapping[str, Any], n_head: int | None, path: Path) -> ModelConfig:
-    """Read the shape from the tensors, and the heads from elsewhere; UserError where they disagree."""
-    for name in ("wte.weight", "wpe.weight"):
-        if name not in tensors or tensors[name].ndim != 2:
-            raise UserError(f"{path} holds no matrix {name}; is it a checkpoint of nanoGPT or minGPT?")
-    (vocab_size, n_embd), block_size = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
-    layers = {int(match[1]) for name in tensors if (match := re.match(r"h\.(\d+)\.", name))}
-    found: dict[str, Any] = {
-        "n_layer": max(layers, default=-1) + 1,
-        "n_embd": n_embd,
-        "block_size": block_size,
-        "vocab_size": vocab_size,
-    }
-    for name in ARGUMENTS:
-        if arguments.get(name, found[name]) != found[name]:
-            raise UserError(
-                f"{path}: model_args has {name} {arguments[name]!r}, its tensors have {found[name]}"
-            )
-    said = arguments.get("n_head")
-    if n_head is not None and said is not None and n_head != said:
-        raise UserError(f"{path}: model_args has n_head {said!r}, --n-head is {n_head}; leave --n-head out")
-    heads = said if n_head is None else n_head
-    if type(heads) is not int:
-        raise UserError(f"{path} does not say how many attention heads it has; give --n-head")
-    dropout = arguments.get("dropout", 0.0)
-    dropout = float(dropout) if isinstance(dropout, int | float) and 0 <= dropout < 1 else 0.0
-    return ModelConfig(**found, n_head=heads, dropout=dropout, tied="lm_head.weight" not in tensors)

@@ -5,25 +5,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import new_folder, sha256_of
+from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer
-from jaxtyping import Float, Int32
 from torch import Tensor
 
-from jaxgpt_export.format.artifact import Tensors, from_hf_layout, to_hf_name, write_artifact
+from jaxgpt_export.format.artifact import write_artifact
 from jaxgpt_export.format.certificate import write_certificate
 from jaxgpt_export.format.probe import PROBE_SEQUENCES, Probe, probe_positions, probe_tokens, write_probe
-from jaxgpt_export.model.gpt import float_model
-from jaxgpt_export.parity import ParityMeter
-from jaxgpt_export.parity.probe_gates import fp32_bound
+from jaxgpt_export.format.tensors import to_hf_layout
+from jaxgpt_export.model.build import as_tensors, float_model
+from jaxgpt_export.parity.probe_gates import compare_rows, fp32_bound
 
 PROBE_TOKENS = 2048  # tokens that are compared: a large model in float64 takes minutes for more
 
+Rows = list[npt.NDArray[np.floating[Any]]]  # logits (T, V) of each row of tokens
 Reference = Callable[[Tensor], Tensor]  # tokens (T,) -> logits (T, V)
 
 
@@ -44,11 +47,11 @@ class ImportedModel:
     format: str
     files: list[Path]
     config: ModelConfig
-    tensors: Tensors
+    tensors: Arrays
     tokenizer: Tokenizer
 
 
-def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[Int32[Tensor, "B T"], str]:
+def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[npt.NDArray[np.int32], str]:
     """Choose what is compared on: windows of a validation split, else random tokens.
 
     Returns:
@@ -63,7 +66,7 @@ def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[Int32[Tensor
         generator = torch.Generator().manual_seed(0)
         shape = (rows, T)
         tokens = torch.randint(model.config.vocab_size, shape, generator=generator, dtype=torch.int32)
-        return tokens, "random tokens"
+        return tokens.numpy(), "random tokens"
     dataset = open_dataset(data)
     if dataset.tokenizer_sha256 != model.tokenizer.sha256:
         raise UserError(
@@ -73,15 +76,15 @@ def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[Int32[Tensor
     return probe_tokens(dataset.val, T)[:rows], f"the validation split of {data}"
 
 
-def rows_of(reference: Reference, tokens: Int32[Tensor, "B T"]) -> list[Float[Tensor, "T V"]]:
+def rows_of(reference: Reference, tokens: npt.NDArray[np.int32]) -> Rows:
     """Return the reference logits of each row."""
-    return [reference(row) for row in tokens]
+    return [reference(row).numpy() for row in torch.from_numpy(tokens)]
 
 
-def finish(
+def certify_and_write(
     model: ImportedModel,
-    tokens: Int32[Tensor, "B T"],
-    reference: list[Float[Tensor, "T V"]],
+    tokens: npt.NDArray[np.int32],
+    reference: Rows,
     against: str,
     versions: dict[str, str],
     out: Path,
@@ -92,7 +95,7 @@ def finish(
 
     Args:
       model: what was read.
-      tokens: on which it is compared.
+      tokens: (B, T), on which it is compared.
       reference: logits of each row, by an independent reading of the source.
       against: what gave them, for the certificate.
       versions: of the packages that took part.
@@ -103,18 +106,12 @@ def finish(
     Returns:
       The certificate; not passed, and no artifact, when the logits differ by more than rounding.
     """
-    T = tokens.shape[1]
-    module = float_model(model.config, model.tensors)
-    positions = probe_positions(tokens.numel(), model.config.vocab_size)
-    meter, kept = ParityMeter(), []
-    with torch.inference_mode():
-        for index, (row, expected) in enumerate(zip(tokens, reference, strict=True)):
-            meter.add(expected, module(row[None].long())[0])
-            kept.append(expected.float()[positions[positions // T == index] % T])
-    probe = Probe(tokens, positions, torch.cat(kept).clone())
-    parity = dataclasses.asdict(meter.result())
+    module = float_model(model.config, as_tensors(model.tensors))
+    positions = probe_positions(tokens.size, model.config.vocab_size)
+    parity = dataclasses.asdict(compare_rows(module, tokens, reference))
+    probe = Probe(tokens, positions, np.concatenate(reference).astype(np.float32)[positions])
     difference, bound = parity["max_abs_logit_diff"], fp32_bound(probe)
-    figures = {"parity": {**parity, "positions": tokens.numel(), "against": against}, **figures}
+    figures = {"parity": {**parity, "positions": tokens.size, "against": against}, **figures}
     if difference > bound:
         say(
             f"FAIL  logits of {model.source} read by this program differ from those of {against} by "
@@ -129,16 +126,15 @@ def finish(
         "step": None,
         "versions": versions,
     }
-    tensors = {to_hf_name(name): from_hf_layout(name, tensor) for name, tensor in model.tensors.items()}
     with new_folder(out, overwrite, "certificate.json") as folder:
-        write_artifact(folder, model.config, None, tensors, model.tokenizer)
+        write_artifact(folder, model.config, None, to_hf_layout(model.tensors, model.config), model.tokenizer)
         write_probe(folder, probe)
         certificate = write_certificate(folder, "fp32", origin, figures)
         size = (folder / "model.safetensors").stat().st_size
     head = "tied" if model.config.tied else "of its own"
     say(
         f"{out}: {model.config.n_layer} layers, {model.config.n_embd} channels, head {head}, "
-        f"{size / 1e6:.2f} MB; against {against} on {tokens.numel():,} positions: "
+        f"{size / 1e6:.2f} MB; against {against} on {tokens.size:,} positions: "
         f"max abs logit difference {difference:.2e}, top-1 agreement {parity['top1_agreement']:.4f}"
     )
     return Result({"size_mb": size / 1e6, **certificate})

@@ -11,16 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxgpt.shared.architecture import HEAD
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json
+from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from jaxgpt_export.format.artifact import Tensors, check_tensors
+from jaxgpt_export.format.tensors import Shapes, check_tensors
+from jaxgpt_export.model.build import Tensors, as_array
 
 HF_WEIGHTS = (
     "model.safetensors",
@@ -117,17 +121,15 @@ def plain_names(tensors: Tensors, prefixes: tuple[str, ...], path: Path) -> Tens
     return plain
 
 
-def as_float32(tensors: Tensors, path: Path) -> Tensors:
-    """Turn floats of other precisions into float32, and say so; integers stay, to be refused."""
+def as_float32(tensors: Tensors, path: Path) -> Arrays:
+    """Turn floats of any precision into float32 arrays, and say so; integers stay, to be refused."""
     kinds = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()}
     if others := sorted(kinds - {"float32"}):
         say(f"{path}: {', '.join(others)} weights become float32")
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    return {name: as_array(t.float() if t.is_floating_point() else t) for name, t in tensors.items()}
 
 
-def check_layout(
-    tensors: Tensors, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], path: Path, layout: str
-) -> None:
+def check_layout(tensors: Arrays, expected: Shapes, path: Path, layout: str) -> None:
     """Compare tensors with what a configuration asks for.
 
     Args:
@@ -140,16 +142,16 @@ def check_layout(
       UserError: one is missing, extra, transposed, of another shape, or holds NaN or infinity.
     """
     for name, (_, shape) in expected.items():
-        found = tuple(tensors[name].shape) if name in tensors else shape
+        found = tensors[name].shape if name in tensors else shape
         if found != shape and found == shape[::-1]:
             raise UserError(
                 f"{path}: {name} is {found}, expected {shape}: it is transposed; this format stores "
                 f"matrices {layout}"
             )
-    check_tensors(tensors, dict(expected), path)
+    check_tensors(tensors, expected, path)
 
 
-def trim_vocabulary(tensors: Tensors, tokenizer: Tokenizer, path: Path) -> Tensors:
+def trim_vocabulary(tensors: Arrays, tokenizer: Tokenizer, path: Path) -> Arrays:
     """Leave out the rows of embedding and head that are no token, and say so.
 
     Raises:
@@ -163,16 +165,16 @@ def trim_vocabulary(tensors: Tensors, tokenizer: Tokenizer, path: Path) -> Tenso
     if rows == wanted:
         return tensors
     say(f"{path}: rows {wanted} to {rows - 1} of the vocabulary are no token and are left out")
-    padded = ("wte.weight", "lm_head.weight")
-    return {name: t[:wanted].clone() if name in padded else t for name, t in tensors.items()}
+    padded = ("wte.weight", f"{HEAD}.weight")
+    return {name: array[:wanted].copy() if name in padded else array for name, array in tensors.items()}
 
 
-def tie_equal_head(tensors: Tensors) -> tuple[Tensors, bool]:
+def tie_equal_head(tensors: Arrays) -> tuple[Arrays, bool]:
     """Leave out a head that equals the embedding; the values decide, whatever a configuration says.
 
     Returns:
       The tensors, and whether the head is tied.
     """
-    head = tensors.get("lm_head.weight")
-    tied = head is None or torch.equal(head, tensors["wte.weight"])
-    return {name: t for name, t in tensors.items() if not (tied and name == "lm_head.weight")}, tied
+    head = tensors.get(f"{HEAD}.weight")
+    tied = head is None or np.array_equal(head, tensors["wte.weight"])
+    return {name: array for name, array in tensors.items() if not (tied and name == f"{HEAD}.weight")}, tied

@@ -16,16 +16,16 @@ operations single ones in the order written; no fused multiply-add, no reciproca
                     q_x[t, i] = round(x[t, i] / s_x[t])         in [-127, 127] without clipping
     static input    s_x is stored with the layer
                     q_x[t, i] = clip(round(x[t, i] / s_x), -127, 127)
-    fine input      some layers round once more what the first rounding left, in 256ths of the step:
+    two levels      some layers round the residual of the first rounding too, in 256ths of its scale:
                     r[t, i] = x[t, i] - float32(q_x[t, i]) * s_x[t]
                     p_x[t, i] = clip(round(r[t, i] / s_x[t] * 256), -127, 127)
     output          y[t, o] = float32(sum_i q_x[t, i] q_w[o, i]) * (s_x[t] * s_w[o]) + bias[o]
-                    with a fine input the sum is float32(sum_i q_x q_w) + float32(sum_i p_x q_w) / 256
+                    with two levels the sum is float32(sum_i q_x q_w) + float32(sum_i p_x q_w) / 256
     embedding row   e[v, i] = float32(q_w[v, i]) * s_w[v], divided by smooth[i] where the head has one
 
     weight-only     the input stays float: y[t, o] = sum_i x[t, i] w[o, i] + bias[o], float32, in any order
         8 bits      w[o, i] = float32(q_w[o, i]) * s_w[o], rounded as above
-        4 bits      w[o, i] = float32(q[o, i]) * s[o, i // G]: G input channels share a step. q lies in
+        4 bits      w[o, i] = float32(q[o, i]) * s[o, i // G]: G input channels share a scale. q lies in
                     [-8, 7] and s is bfloat16 with a sign, so that a group's extreme of either sign can be -8
         byte        (q[o, 2 k] + 8) + 16 (q[o, 2 k + 1] + 8)
 
@@ -39,7 +39,7 @@ operations single ones in the order written; no fused multiply-add, no reciproca
                     written. (Training in JAX, which only learns to live with the rounding, keeps float32
                     throughout.)
 
-Which integers and steps 4 bits have is the quantizer's business altogether. The integer sum is exact in
+Which integers and scales 4 bits have is the quantizer's business altogether. The integer sum is exact in
 int32: |sum| <= 127^2 I < 2^31 for I < 133,144. -128 is never used, so that a product fits 15 bits and
 negation is safe. Symmetric: float 0 is integer 0, no zero point is stored.
 
@@ -59,7 +59,7 @@ INT4_LOWEST, INT4_HIGHEST = -8, 7
 
 
 def scale_of(largest: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """Return the step that puts the largest absolute value on 127."""
+    """Return the scale that puts the largest absolute value on 127."""
     return (largest / LEVELS).clamp_min_(MIN_SCALE)
 
 
@@ -71,7 +71,7 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
 
     Returns:
       q: (O, I), integers in [-127, 127].
-      scale: (O,), weight units an integer step; q * scale[:, None] is within scale / 2 of weight.
+      scale: (O,), weight units an integer; q * scale[:, None] is within scale / 2 of weight.
 
     Raises:
       ValueError: a row holds NaN or infinity; the message names the first such row.
@@ -89,43 +89,43 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
 
 
 def quantize_tokens(x: Float[Tensor, "*N I"]) -> tuple[Float[Tensor, "*N I"], Float[Tensor, "*N 1"]]:
-    """Round each token's activations with the token's own step (dynamic input).
+    """Round each token's activations with the token's own scale (dynamic input).
 
     Returns:
       q: (..., I), integers in [-127, 127], in float32: what they are packed into is the kernel's business.
-      scale: (..., 1), activation units an integer step.
+      scale: (..., 1), activation units an integer.
     """
     scale = scale_of(x.abs().amax(dim=-1, keepdim=True))
     return (x / scale).round_(), scale
 
 
 def quantize_static(x: Float[Tensor, "*N I"], scale: Float[Tensor, ""]) -> Float[Tensor, "*N I"]:
-    """Round activations with a stored step to integers in float32; beyond 127 steps they are clipped."""
+    """Round activations with a stored scale to integers in float32; beyond 127 of it they are clipped."""
     return (x / scale).round_().clamp_(-LEVELS, LEVELS)
 
 
 def quantize_residual(
     x: Float[Tensor, "*N I"], q: Float[Tensor, "*N I"], scale: Float[Tensor, "..."]
 ) -> Float[Tensor, "*N I"]:
-    """Round what a first rounding left to integers in [-127, 127], 256ths of its step (fine input)."""
-    rest = x - q * scale
-    return (rest / scale).mul_(RESIDUAL_LEVELS).round_().clamp_(-LEVELS, LEVELS)
+    """Round the residual of a first rounding to integers in [-127, 127], 256ths of its scale (two levels)."""
+    residual = x - q * scale
+    return (residual / scale).mul_(RESIDUAL_LEVELS).round_().clamp_(-LEVELS, LEVELS)
 
 
 def int4_scale(extreme: Float[Tensor, "*N"]) -> BFloat16[Tensor, "*N"]:
-    """Return the step that puts a value, usually a group's largest in size, on -8."""
+    """Return the scale that puts a value, usually a group's largest in size, on -8."""
     scale = (extreme / INT4_LOWEST).to(torch.bfloat16)
     tiny = torch.full_like(scale, MIN_SCALE)
     return torch.where(scale.abs() >= MIN_SCALE, scale, tiny)
 
 
 def round_int4(weight: Float[Tensor, "*N"], scale: BFloat16[Tensor, "*N"]) -> Int8[Tensor, "*N"]:
-    """Round weights with a step of the same shape to integers in [-8, 7]; what lies beyond is clipped."""
+    """Round weights with scales of the same shape to integers in [-8, 7]; what lies beyond is clipped."""
     return torch.round(weight / scale.float()).clamp_(INT4_LOWEST, INT4_HIGHEST).to(torch.int8)
 
 
 def pack_int4(q: Int8[Tensor, "O I"]) -> UInt8[Tensor, "O I2"]:
-    """Put two integers in [-8, 7] into a byte, the even channel into its lower half."""
+    """Put two integers in [-8, 7] into a byte, the even channel into its low nibble."""
     unsigned = (q - INT4_LOWEST).to(torch.uint8)
     return unsigned[:, ::2] + unsigned[:, 1::2] * 16
 

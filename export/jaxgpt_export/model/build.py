@@ -1,47 +1,129 @@
-"""The module of an artifact: a layer class for each layer."""
+"""The module of an artifact: from arrays to tensors, from each layer's scheme to its layer class."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
+import torch
+from jaxgpt.shared.architecture import HEAD, PARTS, linear_layers, matrices, norms
 from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.tensor_file import BFLOAT16, Array, Arrays
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from jaxgpt_export.format.scheme import HEAD, Quantization, linear_layers
-from jaxgpt_export.model.gpt import EMBEDDINGS, GPT, PARTS, float_linear, layer_shapes, norm_names
+from jaxgpt_export.format.artifact import Artifact, read_artifact
+from jaxgpt_export.format.scheme import LayerScheme, Quantization
+from jaxgpt_export.model.gpt import GPT
 from jaxgpt_export.model.int8_linear import Int8Linear
 from jaxgpt_export.model.weight_only import QuantizedEmbedding, WeightOnlyLinear
 
+Tensors = dict[str, Tensor]
+
+
+def load(folder: str | Path) -> GPT:
+    """Return the module of an artifact folder; `model(tokens)` gives logits (B, T, V).
+
+    Raises:
+      UserError: the folder is no artifact, or a tensor is missing, extra, wrongly shaped or not finite.
+    """
+    return build_model(read_artifact(Path(folder)))
+
+
+def build_model(artifact: Artifact) -> GPT:
+    """Build the PyTorch module of an artifact that was read."""
+    tensors = as_tensors(artifact.tensors)
+    if artifact.quantization is None:
+        return float_model(artifact.config, tensors)
+    return quantized_model(artifact.config, artifact.quantization, tensors)
+
+
+def as_tensors(arrays: Mapping[str, Array]) -> Tensors:
+    """Return arrays as tensors over the same memory."""
+    return {name: as_tensor(array) for name, array in arrays.items()}
+
+
+def as_tensor(array: Array) -> Tensor:
+    """Return an array as a tensor over the same memory."""
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    """Return tensors as arrays, over the same memory where they are contiguous."""
+    return {name: as_array(tensor) for name, tensor in tensors.items()}
+
+
+def as_array(tensor: Tensor) -> Array:
+    """Return a tensor as an array, over the same memory where it is contiguous."""
+    whole = tensor.detach().contiguous()
+    return whole.view(torch.uint16).numpy().view(BFLOAT16) if whole.dtype == torch.bfloat16 else whole.numpy()
+
+
+def float_model(config: ModelConfig, tensors: Mapping[str, Tensor]) -> GPT:
+    """Build the float32 module.
+
+    Args:
+      config: shape.
+      tensors: by module name: "wte.weight", "h.0.attn.c_attn.weight" (O, I), ".bias", "ln_f.weight", ...
+    """
+    layers: dict[str, nn.Module] = {}
+    for name, layer in matrices(config).items():
+        weight = tensors[f"{name}.weight"]
+        if layer.role == "embedding":
+            layers[name] = nn.Embedding.from_pretrained(weight)
+        else:
+            layers[name] = float_linear(weight, tensors.get(f"{name}.bias"))
+    if config.tied:
+        layers[HEAD] = float_linear(tensors["wte.weight"], None)
+        layers[HEAD].weight = layers["wte"].weight
+    return _with_norms(GPT(config, layers), tensors)
+
 
 def quantized_model(config: ModelConfig, quantization: Quantization, tensors: Mapping[str, Tensor]) -> GPT:
-    """Build the module of a quantized artifact from its tensors."""
-    layers: dict[str, nn.Module] = {}
-    for name in EMBEDDINGS:
-        if name in layer_shapes(config):
-            layers[name] = _embedding(name, quantization, tensors)
-    for name, source in linear_layers(config).items():
-        layers[name] = _linear(name, source, quantization, tensors)
-    model = GPT(config, layers, exact=not quantization.weight_only)
-    norms = {f"{name}.{part}": tensors[f"{name}.{part}"] for name in norm_names(config) for part in PARTS}
-    model.load_state_dict(norms, strict=False)
+    """Build the module of a quantized artifact from its tensors, by their names in the file."""
+    schemes = quantization.layers
+    layers: dict[str, nn.Module] = {
+        name: _embedding(name, schemes[name], tensors)
+        for name, layer in matrices(config).items()
+        if layer.role == "embedding"
+    }
+    for name, layer in linear_layers(config).items():
+        layers[name] = _linear(name, layer.matrix, schemes[name], tensors)
+    return _with_norms(GPT(config, layers, exact=quantization.rounds_inputs), tensors)
+
+
+def _with_norms(model: GPT, tensors: Mapping[str, Tensor]) -> GPT:
+    parts = {f"{name}.{part}": tensors[f"{name}.{part}"] for name in norms(model.config) for part in PARTS}
+    model.load_state_dict(parts, strict=False)
     return model.eval().requires_grad_(False)
 
 
-def _embedding(name: str, quantization: Quantization, tensors: Mapping[str, Tensor]) -> nn.Module:
-    bits = quantization.bits[name]
-    if bits == 32:
+def _embedding(name: str, scheme: LayerScheme, tensors: Mapping[str, Tensor]) -> nn.Module:
+    if scheme.weight_bits == 32:
         return nn.Embedding.from_pretrained(tensors[f"{name}.weight"])
-    weight = tensors[f"{name}.weight" if bits == 8 else f"{name}.weight_packed"]
+    weight = tensors[f"{name}.weight" if scheme.weight_bits == 8 else f"{name}.weight_packed"]
     return QuantizedEmbedding(weight, tensors[f"{name}.weight_scale"], tensors.get(f"{name}.smooth"))
 
 
-def _linear(name: str, source: str, quantization: Quantization, tensors: Mapping[str, Tensor]) -> nn.Module:
-    bits, bias = quantization.bits[source], tensors.get(f"{name}.bias")
-    if bits == 32:
-        return float_linear(tensors[f"{source}.weight"], bias)
-    weight = tensors[f"{source}.weight" if bits == 8 else f"{source}.weight_packed"]
-    scale = tensors[f"{source}.weight_scale"]
-    if quantization.weight_only:
+def _linear(name: str, matrix: str, scheme: LayerScheme, tensors: Mapping[str, Tensor]) -> nn.Module:
+    bias = tensors.get(f"{name}.bias")
+    if scheme.weight_bits == 32:
+        return float_linear(tensors[f"{matrix}.weight"], bias)
+    weight = tensors[f"{matrix}.weight" if scheme.weight_bits == 8 else f"{matrix}.weight_packed"]
+    scale = tensors[f"{matrix}.weight_scale"]
+    if scheme.activation == "float":
         return WeightOnlyLinear(weight, scale, bias)
-    # The head's own smoothing is folded into ln_f, so only the rows of the embedding are divided.
-    smooth = None if name == HEAD else tensors.get(f"{name}.smooth")
-    fine = name in quantization.fine
-    return Int8Linear(weight, scale, bias, tensors.get(f"{name}.input_scale"), smooth, fine)
+    # A head's own smoothing is folded into ln_f, so only the rows of the embedding are divided.
+    smooth = tensors[f"{name}.smooth"] if scheme.smoothing else None
+    return Int8Linear(weight, scale, bias, tensors.get(f"{name}.input_scale"), smooth, scheme.two_level)
+
+
+def float_linear(weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None) -> nn.Linear:
+    """Return a float32 layer that holds these very tensors."""
+    O, I = weight.shape
+    layer = nn.Linear(I, O, bias=bias is not None, device="meta")
+    layer.load_state_dict(
+        {"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True
+    )
+    return layer.requires_grad_(False)

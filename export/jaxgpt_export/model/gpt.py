@@ -6,17 +6,15 @@ The structure is the same for every artifact; which class a layer has comes from
 """
 
 import torch
-from jaxgpt.shared.config import ROTARY_BASE, ModelConfig
+from jaxgpt.shared.architecture import LAYER_NORM_EPSILON
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jaxgpt_export.model.kv_cache import Cache
-
-LAYER_NORM_EPSILON = 1e-5
-EMBEDDINGS = ("wte", "wpe")
-PARTS = ("weight", "bias")
+from jaxgpt_export.format.rotary import rope_table
+from jaxgpt_export.model.kv_cache import KVCache
 
 
 class Attention(nn.Module):
@@ -27,18 +25,18 @@ class Attention(nn.Module):
         n_head: int,
         c_attn: nn.Module,
         c_proj: nn.Module,
-        turns: Tensor | None = None,
+        rope: Tensor | None = None,
         exact: bool = False,
     ) -> None:
         super().__init__()
         self.n_head = n_head
         self._exact = exact
-        self._turns = turns  # (2, block_size, D), cosines and sines of rotary positions
+        self._rope = rope  # (2, block_size, D), see format/rotary.py
         self.c_attn = c_attn
         self.c_proj = c_proj
 
     def forward(
-        self, x: Float[Tensor, "B T C"], cache: Cache | None = None, layer: int = 0
+        self, x: Float[Tensor, "B T C"], cache: KVCache | None = None, layer: int = 0
     ) -> Float[Tensor, "B T C"]:
         """Attend to the tokens up to each position, those in the cache included."""
         B, T, C = x.shape
@@ -46,8 +44,8 @@ class Attention(nn.Module):
         query, key, value = qkv.unbind(0)  # (B, H, T, D)
         mask = None
         start = 0 if cache is None else cache.length
-        if self._turns is not None:
-            cosine, sine = (part.narrow(0, start, T) for part in self._turns)
+        if self._rope is not None:
+            cosine, sine = (part.narrow(0, start, T) for part in self._rope)
             query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         if cache is not None:
             key, value = cache.extended(layer, key, value)
@@ -59,14 +57,6 @@ class Attention(nn.Module):
             query, key, value = query.double(), key.double(), value.double()
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.c_proj(mixed.to(x.dtype).transpose(1, 2).reshape(B, T, C))
-
-
-def rotary_turns(config: ModelConfig) -> Float[Tensor, "2 S D"]:
-    """Return cosine and sine of every position and channel; see `jaxgpt.training.model.attention.rotate`."""
-    half = config.head_size // 2
-    speeds = ROTARY_BASE ** (-torch.arange(half, dtype=torch.float32) / half)
-    angles = torch.arange(config.block_size, dtype=torch.float32)[:, None] * speeds.repeat(2)[None]
-    return torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(
@@ -118,7 +108,7 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(
-        self, x: Float[Tensor, "B T C"], cache: Cache | None = None, layer: int = 0
+        self, x: Float[Tensor, "B T C"], cache: KVCache | None = None, layer: int = 0
     ) -> Float[Tensor, "B T C"]:
         """Return the new stream."""
         x = x + self.attn(self.ln_1(x), cache, layer)
@@ -142,19 +132,19 @@ class GPT(nn.Module):
         self.exact = exact
         self.wte = layers["wte"]
         self.wpe = layers.get("wpe")
-        turns = None if self.wpe is not None else rotary_turns(config)
+        rope = None if self.wpe is not None else torch.from_numpy(rope_table(config))
         self.h = nn.ModuleList()
         for index in range(config.n_layer):
             name = f"h.{index}"
             linear = (layers[f"{name}.attn.c_attn"], layers[f"{name}.attn.c_proj"])
-            attn = Attention(config.n_head, *linear, turns, exact)
+            attn = Attention(config.n_head, *linear, rope, exact)
             mlp = MLP(layers[f"{name}.mlp.c_fc"], layers[f"{name}.mlp.c_proj"], exact)
             self.h.append(Block(config.n_embd, attn, mlp, exact))
         self.ln_f = layer_norm(config.n_embd, exact)
         self.lm_head = layers["lm_head"]
 
     def forward(
-        self, tokens: Integer[Tensor, "B T"], cache: Cache | None = None, last_only: bool = False
+        self, tokens: Integer[Tensor, "B T"], cache: KVCache | None = None, last_only: bool = False
     ) -> Float[Tensor, "B T2 V"]:
         """Return the logits of the next token at every position.
 
@@ -179,64 +169,7 @@ class GPT(nn.Module):
             cache.length = end
         return self.lm_head(self.ln_f(x[:, -1:] if last_only else x))
 
-    def new_cache(self, batch: int = 1, rounded_to: torch.dtype = torch.float32) -> Cache:
+    def new_cache(self, batch: int = 1, rounded_to: torch.dtype = torch.float32) -> KVCache:
         """Return an empty cache that this model multiplies as it lies."""
         dtype = torch.float64 if self.exact else torch.float32
-        return Cache(self.config, batch, rounded_to, dtype)
-
-
-def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Return (O, I) of every matrix by layer name; (V, C) and (block_size, C) of the embeddings.
-
-    A tied head is not among them.
-    """
-    C = config.n_embd
-    shapes = {"wte": (config.vocab_size, C)}
-    if config.positions == "learned":
-        shapes["wpe"] = (config.block_size, C)
-    for index in range(config.n_layer):
-        shapes[f"h.{index}.attn.c_attn"] = (3 * C, C)
-        shapes[f"h.{index}.attn.c_proj"] = (C, C)
-        shapes[f"h.{index}.mlp.c_fc"] = (4 * C, C)
-        shapes[f"h.{index}.mlp.c_proj"] = (C, 4 * C)
-    if not config.tied:
-        shapes["lm_head"] = (config.vocab_size, C)
-    return shapes
-
-
-def norm_names(config: ModelConfig) -> list[str]:
-    """Return the names of the LayerNorms."""
-    return [*(f"h.{i}.{norm}" for i in range(config.n_layer) for norm in ("ln_1", "ln_2")), "ln_f"]
-
-
-def float_model(config: ModelConfig, tensors: dict[str, Tensor]) -> GPT:
-    """Build the float32 module.
-
-    Args:
-      config: shape.
-      tensors: by module name: "wte.weight", "h.0.attn.c_attn.weight" (O, I), ".bias", "ln_f.weight", ...
-    """
-    layers: dict[str, nn.Module] = {}
-    for name in layer_shapes(config):
-        weight = tensors[f"{name}.weight"]
-        if name in EMBEDDINGS:
-            layers[name] = nn.Embedding.from_pretrained(weight)
-        else:
-            layers[name] = float_linear(weight, tensors.get(f"{name}.bias"))
-    if config.tied:
-        layers["lm_head"] = float_linear(tensors["wte.weight"], None)
-        layers["lm_head"].weight = layers["wte"].weight
-    model = GPT(config, layers)
-    norms = {f"{name}.{part}": tensors[f"{name}.{part}"] for name in norm_names(config) for part in PARTS}
-    model.load_state_dict(norms, strict=False)
-    return model.eval().requires_grad_(False)
-
-
-def float_linear(weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None) -> nn.Linear:
-    """Return a float32 layer that holds these very tensors."""
-    O, I = weight.shape
-    layer = nn.Linear(I, O, bias=bias is not None, device="meta")
-    layer.load_state_dict(
-        {"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True
-    )
-    return layer.requires_grad_(False)
+        return KVCache(self.config, batch, rounded_to, dtype)

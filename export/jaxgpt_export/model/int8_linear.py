@@ -25,7 +25,7 @@ class Int8Linear(nn.Module):
       bias: (O,), or None.
       input_scale: () for static input; None for dynamic.
       smooth: (I,) by which the input is divided first; None for none.
-      fine: what rounding the input leaves is rounded too, and multiplied in the same call.
+      two_level: the residual of the input's rounding is rounded too, and multiplied in the same call.
     """
 
     weight: Tensor
@@ -41,10 +41,10 @@ class Int8Linear(nn.Module):
         bias: Float[Tensor, "O"] | None = None,
         input_scale: Float[Tensor, ""] | None = None,
         smooth: Float[Tensor, "I"] | None = None,
-        fine: bool = False,
+        two_level: bool = False,
     ) -> None:
         super().__init__()
-        self.fine = fine
+        self.two_level = two_level
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
@@ -78,7 +78,7 @@ class Int8Linear(nn.Module):
     def quantize_input(
         self, x: Float[Tensor, "*N I"]
     ) -> tuple[Float[Tensor, "*N I"], Float[Tensor, "*N 1"] | Float[Tensor, ""]]:
-        """Return the integers of the input, in float32, and their step."""
+        """Return the integers of the input, in float32, and their scale."""
         return self._rounded(self._smoothed(x))
 
     def _smoothed(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N I"]:
@@ -99,14 +99,14 @@ class Int8Linear(nn.Module):
         """Apply the layer with a given product of integers."""
         x = self._smoothed(x)
         q, scale = self._rounded(x)
-        if self.fine:
-            rest = quantize_residual(x, q, scale)
-            sums, fine_sums = product(torch.stack([q, rest])).unbind()
-            sums = fine_sums.div(RESIDUAL_LEVELS).add_(sums)
+        if self.two_level:
+            residual = quantize_residual(x, q, scale)
+            sums, residual_sums = product(torch.stack([q, residual])).unbind()
+            sums = residual_sums.div(RESIDUAL_LEVELS).add_(sums)
         else:
             sums = product(q)
-        step = scale * self.weight_scale if self._static_scale is None else self._static_scale
-        y = sums.mul_(step)
+        output_scale = scale * self.weight_scale if self._static_scale is None else self._static_scale
+        y = sums.mul_(output_scale)
         return y if self.bias is None else y.add_(self.bias)
 
     def _sums(self, q: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
@@ -123,5 +123,5 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         """Say what kind of layer it is."""
         inputs = "dynamic" if self.input_scale is None else "static"
-        fine = ", fine" if self.fine else ""
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, int8, {inputs} input{fine}"
+        levels = ", two levels" if self.two_level else ""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, int8, {inputs} input{levels}"

@@ -6,14 +6,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Cache:
+class KVCache:
     """Keys and values of the tokens so far.
 
     Args:
       config: shape.
       batch: texts side by side.
       rounded_to: what keys and values are rounded to: torch.float32 (not at all) or torch.float16.
-      dtype: what they lie in: an exact model multiplies float64, and would convert all of them in each step.
+      dtype: what they lie in: an exact model multiplies float64, and would convert all of them for each
+        token.
 
     Attributes:
       keys: (B, H, S, D) of each layer.

@@ -15,7 +15,7 @@ from jaxgpt_export.model.arithmetic import dequantize
 
 
 class QuantizedEmbedding(nn.Module):
-    """An embedding whose rows are integers with steps of their own.
+    """An embedding whose rows are integers with scales of their own.
 
     Attributes:
       weight: (V, C) int8, or (V, C / 2) uint8 with 4-bit integers; the head uses the same tensor.

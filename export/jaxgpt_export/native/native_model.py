@@ -1,24 +1,21 @@
-"""An artifact packed for the native engine."""
+"""An artifact packed for the native engine: which it can run, and how its tensors reach it."""
 
 import ctypes
-import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
+from jaxgpt.shared.architecture import BLOCK_LINEARS, BLOCK_NORMS, HEAD, linear_layers
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import usable_cores
-from torch import Tensor
+from jaxgpt.shared.tensor_file import Array, Arrays, release_pages
 
 from jaxgpt_export.format.artifact import Artifact
-from jaxgpt_export.format.scheme import HEAD, Quantization, linear_layers
-from jaxgpt_export.model.gpt import rotary_turns
+from jaxgpt_export.format.rotary import rope_table
+from jaxgpt_export.format.scheme import Quantization
 from jaxgpt_export.native.library import call_engine, engine_library, instruction_sets
 
-LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-NORMS = ("ln_1", "ln_2")
-LAST_NORM = 2
+LAST_NORM = len(BLOCK_NORMS)  # number of ln_f among the norms
 GROUP_STEP, LARGEST_GROUP = 8, 2048
 LARGEST_HEAD = 512
 
@@ -33,7 +30,7 @@ class _Shape(ctypes.Structure):
 class _Linear(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "weight_scale", "bias", "smooth")),
-        *((name, ctypes.c_int32) for name in ("outputs", "inputs", "bits", "group_size", "fine")),
+        *((name, ctypes.c_int32) for name in ("outputs", "inputs", "bits", "group_size", "two_level")),
         ("input_scale", ctypes.c_float),
     ]
 
@@ -45,13 +42,17 @@ def unsupported_reason(artifact: Artifact) -> str | None:
         return "it runs quantized artifacts only"
     if not instruction_sets():
         return "it was not built (pip install found no C++ compiler)"
-    if 32 in quantization.bits.values():
+    schemes = quantization.layers
+    if any(scheme.weight_bits == 32 for scheme in schemes.values()):
         return "the artifact keeps a layer in float32"
+    for name in ("wpe", *(() if artifact.config.tied else ("wte",))):
+        if name in schemes and schemes[name].weight_bits != 8:
+            return f"the rows of {name} have {schemes[name].weight_bits} bits, it reads rows of 8"
     if artifact.config.head_size > LARGEST_HEAD:
         return f"heads of {artifact.config.head_size} channels are larger than its {LARGEST_HEAD}"
-    size = quantization.group_size
-    if size and (size % GROUP_STEP or size > LARGEST_GROUP):
-        return f"groups of {size} weights are none of its ({GROUP_STEP}, 16, ... {LARGEST_GROUP})"
+    for size in sorted({scheme.group_size for scheme in schemes.values()} - {0}):
+        if size % GROUP_STEP or size > LARGEST_GROUP:
+            return f"groups of {size} weights are none of its ({GROUP_STEP}, 16, ... {LARGEST_GROUP})"
     return None
 
 
@@ -106,32 +107,30 @@ class NativeModel:
         engine_library().jaxgpt_model_use_screen(self._handle, int(use))
 
     def _fill(self, artifact: Artifact, quantization: Quantization) -> None:
-        tensors, config = artifact.tensors, artifact.config
-        mapped = _mapped_ranges(artifact.folder / "model.safetensors")
-        for layer in range(config.n_layer):
-            for which, name in enumerate(NORMS):
-                self._set_norm(tensors, f"h.{layer}.{name}", which, layer)
-            for which, name in enumerate(LAYERS):
-                linear = _linear(f"h.{layer}.{name}", artifact, quantization)
-                call_engine("jaxgpt_model_set_linear", self._handle, which, layer, ctypes.byref(linear))
-            of_layer = [tensor for name, tensor in tensors.items() if name.startswith(f"h.{layer}.")]
-            _release(of_layer, mapped)
+        tensors, config, handle = artifact.tensors, artifact.config, self._handle
+        for block in range(config.n_layer):
+            for number, name in enumerate(BLOCK_NORMS):
+                self._set_norm(tensors, f"h.{block}.{name}", number, block)
+            for number, name in enumerate(BLOCK_LINEARS):
+                linear = _linear(f"h.{block}.{name}", artifact, quantization)
+                call_engine("jaxgpt_model_set_linear", handle, number, block, ctypes.byref(linear))
+            release_pages(tensor for name, tensor in tensors.items() if name.startswith(f"h.{block}."))
         self._set_norm(tensors, "ln_f", LAST_NORM, 0)
         head = _linear(HEAD, artifact, quantization)
-        call_engine("jaxgpt_model_set_head", self._handle, ctypes.byref(head))
+        call_engine("jaxgpt_model_set_head", handle, ctypes.byref(head))
         rows = (None, None) if config.tied else _rows(tensors, "wte")
-        call_engine("jaxgpt_model_set_tokens", self._handle, *rows, _pointer(tensors.get("wte.smooth")))
+        call_engine("jaxgpt_model_set_tokens", handle, *rows, _pointer(tensors.get("wte.smooth")))
         if config.positions == "rotary":
-            turns = rotary_turns(config).contiguous()
-            call_engine("jaxgpt_model_set_turns", self._handle, _pointer(turns))
+            table = rope_table(config)
+            call_engine("jaxgpt_model_set_turns", handle, _pointer(table))
         else:
-            call_engine("jaxgpt_model_set_positions", self._handle, *_rows(tensors, "wpe"))
-        call_engine("jaxgpt_model_ready", self._handle)
-        _release(list(tensors.values()), mapped)
+            call_engine("jaxgpt_model_set_positions", handle, *_rows(tensors, "wpe"))
+        call_engine("jaxgpt_model_ready", handle)
+        release_pages(tensors.values())
 
-    def _set_norm(self, tensors: dict[str, Tensor], name: str, which: int, layer: int) -> None:
+    def _set_norm(self, tensors: Arrays, name: str, number: int, block: int) -> None:
         gain, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-        call_engine("jaxgpt_model_set_norm", self._handle, which, layer, _pointer(gain), _pointer(bias))
+        call_engine("jaxgpt_model_set_norm", self._handle, number, block, _pointer(gain), _pointer(bias))
 
 
 def free_with(owner: object, free: Callable[..., object], *kept: object) -> None:
@@ -139,59 +138,33 @@ def free_with(owner: object, free: Callable[..., object], *kept: object) -> None
     weakref.finalize(owner, free, *kept).atexit = False
 
 
-def _mapped_ranges(file: Path) -> list[tuple[int, int]]:
-    """Return the addresses (first, end) where a file is mapped into memory; [] where that can't be told."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    ranges = [line.split()[0].split("-") for line in lines if line.endswith(str(file.resolve()))]
-    return [(int(first, 16), int(end, 16)) for first, end in ranges]
-
-
-def _release(tensors: Sequence[Tensor], mapped: Sequence[tuple[int, int]]) -> None:
-    """Give the pages of tensors that are mapped from a file back to the system; reading them maps them again.
-
-    Packed weights and the file's pages together would take the artifact's size twice. Memory that is not a
-    mapping of this very file is left alone.
-    """
-    for first, end in mapped:
-        for tensor in tensors:
-            start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-            stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-            if first <= start < stop <= end:
-                ctypes.CDLL(None).madvise(
-                    ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
-                )
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
-    if tensor is None:
+def _pointer(array: Array | None) -> ctypes.c_void_p | None:
+    if array is None:
         return None
-    assert tensor.is_contiguous()
-    return ctypes.c_void_p(tensor.data_ptr())
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
 
 
-def _rows(tensors: dict[str, Tensor], name: str) -> tuple[ctypes.c_void_p | None, ctypes.c_void_p | None]:
+def _rows(tensors: Arrays, name: str) -> tuple[ctypes.c_void_p | None, ctypes.c_void_p | None]:
     return _pointer(tensors[f"{name}.weight"]), _pointer(tensors[f"{name}.weight_scale"])
 
 
 def _linear(name: str, artifact: Artifact, quantization: Quantization) -> _Linear:
+    """Describe a linear layer; a float input is taken rounded twice, as a two-level one is."""
     tensors = artifact.tensors
-    source = linear_layers(artifact.config)[name]
-    bits = quantization.bits[source]
-    weight = tensors[f"{source}.weight" if bits == 8 else f"{source}.weight_packed"]
-    step = tensors.get(f"{name}.input_scale")
-    smooth = None if name == HEAD else tensors.get(f"{name}.smooth")
+    layer, scheme = linear_layers(artifact.config)[name], quantization.layers[name]
+    packed = "weight" if scheme.weight_bits == 8 else "weight_packed"
+    input_scale = tensors.get(f"{name}.input_scale")
     return _Linear(
-        _pointer(weight),
-        _pointer(tensors[f"{source}.weight_scale"]),
+        _pointer(tensors[f"{layer.matrix}.{packed}"]),
+        _pointer(tensors[f"{layer.matrix}.weight_scale"]),
         _pointer(tensors.get(f"{name}.bias")),
-        _pointer(smooth),
-        weight.shape[0],
-        weight.shape[1] * (8 // bits),
-        bits,
-        quantization.group_size if bits == 4 else 0,
-        int(quantization.weight_only or name in quantization.fine),
-        0.0 if step is None else float(step),
+        # A head's own smoothing is folded into ln_f.
+        _pointer(tensors[f"{name}.smooth"]) if scheme.smoothing else None,
+        layer.outputs,
+        layer.inputs,
+        scheme.weight_bits,
+        scheme.group_size,
+        int(scheme.activation == "float" or scheme.two_level),
+        0.0 if input_scale is None else float(input_scale),
     )

@@ -6,16 +6,17 @@ jaxgpt-export compare --reference runs/demo/run --model runs/demo/int8-static --
 import dataclasses
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.errors import UserError
 
-from jaxgpt_export.parity.comparison import compare_models
-from jaxgpt_export.parity.integers import compare_integers
-from jaxgpt_export.parity.layers import Deviation, first_deviation, layer_errors
-from jaxgpt_export.parity.models import open_model
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jaxgpt_export.parity.comparable import Comparable
+    from jaxgpt_export.parity.comparison import Comparison
 
 LAYER_ROWS = 2  # windows on which layers are compared
 DEFAULT_BLOCK_SIZE = 64  # where no model says what it holds
@@ -50,16 +51,16 @@ class CompareOptions:
 
 def compare_command(options: CompareOptions) -> Result:
     """Run `jaxgpt-export compare`."""
-    asked = options.block_size
-    if options.tokens < 2 or (asked is not None and asked < 2) or options.greedy_tokens < 0:
-        raise UserError("--tokens and --block-size must be at least 2, --greedy-tokens 0 or more")
-    for bound in (options.max_logit_diff, options.max_loss_increase):
-        if bound is not None and not math.isfinite(bound):
-            raise UserError(f"a bound ({bound}) must be a finite number")
+    import torch
+
+    from jaxgpt_export.parity.comparison import compare_models
+    from jaxgpt_export.parity.models import open_model
+
+    _check(options)
     dataset = open_dataset(options.data)
     reference, model = open_model(options.reference), open_model(options.model)
     held = [each.block_size for each in (reference, model) if each.block_size is not None]
-    block_size = asked if asked is not None else min(held, default=DEFAULT_BLOCK_SIZE)
+    block_size = min(held, default=DEFAULT_BLOCK_SIZE) if options.block_size is None else options.block_size
     inputs, targets = windows(dataset.val, block_size)
     full = inputs[(targets >= 0).all(axis=1)]
     tokens = torch.from_numpy(full[: max(options.tokens // block_size, 1)])
@@ -71,41 +72,79 @@ def compare_command(options: CompareOptions) -> Result:
         f"(max {parity.kl_max:.3g}), top-1 {parity.top1_agreement:.2%}, loss {found.loss:.4f} "
         f"({found.loss_increase:+.5f})"
     )
-    few = tokens[:LAYER_ROWS]
-    parts_at = None
-    if options.greedy_tokens:
-        parts_at = compare_models(reference, model, few, options.greedy_tokens).greedy_parts_at
-        where = "stay the same" if parts_at is None else f"part at token {parts_at}"
-        say(f"greedy texts of {options.greedy_tokens} tokens {where}")
-    errors = layer_errors(reference, model, few)
-    for name, error in errors.items():
-        say(f"  {name:<18} relative error {error:.2e}")
-    deviation: Deviation | None = first_deviation(reference, model, few)
-    if deviation is not None:
-        say(str(deviation))
-    gates = {}
-    integers = compare_integers(reference, model, few)
-    if integers is not None:
-        gates[f"on {few.numel()} tokens, {integers}"] = integers.passed
-    if options.max_logit_diff is not None:
-        largest = parity.max_abs_logit_diff
-        text = f"largest logit difference {largest:.3g} <= {options.max_logit_diff:.3g}"
-        gates[text] = largest <= options.max_logit_diff
-    if options.max_loss_increase is not None:
-        text = f"loss increase {found.loss_increase:+.5f} <= {options.max_loss_increase:g}"
-        gates[text] = found.loss_increase <= options.max_loss_increase
-    for text, passed in gates.items():
-        say(f"{'pass' if passed else 'FAIL'}  {text}")
-    figures = {
+    figures: dict[str, Any] = {
         "tokens": tokens.numel(),
         "parity": dataclasses.asdict(parity),
         "reference_loss": found.reference_loss,
         "loss": found.loss,
         "loss_increase": found.loss_increase,
-        "greedy_parts_at": parts_at,
+    }
+    few = tokens[:LAYER_ROWS]
+    figures["greedy_parts_at"] = _greedy_parts_at(reference, model, few, options.greedy_tokens)
+    layers, gates = _compare_layers(reference, model, few)
+    gates |= _bounds(options, found)
+    for text, passed in gates.items():
+        say(f"{'pass' if passed else 'FAIL'}  {text}")
+    return Result({**figures, **layers, "gates": gates}, passed=all(gates.values()))
+
+
+def _check(options: CompareOptions) -> None:
+    """Raise UserError for options that can't be meant."""
+    asked = options.block_size
+    if options.tokens < 2 or (asked is not None and asked < 2) or options.greedy_tokens < 0:
+        raise UserError("--tokens and --block-size must be at least 2, --greedy-tokens 0 or more")
+    for bound in (options.max_logit_diff, options.max_loss_increase):
+        if bound is not None and not math.isfinite(bound):
+            raise UserError(f"a bound ({bound}) must be a finite number")
+
+
+def _greedy_parts_at(
+    reference: "Comparable", model: "Comparable", tokens: "Tensor", count: int
+) -> int | None:
+    """Continue texts greedily and say where they part; nothing for a count of 0."""
+    from jaxgpt_export.parity.comparison import first_divergence
+
+    if not count:
+        return None
+    parts_at = first_divergence(reference, model, tokens, count)
+    say(
+        f"greedy texts of {count} tokens "
+        + ("stay the same" if parts_at is None else f"part at token {parts_at}")
+    )
+    return parts_at
+
+
+def _compare_layers(
+    reference: "Comparable", model: "Comparable", tokens: "Tensor"
+) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Compare layer by layer, integers too where both round; return the figures and the gates."""
+    from jaxgpt_export.parity.integers import compare_integers
+    from jaxgpt_export.parity.layers import first_deviation, layer_errors
+
+    errors = layer_errors(reference, model, tokens)
+    for name, error in errors.items():
+        say(f"  {name:<18} relative error {error:.2e}")
+    deviation = first_deviation(reference, model, tokens)
+    if deviation is not None:
+        say(str(deviation))
+    integers = compare_integers(reference, model, tokens)
+    gates = {} if integers is None else {f"on {tokens.numel()} tokens, {integers}": integers.passed}
+    figures = {
         "layer_errors": errors,
         "first_deviation": None if deviation is None else dataclasses.asdict(deviation),
         "integers": None if integers is None else dataclasses.asdict(integers),
-        "gates": gates,
     }
-    return Result(figures, passed=all(gates.values()))
+    return figures, gates
+
+
+def _bounds(options: CompareOptions, found: "Comparison") -> dict[str, bool]:
+    """Return the gates of the bounds that were given."""
+    gates = {}
+    if options.max_logit_diff is not None:
+        largest = found.parity.max_abs_logit_diff
+        text = f"largest logit difference {largest:.3g} <= {options.max_logit_diff:.3g}"
+        gates[text] = largest <= options.max_logit_diff
+    if options.max_loss_increase is not None:
+        text = f"loss increase {found.loss_increase:+.5f} <= {options.max_loss_increase:g}"
+        gates[text] = found.loss_increase <= options.max_loss_increase
+    return gates

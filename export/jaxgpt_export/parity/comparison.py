@@ -6,10 +6,9 @@ import torch
 from jaxgpt.shared.errors import UserError
 from jaxtyping import Integer
 from torch import Tensor
-from torch.nn import functional as F
 
 from jaxgpt_export.parity.comparable import Comparable
-from jaxgpt_export.parity.metrics import Parity, ParityMeter
+from jaxgpt_export.parity.metrics import Parity, ParityMeter, token_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +62,7 @@ def compare_models(
             )
         meter.add(expected, found)
         for index, logits in enumerate((expected, found)):
-            loss = F.cross_entropy(logits[:-1].double(), row[1:].long(), reduction="sum")
-            losses[index] += float(loss) / tokens[:, 1:].numel()
+            losses[index] += float(token_losses(logits[:-1], row[1:]).sum()) / tokens[:, 1:].numel()
     parts_at = first_divergence(reference, model, tokens, greedy_tokens) if greedy_tokens else None
     return Comparison(meter.result(), losses[0], losses[1], parts_at, greedy_tokens)
 
@@ -72,13 +70,13 @@ def compare_models(
 def first_divergence(
     reference: Comparable, model: Comparable, tokens: Integer[Tensor, "B T"], count: int
 ) -> int | None:
-    """Continue the first half of each row greedily; return the first step at which any two rows differ."""
+    """Continue the first half of each row greedily; return the first token at which any two rows differ."""
     start = max(tokens.shape[1] // 2, 1)
     texts = tokens[:, :start]
-    for step in range(count):
+    for place in range(count):
         room = texts[:, -tokens.shape[1] :]
         theirs, ours = reference.logits(room)[:, -1].argmax(-1), model.logits(room)[:, -1].argmax(-1)
         if not torch.equal(theirs, ours):
-            return step
+            return place
         texts = torch.cat([texts, theirs[:, None].to(texts.dtype)], dim=1)
     return None

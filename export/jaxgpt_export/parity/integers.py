@@ -82,7 +82,7 @@ class IntegerComparison:
 def compare_integers(
     reference: object, model: object, tokens: Integer[Tensor, "B T"]
 ) -> IntegerComparison | None:
-    """Compare the integers of two models; None unless both round inputs with steps of their own."""
+    """Compare the integers of two models; None unless both round inputs with scales of their own."""
     if not isinstance(reference, RoundsInputs) or not isinstance(model, RoundsInputs):
         return None
     theirs, ours = reference.inputs(tokens), model.inputs(tokens)

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from jaxgpt.shared.errors import UserError
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,6 +68,11 @@ class ParityMeter:
             self._kl_max,
             self._agree / self._positions,
         )
+
+
+def token_losses(logits: Float[Tensor, "N V"], targets: Integer[Tensor, "N"]) -> Float64[Tensor, "N"]:
+    """Return the cross entropy of each position, nats, computed in float64."""
+    return F.cross_entropy(logits.double(), targets.long(), reduction="none")
 
 
 def compare(reference: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> Parity:

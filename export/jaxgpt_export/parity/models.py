@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.model.build import build_model
 from jaxgpt_export.parity.comparable import Comparable
 from jaxgpt_export.parity.module_model import ModuleModel
 
@@ -33,8 +34,8 @@ def open_model(subject: str | Path | nn.Module) -> Comparable:
     if (folder / "certificate.json").exists():
         artifact = read_artifact(folder)
         # Smoothing is folded into norms and value columns, which then differ on purpose.
-        folded = artifact.quantization is not None and not artifact.quantization.weight_only
-        return ModuleModel(artifact.model(), str(folder), folded=folded)
+        folded = artifact.quantization is not None and artifact.quantization.rounds_inputs
+        return ModuleModel(build_model(artifact), str(folder), folded=folded)
     if (folder / "config.json").exists():
         return ModuleModel(_from_transformers(folder), str(folder))
     raise UserError(

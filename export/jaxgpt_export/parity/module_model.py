@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+from jaxgpt.shared.architecture import BLOCK, HEAD
 from jaxtyping import Float, Int8, Integer
 from torch import Tensor, nn
 
 from jaxgpt_export.model.int8_linear import Int8Linear
 
 # The layers of a GPT-2 under its own names, whatever a library puts before them.
-LAYER = re.compile(
-    r"(?:^|\.)(wte|wpe|h\.\d+\.(?:ln_1|attn\.c_attn|attn\.c_proj|ln_2|mlp\.c_fc|mlp\.c_proj)|ln_f|lm_head)$"
-)
+_IN_BLOCK = "|".join(re.escape(layer.name) for layer in BLOCK)
+LAYER = re.compile(rf"(?:^|\.)(wte|wpe|h\.\d+\.(?:{_IN_BLOCK})|ln_f|{HEAD})$")
 
 
 class ModuleModel:

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from jaxgpt_export.parity import Parity, ParityMeter
+from jaxgpt_export.parity.metrics import Parity, ParityMeter, token_losses
 
 Int32Array = npt.NDArray[np.int32]
 # Gives the logits (B, T, V) of tokens (B, T).
@@ -92,7 +91,7 @@ def measure_quality(
         for name, forward in models.items():
             logits = forward(tokens)[counted]
             each = torch.zeros(targets.shape, dtype=torch.float64)
-            each[counted] = F.cross_entropy(logits.double(), targets[counted], reduction="none")
+            each[counted] = token_losses(logits, targets[counted])
             losses[name] += each.sum(dim=1).tolist()
             if name == reference or name in parents.values():
                 kept[name] = logits

@@ -1,6 +1,6 @@
-"""Choosing the step of static inputs, and smoothing vectors for both kinds, by the error they make.
+"""Choosing the scale of static inputs, and smoothing vectors for both kinds, by the error they make.
 
-A static step must serve every token: a plain maximum wastes the integers on a few outliers. So the step
+A static scale must serve every token: a plain maximum wastes the integers on a few outliers. So the scale
 is searched below the maximum, and a smoothing vector moves outliers from the input into the weights:
 
     smooth[i] = max|x[:, i]|^a / max|w[:, i]|^(1 - a)      x[:, i] / smooth[i],  w[:, i] * smooth[i]
@@ -13,7 +13,6 @@ Source: Xiao et al. 2023, SmoothQuant, arXiv:2211.10438 (there one fixed a for a
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -23,8 +22,21 @@ from jaxgpt_export.model.arithmetic import quantize_rows, quantize_static, quant
 from jaxgpt_export.quantize.calibration import SMALLEST_FACTOR, LayerInput
 
 STRENGTHS = (0.25, 0.5, 0.75)
-# Shares of the largest value that a step may cover; below 0.3 no layer of any tried model had its best.
+# Shares of the largest value that a scale may cover; below 0.3 no layer of any tried model had its best.
 COVERED = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is tried for a layer's input.
+
+    Attributes:
+      covered: shares of the largest value to try for a static scale; none for a dynamic input.
+      strengths: smoothing strengths to try, besides none.
+    """
+
+    covered: tuple[float, ...] = ()
+    strengths: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +44,7 @@ class ActivationQuant:
     """How a layer's input is quantized.
 
     Attributes:
-      scale: (), the static step; None for dynamic.
+      scale: (), of a static input; None for dynamic.
       smooth: (I,), or None.
       error: mean squared output error over mean squared output, on the sample.
     """
@@ -56,19 +68,13 @@ def smoothing_vector(
 
 
 @torch.inference_mode()
-def search_scale(
-    layer: LayerInput,
-    weight: Float[Tensor, "O I"],
-    covered: Sequence[float] = COVERED,
-    strengths: Sequence[float] = STRENGTHS,
-) -> ActivationQuant:
-    """Choose step and smoothing of a layer's input by the error of its output.
+def search_scale(layer: LayerInput, weight: Float[Tensor, "O I"], search: Search) -> ActivationQuant:
+    """Choose scale and smoothing of a layer's input by the error of its output.
 
     Args:
       layer: what calibration saw.
       weight: (O, I), float.
-      covered: shares of the largest value to try for a static step; none for a dynamic input.
-      strengths: smoothing strengths to try, besides none.
+      search: what is tried.
 
     Returns:
       The best of all combinations; none is preferred at equal error.
@@ -76,19 +82,19 @@ def search_scale(
     exact = layer.sample @ weight.t()
     power = float(exact.square().mean())
     best: ActivationQuant | None = None
-    vectors = [None, *(smoothing_vector(layer.largest, weight, s) for s in strengths)]
+    vectors = [None, *(smoothing_vector(layer.largest, weight, s) for s in search.strengths)]
     for smooth in vectors:
         x = layer.sample if smooth is None else layer.sample / smooth
         largest = layer.largest if smooth is None else layer.largest / smooth
         q, weight_scale = quantize_rows(weight if smooth is None else weight * smooth)
         rounded = q.float() * weight_scale[:, None]
-        scales: list[Tensor | None] = [scale_of(largest.max() * share) for share in covered]
+        scales: list[Tensor | None] = [scale_of(largest.max() * share) for share in search.covered]
         for scale in scales or [None]:
             if scale is None:
-                integers, step = quantize_tokens(x)
+                integers, used = quantize_tokens(x)
             else:
-                integers, step = quantize_static(x, scale), scale
-            error = float((integers * step @ rounded.t() - exact).square().mean()) / max(power, 1e-30)
+                integers, used = quantize_static(x, scale), scale
+            error = float((integers * used @ rounded.t() - exact).square().mean()) / max(power, 1e-30)
             if best is None or error < best.error:
                 best = ActivationQuant(scale, smooth, error)
     assert best is not None

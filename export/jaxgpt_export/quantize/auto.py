@@ -9,70 +9,79 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxgpt.shared.architecture import matrices
 from jaxgpt.shared.config import ModelConfig
 
-from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, usual_bits
 from jaxgpt_export.model.gpt import GPT
 from jaxgpt_export.parity.quality import Quality
-from jaxgpt_export.quantize.quantizer import Quantizer, Rounding
+from jaxgpt_export.quantize.methods import Method, all_methods
+from jaxgpt_export.quantize.quantizer import Quantizer
 from jaxgpt_export.quantize.sensitivity import worst_layers
+from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
-CHEAPEST_FIRST = (*FOUR_BIT_METHODS, "static-qat", "static", "dynamic", "weight-only-int8")
-KEPT_SHARE = 10  # where no method is within the bound, the worst layer in so many stays in higher precision
+# Where no method is within the bound, the worst of so many layers stays in higher precision.
+LAYERS_FOR_ONE_IN_HIGH_PRECISION = 10
 SPEED_TOKENS = 16
 SPEED_ROUNDS = 5
 # Measures a model on validation text: (of the float model, of the quantized one)
 Measure = Callable[[GPT], tuple[Quality, Quality]]
 
 
+def cheapest_first(quantizer: Quantizer) -> list[Method]:
+    """Return the methods that can be applied, from the cheapest on."""
+    found = [method for method in all_methods().values() if method.obstacle(quantizer.artifact) is None]
+    return sorted(found, key=lambda method: method.cost(quantizer.config))
+
+
 def choose(
     quantizer: Quantizer, measure: Measure, max_loss: float
-) -> tuple[Rounding | None, list[dict[str, Any]]]:
+) -> tuple[QuantizedStateDict | None, list[dict[str, Any]]]:
     """Try methods from the cheapest on; keep the first whose validation loss rises by no more than a bound.
 
     When none is within it, each is tried again with its worst layers (one in ten) in higher precision.
 
     Returns:
-      The rounding, or None, and a row for everything that was tried.
+      What was rounded, or None, and a row for everything that was tried.
     """
-    methods = [m for m in CHEAPEST_FIRST if (m == "static-qat") <= bool(quantizer.artifact.input_scales)]
-    methods = [m for m in methods if m != "static" or not quantizer.artifact.input_scales]
-    methods = [m for m in methods if m not in FOUR_BIT_METHODS or quantizer.config.n_embd % 2 == 0]
+    methods = cheapest_first(quantizer)
     rows: list[dict[str, Any]] = []
-    plain: dict[str, Rounding] = {}
+    plain: dict[str, QuantizedStateDict] = {}
     for keeps in (False, True):
         for method in methods:
             if keeps:
-                count = -(-len(plain[method].quantization.bits) // KEPT_SHARE)
-                made = quantizer.round(method, worst_layers(quantizer, plain[method], count))
+                count = -(-len(matrices(quantizer.config)) // LAYERS_FOR_ONE_IN_HIGH_PRECISION)
+                worst = worst_layers(quantizer, method, plain[method.name], count)
+                candidate = method.apply(quantizer, worst)
             else:
-                made = plain[method] = quantizer.round(method)
-            rows.append(table_row(quantizer, made, measure))
+                candidate = plain[method.name] = method.apply(quantizer)
+            rows.append(table_row(quantizer, method, candidate, measure))
             if rows[-1]["loss_increase"] <= max_loss:
-                return made, rows
+                return candidate, rows
     return None, rows
 
 
-def table_row(quantizer: Quantizer, made: Rounding, measure: Measure) -> dict[str, Any]:
+def table_row(
+    quantizer: Quantizer, method: Method, candidate: QuantizedStateDict, measure: Measure
+) -> dict[str, Any]:
     """Return what a table of methods shows of one."""
-    model = made.model(quantizer.config)
+    model = candidate.model(quantizer.config)
     before, after = measure(model)
     assert after.parity is not None
     return {
-        "method": made.quantization.method,
-        "kept": kept_layers(quantizer.config, made),
+        "method": method.name,
+        "kept": high_precision_layers(quantizer.config, method, candidate),
         "loss_increase": after.loss - before.loss,
         "kl_mean": after.parity.kl_mean,
         "top1_agreement": after.parity.top1_agreement,
-        "size_mb": made.tensor_bytes / 1e6,
+        "size_mb": candidate.tensor_bytes / 1e6,
         "speed_against_float": speed_against_float(quantizer.reference, model),
     }
 
 
-def kept_layers(config: ModelConfig, made: Rounding) -> list[str]:
-    """Return the layers that stayed in higher precision."""
-    usual = usual_bits(config, made.quantization.method)
-    return [name for name, bits in made.quantization.bits.items() if bits > usual[name]]
+def high_precision_layers(config: ModelConfig, method: Method, candidate: QuantizedStateDict) -> list[str]:
+    """Return the matrices that stayed in higher precision."""
+    usual, layers = method.schemes(config), candidate.quantization.layers
+    return [name for name in matrices(config) if layers[name].weight_bits > usual[name].weight_bits]
 
 
 @torch.inference_mode()

@@ -1,16 +1,17 @@
 """`jaxgpt-export quantize`: the float32 artifact -> a quantized artifact.
 
-    jaxgpt-export quantize --artifact ART --method dynamic|static|... --data DATA --out ART8
+    jaxgpt-export quantize --artifact ART --method int8-dynamic|int8-static|... --data DATA --out ART8
     jaxgpt-export quantize --artifact ART --method auto --max-loss 0.002 --data DATA --out ART8
 
-See methods.py for what each method does, choosing.py for auto.
+The folder methods has a file for each method; auto.py says how auto chooses.
 """
 
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from jaxgpt.shared.architecture import matrices
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.dataset import Dataset, open_dataset, windows
 from jaxgpt.shared.errors import UserError
@@ -20,13 +21,12 @@ from rich.table import Table
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
 from jaxgpt_export.format.certificate import altered_files, read_certificate, versions, write_certificate
 from jaxgpt_export.format.probe import Probe, read_probe, write_probe
-from jaxgpt_export.model.gpt import GPT, layer_shapes
-from jaxgpt_export.model.int8_kernels import exact_kernels
-from jaxgpt_export.parity.probe_gates import measure
-from jaxgpt_export.parity.quality import Quality, batches, measure_quality
-from jaxgpt_export.quantize.auto import choose, kept_layers, speed_against_float
-from jaxgpt_export.quantize.quantizer import Quantizer, Rounding
-from jaxgpt_export.quantize.sensitivity import sensitivity, worst_layers
+
+if TYPE_CHECKING:
+    from jaxgpt_export.model.gpt import GPT
+    from jaxgpt_export.parity.quality import Quality
+    from jaxgpt_export.quantize.quantizer import Quantizer
+    from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
 QUALITY_TOKENS = 16_384  # of the validation split, for the certificate
 SLOWER = 0.95  # times float's speed; short trials on shared machines do not tell less apart
@@ -38,38 +38,34 @@ class QuantizeOptions:
 
     Attributes:
       artifact: the float32 artifact.
-      method: dynamic (8 bits, a step a token, at run time), static (8 bits, a calibrated step a layer),
-        static-qat (8 bits, steps from `jaxgpt train --qat`), weight-only-int8, weight-only-int4 (by GPTQ),
-        weight-only-int4-head (the head too), or auto (the cheapest within --max-loss).
+      method: int8-dynamic (8 bits, a scale a token, at run time), int8-static (8 bits, a calibrated scale a
+        layer), int8-static-qat (8 bits, scales from `jaxgpt train --qat`), int8-weight-only,
+        int4-weight-only (by GPTQ), int4-weight-only-head (the head too), or auto (the cheapest within
+        --max-loss).
       out: the quantized artifact folder to write.
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
-        Only static-qat, and dynamic and weight-only-int8, which are then neither smoothed nor compensated, do
-        without.
+        Only int8-static-qat, and int8-dynamic and int8-weight-only, which are then neither smoothed nor
+        rounded by GPTQ, do without.
       max_loss: for auto: how much the validation loss may rise, nats.
-      observer: take this candidate instead of the one nearest to float: plain or smoothed (dynamic), min-max,
-        clipped or clipped-smoothed (static), gptq or nearest (4 bits), nearest (weight-only-int8).
-      keep: so many of the layers that cost most stay in higher precision (8 bits instead of 4, float32 else);
-        weight-only-int4-head keeps others than the head.
+      observer: take this candidate instead of the one nearest to float: plain or smoothed (int8-dynamic),
+        min-max, clipped or clipped-smoothed (int8-static), gptq or nearest (4 bits), nearest
+        (int8-weight-only).
+      high_precision_layers: so many of the layers that cost most stay in higher precision (8 bits instead of
+        4, float32 else); int4-weight-only-head keeps others than the head.
       sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"--keep": "--high-precision-layers"}
+
     artifact: Path
-    method: Literal[
-        "dynamic",
-        "static",
-        "static-qat",
-        "weight-only-int8",
-        "weight-only-int4",
-        "weight-only-int4-head",
-        "auto",
-    ]
+    method: str
     out: Path
     data: Path | None = None
     max_loss: float = 0.002
     observer: str | None = None
-    keep: int = 0
+    high_precision_layers: int = 0
     sensitivity: bool = False
     overwrite: bool = False
     json: bool = False
@@ -77,47 +73,30 @@ class QuantizeOptions:
 
 def quantize(options: QuantizeOptions) -> Result:
     """Run `jaxgpt-export quantize`; exit code 1, and no artifact, when auto finds none within its bound."""
-    inputs = [options.artifact, *([options.data] if options.data else [])]
-    check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
-    if options.keep < 0:
-        raise UserError(f"--keep ({options.keep}) must be 0 or more")
-    if not 0 <= options.max_loss < math.inf:
-        raise UserError(f"--max-loss ({options.max_loss}) must be a finite number, 0 or more")
-    if options.sensitivity and options.data is None:
-        raise UserError("--sensitivity measures on text: give --data, the data set of the run")
+    from jaxgpt_export.model.int8_kernels import exact_kernels
+    from jaxgpt_export.parity.probe_gates import measure
+    from jaxgpt_export.quantize.quantizer import Quantizer
+    from jaxgpt_export.quantize.sensitivity import sensitivity
+
+    _check(options)
     artifact, parent = _open_parent(options.artifact)
-    tokenizer = artifact.tokenizer()
-    probe = read_probe(artifact)
-    dataset = None if options.data is None else open_dataset(options.data)
-    if dataset is not None and dataset.tokenizer_sha256 != tokenizer.sha256:
-        raise UserError(
-            f"{options.data} was made with another tokenizer ({dataset.tokenizer_sha256[:12]}...) than the "
-            f"artifact's ({tokenizer.sha256[:12]}...); give the data set that the model was trained on"
-        )
+    probe, dataset = read_probe(artifact), _open_dataset(options, artifact)
     quantizer = Quantizer(artifact, dataset)
-    if options.keep >= len(layer_shapes(artifact.config)):
-        raise UserError(
-            f"--keep {options.keep} would leave nothing to round, the model has "
-            f"{len(layer_shapes(artifact.config))} layers"
-        )
-    made, figures = _round(options, quantizer, dataset)
-    if made is None:
+    candidate, figures = _round(options, quantizer, dataset)
+    if candidate is None:
         return Result(figures, passed=False)
-    method, model = made.quantization.method, made.model(artifact.config)
-    against = parent["parity"].get("against", "Flax fp32")
-    if method == "static-qat":  # what the training computed, rounded as this artifact rounds
-        against = "Flax, rounded"
-        if len(artifact.trained["logits"]) != len(probe.positions):
-            raise UserError(
-                f"{options.artifact}: qat.safetensors does not fit the probe; convert the run again"
-            )
-        probe = Probe(probe.tokens, probe.positions, artifact.trained["logits"])
-    certified: dict[str, Any] = {"method": method, "exact_kernels": list(exact_kernels()), **made.figures}
-    certified["parity"] = {**dataclasses.asdict(measure(model, probe)), "against": against}
+    model = candidate.model(artifact.config)
+    probe, against = _probe_of(candidate, artifact, probe, parent)
+    certified: dict[str, Any] = {
+        "method": candidate.quantization.method,
+        "exact_kernels": list(exact_kernels()),
+        **candidate.figures,
+        "parity": {**dataclasses.asdict(measure(model, probe)), "against": against},
+    }
     if dataset is not None:
         certified["quality"] = _quality_figures(_quality(quantizer.reference, model, dataset))
     if options.sensitivity:
-        figures["sensitivity"] = sensitivity(quantizer, made)
+        figures["sensitivity"] = sensitivity(quantizer, candidate)
         stderr.print(sensitivity_table(figures["sensitivity"]))
     origin = {
         **parent["origin"],
@@ -125,15 +104,26 @@ def quantize(options: QuantizeOptions) -> Result:
         "parent_sha256": sha256_of(options.artifact / "model.safetensors"),
         "quantized_with": versions("torch", "safetensors"),
     }
-    with new_folder(options.out, options.overwrite, "certificate.json") as folder:
-        write_artifact(folder, artifact.config, made.quantization, made.tensors, tokenizer)
-        write_probe(folder, probe)
-        certificate = write_certificate(folder, made.quantization.kind, origin, certified)
-        size = (folder / "model.safetensors").stat().st_size
-    figures["kept"] = kept_layers(artifact.config, made)
+    certificate, size = _write(options, artifact, candidate, probe, origin, certified)
     figures["speed_against_float"] = _speed(quantizer, model)
     _report(options, artifact, size, certificate)
     return Result({"size_mb": size / 1e6, **figures, **certificate})
+
+
+def _check(options: QuantizeOptions) -> None:
+    """Raise UserError for options that can't be meant, before anything is read."""
+    from jaxgpt_export.quantize.methods import find_method
+
+    inputs = [options.artifact, *([options.data] if options.data else [])]
+    check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
+    if options.method != "auto":
+        find_method(options.method)
+    if options.high_precision_layers < 0:
+        raise UserError(f"--high-precision-layers ({options.high_precision_layers}) must be 0 or more")
+    if not 0 <= options.max_loss < math.inf:
+        raise UserError(f"--max-loss ({options.max_loss}) must be a finite number, 0 or more")
+    if options.sensitivity and options.data is None:
+        raise UserError("--sensitivity measures on text: give --data, the data set of the run")
 
 
 def _open_parent(folder: Path) -> tuple[Artifact, dict[str, Any]]:
@@ -149,37 +139,112 @@ def _open_parent(folder: Path) -> tuple[Artifact, dict[str, Any]]:
     return artifact, parent
 
 
+def _open_dataset(options: QuantizeOptions, artifact: Artifact) -> Dataset | None:
+    tokenizer = artifact.tokenizer()
+    if options.data is None:
+        return None
+    dataset = open_dataset(options.data)
+    if dataset.tokenizer_sha256 != tokenizer.sha256:
+        raise UserError(
+            f"{options.data} was made with another tokenizer ({dataset.tokenizer_sha256[:12]}...) than the "
+            f"artifact's ({tokenizer.sha256[:12]}...); give the data set that the model was trained on"
+        )
+    return dataset
+
+
 def _round(
-    options: QuantizeOptions, quantizer: Quantizer, dataset: Dataset | None
-) -> tuple[Rounding | None, dict[str, Any]]:
+    options: QuantizeOptions, quantizer: "Quantizer", dataset: Dataset | None
+) -> tuple["QuantizedStateDict | None", dict[str, Any]]:
     """Round by the method asked for; None, with the table, when auto finds nothing."""
+    from jaxgpt_export.quantize.auto import high_precision_layers
+    from jaxgpt_export.quantize.methods import find_method
+    from jaxgpt_export.quantize.sensitivity import worst_layers
+
+    count, layers = options.high_precision_layers, matrices(quantizer.config)
+    if count >= len(layers):
+        raise UserError(
+            f"--high-precision-layers {count} would leave nothing to round, "
+            f"the model has {len(layers)} layers"
+        )
+    if options.method == "auto" and options.observer is None:
+        return _choose(options, quantizer, dataset)
+    method = find_method(options.method)
     if options.observer is not None:
-        if options.keep:
-            raise UserError("--observer and --keep do not go together; leave one out")
-        return quantizer.observed(options.method, options.observer), {}
-    if options.method != "auto":
-        made = quantizer.round(options.method)
-        if options.keep:
-            worst = worst_layers(quantizer, made, options.keep)
+        if count:
+            raise UserError("--observer and --high-precision-layers do not go together; leave one out")
+        candidate = method.apply_observer(quantizer, options.observer)
+    else:
+        candidate = method.apply(quantizer)
+        if count:
+            worst = worst_layers(quantizer, method, candidate, count)
             say(f"kept in higher precision: {', '.join(worst)}")
-            made = quantizer.round(options.method, worst)
-        return made, {}
+            candidate = method.apply(quantizer, worst)
+    return candidate, {"kept": high_precision_layers(quantizer.config, method, candidate)}
+
+
+def _choose(
+    options: QuantizeOptions, quantizer: "Quantizer", dataset: Dataset | None
+) -> tuple["QuantizedStateDict | None", dict[str, Any]]:
+    """Take the cheapest method within the bound."""
+    from jaxgpt_export.quantize.auto import choose
+
     if dataset is None:
         raise UserError("auto measures what each method costs: give --data, the data set of the run")
-    if options.keep:
+    if options.high_precision_layers:
         raise UserError(
-            "--keep goes with a method; auto keeps layers by itself where no method is good enough"
+            "--high-precision-layers goes with a method; auto keeps layers by itself where no method is good "
+            "enough"
         )
     found, rows = choose(
         quantizer, lambda model: _quality(quantizer.reference, model, dataset), options.max_loss
     )
     stderr.print(choice_table(rows))
+    figures: dict[str, Any] = {"max_loss": options.max_loss, "tried": rows}
     if found is None:
         say(f"FAIL  no method stays within {options.max_loss} nats of float; no artifact was written")
-    return found, {"max_loss": options.max_loss, "tried": rows}
+    else:
+        figures["kept"] = rows[-1]["kept"]
+    return found, figures
 
 
-def _speed(quantizer: Quantizer, model: GPT) -> float:
+def _probe_of(
+    candidate: "QuantizedStateDict", artifact: Artifact, probe: Probe, parent: dict[str, Any]
+) -> tuple[Probe, str]:
+    """Return the logits that the artifact is held against, and whose they are."""
+    from jaxgpt_export.parity.probe_gates import AGAINST_ROUNDED
+
+    if not candidate.trained:
+        return probe, parent["parity"].get("against", "Flax fp32")
+    # What the training computed, rounded as this artifact rounds.
+    if len(artifact.trained["logits"]) != len(probe.positions):
+        raise UserError(f"{artifact.folder}: qat.safetensors does not fit the probe; convert the run again")
+    return Probe(probe.tokens, probe.positions, artifact.trained["logits"]), AGAINST_ROUNDED
+
+
+def _write(
+    options: QuantizeOptions,
+    artifact: Artifact,
+    candidate: "QuantizedStateDict",
+    probe: Probe,
+    origin: dict[str, Any],
+    certified: dict[str, Any],
+) -> tuple[dict[str, Any], int]:
+    """Write the artifact; return its certificate and the bytes of its weights."""
+    from jaxgpt_export.model.build import as_arrays
+
+    quantization = candidate.quantization
+    with new_folder(options.out, options.overwrite, "certificate.json") as folder:
+        tensors = as_arrays(candidate.tensors)
+        write_artifact(folder, artifact.config, quantization, tensors, artifact.tokenizer())
+        write_probe(folder, probe)
+        certificate = write_certificate(folder, quantization.method, origin, certified)
+        size = (folder / "model.safetensors").stat().st_size
+    return certificate, size
+
+
+def _speed(quantizer: "Quantizer", model: "GPT") -> float:
+    from jaxgpt_export.quantize.auto import speed_against_float
+
     speed = speed_against_float(quantizer.reference, model)
     if speed < SLOWER:
         say(
@@ -202,8 +267,10 @@ def _report(options: QuantizeOptions, artifact: Artifact, size: int, certificate
     )
 
 
-def _quality(reference: GPT, model: GPT, dataset: Dataset) -> tuple[Quality, Quality]:
+def _quality(reference: "GPT", model: "GPT", dataset: Dataset) -> tuple["Quality", "Quality"]:
     """Measure the float and the quantized model on the first tokens of the validation split."""
+    from jaxgpt_export.parity.quality import batches, measure_quality
+
     T = reference.config.block_size
     inputs, targets = windows(dataset.val, T)
     rows = max(QUALITY_TOKENS // T, 1)
@@ -212,7 +279,7 @@ def _quality(reference: GPT, model: GPT, dataset: Dataset) -> tuple[Quality, Qua
     return quality["float"], quality["quantized"]
 
 
-def _quality_figures(measured: tuple[Quality, Quality]) -> dict[str, Any]:
+def _quality_figures(measured: "tuple[Quality, Quality]") -> dict[str, Any]:
     before, after = measured
     assert after.parity is not None
     return {

@@ -7,12 +7,12 @@ yet are changed so that, on calibration inputs, they take back as much of it as 
     U^T U = H^-1                               U upper triangular
     for each column i:   e = (w[:, i] - rounded(w[:, i])) / U[i, i];   w[:, j] -= e U[i, j] for j > i
 
-A step of 8 bits is that of the whole row, as if it were rounded to nearest. A group's step of 4 bits is
-chosen when its first column is reached, on the weights as they are by then: among steps that put the group's
+A scale of 8 bits is that of the whole row, as if it were rounded to nearest. A group's scale of 4 bits is
+chosen when its first column is reached, on the weights as they are by then: among scales that put the group's
 extreme on -8 or 7, or clip it a little, the one of least squared error, each channel weighted by its entry of
 diag H.
 
-Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323 (algorithm 1; there without the choice of steps).
+Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323 (algorithm 1; there without the choice of scales).
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Rounded = tuple[Int8[Tensor, "O I"], BFloat16[Tensor, "O groups"]]
 
 
 def round_groups(weight: Float[Tensor, "O I"], group_size: int) -> Rounded:
-    """Round to nearest, each group with the step that puts its extreme on -8: what GPTQ is compared with."""
+    """Round to nearest, each group with the scale that puts its extreme on -8: what GPTQ is compared with."""
     grouped = weight.unflatten(1, (-1, group_size))
     scale = int4_scale(_extreme(grouped))
     q = round_int4(grouped, scale[..., None].expand_as(grouped))
@@ -45,7 +45,7 @@ def _extreme(groups: Float[Tensor, "*N G"]) -> Float[Tensor, "*N"]:
 
 
 def best_scale(weight: Float[Tensor, "O G"], importance: Float[Tensor, "G"]) -> BFloat16[Tensor, "O"]:
-    """Return the step of each row's group that makes the weighted squared rounding error smallest."""
+    """Return the scale of each row's group that makes the weighted squared rounding error smallest."""
     extreme = _extreme(weight)
     onto_highest = extreme * (INT4_LOWEST / INT4_HIGHEST)  # int4_scale divides by the lowest
     scales = torch.stack(
@@ -68,15 +68,15 @@ def gptq(
       group_size: G, divides I.
 
     Returns:
-      Integers in [-8, 7] and the steps of the groups.
+      Integers in [-8, 7] and the scales of the groups.
     """
     scales: list[Tensor] = []
 
-    def step(block: Tensor, importance: Tensor) -> Tensor:
+    def scale_of_group(block: Tensor, importance: Tensor) -> Tensor:
         scales.append(best_scale(block, importance))
         return scales[-1]
 
-    q = _compensated(weight, moments, group_size, step, round_int4)
+    q = _gptq_columns(weight, moments, group_size, scale_of_group, round_int4)
     return q, torch.stack(scales, dim=1)
 
 
@@ -84,24 +84,24 @@ def gptq(
 def gptq_rows(
     weight: Float[Tensor, "O I"], moments: Float[Tensor, "I I"]
 ) -> tuple[Int8[Tensor, "O I"], Float[Tensor, "O"]]:
-    """Round a matrix to 8 bits, a step a row, so that the layer's output changes least.
+    """Round a matrix to 8 bits, a scale a row, so that the layer's output changes least.
 
     Returns:
-      Integers in [-127, 127] and the steps that `arithmetic.quantize_rows` gives too.
+      Integers in [-127, 127] and the scales that `arithmetic.quantize_rows` gives too.
     """
     scale = scale_of(weight.abs().amax(dim=1))
 
-    def round_column(column: Tensor, step: Tensor) -> Tensor:
-        return torch.round(column / step).clamp_(-LEVELS, LEVELS).to(torch.int8)
+    def round_column(column: Tensor, scale: Tensor) -> Tensor:
+        return torch.round(column / scale).clamp_(-LEVELS, LEVELS).to(torch.int8)
 
-    return _compensated(weight, moments, ROW_BLOCK, lambda block, importance: scale, round_column), scale
+    return _gptq_columns(weight, moments, ROW_BLOCK, lambda block, importance: scale, round_column), scale
 
 
-def _compensated(
+def _gptq_columns(
     weight: Float[Tensor, "O I"],
     moments: Float[Tensor, "I I"],
     block: int,
-    step: Callable[[Tensor, Tensor], Tensor],
+    scale_of_block: Callable[[Tensor, Tensor], Tensor],
     round_column: Callable[[Tensor, Tensor], Tensor],
 ) -> Int8[Tensor, "O I"]:
     """Round column by column; later blocks are changed once a block.
@@ -109,8 +109,8 @@ def _compensated(
     Args:
       weight: (O, I), float32.
       moments: sum of x x^T over calibration inputs.
-      block: columns after which the rest is changed; for 4 bits those that share a step.
-      step: gives the step (O,) for a block's columns and their weights in the error.
+      block: columns after which the rest is changed; for 4 bits those that share a scale.
+      scale_of_block: gives the scale (O,) for a block's columns and their weights in the error.
       round_column: gives the integers (O,) of a column.
     """
     weight, moments = weight.clone(), moments.double()
@@ -134,7 +134,7 @@ def _compensated(
     integers = torch.empty_like(weight, dtype=torch.int8)
     for start in range(0, weight.shape[1], block):
         end = min(start + block, weight.shape[1])
-        scale = step(weight[:, start:end], importance[start:end])
+        scale = scale_of_block(weight[:, start:end], importance[start:end])
         errors = torch.empty(len(weight), end - start)
         for i in range(start, end):
             q = round_column(weight[:, i], scale)

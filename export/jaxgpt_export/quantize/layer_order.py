@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
+from jaxgpt.shared.architecture import BLOCK_LINEARS, HEAD, linear_layers
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxtyping import Float, Float64, Int32
 from torch import Tensor, nn
 
-from jaxgpt_export.format.scheme import HEAD, linear_layers
-from jaxgpt_export.model.gpt import GPT, Block, float_model
+from jaxgpt_export.model.build import float_model
+from jaxgpt_export.model.gpt import GPT, Block
 
 # Takes a layer's name, weight and the second moments of its inputs; returns the weights to go on with.
 RoundLayer = Callable[[str, Tensor, Tensor], Tensor]
@@ -38,15 +39,15 @@ def round_in_order(
     stream = torch.stack([_embed(model, row) for row in tokens.long()])
     for index, module in enumerate(model.h):
         block = cast(Block, module)
-        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        for name in BLOCK_LINEARS:
             layer = cast(nn.Linear, block.get_submodule(name))
             name = f"h.{index}.{name}"
             moments = _second_moments(layer, functools.partial(_run_block, block, stream), name)
             layer.weight = nn.Parameter(round_layer(name, layer.weight, moments), requires_grad=False)
         stream = _run_block(block, stream)
-    source = linear_layers(config)[HEAD]
+    head = linear_layers(config)[HEAD].matrix
     moments = torch.stack([_product(model.ln_f(row)) for row in stream]).sum(dim=0)
-    round_layer(source, tensors[f"{source}.weight"], _finite(moments, HEAD))
+    round_layer(head, tensors[f"{head}.weight"], _finite(moments, HEAD))
 
 
 def _embed(model: GPT, tokens: Tensor) -> Tensor:

@@ -6,20 +6,21 @@ A smoothing vector of a layer is folded into whatever makes its input, where tha
     attn.c_proj     into the value columns of c_attn (attention mixes each channel with itself only)
     lm_head         into ln_f; where it is tied, the rows of wte are divided again at lookup
     mlp.c_proj      not at all (a GELU lies between): the vector stays with the layer
+
+Which layer's input is made by what stands in the table of `jaxgpt.shared.architecture`.
 """
 
 from collections.abc import Mapping
 
+from jaxgpt.shared.architecture import PARTS, linear_layers
 from jaxgpt.shared.config import ModelConfig
 from torch import Tensor
 
-from jaxgpt_export.format.artifact import Tensors
-from jaxgpt_export.format.scheme import HEAD, linear_layers
-from jaxgpt_export.model.gpt import PARTS
+from jaxgpt_export.model.build import Tensors
 
 
 def fold_smoothing(
-    config: ModelConfig, tensors: Tensors, smooth: Mapping[str, Tensor]
+    config: ModelConfig, tensors: Mapping[str, Tensor], smooth: Mapping[str, Tensor]
 ) -> tuple[Tensors, Tensors]:
     """Fold smoothing vectors into the weights.
 
@@ -34,28 +35,20 @@ def fold_smoothing(
     """
     new, kept = dict(tensors), {}
     C = config.n_embd
+    layers = linear_layers(config)
     for name, vector in smooth.items():
-        weight = f"{linear_layers(config)[name]}.weight"
-        new[weight] = new[weight] * vector
-        block = name.rpartition(".attn.")[0] or name.rpartition(".mlp.")[0]
-        if name == HEAD:
-            _divide_norm(new, "ln_f", vector)
-            if config.tied:
-                kept["wte.smooth"] = vector
-        elif name.endswith("attn.c_attn"):
-            _divide_norm(new, f"{block}.ln_1", vector)
-        elif name.endswith("mlp.c_fc"):
-            _divide_norm(new, f"{block}.ln_2", vector)
-        elif name.endswith("attn.c_proj"):
+        layer = layers[name]
+        new[f"{layer.matrix}.weight"] = new[f"{layer.matrix}.weight"] * vector
+        if layer.norm is not None:
             for part in PARTS:
-                values = new[f"{block}.attn.c_attn.{part}"].clone()
-                values[2 * C :] /= vector[:, None] if part == "weight" else vector
-                new[f"{block}.attn.c_attn.{part}"] = values
+                new[f"{layer.norm}.{part}"] = new[f"{layer.norm}.{part}"] / vector
+            if layer.tied_to is not None:
+                kept[f"{layer.tied_to}.smooth"] = vector
+        elif layer.values is not None:
+            for part in PARTS:
+                columns = new[f"{layer.values}.{part}"].clone()
+                columns[-C:] /= vector[:, None] if part == "weight" else vector
+                new[f"{layer.values}.{part}"] = columns
         else:
             kept[f"{name}.smooth"] = vector
     return new, kept
-
-
-def _divide_norm(tensors: Tensors, norm: str, vector: Tensor) -> None:
-    for part in PARTS:
-        tensors[f"{norm}.{part}"] = tensors[f"{norm}.{part}"] / vector

@@ -1,7 +1,8 @@
 """Training with the rounding of a static INT8 artifact (quantization-aware training).
 
 `jaxgpt_export.model.arithmetic` defines the numbers: the integers and steps here are the same bits, but for
-numbers below 2^-126, which XLA takes for 0. A product multiplies integers, held in floats, and scales the sum:
+numbers below 2^-126, which XLA takes for 0. A product multiplies integers, held in floats, and scales the
+sum:
 
     y = sum(q_x q_w) * (s_x * s_w) + bias
 

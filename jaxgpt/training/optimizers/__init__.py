@@ -1,8 +1,8 @@
 """The optimizer: AdamW, or Muon for the blocks' matrices with AdamW for the rest.
 
 Weight decay acts on matrices only (kernels and embeddings, not gains and biases). The learning rate rises
-linearly, then falls to `final_lr_fraction` of its peak along a cosine or a line. Input steps of quantization-aware
-training move by a share of themselves, so that their size needs no rate of its own.
+linearly, then falls to `final_lr_fraction` of its peak along a cosine or a line. Input steps of
+quantization-aware training move by a share of themselves, so that their size needs no rate of its own.
 """
 
 from collections.abc import Callable

@@ -12,15 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.dataset import Dataset
-from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, sha256_of
-from jaxgpt.shared.huggingface import FIXED_SETTINGS, MODEL_TYPE, OWN_MODEL_TYPE, SHAPE_FIELDS
+from jaxgpt.shared.huggingface import MODEL_TYPE, OWN_MODEL_TYPE, read_hf_config
+from jaxgpt.shared.tensor_file import dtype_name, read_tensor_file
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.training.model.fake_quant import without_scales
 from jaxgpt.training.model.params import HostParams
@@ -102,7 +101,7 @@ def open_init_source(folder: Path) -> InitSource:
     if "format_version" in value and "model_type" not in value:
         run = open_run(folder)
         return InitSource(folder, run.config.model, run.tokenizer, run, sha256_of(path))
-    model = _model_config(value, path)
+    model = _model_config(path)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != model.vocab_size:
         raise UserError(
@@ -115,42 +114,32 @@ def open_init_source(folder: Path) -> InitSource:
     return InitSource(folder, model, tokenizer, None, sha256_of(weights))
 
 
-def _model_config(value: dict[str, Any], path: Path) -> ModelConfig:
-    kind, positions = value.get("model_type"), value.get("positions", "learned")
-    if "quantization" in value:
+def _model_config(path: Path) -> ModelConfig:
+    said = read_hf_config(path, "configuration of --init")
+    if said.quantization is not None:
         raise UserError(
             f"{path} is of a quantized artifact, whose integers can't be trained; give --init the run or the "
             "float32 artifact that it was made of"
         )
-    if kind != (MODEL_TYPE if positions == "learned" else OWN_MODEL_TYPE):
+    if said.is_plain != (said.model.positions == "learned"):
         raise UserError(
-            f"{path} has model_type {kind!r} and positions {positions!r}, expected {MODEL_TYPE} with learned "
-            f"or {OWN_MODEL_TYPE} with rotary ones; --init takes a run or a float32 artifact"
+            f"{path} has model_type {said.model_type!r} and positions {said.model.positions!r}, expected "
+            f"{MODEL_TYPE} with learned or {OWN_MODEL_TYPE} with rotary ones; --init takes a run or a "
+            "float32 artifact"
         )
-    missing = [name for name in SHAPE_FIELDS.values() if type(value.get(name)) is not int]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of a GPT-2?")
-    for name, only in FIXED_SETTINGS.items():
-        if value.get(name, only) != only:
-            raise UserError(f"{path} has {name} {value[name]!r}; this program computes {only!r} only")
-    shape = {ours: value[theirs] for ours, theirs in SHAPE_FIELDS.items()}
-    with damaged(path, "take another --init"):
-        tied = value.get("tie_word_embeddings", True)
-        if not isinstance(tied, bool):
-            raise ValueError(f"tie_word_embeddings is {tied!r}, expected true or false")
-        return ModelConfig(**shape, positions=positions, tied=tied)
+    return said.model
 
 
 def _read_tensors(path: Path, model: ModelConfig) -> HostParams:
     """Read model.safetensors into parameters under their Flax names."""
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, TypeError, LookupError) as error:
+        tensors = read_tensor_file(path)
+    except (OSError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} can't be read ({type(error).__name__}: {line}); expected a whole file of float32 tensors"
         ) from None
-    expected = {parameter.hf_name: parameter for parameter in parameters(model)}
+    expected = {each.hf_name: each for each in parameters(model)}
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
         raise UserError(
@@ -158,14 +147,14 @@ def _read_tensors(path: Path, model: ModelConfig) -> HostParams:
             f"unexpected tensors: {', '.join(extra) or 'none'}; take a folder that was written whole"
         )
     params = {}
-    for name, parameter in expected.items():
-        tensor = tensors[name]
+    for theirs, parameter in expected.items():
+        tensor = tensors[theirs]
         if tensor.dtype != np.float32 or tensor.shape != parameter.hf_shape:
             raise UserError(
-                f"{path}: {name} is {tensor.dtype} {tensor.shape}, expected float32 {parameter.hf_shape}; "
-                "it does not fit its config.json, or was saved in another precision"
+                f"{path}: {theirs} is {dtype_name(tensor.dtype)} {tensor.shape}, expected float32 "
+                f"{parameter.hf_shape}; it does not fit its config.json, or was saved in another precision"
             )
-        _require_finite(str(path), name, tensor)
+        _require_finite(str(path), theirs, tensor)
         params[parameter.flax_name] = tensor
     return params
 
