@@ -13,15 +13,16 @@ import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
-from jaxgpt_export.format.scheme import FOUR_BIT_METHODS, Quantization, usual_bits
 from jaxgpt_export.generation.open_session import open_session
 from jaxgpt_export.generation.torch_session import TorchSession
-from jaxgpt_export.model.build import build_model
+from jaxgpt_export.model.build import as_arrays, build_model
 from jaxgpt_export.native.bandwidth import read_bandwidth
-from jaxgpt_export.native.library import _call, instruction_sets
+from jaxgpt_export.native.library import call_engine, instruction_sets
 from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
 from jaxgpt_export.native.native_session import NativeSession
+from jaxgpt_export.quantize.activation import ActivationQuant
 from jaxgpt_export.quantize.gptq import round_groups
+from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
 from jaxgpt.generation.generate import generate
@@ -54,24 +55,26 @@ KINDS = (*EXACT_KINDS, "weight-only-int8", "weight-only-int4", "weight-only-int4
 def artifact_of(kind: str, config: ModelConfig, folder: Path) -> Artifact:
     """An artifact with random weights of a kind; `fine` is dynamic, smoothed, every input rounded twice."""
     tensors = {name: t * 4 if t.ndim == 2 else t for name, t in random_tensors(config).items()}
-    method = "dynamic" if kind == "fine" else kind
-    bits = usual_bits(config, method)
-    quantization, groups = Quantization(method, bits), {}
-    if kind in FOUR_BIT_METHODS:
-        quantization = Quantization(method, bits, 16)
-        groups = {n: round_groups(tensors[f"{n}.weight"], 16) for n in bits if bits[n] == 4}
-    content = quantized_state_dict(config, tensors, bits, groups=groups)
+    method, names = find_method("dynamic" if kind == "fine" else kind), tuple(linear_layers(config))
+    schemes, groups = method.schemes(config), {}
+    for name, scheme in schemes.items():
+        if scheme.weight_bits == 4:
+            schemes[name] = dataclasses.replace(scheme, group_size=16)
+            if f"{name}.weight" in tensors:
+                groups[name] = round_groups(tensors[f"{name}.weight"], 16)
+    scale = torch.tensor(0.03) if kind == "static" else None
+    activations = {name: ActivationQuant(scale, None, 0.0) for name in names}
     if kind == "fine":
-        names = tuple(linear_layers(config))
-        smooth = tuple(name for name in names if name.endswith("mlp.c_proj"))
-        quantization = dataclasses.replace(quantization, fine=names, smooth=smooth)
-        for name in smooth:
-            content[f"{name}.smooth"] = torch.linspace(0.5, 2, 4 * config.n_embd)
-    if kind == "static":
-        for name in linear_layers(config):
-            content[f"{name}.input_scale"] = torch.tensor(0.03)
+        vector = torch.linspace(0.5, 2, 4 * config.n_embd)
+        smooth = [name for name in names if name.endswith("mlp.c_proj")]
+        activations |= {name: ActivationQuant(None, vector, 0.0) for name in smooth}
+    two_level = names if kind == "fine" else ()
+    found = quantized_state_dict(
+        config, tensors, method.name, schemes, activations, groups, two_level=two_level
+    )
     folder.mkdir()
-    write_artifact(folder, config, quantization, content, placeholder_tokenizer(config.vocab_size))
+    tokenizer = placeholder_tokenizer(config.vocab_size)
+    write_artifact(folder, config, found.quantization, as_arrays(found.tensors), tokenizer)
     return read_artifact(folder)
 
 
@@ -136,7 +139,7 @@ def test_sums_are_exact_on_extreme_values(isa: str, rows: int) -> None:
             weight, x = values[:outputs].copy(), values[outputs:].copy()
             sums = np.empty((rows, outputs), dtype=np.int32)
             arrays = [array.ctypes.data_as(ctypes.c_void_p) for array in (weight, x, sums)]
-            _call("jaxgpt_sums", isa.encode(), arrays[0], outputs, inputs, arrays[1], rows, arrays[2])
+            call_engine("jaxgpt_sums", isa.encode(), arrays[0], outputs, inputs, arrays[1], rows, arrays[2])
             assert np.array_equal(sums, x.astype(np.int64) @ weight.astype(np.int64).T)
 
 

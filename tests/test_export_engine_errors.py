@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the engine was n
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return read_artifact(tiny_artifacts(tmp_path_factory.mktemp("engine"))["dynamic"])
+    return read_artifact(tiny_artifacts(tmp_path_factory.mktemp("engine"))["int8-dynamic"])
 
 
 def test_tokens_without_a_slot_each_are_refused(artifact: Artifact) -> None:
