@@ -1,6 +1,6 @@
 # make setup  builds .venv alone
 # make demo   builds .venv, then runs the whole pipeline on real input on the CPU
-# make test   builds .venv, then lint, type check, tests
+# make test   builds .venv, then lint, type check, every test that is not marked slow
 # make reference  builds .venv, then trains and quantizes the reference model, one to two hours on two cores
 # make native builds .venv, then trains GPT-2 (124M) for 80 steps, quantizes it and measures the native engine on it
 # make wheel  builds dist/*.whl with the native engine inside: it installs without a compiler
@@ -10,6 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
+NATIVE := $(foreach end,cpp h inl,$(wildcard export/native/*.$(end) export/native/*/*.$(end)))
 
 .PHONY: setup demo reference native wheel test lint clean
 .DELETE_ON_ERROR:
@@ -17,7 +18,7 @@ DEMO := runs/demo
 setup: $(STAMP)
 
 # pip, not uv: pip finds a CPU build of torch where the machine provides one.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard export/native/*.cpp export/native/*.h export/native/*.inl)
+$(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export,gguf,bench,dev]'
 	touch $@
@@ -45,4 +46,4 @@ test: lint
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 clean:
-	rm -rf runs build dist *.egg-info export/native/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs build dist *.egg-info export/jaxgpt_export/native/*.so .pytest_cache .mypy_cache .ruff_cache

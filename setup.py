@@ -36,8 +36,9 @@ class AnyPython(bdist_wheel):
 
 engine = Extension(
     "jaxgpt_export.native.libengine",
-    sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
-    depends=sorted(str(path) for pattern in ("*.h", "*.inl") for path in NATIVE.glob(pattern)),
+    sources=sorted(str(path) for path in NATIVE.glob("**/*.cpp")),
+    depends=sorted(str(path) for pattern in ("**/*.h", "**/*.inl") for path in NATIVE.glob(pattern)),
+    include_dirs=[str(NATIVE)],
     language="c++",
     extra_compile_args=FLAGS,
     extra_link_args=["-pthread"],

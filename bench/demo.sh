@@ -12,9 +12,9 @@ jaxgpt train tiny --data "$out/data" --out "$out/run" --cpu-devices 2
 
 jaxgpt-export convert --run "$out/run" --out "$out/fp32" --overwrite
 jaxgpt-export verify --artifact "$out/fp32" --run "$out/run"
-for method in dynamic static; do
-  jaxgpt-export quantize --artifact "$out/fp32" --method "$method" --data "$out/data" --out "$out/int8-$method" --overwrite
-  jaxgpt-export verify --artifact "$out/int8-$method"
+for method in int8-dynamic int8-static; do
+  jaxgpt-export quantize --artifact "$out/fp32" --method "$method" --data "$out/data" --out "$out/$method" --overwrite
+  jaxgpt-export verify --artifact "$out/$method"
 done
 
 models=("$out/fp32" "$out/int8-dynamic" "$out/int8-static")

@@ -13,7 +13,7 @@ cp "$out/quality.json" "$results/reference_quality.json"
 cp "$out/report.json" "$results/reproduce_reference.json"
 
 # Plain rounding of the same int4 layout, for comparison.
-jaxgpt-export quantize --artifact "$out/fp32" --method weight-only-int4 --data "$out/data" --out "$out/int4-nearest" \
+jaxgpt-export quantize --artifact "$out/fp32" --method int4-weight-only --data "$out/data" --out "$out/int4-nearest" \
   --observer nearest --overwrite
 jaxgpt-export verify --artifact "$out/int4-nearest"
 jaxgpt-bench quality --artifact "$out/fp32" "$out/int4-nearest" --data "$out/data" --tokens 131072 \

@@ -17,7 +17,7 @@
 #include <thread>
 #include <vector>
 
-#include "../export/native/engine.h"
+#include "engine.h"
 
 namespace {
 
@@ -29,15 +29,15 @@ namespace {
     }                                                                                            \
   } while (0)
 
-constexpr float kStep = 0.02f;
+constexpr float kScale = 0.02f;
 
 struct Kind {
   const char* name;
   int bits;
-  bool fine, smooth, fixed;  // fixed: inputs have stored steps
+  bool two_level, smooth, fixed;  // fixed: inputs have stored scales
 };
 constexpr Kind kKinds[] = {
-    {"dynamic, fine and smooth", 8, true, true, false},
+    {"dynamic, two-level and smooth", 8, true, true, false},
     {"dynamic", 8, false, false, false},
     {"static", 8, false, true, true},
     {"weight-only int8", 8, true, false, false},
@@ -65,19 +65,19 @@ void with_linear(Weights& weights, const Kind& kind, int outputs, int inputs, in
   const size_t O = size_t(outputs), I = size_t(inputs);
   const auto bias = weights.floats(O, -0.1f, 0.1f), smooth = weights.floats(I, 0.5f, 2.0f);
   const auto q = weights.bytes(kind.bits == 8 || head ? O * I : O * I / 2);
-  const auto step = weights.floats(O, kStep / 127 / 2, kStep / 127);
-  std::vector<uint16_t> steps4(group ? O * (I / size_t(group)) : 0);
-  for (auto& s : steps4) s = uint16_t((weights.draw() % 2 ? 0xbb00 : 0x3b00) + weights.draw() % 64);  // about 0.002
+  const auto scale = weights.floats(O, kScale / 127 / 2, kScale / 127);
+  std::vector<uint16_t> scales4(group ? O * (I / size_t(group)) : 0);
+  for (auto& s : scales4) s = uint16_t((weights.draw() % 2 ? 0xbb00 : 0x3b00) + weights.draw() % 64);  // about 0.002
   jaxgpt_linear linear = {};
   linear.weight = q.data();
-  linear.weight_scale = step.data();
+  linear.weight_scale = scale.data();
   linear.bias = head ? nullptr : bias.data();
   linear.outputs = outputs;
   linear.inputs = inputs;
   linear.bits = head ? 8 : kind.bits;
-  linear.fine = kind.fine;
+  linear.two_level = kind.two_level;
   if (linear.bits == 4) {
-    linear.weight_scale = steps4.data();
+    linear.weight_scale = scales4.data();
     linear.group_size = group;
   }
   if (kind.smooth && !head) linear.smooth = smooth.data();
@@ -102,29 +102,29 @@ jaxgpt_model* make_model(const Kind& kind, jaxgpt_shape shape, const char* isa, 
                   });
   }
   EXPECT(jaxgpt_model_set_norm(model, JAXGPT_LN_F, 0, gain.data(), bias.data()) == 0);
-  EXPECT(jaxgpt_model_ready(model) == -1);
+  EXPECT(jaxgpt_model_ready(model) == JAXGPT_BAD_STATE);
   jaxgpt_session* early = nullptr;
-  EXPECT(jaxgpt_session_new(model, 1, JAXGPT_KV_HALF, &early) == -1);  // not before the model is whole
+  EXPECT(jaxgpt_session_new(model, 1, JAXGPT_KV_FP16, &early) == JAXGPT_BAD_STATE);  // not before the model is whole
   with_linear(weights, kind, V, C, 0, true,
               [&](const jaxgpt_linear& linear) { EXPECT(jaxgpt_model_set_head(model, &linear) == 0); });
   const auto rows = weights.bytes(size_t(V) * size_t(C));
-  const auto row_step = weights.floats(size_t(V), kStep / 2, kStep);
+  const auto row_scale = weights.floats(size_t(V), kScale / 2, kScale);
   const auto smooth = weights.floats(size_t(C), 0.5f, 2.0f);
-  EXPECT(jaxgpt_model_set_tokens(model, shape.tied ? nullptr : rows.data(), shape.tied ? nullptr : row_step.data(),
+  EXPECT(jaxgpt_model_set_tokens(model, shape.tied ? nullptr : rows.data(), shape.tied ? nullptr : row_scale.data(),
                                  shape.tied && kind.smooth ? smooth.data() : nullptr) == 0);
   if (shape.rotary) {
     const size_t D = size_t(C / shape.n_head), S = size_t(shape.block_size);
-    std::vector<float> turns(2 * S * D);
+    std::vector<float> table(2 * S * D);
     for (size_t t = 0; t < S; t++)
       for (size_t i = 0; i < D; i++) {
-        turns[t * D + i] = std::cos(float(t) / float(i % (D / 2) + 1));
-        turns[S * D + t * D + i] = std::sin(float(t) / float(i % (D / 2) + 1));
+        table[t * D + i] = std::cos(float(t) / float(i % (D / 2) + 1));
+        table[S * D + t * D + i] = std::sin(float(t) / float(i % (D / 2) + 1));
       }
-    EXPECT(jaxgpt_model_set_turns(model, turns.data()) == 0);
+    EXPECT(jaxgpt_model_set_rope_table(model, table.data()) == 0);
   } else {
     const auto places = weights.bytes(size_t(shape.block_size) * size_t(C));
-    const auto place_step = weights.floats(size_t(shape.block_size), kStep / 2, kStep);
-    EXPECT(jaxgpt_model_set_positions(model, places.data(), place_step.data()) == 0);
+    const auto place_scale = weights.floats(size_t(shape.block_size), kScale / 2, kScale);
+    EXPECT(jaxgpt_model_set_positions(model, places.data(), place_scale.data()) == 0);
   }
   EXPECT(jaxgpt_model_ready(model) == 0);
   EXPECT(jaxgpt_model_bytes(model) > 0);
@@ -138,7 +138,7 @@ std::vector<int32_t> text(int n, int vocab_size, unsigned seed = 1) {
   return tokens;
 }
 
-// Arrays exactly as long as the contract says, on the heap, so that a step beyond is seen.
+// Arrays exactly as long as the contract says, on the heap, so that an access beyond is seen.
 int take(jaxgpt_session* session, const std::vector<int32_t>& tokens, const std::vector<int32_t>& slots,
          const std::vector<uint8_t>& wanted, std::vector<float>* logits, std::vector<int32_t>* best) {
   return jaxgpt_session_forward(session, int(tokens.size()), slots.data(), tokens.data(), wanted.data(),
@@ -173,9 +173,9 @@ void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, 
     EXPECT(take_last(session, text(n, V), 0, &best) == 0);
     EXPECT(best >= 0 && best < V && jaxgpt_session_length(session, 0) == n);
   }
-  EXPECT(take_last(session, {1}, 0, &best) == -1);  // the context is full
+  EXPECT(take_last(session, {0}, 0, &best) == JAXGPT_BAD_STATE);  // the context is full
   EXPECT(jaxgpt_session_length(session, 0) == S);
-  EXPECT(jaxgpt_session_truncate(session, 0, S + 1) == -1);
+  EXPECT(jaxgpt_session_truncate(session, 0, S + 1) == JAXGPT_BAD_ARGUMENT);
   for (const int length : {S - 1, S / 2, 1, 0}) {  // forget, and go on
     EXPECT(jaxgpt_session_truncate(session, 0, length) == 0);
     for (int i = 0; i < 3 && length + i < S; i++) EXPECT(take_last(session, {int32_t(i % V)}, 0, &best) == 0);
@@ -206,7 +206,7 @@ void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, 
   // Token by token, with the screen and without: the same choices.
   std::vector<int32_t> chosen[2];
   for (const int screened : {0, 1}) {
-    jaxgpt_model_use_screen(model, screened);
+    EXPECT(jaxgpt_session_use_screen(session, screened) == 0);
     EXPECT(jaxgpt_session_truncate(session, 0, 0) == 0);
     best = 0;
     for (int i = 0; i < 12 && i < S; i++) {
@@ -216,13 +216,13 @@ void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, 
   }
   EXPECT(chosen[0] == chosen[1]);
   // In one call, and up to a token that ends it.
-  std::vector<int32_t> followed(chosen[0].size());
+  std::vector<int32_t> decoded(chosen[0].size());
   int32_t made = 0;
   EXPECT(jaxgpt_session_truncate(session, 0, 0) == 0);
-  EXPECT(jaxgpt_session_follow(session, 0, 0, int32_t(followed.size()), -1, followed.data(), &made) == 0);
-  EXPECT(size_t(made) == followed.size() && followed == chosen[0]);
+  EXPECT(jaxgpt_session_decode_greedy(session, 0, 0, int32_t(decoded.size()), -1, decoded.data(), &made) == 0);
+  EXPECT(size_t(made) == decoded.size() && decoded == chosen[0]);
   EXPECT(jaxgpt_session_truncate(session, 0, 0) == 0);
-  EXPECT(jaxgpt_session_follow(session, 0, 0, int32_t(followed.size()), chosen[0][0], followed.data(), &made) == 0);
+  EXPECT(jaxgpt_session_decode_greedy(session, 0, 0, int32_t(decoded.size()), chosen[0][0], decoded.data(), &made) == 0);
   EXPECT(made == 1 && jaxgpt_session_length(session, 0) == 1);
   EXPECT(jaxgpt_session_exact_outputs(session) >= 0);
   jaxgpt_session_free(session);
@@ -237,15 +237,15 @@ void refusals() {
   const Kind& kind = kKinds[0];
   const jaxgpt_shape shape = {1, 2, 24, 40, 300, 1, 0};
   jaxgpt_model* model = nullptr;
-  EXPECT(jaxgpt_model_new(nullptr, nullptr, 1, &model) == -1);
-  EXPECT(jaxgpt_model_new(&shape, nullptr, 1, nullptr) == -1);
-  EXPECT(jaxgpt_model_new(&shape, "no such set", 1, &model) == -1);
+  EXPECT(jaxgpt_model_new(nullptr, nullptr, 1, &model) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_model_new(&shape, nullptr, 1, nullptr) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_model_new(&shape, "no such set", 1, &model) == JAXGPT_BAD_ARGUMENT);
   for (const int wrong : kInts) {
-    EXPECT(jaxgpt_model_new(&shape, nullptr, wrong, &model) == -1);
+    EXPECT(jaxgpt_model_new(&shape, nullptr, wrong, &model) == JAXGPT_BAD_ARGUMENT);
     for (int field = 0; field < 5; field++) {
       jaxgpt_shape other = shape;
       (&other.n_layer)[field] = wrong;
-      EXPECT(jaxgpt_model_new(&other, nullptr, 1, &model) == -1);
+      EXPECT(jaxgpt_model_new(&other, nullptr, 1, &model) == JAXGPT_BAD_ARGUMENT);
     }
   }
   const jaxgpt_shape largest = {4096, 64, 1 << 15, 1 << 20, 1 << 24, 0, 0};
@@ -254,48 +254,48 @@ void refusals() {
   EXPECT(jaxgpt_model_new(&shape, nullptr, 1, &model) == 0);
   const std::vector<float> floats(24 * 4, 1.0f);
   for (const int wrong : kInts) {
-    EXPECT(jaxgpt_model_set_norm(model, 0, wrong, floats.data(), floats.data()) == -1);
-    EXPECT(jaxgpt_model_set_norm(model, wrong, 0, floats.data(), floats.data()) == -1);
+    EXPECT(jaxgpt_model_set_norm(model, 0, wrong, floats.data(), floats.data()) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_model_set_norm(model, wrong, 0, floats.data(), floats.data()) == JAXGPT_BAD_ARGUMENT);
   }
-  EXPECT(jaxgpt_model_set_norm(model, 0, 0, nullptr, floats.data()) == -1);
-  EXPECT(jaxgpt_model_set_norm(model, 0, 0, floats.data(), nullptr) == -1);
-  EXPECT(jaxgpt_model_set_norm(model, 0, 1, floats.data(), floats.data()) == -1);
-  EXPECT(jaxgpt_model_set_positions(model, nullptr, nullptr) == -1);
-  EXPECT(jaxgpt_model_set_turns(model, floats.data()) == -1);
-  EXPECT(jaxgpt_model_set_linear(model, 0, 0, nullptr) == -1);
-  EXPECT(jaxgpt_model_set_head(model, nullptr) == -1);
+  EXPECT(jaxgpt_model_set_norm(model, 0, 0, nullptr, floats.data()) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_model_set_norm(model, 0, 0, floats.data(), nullptr) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_model_set_norm(model, 0, 1, floats.data(), floats.data()) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_model_set_positions(model, nullptr, nullptr) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_model_set_rope_table(model, floats.data()) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_model_set_linear(model, 0, 0, nullptr) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_model_set_head(model, nullptr) == JAXGPT_BAD_ARGUMENT);
   Weights weights;
   with_linear(weights, kind, 72, 24, 0, false, [&](const jaxgpt_linear& linear) {
     for (const int wrong : kInts) {
-      EXPECT(jaxgpt_model_set_linear(model, wrong, 0, &linear) == -1);
-      EXPECT(jaxgpt_model_set_linear(model, 0, wrong, &linear) == -1);
+      EXPECT(jaxgpt_model_set_linear(model, wrong, 0, &linear) == JAXGPT_BAD_ARGUMENT);
+      EXPECT(jaxgpt_model_set_linear(model, 0, wrong, &linear) == JAXGPT_BAD_ARGUMENT);
       for (int field = 0; field < 3; field++) {
         jaxgpt_linear other = linear;
         (&other.outputs)[field] = wrong;
-        EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == -1);
-        EXPECT(jaxgpt_model_set_head(model, &other) == -1);
+        EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_ARGUMENT);
+        EXPECT(jaxgpt_model_set_head(model, &other) == JAXGPT_BAD_ARGUMENT);
       }
       jaxgpt_linear four = linear;
       four.bits = 4, four.group_size = wrong, four.smooth = nullptr;
-      EXPECT(jaxgpt_model_set_linear(model, 0, 0, &four) == -1);
+      EXPECT(jaxgpt_model_set_linear(model, 0, 0, &four) == JAXGPT_BAD_ARGUMENT);
     }
     for (const int group : {0, 4, 7, 16, 2056}) {
       jaxgpt_linear four = linear;
       four.bits = 4, four.group_size = group, four.smooth = nullptr;
-      EXPECT(jaxgpt_model_set_linear(model, 0, 0, &four) == -1);
+      EXPECT(jaxgpt_model_set_linear(model, 0, 0, &four) == JAXGPT_BAD_ARGUMENT);
     }
     for (const float wrong : {-1.0f, NAN, INFINITY, 1e31f}) {
       jaxgpt_linear other = linear;
       other.input_scale = wrong;
-      EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == -1);
+      EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_ARGUMENT);
     }
     jaxgpt_linear other = linear;
     other.weight = nullptr;
-    EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == -1);
+    EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_ARGUMENT);
     other = linear;
     other.weight_scale = nullptr;
-    EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == -1);
-    EXPECT(jaxgpt_model_ready(model) == -1);
+    EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_model_ready(model) == JAXGPT_BAD_STATE);
   });
   jaxgpt_model_free(model);
 
@@ -304,44 +304,44 @@ void refusals() {
   with_linear(weights, kind, 72, 24, 0, false, [&](const jaxgpt_linear& linear) {
     jaxgpt_linear other = linear;
     other.bias = nullptr;
-    for (int i = 0; i < 20; i++) EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == -1);
+    for (int i = 0; i < 20; i++) EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_STATE);
   });
   jaxgpt_session* session = nullptr;
-  EXPECT(jaxgpt_session_new(nullptr, 1, JAXGPT_KV_HALF, &session) == -1);
-  EXPECT(jaxgpt_session_new(model, 1, JAXGPT_KV_HALF, nullptr) == -1);
-  EXPECT(jaxgpt_session_new(model, 0, JAXGPT_KV_HALF, &session) == -1);
-  EXPECT(jaxgpt_session_new(model, 1, 3, &session) == -1);
+  EXPECT(jaxgpt_session_new(nullptr, 1, JAXGPT_KV_FP16, &session) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_session_new(model, 1, JAXGPT_KV_FP16, nullptr) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_session_new(model, 0, JAXGPT_KV_FP16, &session) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_session_new(model, 1, 3, &session) == JAXGPT_BAD_ARGUMENT);
   for (const int wrong : kInts) {
-    EXPECT(jaxgpt_session_new(model, wrong, JAXGPT_KV_HALF, &session) == -1);
-    EXPECT(jaxgpt_session_new(model, 1, wrong, &session) == -1);
+    EXPECT(jaxgpt_session_new(model, wrong, JAXGPT_KV_FP16, &session) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_session_new(model, 1, wrong, &session) == JAXGPT_BAD_ARGUMENT);
   }
-  EXPECT(jaxgpt_session_new(model, 2, JAXGPT_KV_HALF, &session) == 0);
+  EXPECT(jaxgpt_session_new(model, 2, JAXGPT_KV_FP16, &session) == 0);
   std::vector<float> logits(3 * 300);
   int32_t best = 0, made = 0;
   for (const int wrong : kInts) {
-    EXPECT(take(session, {wrong}, {0}, {1}, &logits, nullptr) == -1);
-    EXPECT(take(session, {1, wrong}, {0, 0}, {1, 1}, &logits, nullptr) == -1);
-    EXPECT(take(session, {1}, {wrong}, {1}, &logits, nullptr) == -1);
-    EXPECT(jaxgpt_session_truncate(session, wrong, 0) == -1);
-    EXPECT(jaxgpt_session_truncate(session, 0, wrong) == -1);
+    EXPECT(take(session, {wrong}, {0}, {1}, &logits, nullptr) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(take(session, {1, wrong}, {0, 0}, {1, 1}, &logits, nullptr) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(take(session, {1}, {wrong}, {1}, &logits, nullptr) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_session_truncate(session, wrong, 0) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_session_truncate(session, 0, wrong) == JAXGPT_BAD_ARGUMENT);
     EXPECT(jaxgpt_session_length(session, wrong) == -1);
-    EXPECT(jaxgpt_session_follow(session, wrong, 1, 1, -1, &best, &made) == -1);
-    EXPECT(jaxgpt_session_follow(session, 0, wrong, 1, -1, &best, &made) == -1);
-    if (wrong < 1) EXPECT(jaxgpt_session_follow(session, 0, 1, wrong, -1, &best, &made) == -1);
+    EXPECT(jaxgpt_session_decode_greedy(session, wrong, 1, 1, -1, &best, &made) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_session_decode_greedy(session, 0, wrong, 1, -1, &best, &made) == JAXGPT_BAD_ARGUMENT);
+    if (wrong < 1) EXPECT(jaxgpt_session_decode_greedy(session, 0, 1, wrong, -1, &best, &made) == JAXGPT_BAD_ARGUMENT);
     const int32_t one = 0;
     const uint8_t yes = 1;
-    if (wrong < 1) EXPECT(jaxgpt_session_forward(session, wrong, &one, &one, &yes, nullptr, &best) == -1);
+    if (wrong < 1) EXPECT(jaxgpt_session_forward(session, wrong, &one, &one, &yes, nullptr, &best) == JAXGPT_BAD_ARGUMENT);
   }
-  EXPECT(take(session, {300}, {0}, {1}, &logits, nullptr) == -1);
-  EXPECT(take(session, {1, 1, 1}, {0, 1, 0}, {1, 1, 1}, &logits, nullptr) == -1);
-  EXPECT(take_last(session, text(41, 300), 1, &best) == -1);
+  EXPECT(take(session, {300}, {0}, {1}, &logits, nullptr) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(take(session, {1, 1, 1}, {0, 1, 0}, {1, 1, 1}, &logits, nullptr) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(take_last(session, text(41, 300), 1, &best) == JAXGPT_BAD_STATE);
   const int32_t one = 0;
   const uint8_t yes = 1;
-  EXPECT(jaxgpt_session_forward(session, 1, nullptr, &one, &yes, nullptr, &best) == -1);
-  EXPECT(jaxgpt_session_forward(session, 1, &one, nullptr, &yes, nullptr, &best) == -1);
-  EXPECT(jaxgpt_session_forward(session, 1, &one, &one, nullptr, nullptr, &best) == -1);
-  EXPECT(jaxgpt_session_follow(session, 0, 1, 1, -1, nullptr, &made) == -1);
-  EXPECT(jaxgpt_session_follow(session, 0, 1, 1, -1, &best, nullptr) == -1);
+  EXPECT(jaxgpt_session_forward(session, 1, nullptr, &one, &yes, nullptr, &best) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_session_forward(session, 1, &one, nullptr, &yes, nullptr, &best) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_session_forward(session, 1, &one, &one, nullptr, nullptr, &best) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_session_decode_greedy(session, 0, 1, 1, -1, nullptr, &made) == JAXGPT_BAD_ARGUMENT);
+  EXPECT(jaxgpt_session_decode_greedy(session, 0, 1, 1, -1, &best, nullptr) == JAXGPT_BAD_ARGUMENT);
   EXPECT(jaxgpt_session_length(session, 0) == 0 && jaxgpt_session_length(session, 1) == 0);
   EXPECT(take(session, {5, 6}, {0, 1}, {0, 0}, nullptr, nullptr) == 0);  // nothing is wanted: allowed
   EXPECT(take(session, {5, 6}, {0, 1}, {1, 1}, nullptr, nullptr) == 0);
@@ -354,16 +354,16 @@ void refusals() {
   std::vector<int32_t> sums(64);
   const std::vector<int8_t> ones(64, 1);
   for (const int wrong : kInts) {
-    EXPECT(jaxgpt_sums(nullptr, ones.data(), wrong, 1, ones.data(), 1, sums.data()) == -1);
-    EXPECT(jaxgpt_sums(nullptr, ones.data(), 1, wrong, ones.data(), 1, sums.data()) == -1);
-    EXPECT(jaxgpt_sums(nullptr, ones.data(), 1, 1, ones.data(), wrong, sums.data()) == -1);
+    EXPECT(jaxgpt_sums(nullptr, ones.data(), wrong, 1, ones.data(), 1, sums.data()) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_sums(nullptr, ones.data(), 1, wrong, ones.data(), 1, sums.data()) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_sums(nullptr, ones.data(), 1, 1, ones.data(), wrong, sums.data()) == JAXGPT_BAD_ARGUMENT);
     double seconds = 0;
-    EXPECT(jaxgpt_read_seconds(1 << 20, wrong, 1, &seconds) == -1);
-    EXPECT(jaxgpt_read_seconds(wrong < 0 ? wrong : std::numeric_limits<int64_t>::max(), 1, 1, &seconds) == -1);
+    EXPECT(jaxgpt_read_seconds(1 << 20, wrong, 1, &seconds) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_read_seconds(wrong < 0 ? wrong : std::numeric_limits<int64_t>::max(), 1, 1, &seconds) == JAXGPT_BAD_ARGUMENT);
   }
   double seconds[3];
   EXPECT(jaxgpt_read_seconds(1 << 20, 2, 3, seconds) == 0);
-  EXPECT(jaxgpt_read_seconds(1 << 20, 2, 3, nullptr) == -1);
+  EXPECT(jaxgpt_read_seconds(1 << 20, 2, 3, nullptr) == JAXGPT_BAD_ARGUMENT);
 }
 
 // Sums that overflow: an error for the caller, whichever thread meets them.
@@ -398,19 +398,19 @@ void overflows(const char* isa) {
       EXPECT(jaxgpt_model_set_head(model, &linear) == 0);
     });
     const auto rows = weights.bytes(4099 * 32);
-    const auto row_step = weights.floats(4099, 0.01f, 0.02f);
-    EXPECT(jaxgpt_model_set_tokens(model, rows.data(), row_step.data(), nullptr) == 0);
-    EXPECT(jaxgpt_model_set_positions(model, rows.data(), row_step.data()) == 0);
+    const auto row_scale = weights.floats(4099, 0.01f, 0.02f);
+    EXPECT(jaxgpt_model_set_tokens(model, rows.data(), row_scale.data(), nullptr) == 0);
+    EXPECT(jaxgpt_model_set_positions(model, rows.data(), row_scale.data()) == 0);
     EXPECT(jaxgpt_model_ready(model) == 0);
     jaxgpt_session* session = nullptr;
-    EXPECT(jaxgpt_session_new(model, 1, JAXGPT_KV_HALF, &session) == 0);
+    EXPECT(jaxgpt_session_new(model, 1, JAXGPT_KV_FP16, &session) == 0);
     for (const int screened : {1, 0}) {
-      jaxgpt_model_use_screen(model, screened);
+      EXPECT(jaxgpt_session_use_screen(session, screened) == 0);
       for (int token = 0; token < 12; token++) {
         int32_t best = 0;
         EXPECT(jaxgpt_session_truncate(session, 0, 0) == 0);
         const int rc = take_last(session, {token}, 0, &best);
-        EXPECT(rc == -1 || (best >= 0 && best < 4099));
+        EXPECT(rc == JAXGPT_BAD_STATE || (best >= 0 && best < 4099));
       }
     }
     jaxgpt_session_free(session);
@@ -430,10 +430,10 @@ void from_several_threads(const char* isa) {
       int32_t best = 0;
       EXPECT(take_last(session, text(259, 4500), 0, &best) == 0);
       for (int i = 0; i < 20; i++) {
-        if (user == 3) jaxgpt_model_use_screen(model, i % 2);
+        if (user == 3) EXPECT(jaxgpt_session_use_screen(session, i % 2) == 0);
         EXPECT(take_last(session, {best}, 0, &best) == 0);
         chosen[size_t(user)].push_back(best);
-        EXPECT(take_last(session, {-1}, 0, &best) == -1);  // texts of errors are each thread's own
+        EXPECT(take_last(session, {-1}, 0, &best) == JAXGPT_BAD_ARGUMENT);  // texts of errors are each thread's own
         EXPECT(strstr(jaxgpt_error(), "token -1"));
         best = chosen[size_t(user)].back();
       }
@@ -443,7 +443,7 @@ void from_several_threads(const char* isa) {
   EXPECT(chosen[0] == chosen[3]);  // both float caches of one slot or two: the same text
   // One session from several threads: what it says is of no use, but its memory holds.
   jaxgpt_session* shared = nullptr;
-  EXPECT(jaxgpt_session_new(model, 1, JAXGPT_KV_HALF, &shared) == 0);
+  EXPECT(jaxgpt_session_new(model, 1, JAXGPT_KV_FP16, &shared) == 0);
   users.clear();
   for (int user = 0; user < 4; user++)
     users.emplace_back([&, user] {
@@ -477,7 +477,7 @@ int main(int count, char** words) {
     }
     int tours = 0;
     for (const Kind& kind : kKinds)
-      for (const int kv : {JAXGPT_KV_FLOAT, JAXGPT_KV_HALF, JAXGPT_KV_INT8}) {
+      for (const int kv : {JAXGPT_KV_FP32, JAXGPT_KV_FP16, JAXGPT_KV_INT8}) {
         // n_layer, n_head, n_embd, block_size, vocab_size, tied, rotary
         const jaxgpt_shape shapes[] = {
             {2, 3, 72, 300, 131, 1, 0},  // heads of 24, widths of 72, 216, 288
@@ -488,7 +488,7 @@ int main(int count, char** words) {
           tour(kind, shape, isa.c_str(), kv, 1 + tours % 3, 8);
           tours++;
         }
-        if (kv == JAXGPT_KV_HALF) {
+        if (kv == JAXGPT_KV_FP16) {
           tour(kind, {1, 1, 80, 40, 4099, 1, 0}, isa.c_str(), kv, 2, 16);   // a head with a screen
           tour(kind, {1, 2, 144, 33, 4096, 0, 1}, isa.c_str(), kv, 2, 24);  // groups that do not divide 64
           tours += 2;

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.quality.agreement import agreeing
+from jaxgpt_bench.common.timing import agreeing
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.model.build import build_model
 

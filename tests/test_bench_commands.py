@@ -10,18 +10,21 @@ import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.common.bandwidth import read_bandwidth
 from jaxgpt_bench.common.markdown_blocks import write_between_markers
-from jaxgpt_bench.quality.command import markdown_table, xz_bits_per_byte
+from jaxgpt_bench.common.rows import ParseCount, QualityFigures, WrittenText
+from jaxgpt_bench.peers import find_peers
+from jaxgpt_bench.peers.peer import Program, Variant
 from jaxgpt_bench.quality.contestants import parent_name
+from jaxgpt_bench.quality.measure import markdown_block, xz_bits_per_byte
 from jaxgpt_bench.quality.samples import (
     Prompt,
-    cut_count,
     held_out_texts,
+    parse_count,
     parses,
     sample_prompts,
     spread_evenly,
 )
-from jaxgpt_bench.speed.contestant_process import Contestant
-from jaxgpt_bench.speed.contestants import Entry, weight_bytes, with_cache
+from jaxgpt_bench.speed.contestants import Contestant, weight_bytes, with_cache
+from jaxgpt_bench.speed.programs import NATIVE, TORCH
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.scheme import Quantization
@@ -185,12 +188,17 @@ def test_bytes_a_token_are_the_weights_it_touches(fp32: Path, int8_dynamic: Path
 def test_keys_and_values_are_charged_to_every_engine_that_keeps_them(fp32: Path) -> None:
     config = read_artifact(fp32).config
     numbers = config.n_layer * 2 * config.n_embd * 10  # of the keys and values of ten positions
-    for engine, cached, width in (
-        ("jaxgpt-native", True, 2), ("llama.cpp", True, 2), ("jaxgpt-torch", True, 4), ("openvino", True, 4),
-        ("transformers", False, 0),
-    ):  # fmt: skip
-        entry = Entry(Contestant(engine, "fp32", "", 1, cached), 1000, 2000)
-        assert with_cache(entry, config, 10.0).bytes_per_token == 1000 + width * numbers
+    peers = find_peers()
+    cases: list[tuple[Program, bool, int]] = [
+        (NATIVE, True, 2), (peers["llama.cpp"], True, 2), (TORCH, True, 4), (peers["openvino"], True, 4),
+        (peers["transformers"], False, 0),
+    ]  # fmt: skip
+    for program, cached, width in cases:
+        contestant = Contestant(
+            program=program, precision="fp32", path=fp32, threads=1, variant=Variant(cached=cached),
+            bytes_per_token=1000, file_bytes=2000,
+        )  # fmt: skip
+        assert with_cache(contestant, config, 10.0).bytes_per_token == 1000 + width * numbers
 
 
 def test_weight_only_layers_are_read_in_float32(fp32: Path, int4: Path) -> None:
@@ -281,12 +289,12 @@ def test_held_out_code_is_cut_and_parsed_as_samples_are(data: Path) -> None:
         Prompt("b ```python\n", "y = (1 + 2 + 3 + 4 + 5 + 6)\n" * 9),
     ]
     whole, cut = held_out_texts(prompts, tokenizer, 12)
-    assert whole == {"text": "x = 1\n", "finish_reason": "stop", "parses": True}
-    assert cut["finish_reason"] == "length"
-    assert prompts[1].rest.startswith(cut["text"])
-    assert len(tokenizer.encode(cut["text"])) == 12
-    assert not cut["parses"]
-    assert cut_count([whole, cut]) == 1
+    assert whole == WrittenText(text="x = 1\n", finish_reason="stop", parses=True)
+    assert cut.finish_reason == "length"
+    assert prompts[1].rest.startswith(cut.text)
+    assert len(tokenizer.encode(cut.text)) == 12
+    assert not cut.parses
+    assert parse_count([whole, cut]) == ParseCount(texts=2, parse=1, cut=1)
 
 
 def test_windows_are_spread_over_the_whole_split_and_the_differences_have_paired_errors(
@@ -322,7 +330,7 @@ def test_windows_are_spread_over_the_whole_split_and_the_differences_have_paired
     spread = paired - second["loss_increase"] * counts
     expected = math.sqrt(3 / 2 * (spread**2).sum()) / counts.sum()
     assert second["difference_error"] == pytest.approx(expected, rel=1e-3)
-    table = markdown_table(figures)
+    table = markdown_block(QualityFigures.from_json(figures))
     assert "held-out tokens, spread evenly over the validation split" in table
     assert f"{second['loss_increase']:+.5f} ± {second['difference_error']:.5f}" in table
 
@@ -357,7 +365,9 @@ def test_int8_static_qat_is_refused_beside_another_training_s_parent(
     child = dataclasses.replace(parent, quantization=Quantization("static-qat", {}))
     assert child.kind == "int8-static-qat"
     origin = {"parent_sha256": sha256_of(fp32 / "model.safetensors")}
-    monkeypatch.setattr("jaxgpt_bench.quality.command.read_certificate", lambda folder: {"origin": origin})
+    monkeypatch.setattr(
+        "jaxgpt_bench.quality.contestants.read_certificate", lambda folder: {"origin": origin}
+    )
     assert parent_name(child, [parent, child]) == "fp32-qat"
     assert parent_name(child, [child]) is None
     assert parent_name(parent, [parent, child]) is None
@@ -393,9 +403,9 @@ def test_readme_s_table_comes_from_committed_results() -> None:
     text = (ROOT / "README.md").read_text()
     table = text.partition("<!-- table: begin -->")[2].partition("<!-- table: end -->")[0]
     report = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
-    from jaxgpt_bench.report.command import markdown_table
+    from jaxgpt_bench.report.page import ReportFigures, markdown_block
 
-    assert table.strip() == markdown_table(report).strip()
+    assert table.strip() == markdown_block(ReportFigures.from_json(report)).strip()
     assert "| int8-dynamic |" in table
 
 
@@ -403,7 +413,7 @@ def test_the_quantization_table_comes_from_committed_results() -> None:
     text = (ROOT / "docs" / "quantization.md").read_text()
     table = text.partition("<!-- quality: begin -->")[2].partition("<!-- quality: end -->")[0]
     figures = json.loads((ROOT / "bench" / "results" / "reference_quality.json").read_text())
-    assert table.strip() == markdown_table(figures).strip()
+    assert table.strip() == markdown_block(QualityFigures.from_json(figures)).strip()
     assert {row["name"] for row in figures["rows"]} >= {"flax-fp32", "int8-static-qat", "int4-weight-only"}
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import torch
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.quality.outliers import with_outliers
+from jaxgpt_bench.quality.outlier_channels import with_outliers
 from jaxgpt_bench.speed.random_models import random_tensors
 from jaxgpt_export.model.build import float_model
 

@@ -1,18 +1,23 @@
 """Every peer computes the same model: logits beside the module's, greedy tokens beside each other."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jaxgpt_bench
 import numpy as np
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.peers import PEERS
+from jaxgpt_bench.common.rows import speed_name
+from jaxgpt_bench.common.timing import timed_generation
+from jaxgpt_bench.peers import find_peers
 from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
 from jaxgpt_bench.peers.peer import Prepared
-from jaxgpt_bench.speed.contestant_process import Contestant, open_engine, timed_generation
-from jaxgpt_bench.speed.contestants import peer_entries
+from jaxgpt_bench.speed.contestants import peer_contestants
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
 from jaxgpt_export.format.artifact import read_artifact, to_hf_name, write_artifact
 from jaxgpt_export.model.build import load
@@ -30,6 +35,7 @@ FLOAT_BY_ENGINE = {"llama.cpp": 5e-3}
 # 0.03, 0.05, 0.31). A permuted or transposed matrix gives more than 1.
 QUANTIZED = {"fp16": 3e-3, "int8-weight-only": 0.06, "int8-dynamic": 0.1, "int4-weight-only": 0.6}
 
+PEERS = find_peers()
 ROWS = [(name, precision) for name, peer in PEERS.items() for precision in peer.precisions]
 
 
@@ -72,7 +78,7 @@ def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
     assert 0 < made.bytes_per_token <= made.file_bytes
     tokens, logits = reference(folder, 12)
     assert len(set(tokens)) > 4
-    engine = open_engine(Contestant(name, precision, str(made.path), 1))
+    engine = PEERS[name].open(made.path, precision, 1)
     assert engine.block_size == CONFIG.block_size
     for _ in range(2):  # the second time after a text: start forgets it
         theirs = [np.array(engine.prefill(PROMPT))]
@@ -100,14 +106,76 @@ def test_what_is_not_installed_or_fails_is_left_out_in_a_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(PEERS["openvino"], "missing", lambda: ["openvino"])
-    monkeypatch.setattr(PEERS["transformers"], "precisions", ("fp32",))
+    monkeypatch.setattr(PEERS["transformers"], "variants", PEERS["openvino"].variants)
     monkeypatch.setattr(PEERS["torch-quantize-dynamic"], "engine", "no-such-engine")
     names = ["transformers", "torch-quantize-dynamic", "openvino"]
-    entries, left_out = peer_entries([read_artifact(folder)], names, tmp_path, 1)
-    assert {entry.contestant.engine for entry in entries} == {"transformers"}
+    found, left_out = peer_contestants([read_artifact(folder)], names, tmp_path, 1)
+    assert [each.name for each in found] == ["transformers fp32"]
     assert left_out["openvino"] == "openvino not installed (pip install openvino)"
     assert "stopped with code 1" in left_out["no-such-engine int8-dynamic"]
     assert "openvino is left out: openvino not installed" in capfd.readouterr().err
+
+
+ECHO = """
+from jaxgpt_bench.peers.peer import PLAIN, Peer, Prepared
+
+
+class EchoSession:
+    block_size = 32
+
+    def prefill(self, tokens):
+        import numpy as np
+
+        return np.eye(1, 384, tokens[-1])[0]
+
+    def decode(self, token):
+        return self.prefill([token])
+
+
+class Echo(Peer):
+    engine = "echo"
+    modules = ("json",)
+    install = "nothing"
+    precisions = ("fp16",)
+
+    def convert(self, artifact, precision, scratch, threads):
+        (scratch / "model").write_text("x")
+        return Prepared(scratch, 1000)
+
+    def open(self, path, precision, threads, variant=PLAIN):
+        return EchoSession()
+
+
+PEER = Echo()
+"""
+
+
+def test_a_peer_is_added_by_one_file(folder: Path, tmp_path: Path) -> None:
+    """A copy of the package with one more file in peers/ measures it: no list names it elsewhere."""
+    source = Path(jaxgpt_bench.__file__).parent
+    package = tmp_path / "lib" / "jaxgpt_bench"
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "peers" / "echo.py").write_text(ECHO)
+    out = tmp_path / "speed.json"
+    call = ["generate", "--artifact", folder, "--tokens", "4", "--rounds", "1", "--threads", "1"]
+    subprocess.run(
+        [sys.executable, "-m", "jaxgpt_bench", *map(str, call), "--peer", "echo", "--out", str(out)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), *sys.path])},
+    )
+    rows = {row["engine"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows["echo"]["precision"] == "fp16"
+    assert len(set(rows["echo"]["greedy_tokens"])) == 1
+    assert "jaxgpt-torch" in rows
+
+
+def test_every_peer_s_row_has_a_name_of_its_own() -> None:
+    names = [
+        speed_name(name, precision, **vars(variant))
+        for name, peer in PEERS.items() for precision in peer.precisions for variant in peer.variants
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert "transformers fp32, no KV cache, every logit" in names
 
 
 def test_a_peer_that_does_not_exist_is_one_line(command: Command, folder: Path) -> None:
@@ -118,14 +186,14 @@ def test_a_peer_that_does_not_exist_is_one_line(command: Command, folder: Path) 
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_blocks_are_within_half_a_step(bits: int) -> None:
+def test_blocks_are_within_half_a_scale(bits: int) -> None:
     weight = np.random.default_rng(0).standard_normal((6, 96)).astype(np.float32)
     block = block_size_for(96)
     assert block == 32
-    q, step = round_blocks(weight, block, bits)
-    back = ((q.astype(np.float32) - 2 ** (bits - 1)) * step[..., None]).reshape(weight.shape)
-    # 4 bits: the side opposite to the extreme ends at 7, one step short.
-    bound = np.abs(step).repeat(block, axis=1) * (0.501 if bits == 8 else 1.001)
+    q, scale = round_blocks(weight, block, bits)
+    back = ((q.astype(np.float32) - 2 ** (bits - 1)) * scale[..., None]).reshape(weight.shape)
+    # 4 bits: the side opposite to the extreme ends at 7, one scale short.
+    bound = np.abs(scale).repeat(block, axis=1) * (0.501 if bits == 8 else 1.001)
     assert (np.abs(back - weight) <= bound).all()
     if bits == 4:
         packed = pack_pairs(q)

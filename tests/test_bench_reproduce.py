@@ -5,17 +5,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jaxgpt_bench.reproduce.command as command_module
+import jaxgpt_bench.reproduce.build as build_module
+import jaxgpt_bench.reproduce.measure as measure_module
 import numpy as np
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, rows, write_jsonl
+from jaxgpt_bench.quality.samples import FIXED_PROMPTS
 from jaxgpt_bench.reproduce import recipes, stages
 from jaxgpt_bench.reproduce.memorization import Corpus, longest_runs, overlap
-from jaxgpt_bench.reproduce.page import is_the_original_s
+from jaxgpt_bench.reproduce.page.render import is_earlier_data
 from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
-from jaxgpt_bench.reproduce.texts import PROMPTS
 from test_bench_reproduce_page import speed_figures
 
+from jaxgpt.shared.console import Result
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.training.options import TrainOptions, run_config
@@ -65,11 +67,11 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def generate(options: Any) -> Any:
         asked.append(options)
-        return command_module.Result(speed_figures())
+        return Result(speed_figures())
 
     monkeypatch.setitem(RECIPES, "tests", RECIPE)
-    monkeypatch.setattr(command_module, "QUANTIZED", stages.QUANTIZED[:1])
-    monkeypatch.setattr(command_module, "generate", generate)
+    monkeypatch.setattr(build_module, "QUANTIZED", build_module.QUANTIZED[:1])
+    monkeypatch.setattr(measure_module, "generate", generate)
     return asked
 
 
@@ -103,7 +105,7 @@ def test_a_folder_of_the_single_commands_is_taken_over_and_every_stage_is_kept_t
     ]
     assert report["memorization"]["overlap"]["sharing"] == 0
     assert report["memorization"]["overlap"]["documents"] == report["data"]["counts"]["val_documents"]
-    assert len(report["samples"]) == len(PROMPTS) * 2 * 2
+    assert len(report["samples"]) == len(FIXED_PROMPTS) * 2 * 2
     assert {row["model"] for row in report["samples"]} == {"torch-fp32", "int8-dynamic"}
     for row in report["samples"]:
         assert row["verbatim"]["tokens"] <= row["tokens"]
@@ -113,7 +115,7 @@ def test_a_folder_of_the_single_commands_is_taken_over_and_every_stage_is_kept_t
     assert [row["name"] for row in text["rows"]] == [row["name"] for row in report["models"]]
     page = (filled / "report.html").read_text()
     assert "else.jsonl" in page
-    assert "not the original&#39;s data set" in page
+    assert "not the earlier project's data set" in page
 
     assert command("jaxgpt-bench", *call)[0] == 0
     assert all(kept(filled).values())
@@ -132,7 +134,8 @@ def test_the_quantization_aware_training_is_taken_over_too(
                int8_static_qat=int8_static_qat)  # fmt: skip
     qat = {"preset": "tiny", **options_of(TINY_TRAIN), "max_steps": 10, "learning_rate": 0.001}
     monkeypatch.setitem(RECIPES, "tests", dataclasses.replace(RECIPE, qat=qat))
-    monkeypatch.setattr(command_module, "QUANTIZED", (stages.QUANTIZED[0], stages.QUANTIZED[2]))
+    two = (build_module.QUANTIZED[0], build_module.QUANTIZED[2])
+    monkeypatch.setattr(build_module, "QUANTIZED", two)
     code, _, said = command("jaxgpt-bench", "reproduce", "tests", "--out", out)
     assert code == 0, said
     assert kept(out)["qat"]
@@ -201,19 +204,19 @@ def test_bad_options_are_one_line(command: Command, recipe: list[Any], run: Path
 
 def test_a_given_run_brings_its_data_and_must_be_finished(run: Path, data: Path, tmp_path: Path) -> None:
     found = stages.Stages()
-    dataset, folder = command_module.taken_run(run, found)
+    dataset, folder = build_module.taken_run(run, found)
     assert (dataset.folder, folder) == (data, run)
-    assert [entry["stage"] for entry in found.log] == ["data", "train"]
+    assert [entry.stage for entry in found.log] == ["data", "train"]
     unfinished = tmp_path / "run"
     shutil.copytree(run, unfinished)
     (unfinished / "summary.json").unlink()
     with pytest.raises(UserError, match="summary of a finished run"):
-        command_module.taken_run(unfinished, found)
+        build_module.taken_run(unfinished, found)
     shutil.copy(run / "summary.json", unfinished)
     config = unfinished / "config.json"
     config.write_text(re.sub(r'"manifest_sha256": "\w+"', '"manifest_sha256": "0"', config.read_text()))
     with pytest.raises(UserError, match="is not the data set"):
-        command_module.taken_run(unfinished, found)
+        build_module.taken_run(unfinished, found)
 
 
 @pytest.mark.parametrize("name", ["smoke", "cpu", "gpu"])
@@ -236,16 +239,14 @@ def test_without_the_hub_the_offline_text_is_taken_and_never_called_the_other(
         raise UserError("the hub can't be reached")
 
     monkeypatch.setattr("jaxgpt.data.sources.open_source", unreachable)
-    assert stages.choose_source("auto", RECIPES["cpu"]) == recipes.PACKAGES
-    assert "NOT the original's data" in capfd.readouterr().err
-    assert stages.choose_source("offline", RECIPES["smoke"]) == "stdlib"
-    assert stages.choose_source("mine.jsonl", RECIPES["cpu"]) == "mine.jsonl"
+    assert build_module.choose_source("auto", RECIPES["cpu"]) == recipes.PACKAGES
+    assert "NOT the earlier project's data" in capfd.readouterr().err
+    assert build_module.choose_source("offline", RECIPES["smoke"]) == "stdlib"
+    assert build_module.choose_source("mine.jsonl", RECIPES["cpu"]) == "mine.jsonl"
     monkeypatch.setattr("jaxgpt.data.sources.open_source", lambda name: None)
-    assert stages.choose_source("auto", RECIPES["cpu"]) == HUB_SOURCE
-    assert is_the_original_s(f"{HUB_SOURCE}@abc")
-    assert not any(
-        is_the_original_s(name) for name in ("stdlib", "hub:other/set", recipes.PACKAGES, "x.jsonl")
-    )
+    assert build_module.choose_source("auto", RECIPES["cpu"]) == HUB_SOURCE
+    assert is_earlier_data(f"{HUB_SOURCE}@abc")
+    assert not any(is_earlier_data(name) for name in ("stdlib", "hub:other/set", recipes.PACKAGES, "x.jsonl"))
 
 
 def test_a_measurement_is_kept_only_where_it_was_made_from_the_same(tmp_path: Path) -> None:

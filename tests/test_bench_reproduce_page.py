@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxgpt_bench.common.formatting import rate_text, signed
-from jaxgpt_bench.reproduce.claims import claims, commands, conclusion, limits
-from jaxgpt_bench.reproduce.page import markdown_table, render
-from jaxgpt_bench.reproduce.tables import best_row, difference_text, quality_cells, speed_cells, stage_cells
-from jaxgpt_bench.reproduce.texts import PROMPTS
+from jaxgpt_bench.common.formatting import difference_text, rate_text, signed
+from jaxgpt_bench.common.rows import SpeedRow
+from jaxgpt_bench.quality.samples import FIXED_PROMPTS
+from jaxgpt_bench.reproduce.page.claims import best_row, claims
+from jaxgpt_bench.reproduce.page.render import commands, markdown_block, read_report, render, templates
+from jaxgpt_bench.reproduce.page.tables import quality_table, speed_table, stage_table
 
 from jaxgpt.shared.errors import UserError
 
@@ -18,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "bench" / "results" / "reproduce_reference.json"
 WIDTHS = (1280, 390)
 LONG = "a" * 90
+MACHINE = {
+    "cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux", "python": "3.11",
+    "packages": {"jax": "1"}, "instruction_sets": ["avx2", "avx512_vnni"],
+}  # fmt: skip
 SECTIONS = (
     "The claim", "Training", "Every model: quality", "Every model: speed", "Text from elsewhere",
     "Learned by heart?", "Samples, float32 and INT8 side by side", "Where it falls short", "Provenance",
@@ -30,6 +35,8 @@ def speed_row(engine: str, precision: str, rate: float, **other: Any) -> dict[st
         "engine": engine, "precision": precision, "cached": True, "every_logit": False,
         "decode_tokens_per_s": {"median": 1.25 * rate, "min": rate, "max": 1.5 * rate},
         "seconds": {"median": 250 / rate, "min": 220 / rate, "max": 270 / rate},
+        "prefill_tokens_per_s": {"median": 9 * rate, "min": 8 * rate, "max": 9 * rate},
+        "bytes_per_token": 2_000_000, "read_gb_s": 0.006 * rate, "settings": {},
         "ceiling_tokens_per_s": 3 * rate, "ceiling_share": 1 / 3, "file_mb": 1.5,
         "peak_rss_mb": 300.0, "greedy_agrees": 240, "greedy_tokens": [1] * 250, **other,
     }  # fmt: skip
@@ -55,8 +62,7 @@ def speed_figures() -> dict[str, Any]:
         "settings": {"preset": None, "model": model, "tokens": 250, "prompt_tokens": 16, "threads": 2},
         "rounds": 1, "bandwidth_gb_s": [10.0], "rows": found,
         "left_out": {"openvino": "openvino not installed (pip install openvino)"},
-        "machine": {"cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux",
-                    "instruction_sets": ["avx2", "avx512_vnni"]},
+        "machine": MACHINE,
         "date": "2026-01-03T04:05:06+00:00", "commit": "5beed",
     }  # fmt: skip
 
@@ -64,15 +70,17 @@ def speed_figures() -> dict[str, Any]:
 def small_report() -> dict[str, Any]:
     """A report.json as a run gives it, of few models."""
     row = {"val_loss": 2.0, "loss_increase": 0.0, "difference_error": None, "kl_mean": None, "fastest": None,
-           "top1_agreement": 1.0, "parse_share": 0.5, "parse_cut": 5, "size_mb": 8.0}  # fmt: skip
+           "top1_agreement": 1.0, "parse_share": 0.5, "parse_cut": 5, "size_mb": 8.0,
+           "val_bits_per_byte": 0.9, "kl_max": None, "max_abs_logit_diff": None}  # fmt: skip
     compared = {**row, "kl_mean": 1e-4}
-    sample = {"prompt": PROMPTS[0], "temperature": 0.0, "model": "torch-fp32", "finish_reason": "length",
+    sample = {"prompt": FIXED_PROMPTS[0], "temperature": 0.0, "model": "torch-fp32",
+              "finish_reason": "length",
               "text": "<script>alert(1)</script> " + "x" * 900, "tokens": 250,
               "verbatim": {"tokens": 3, "text": "x x"}}  # fmt: skip
     return {
         "preset": "cpu", "about": "a test", "date": "2026-01-04T04:05:06+00:00", "commit": "c0ffee",
         "command": f"jaxgpt-bench reproduce cpu --out runs/{LONG} --other-text 'head.jsonl=rows & more'",
-        "machine": {"packages": {"jax": "1"}, "python": "3.11"},
+        "machine": MACHINE,
         "data": {"source": "packages:numpy,jax", "revision": "numpy 2", "is_the_original_s": False,
                  "tokenizer": {"name": "bpe:384"},
                  "counts": {"train_documents": 9, "val_documents": 3, "val_overlapping": 208},
@@ -86,7 +94,7 @@ def small_report() -> dict[str, Any]:
                     "windows": "spread evenly over the validation split",
                     "parse_held_out": {"texts": 24, "parse": 13, "cut": 9},
                     "date": "2026-01-02T04:05:06+00:00", "commit": "900d", "parse_samples": 24,
-                    "parse_tokens": 200, "machine": {"cpu": "a CPU"}},
+                    "parse_tokens": 200, "machine": MACHINE},
         "models": [
             {**row, "name": "flax-fp32"},
             {**compared, "name": "torch-fp32", "loss_increase": -4e-9, "difference_error": 1e-9},
@@ -134,6 +142,19 @@ def plain(page: str) -> str:
     return re.sub(r"<[^>]+>", "\n", page).replace("&#39;", "'").replace("&amp;", "&")
 
 
+def said(report: dict[str, Any], macro: str) -> list[str]:
+    """The lines of a macro of sentences.jinja."""
+    template = templates(escape=False).get_template("reproduce/page/sentences.jinja")
+    return str(getattr(template.module, macro)(read_report(report))).split("\n")
+
+
+def claim_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The table of claims, as the README has it."""
+    lines = markdown_block(report).split("\n")
+    at = next(index for index, line in enumerate(lines) if line.startswith("| float32 to INT8"))
+    return [line.strip("| ").split(" | ") for line in lines[at + 2 : at + 8]]
+
+
 @pytest.fixture(scope="module", params=["small", "committed"])
 def report(request: pytest.FixtureRequest) -> dict[str, Any]:
     return small_report() if request.param == "small" else committed_report()
@@ -143,10 +164,15 @@ def test_the_page_has_every_section_and_row_and_fetches_nothing(report: dict[str
     page = render(report)
     assert tuple(re.findall(r"<h2[^>]*>(.*?)</h2>", page)) == SECTIONS
     text = plain(page)
-    for cells in (*quality_cells(report), *speed_cells(report), *claims(report), *stage_cells(report)):
+    typed = read_report(report)
+    tables = (quality_table(typed), speed_table(typed), stage_table(typed))
+    for cells in (*(cells for table in tables for cells in table.cells), *claim_rows(report)):
         assert all(cell in text for cell in cells)
-    assert all(line in text for line in (*conclusion(report), *limits(report), *commands(report)))
-    for line in ("the original's fp32", "1.3223 to 1.3350 (+0.0127)", "0 of 1,913", "held-out code",
+    sentences = (*said(report, "conclusion"), *said(report, "limits"))
+    assert all(line in text for line in (*sentences, *commands(typed)))
+    assert all(sentence in markdown_block(report) for sentence in said(report, "conclusion"))
+    assert (len(said(report, "conclusion")), len(said(report, "limits"))) == (4, 10)
+    for line in ("the earlier project's fp32", "1.3223 to 1.3350 (+0.0127)", "0 of 1,913", "held-out code",
                  "→ jaxgpt-native int8-dynamic", "transformers fp32, no KV cache, every logit",
                  "2 validation points"):  # fmt: skip
         assert line in text
@@ -165,9 +191,9 @@ def test_the_page_has_every_section_and_row_and_fetches_nothing(report: dict[str
         render({**report, "memorization": {}})
 
 
-def test_only_like_is_judged_against_the_original_and_every_pair_is_named() -> None:
+def test_only_like_is_judged_against_the_earlier_project_and_every_pair_is_named() -> None:
     report = small_report()
-    loss, size, method, anyone, own, uncached = claims(report)
+    loss, size, method, anyone, own, uncached = claim_rows(report)
     assert (loss[0], loss[3]) == ("validation loss, nats", "not comparable: another model, another text")
     assert size[3] == "shrinks the file less"
     assert method[2:] == [
@@ -180,27 +206,39 @@ def test_only_like_is_judged_against_the_original_and_every_pair_is_named() -> N
     rows = report["speed"]["rows"]
     for rate, so in ((55.0, "is slower"), (66.0, "gains less"), (90.0, "gains more")):
         rows[7] = speed_row("torch-quantize-dynamic", "int8-dynamic", rate)
-        assert claims(report)[2][3] == so
+        assert claim_rows(report)[2][3] == so
     del rows[7]
-    assert claims(report)[2][2:] == ["not measured", ""]
+    assert claim_rows(report)[2][2:] == ["not measured"]
 
 
-def test_the_original_s_data_is_called_by_its_name() -> None:
+def test_claims_are_figures_of_the_rows_they_name() -> None:
+    found = claims(read_report(small_report()))
+    assert found.loss.difference == pytest.approx(0.001)
+    assert found.size.times_smaller == 4.0
+    assert found.their_size.times_smaller == pytest.approx(620.33 / 148.88)
+    fastest, own = found.speeds["fastest of any"], found.speeds["this project's"]
+    assert fastest is not None
+    assert own is not None
+    assert [row.name for row in fastest.rows] == ["onnxruntime fp32", "onnxruntime int8-weight-only"]
+    assert own.rates.times == pytest.approx(400 / 50)
+
+
+def test_the_earlier_project_s_data_is_called_by_its_name() -> None:
     report = small_report()
-    assert "not the original's data set" in markdown_table(report)
+    assert "not the earlier project's data set" in markdown_block(report)
     report["data"]["is_the_original_s"] = True
-    assert "of flytech/python-codes-25k, the original's data set" in markdown_table(report)
-    assert "not the original" not in render(report)
+    assert "of flytech/python-codes-25k, the earlier project's data set" in markdown_block(report)
+    assert "not the earlier project" not in render(report)
 
 
 def test_the_fastest_engine_of_this_project_stands_for_a_model() -> None:
-    rows = speed_figures()["rows"]
+    rows = [SpeedRow.from_json(row) for row in speed_figures()["rows"]]
     for name, engine in (
         ("int8-dynamic", "jaxgpt-native"), ("torch-fp32", "jaxgpt-torch"), ("flax-fp32", "jaxgpt-flax"),
     ):  # fmt: skip
         found = best_row(name, rows)
         assert found is not None
-        assert found["engine"] == engine
+        assert found.engine == engine
     assert best_row("int8-weight-only", rows) is None  # measured with a peer alone
     assert best_row("fp32-qat", rows) is None
 
@@ -208,20 +246,20 @@ def test_the_fastest_engine_of_this_project_stands_for_a_model() -> None:
 def test_numbers_are_printed_with_what_they_rest_on() -> None:
     assert signed(-4.7e-9) == "0"
     assert difference_text(-4.7e-9, 1e-9) == "0"
-    assert difference_text(0.001, 0.0007) == "+0.00100 ± 0.00070 *"
+    assert difference_text(0.001, 0.0007, star=True) == "+0.00100 ± 0.00070 *"
     assert difference_text(-0.02, 0.001) == "-0.02000 ± 0.00100"
     assert difference_text(0.001, 1e-7) == "+0.00100 ± less than 0.00001"
     assert (rate_text(3331.98), rate_text(99.94)) == ("3,332", "99.9")
-    cells = {row[0]: row for row in speed_cells(small_report())}
-    assert cells["int8-dynamic"][2:] == ["625 ms (550–675)", "500 (400–600)", "33%", "240 of 250"]
-    assert cells["torch-fp32"][2:4] == ["5.00 s (4.40–5.40)", "62.5 (50.0–75.0)"]
+    cells = {row[0]: row for row in speed_table(read_report(small_report())).cells}
+    assert cells["int8-dynamic"][2:] == ("625 ms (550–675)", "500 (400–600)", "33%", "240 of 250")
+    assert cells["torch-fp32"][2:4] == ("5.00 s (4.40–5.40)", "62.5 (50.0–75.0)")
     assert set(cells) == {"flax-fp32", "torch-fp32", "int8-dynamic", "int8-static-qat"}
 
 
 def test_the_trained_on_model_is_held_against_its_own_parent() -> None:
-    rows = {row[0]: row for row in quality_cells(small_report())}
+    rows = {row[0]: row for row in quality_table(read_report(small_report())).cells}
     assert rows["fp32-qat"][2] == "-0.02000 ± 0.00100"
-    assert rows["… against fp32-qat"][2:5] == ["+0.00300 ± 0.00040", "3.0e-04", "98.70%"]
+    assert rows["… against fp32-qat"][2:5] == ("+0.00300 ± 0.00040", "3.0e-04", "98.70%")
     assert rows["int8-dynamic"][5] == "12 of 24 (5 cut)"
     assert rows["held-out code itself"][5] == "13 of 24 (9 cut)"
 
@@ -230,8 +268,11 @@ def test_the_committed_page_is_that_of_the_committed_figures() -> None:
     page, report = COMMITTED.with_suffix(".html").read_text(), committed_report()
     assert report["date"][:10] in page
     text = plain(page)
-    for cells in (*quality_cells(report), *speed_cells(report)):
+    typed = read_report(report)
+    for cells in (*quality_table(typed).cells[:-2], *speed_table(typed).cells):
         assert all(cell in text for cell in cells)
+    for cells in quality_table(typed).cells[-2:]:  # the page calls the earlier project by another name
+        assert all(cell in text for cell in cells[1:])
 
 
 def test_the_page_says_where_it_fails_and_what_bounds_it() -> None:
@@ -255,7 +296,7 @@ def test_the_page_says_where_it_fails_and_what_bounds_it() -> None:
 
 
 def test_what_runs_it_again_is_whole_and_the_other_text_optional() -> None:
-    install, command, *optional = commands(small_report())[1:]
+    install, command, *optional = commands(read_report(small_report()))[1:]
     assert install == "pip install -c constraints.txt -e '.[train,export,bench,peers]'"
     extras = re.search(
         r"\[project.optional-dependencies\](.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.S
@@ -298,6 +339,6 @@ def test_the_readme_s_reproduction_comes_from_committed_results() -> None:
     text = (ROOT / "README.md").read_text()
     table = text.partition("<!-- reproduction: begin -->")[2].partition("<!-- reproduction: end -->")[0]
     report = committed_report()
-    assert table.strip() == markdown_table(report).strip()
+    assert table.strip() == markdown_block(report).strip()
     assert len(report["models"]) >= 7
     assert report["memorization"]["overlap"]["sharing"] == 0

@@ -4,14 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jaxgpt_bench.reproduce.command as command_module
+import jaxgpt_bench.reproduce.build as build_module
+import jaxgpt_bench.reproduce.measure as measure_module
 import pytest
 from conftest import Command, assert_one_line_error, write_jsonl
-from jaxgpt_bench.reproduce import stages
+from jaxgpt_bench.reproduce import stages, training_run
+from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.recipes import RECIPES
 from jaxgpt_export.native.library import library_path
 from test_bench_reproduce import RECIPE, fill, speed_figures
 
+from jaxgpt.shared.console import Result
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of, write_json
@@ -24,8 +27,8 @@ def filled(
 ) -> Path:
     """A folder that the single commands filled, for the preset "tests", without the minutes of speed."""
     monkeypatch.setitem(RECIPES, "tests", RECIPE)
-    monkeypatch.setattr(command_module, "QUANTIZED", stages.QUANTIZED[:1])
-    monkeypatch.setattr(command_module, "generate", lambda asked: command_module.Result(speed_figures()))
+    monkeypatch.setattr(build_module, "QUANTIZED", build_module.QUANTIZED[:1])
+    monkeypatch.setattr(measure_module, "generate", lambda asked: Result(speed_figures()))
     return fill(tmp_path / "out", data=data, run=run, fp32=fp32, int8_dynamic=int8_dynamic)
 
 
@@ -66,9 +69,9 @@ def test_a_text_measured_on_other_models_is_left_out_in_a_line(
 ) -> None:
     log, path = stages.Stages(), tmp_path / "other-text-ab.json"
     log.measured(path, {"fp32": "a", "file": "ab"}, lambda: {"file": "x.jsonl", "about": ""})
-    assert len(command_module.earlier_others(log, tmp_path, {"fp32": "a"}, [])) == 1
-    assert command_module.earlier_others(log, tmp_path, {"fp32": "a"}, ["ab"]) == []
-    assert command_module.earlier_others(log, tmp_path, {"fp32": "b"}, []) == []
+    assert len(measure_module.earlier_others(log, tmp_path, {"fp32": "a"}, [])) == 1
+    assert measure_module.earlier_others(log, tmp_path, {"fp32": "a"}, ["ab"]) == []
+    assert measure_module.earlier_others(log, tmp_path, {"fp32": "b"}, []) == []
     assert "left out of the report; give its file with --other-text" in capfd.readouterr().err
 
 
@@ -107,14 +110,14 @@ def test_a_damaged_output_is_told_with_what_helps_here(run: Path, data: Path, tm
     last = max(int(path.name) for path in (folder / "checkpoints").iterdir())
     (folder / "summary.json").write_text("{")
     with pytest.raises(UserError, match=f"remove it and .*checkpoints/{last}; the same command"):
-        stages.trained(log, "train", folder, settings, dataset)
+        training_run.trained(log, "train", folder, settings, dataset)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=f"here: remove {folder}, and the same command"):
-        stages.trained(log, "train", folder, settings, dataset)
+        training_run.trained(log, "train", folder, settings, dataset)
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=f"here: remove {tmp_path / 'data'}, and the same command"):
-        stages.prepared(log, tmp_path / "data", "auto", RECIPE)
+        build_module.prepared(log, tmp_path / "data", "auto", RECIPE)
     assert log.log == []
 
 
@@ -128,8 +131,8 @@ def test_the_seconds_of_a_training_are_those_between_its_steps() -> None:
             last = times[max(end - RATE_STEPS, 0) : end]
             rows.append({"loss": 1.0, "step_ms": sum(last) / len(last) * 1e3})
         rows.append({"val_loss": 1.0})
-    assert stages.seconds_of_steps(rows) == pytest.approx(passed)
-    assert stages.seconds_of_steps([]) == 0
+    assert training_run.seconds_of_steps(rows) == pytest.approx(passed)
+    assert training_run.seconds_of_steps([]) == 0
 
 
 def test_a_measurement_names_what_differs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -146,14 +149,14 @@ def test_a_measurement_names_what_differs(tmp_path: Path, capfd: pytest.CaptureF
 def test_speed_is_kept_only_with_the_same_engine_and_packages(
     run: Path, data: Path, fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_module, "generate", lambda asked: command_module.Result(speed_figures()))
-    options = command_module.ReproduceOptions("tests", tmp_path)
-    built = command_module.Built(open_dataset(data), run, [fp32], None)
+    monkeypatch.setattr(measure_module, "generate", lambda asked: Result(speed_figures()))
+    options = ReproduceOptions("tests", tmp_path)
+    built = build_module.Built(open_dataset(data), run, [fp32], None)
 
     def measured() -> dict[str, Any]:
         log = stages.Stages()
-        made_from = command_module.measure_speed(options, RECIPE, log, built)["made_from"]
-        return {"kept": log.log[0]["kept"], **made_from}
+        made_from = measure_module.measure_speed(options, RECIPE, log, built)["made_from"]
+        return {"kept": log.log[0].kept, **made_from}
 
     first = measured()
     assert not first["kept"]

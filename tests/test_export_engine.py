@@ -343,7 +343,7 @@ def test_without_a_build_the_module_runs_and_says_so(
     command: Command, int8_dynamic: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("JAXGPT_ENGINE", str(tmp_path / "none.so"))
-    jaxgpt_export.native.library._library.cache_clear()
+    jaxgpt_export.native.library.engine_library.cache_clear()
     try:
         arguments = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 2)
         code, _, err = command("jaxgpt-export", *arguments)
@@ -354,7 +354,7 @@ def test_without_a_build_the_module_runs_and_says_so(
         assert_one_line_error(result, "native engine cannot run it", "no C++ compiler")
     finally:
         monkeypatch.undo()
-        jaxgpt_export.native.library._library.cache_clear()
+        jaxgpt_export.native.library.engine_library.cache_clear()
 
 
 def test_prompts_of_a_file_come_back_in_order(command: Command, int8_dynamic: Path, tmp_path: Path) -> None:

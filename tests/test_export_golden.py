@@ -1,6 +1,7 @@
 """The bits of artifacts stay what they were: hashes of what version 2 of the quantization section held.
 
-Only rounding to nearest is hashed: calibration and GPTQ multiply matrices, whose float sums differ between CPUs.
+Only rounding to nearest is hashed: calibration and GPTQ multiply matrices, whose float sums differ between
+CPUs.
 """
 
 import hashlib

@@ -17,7 +17,7 @@ ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 def compiled(compiler: str, folder: Path, *flags: str) -> Path:
     """Compile the checks with every source of the engine."""
     program = folder / "check_kernels"
-    sources = sorted(str(path) for folder in (CHECKS, NATIVE) for path in folder.glob("*.cpp"))
+    sources = sorted(str(path) for folder in (CHECKS, NATIVE) for path in folder.glob("**/*.cpp"))
     command = [compiler, *FLAGS, *flags, *sources, "-o", str(program)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

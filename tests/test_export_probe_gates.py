@@ -1,4 +1,4 @@
-"""Every gate on the distance from a probe trips, alone, when what it watches is wrong; `verify` then leaves with 1."""
+"""Every gate on the distance from a probe trips, alone, when what it watches is wrong, and `verify` fails."""
 
 import dataclasses
 import json
@@ -73,7 +73,7 @@ def test_certified_kl_beyond_what_is_measured_fails_its_gate_alone(name: str) ->
 
 @pytest.mark.parametrize("name", ["kl_mean", "kl_max"])
 def test_a_kl_of_fifty_nats_fails_whatever_was_certified(name: str) -> None:
-    """Too small a certified figure fails one gate, too large a one the other; only the right one passes both."""
+    """Too small a certified figure fails one gate, too large a one the other; the right one passes both."""
     parity = dataclasses.replace(PARITY, **{name: 50.0})
     for certified in (1e9, 100.0, 30.0, 2e-3, 0.0):
         assert len(failed({name: certified}, parity)) == 1, certified

@@ -16,7 +16,8 @@ import pytest
 from jaxgpt_export.native.library import instruction_sets
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [*sorted((ROOT / "export" / "native").glob("*.cpp")), ROOT / "tests" / "engine_tour.cpp"]
+NATIVE = ROOT / "export" / "native"
+SOURCES = [*sorted(NATIVE.glob("**/*.cpp")), ROOT / "tests" / "engine_tour.cpp"]
 # As setup.py builds it, but -O1 with line numbers, and with bounds checked in the standard library too.
 FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wno-psabi", "-pthread", "-D_GLIBCXX_ASSERTIONS")
 LONGEST_S = 600  # to build and to run, on a busy machine; 20 s and 60 s on an idle one
@@ -29,7 +30,7 @@ pytestmark = [
 
 def tour(sanitizers: str, what: str, scratch: Path) -> subprocess.CompletedProcess[str]:
     program = scratch / "engine_tour"
-    flags = (*FLAGS, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
+    flags = (*FLAGS, f"-I{NATIVE}", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
     build = ["g++", *flags, *map(str, SOURCES), "-o", str(program)]
     built = subprocess.run(build, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     if "cannot find" in built.stderr:

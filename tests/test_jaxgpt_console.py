@@ -78,9 +78,8 @@ def test_an_impossible_path_is_one_line(command: Command, tmp_path: Path, out: s
 
 def test_what_is_not_installed_is_named_with_its_extra() -> None:
     block = "import sys; sys.modules['jax'] = None"
-    command, environment = python(
-        f"{block}\nfrom jaxgpt.cli import main\nsys.exit(main(['train', '--help']))"
-    )
+    argv = ["train", "tiny", "--data", "DATA", "--out", "RUN"]
+    command, environment = python(f"{block}\nfrom jaxgpt.cli import main\nsys.exit(main({argv!r}))")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert_one_line_error((done.returncode, done.stdout, done.stderr), "needs jax", "[train]")
 

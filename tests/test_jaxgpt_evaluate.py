@@ -3,8 +3,10 @@ import math
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
 from jaxgpt.shared.dataset import open_dataset
@@ -41,6 +43,28 @@ def test_loss_recorded_in_training_is_the_one_evaluated_afterwards(command: Comm
     figures = json.loads(command("jaxgpt", "evaluate", "--run", run, "--json", "--cpu-devices", 8)[1])
     summary = json.loads((run / "summary.json").read_text())
     assert abs(figures["val_loss"] - summary["val_loss"]) < 1e-6
+
+
+def test_evaluating_leaves_the_settings_of_jax_as_they_were(command: Command, run: Path) -> None:
+    before = dict(jax.config.values)
+    assert command("jaxgpt", "evaluate", "--run", run)[0] == 0
+    assert dict(jax.config.values) == before
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def test_products_are_evaluated_in_full_float32(
+    command: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU they always are; the precision that is asked for shows where the device has others."""
+    seen = []
+
+    def validation_loss(*arguments: object) -> dict[str, float]:
+        seen.append(jax.config.jax_default_matmul_precision)
+        return {"val_loss": 1.0, "val_bits_per_byte": 1.0}
+
+    monkeypatch.setattr("jaxgpt.training.validation.validation_loss", validation_loss)
+    assert command("jaxgpt", "evaluate", "--run", run)[0] == 0
+    assert seen == ["highest"]
 
 
 def test_data_of_another_tokenizer_is_one_line(command: Command, run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from conftest import python
 
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, new_folder, read_json, write_atomic, write_json
+from jaxgpt.shared.files import check_replaceable, lock, new_folder, read_json, write_atomic, write_json
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,3 +97,11 @@ def test_nothing_that_is_read_and_no_folder_of_others_is_replaced(tmp_path: Path
         check_replaceable(target, True, "certificate.json", [tmp_path / "other"])
     (target / "run").rmdir()
     check_replaceable(target, True, "certificate.json", [tmp_path / "other"])
+
+
+def test_a_lock_is_held_until_its_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with lock(path, "busy here"), pytest.raises(UserError, match="busy here"), lock(path, "busy here"):
+        raise AssertionError("a second one took it")
+    with lock(path, "busy here"):
+        pass

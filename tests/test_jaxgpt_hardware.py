@@ -2,10 +2,11 @@ import math
 
 import pytest
 
+from jaxgpt.shared.architecture import flops_per_token
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.devices.memory import free_device_bytes
-from jaxgpt.training.devices.precision import flops_per_token, peak_flops
+from jaxgpt.training.devices.precision import peak_flops
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error
 
+from jaxgpt.training.flax_session import FlaxSession
 from jaxgpt.training.model.params import graph_of, merge
 from jaxgpt.training.run.checkpoints import load_params
 from jaxgpt.training.run.folder import open_run
-from jaxgpt.training.sample import FlaxSession
 
 PROMPT = "Write a function to add the total by the"
 

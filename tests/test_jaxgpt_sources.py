@@ -117,19 +117,19 @@ def test_hub_rows_go_through_datasets_like_local_ones(
 
     import huggingface_hub
 
-    from jaxgpt.data import sources
+    from jaxgpt.data import hub
 
     path = write_jsonl(tmp_path / "python-codes-25k.jsonl", rows(12))
     files = ["python-codes-25k.json", "python-codes-25k.jsonl"]
     info = types.SimpleNamespace(sha="abc123", siblings=[types.SimpleNamespace(rfilename=f) for f in files])
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, **kwargs: info)
-    load_table, asked = sources.load_table, []
+    load_table, asked = hub.load_table, []
 
     def serve(urls: list[str]) -> object:
         asked.extend(urls)
         return load_table([str(path)])
 
-    monkeypatch.setattr(sources, "load_table", serve)
+    monkeypatch.setattr(hub, "load_table", serve)
     source = open_source("hub:flytech/python-codes-25k")
     assert [document.text for document in source.documents] == [row["text"] for row in rows(12)]
     assert asked == ["hf://datasets/flytech/python-codes-25k@abc123/python-codes-25k.jsonl"]

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
-import jaxgpt.training.train
-from jaxgpt.training.devices.precision import flops_per_token
+import jaxgpt.training.trainer
+from jaxgpt.shared.architecture import flops_per_token
+from jaxgpt.shared.console import parse
+from jaxgpt.training.options import TrainOptions
 from jaxgpt.training.run.checkpoints import Checkpoints, load_params
 from jaxgpt.training.run.folder import open_run, read_metrics, read_run_config
 from jaxgpt.training.step.state import Guard, TrainState
@@ -67,7 +69,7 @@ def test_every_step_records_its_rates(run: Path) -> None:
 def test_mfu_is_the_share_of_the_devices_peak(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jaxgpt.training.train, "peak_flops", lambda kind, precision: 1e12)
+    monkeypatch.setattr(jaxgpt.training.trainer, "peak_flops", lambda kind, precision: 1e12)
     arguments = (*train_command(data, tmp_path / "run"), "--max-steps", 5, "--sample-every", 0)
     code, _, err = command(*arguments)
     assert code == 0
@@ -80,7 +82,7 @@ def test_mfu_is_the_share_of_the_devices_peak(
 def test_a_step_that_would_not_fit_is_one_line_and_leaves_no_run(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jaxgpt.training.train, "free_device_bytes", lambda: 1e6)
+    monkeypatch.setattr(jaxgpt.training.trainer, "free_device_bytes", lambda: 1e6)
     code, _, err = command(*train_command(data, tmp_path / "run"))
     assert code == 2
     last = err.strip().splitlines()[-1]
@@ -121,6 +123,69 @@ def test_killed_training_resumes_bit_for_bit(run_alone: Path, data: Path, tmp_pa
     done = subprocess.run(arguments, env=environment, check=True, capture_output=True, text=True)
     assert "resuming after step" in done.stderr
     assert training_losses(out) == training_losses(run_alone)
+
+
+def as_version_2(run: Path) -> None:
+    """Rewrite config.json as format version 2 wrote it."""
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    names = {
+        "grad_accum_steps": "accumulate",
+        "embedding_learning_rate": "embedding_rate",
+        "final_lr_fraction": "final_rate",
+        "lr_schedule": "cooldown",
+    }
+    assert names.keys() <= config["train"].keys()
+    config["train"] = {names.get(name, name): value for name, value in config["train"].items()}
+    path.write_text(json.dumps({**config, "format_version": 2}))
+
+
+def test_a_run_of_format_version_2_is_read_and_resumes_to_the_same_bits(
+    command: Command, run: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    as_version_2(out)
+    new, old = (
+        json.loads(command("jaxgpt", "evaluate", "--run", folder, "--json")[1]) for folder in (run, out)
+    )
+    assert old == new
+    shutil.rmtree(out / "checkpoints" / "40")
+    (out / "summary.json").unlink()
+    arguments = [str(argument) for argument in train_command(data, out)]
+    arguments[arguments.index("--embedding-learning-rate")] = "--embedding-rate"
+    code, _, err = command(*arguments)
+    assert code == 0, err
+    assert "resuming after step 20" in err
+    assert training_losses(out) == training_losses(run)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "name"),
+    [
+        ("--accumulate", 4, "grad_accum_steps"),
+        ("--embedding-rate", 0.25, "embedding_learning_rate"),
+        ("--embedding_rate", 0.25, "embedding_learning_rate"),
+        ("--final-rate", 0.5, "final_lr_fraction"),
+        ("--cooldown", "cosine", "lr_schedule"),
+    ],
+)
+def test_flags_are_taken_under_their_old_names(flag: str, value: object, name: str) -> None:
+    required = ["tiny", "--data", "DATA", "--out", "RUN"]
+    for given in ([flag, str(value)], [f"{flag}={value}"]):
+        assert getattr(parse(TrainOptions, "jaxgpt train", [*required, *given]), name) == value
+
+
+def test_every_renamed_flag_exists_and_help_shows_its_name_of_now_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(TrainOptions, "jaxgpt train", ["--help"])
+    words = capsys.readouterr().out.replace("=", " ").split()
+    assert len(TrainOptions.RENAMED) == 4
+    for old, new in TrainOptions.RENAMED.items():
+        assert new in words
+        assert old not in words
 
 
 def test_running_a_finished_training_again_changes_nothing(command: Command, run: Path, data: Path) -> None:

@@ -1,12 +1,14 @@
-"""The walls between packages, rooms and files: who imports whom, and how large a file, a function, a folder may be.
+"""The walls between packages, rooms and files: who imports whom; how large files, functions, folders may be.
 
-Reads the sources alone (ast): imports inside functions and under TYPE_CHECKING count as much as those at the head.
-A room is a folder; a file that lies beside folders, such as cli.py or quantize/command.py, is a room by itself.
+Reads the sources alone (ast): imports inside functions and under TYPE_CHECKING count as much as those at the
+head. A room is a folder; a file that lies beside folders, such as cli.py or quantize/command.py, is a room by
+itself.
 """
 
 import ast
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import subprocess
@@ -204,13 +206,16 @@ def shortest_path(edges: Mapping[str, Iterable[str]], start: str, end: str) -> l
 
 
 def circles(edges: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return a line for each shortest circle, with the places of its imports; each circle once."""
-    found: dict[frozenset[str], str] = {}
-    for node in sorted(edges):
-        if circle := shortest_path(edges, node, node):
-            steps = [f"{a} -> {b} ({edges[a][b]})" for a, b in zip(circle, circle[1:], strict=False)]
-            found.setdefault(frozenset(circle), "circle: " + ", ".join(steps))
-    return list(found.values())
+    """Return a line for each shortest circle, with the places of its imports; no import is in two lines."""
+    found = [circle for node in sorted(edges) if (circle := shortest_path(edges, node, node))]
+    told: set[tuple[str, str]] = set()
+    lines = []
+    for circle in sorted(found, key=len):
+        steps = list(itertools.pairwise(circle))
+        if told.isdisjoint(steps):
+            told |= set(steps)
+            lines.append("circle: " + ", ".join(f"{a} -> {b} ({edges[a][b]})" for a, b in steps))
+    return lines
 
 
 def assert_none(violations: Iterable[str]) -> None:
@@ -239,9 +244,9 @@ def against(order: tuple[tuple[str, ...], ...], package: str) -> Iterator[str]:
             continue
         for each in source.imports:
             target = own(each.target)
-            if target and target.package == package and target.top_room in level:
-                if level[target.top_room] < level[source.top_room]:
-                    yield f"{source.where}:{each.line}: {source.top_room} imports {each.target}, from above"
+            inside = target is not None and target.package == package and target.top_room in level
+            if inside and level[target.top_room] < level[source.top_room]:
+                yield f"{source.where}:{each.line}: {source.top_room} imports {each.target}, from above"
 
 
 def test_rooms_of_jaxgpt_import_downwards() -> None:
@@ -263,7 +268,7 @@ def test_rooms_of_jaxgpt_export_import_downwards() -> None:
 
 
 def test_packages_import_downwards() -> None:
-    """jaxgpt_bench -> jaxgpt_export -> jaxgpt.{generation,shared}; flax_run and bench alone know the training."""
+    """jaxgpt_bench -> jaxgpt_export -> jaxgpt.{generation,shared}; flax_run and bench alone know training."""
 
     def allowed(source: Source, target: str) -> bool:
         package = target.partition(".")[0]
@@ -341,7 +346,8 @@ def loaded_by(*modules: str) -> set[str]:
     code = (
         "import importlib, json, sys\n"
         f"for name in {list(modules)!r}: importlib.import_module(name)\n"
-        "print(json.dumps([name for name in ('jax', 'flax', 'torch', 'transformers') if name in sys.modules]))"
+        "heavy = {'jax', 'flax', 'torch', 'transformers'}\n"
+        "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )
     line, environment = python(code)
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
@@ -396,7 +402,9 @@ def test_no_folder_has_more_files_than_a_reader_keeps_in_mind() -> None:
         folder = str(path.parent.relative_to(ROOT))
         if ".egg-info" not in folder and not folder.startswith("bench/results"):
             counts[folder] = counts.get(folder, 0) + 1
-    long = {name: f"{count} files, at most {MAX_FILES}" for name, count in counts.items() if count > MAX_FILES}
+    long = {
+        name: f"{count} files, at most {MAX_FILES}" for name, count in counts.items() if count > MAX_FILES
+    }
     assert_none(unless_excepted(long, LARGE_FOLDERS))
 
 

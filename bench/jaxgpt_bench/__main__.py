@@ -1,4 +1,4 @@
-"""`python -m bench` is the same as `jaxgpt-bench`."""
+"""`python -m jaxgpt_bench` is the same as `jaxgpt-bench`."""
 
 import sys
 

@@ -1,9 +1,9 @@
-// The C interface of the engine: what export/engine.py calls, and nothing else does.
+// The C interface of the engine: what jaxgpt_export/native/ calls, and nothing else does.
 //
 // A model holds packed weights and threads. A session holds the keys and values of some texts (slots). Every call
-// returns 0, or -1 with a text in jaxgpt_error() (one for each calling thread), also for a null pointer that is
-// needed. Pointers that are passed in are read during the call only; nothing is kept. Sessions of one model may be
-// used from several threads: their forwards take turns. A model must outlive its sessions.
+// returns JAXGPT_OK or an error code with a text in jaxgpt_error() (one for each calling thread), also for a null
+// pointer that is needed. Pointers that are passed in are read during the call only; nothing is kept. Sessions of one
+// model may be used from several threads: their forwards take turns. A model must outlive its sessions.
 #pragma once
 
 #include <stdint.h>
@@ -13,7 +13,15 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define JAXGPT_ENGINE_VERSION 2
+#define JAXGPT_ENGINE_VERSION 3
+
+enum {
+  JAXGPT_OK,
+  JAXGPT_BAD_ARGUMENT,   // a number or pointer that is none in any state
+  JAXGPT_BAD_STATE,      // not with this model or session as it is: weights missing or damaged, a context that is full
+  JAXGPT_OUT_OF_MEMORY,  // the system lends no more memory
+  JAXGPT_FAILED          // anything else that the system refuses: threads
+};
 
 typedef struct jaxgpt_model jaxgpt_model;
 typedef struct jaxgpt_session jaxgpt_session;
@@ -21,10 +29,10 @@ typedef struct jaxgpt_session jaxgpt_session;
 typedef struct {
   int32_t n_layer, n_head, n_embd, block_size, vocab_size;
   int32_t tied;    // the head is the token embedding
-  int32_t rotary;  // positions turn queries and keys; there is no position embedding
+  int32_t rotary;  // positions rotate queries and keys; there is no position embedding
 } jaxgpt_shape;
 
-// A matrix (outputs, inputs) and what its layer does to its input; see export/arithmetic.py for what each means.
+// A matrix (outputs, inputs) and what its layer does to its input; see model/arithmetic.py for what each means.
 typedef struct {
   const void* weight;         // int8 (O, I), or 4 bits: uint8 (O, I / 2)
   const void* weight_scale;   // float (O), or 4 bits: bfloat16 (O, I / group_size)
@@ -32,14 +40,14 @@ typedef struct {
   const float* smooth;        // (I) that divides the input, or null
   int32_t outputs, inputs;
   int32_t bits;               // 8 or 4
-  int32_t group_size;         // 4 bits: inputs that share a step
-  int32_t fine;               // the input is rounded twice; always so where the input stays float
-  float input_scale;          // static step of the input; 0: each row has its own
+  int32_t group_size;         // 4 bits: inputs that share a scale
+  int32_t two_level;          // the input's residual is quantized too; always so where the input stays float
+  float input_scale;          // static scale of the input; 0: each row has its own
 } jaxgpt_linear;
 
 enum { JAXGPT_C_ATTN, JAXGPT_ATTN_C_PROJ, JAXGPT_C_FC, JAXGPT_MLP_C_PROJ };  // which matrix of a layer
 enum { JAXGPT_LN_1, JAXGPT_LN_2, JAXGPT_LN_F };
-enum { JAXGPT_KV_FLOAT, JAXGPT_KV_HALF, JAXGPT_KV_INT8 };
+enum { JAXGPT_KV_FP32, JAXGPT_KV_FP16, JAXGPT_KV_INT8 };
 
 const char* jaxgpt_error(void);
 int jaxgpt_version(void);
@@ -52,28 +60,30 @@ int jaxgpt_model_new(const jaxgpt_shape* shape, const char* isa, int threads, ja
 int jaxgpt_model_set_norm(jaxgpt_model* model, int which, int layer, const float* gain, const float* bias);
 int jaxgpt_model_set_linear(jaxgpt_model* model, int which, int layer, const jaxgpt_linear* linear);
 int jaxgpt_model_set_head(jaxgpt_model* model, const jaxgpt_linear* linear);
-// Tied: only `smooth` is taken, by which the rows that the head has are divided. Else rows (V, C) with their steps.
+// Tied: only `smooth` is taken, by which the rows that the head has are divided. Else rows (V, C) with their scales.
 int jaxgpt_model_set_tokens(jaxgpt_model* model, const int8_t* rows, const float* scale, const float* smooth);
 int jaxgpt_model_set_positions(jaxgpt_model* model, const int8_t* rows, const float* scale);
 // Cosines and sines (2, block_size, C / n_head).
-int jaxgpt_model_set_turns(jaxgpt_model* model, const float* turns);
+int jaxgpt_model_set_rope_table(jaxgpt_model* model, const float* table);
 // Checks that nothing is missing; sessions come after it, and no more weights.
 int jaxgpt_model_ready(jaxgpt_model* model);
 const char* jaxgpt_model_isa(const jaxgpt_model* model);
-// Bytes of weights and steps that a decode step reads: what the ceiling is made of.
+// Bytes of weights and scales that a decode step reads: what the ceiling is made of.
 int64_t jaxgpt_model_bytes(const jaxgpt_model* model);
-// Whether single rows of which only the most probable token is wanted go through the screen (see head.cpp); they
-// do unless told otherwise. The result is the same.
-void jaxgpt_model_use_screen(jaxgpt_model* model, int use);
 void jaxgpt_model_free(jaxgpt_model* model);
 
+// kv: JAXGPT_KV_*, what keys and values are kept as.
 int jaxgpt_session_new(jaxgpt_model* model, int slots, int kv, jaxgpt_session** session);
 void jaxgpt_session_free(jaxgpt_session* session);
 // Forgets the tokens of a slot from `length` on.
 int jaxgpt_session_truncate(jaxgpt_session* session, int slot, int length);
-// Outputs that screened steps computed exactly so far.
-int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session);
+// -1 where there is no such slot.
 int jaxgpt_session_length(const jaxgpt_session* session, int slot);
+// Whether this session's single rows of which only the most probable token is wanted go through the head's screen
+// (see head.cpp); they do unless told otherwise. The result is the same.
+int jaxgpt_session_use_screen(jaxgpt_session* session, int use);
+// Outputs of the head that screened steps computed exactly so far.
+int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session);
 
 // Takes `rows` tokens, each the next one of its slot; rows of one slot must be neighbours.
 //   wanted   (rows) 1 for rows whose result is wanted, in order
@@ -81,13 +91,13 @@ int jaxgpt_session_length(const jaxgpt_session* session, int slot);
 //   best     (wanted) the most probable token of each, the lowest of equals; or null
 int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slots, const int32_t* tokens,
                            const uint8_t* wanted, float* logits, int32_t* best);
-// Goes on greedily: a slot takes `token`, then each most probable next one but the last.
-//   end      a token that ends the text; -1: none does
-//   tokens   (most) what follows `token`
-//   made     how many of them there are: most, or fewer where `end` is the last
-// The slot must have room for `most` tokens. After an error it holds what it held before.
-int jaxgpt_session_follow(jaxgpt_session* session, int32_t slot, int32_t token, int32_t most, int32_t end,
-                          int32_t* tokens, int32_t* made);
+// Decodes greedily: a slot takes `token`, then each most probable next one but the last.
+//   stop_token  a token that ends the text; -1: none does
+//   tokens      (max_tokens) what follows `token`
+//   count       how many of them there are: max_tokens, or fewer where stop_token is the last
+// The slot must have room for max_tokens tokens. After an error it holds what it held before.
+int jaxgpt_session_decode_greedy(jaxgpt_session* session, int32_t slot, int32_t token, int32_t max_tokens,
+                                 int32_t stop_token, int32_t* tokens, int32_t* count);
 
 // For tests: the exact integer sums (rows, outputs) of a matrix of 8 bits and integers (rows, inputs).
 int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, const int8_t* x, int rows,

@@ -1,73 +1,51 @@
-// A model's weights, packed once into the layout of layout.h, on huge pages.
+// A model: its weights, packed once into the layout of layout.h, and the threads that multiply with them.
 #pragma once
 
-#include <memory>
 #include <mutex>
-#include <string>
 #include <vector>
 
 #include "engine.h"
-#include "kernels.h"
-#include "pool.h"
+#include "kernels/kernels.h"
+#include "runtime/pages.h"
+#include "runtime/pool.h"
 
-// Memory that is zero at first, in pages of 2 MB where the system has them.
-class Pages {
- public:
-  Pages() = default;
-  Pages(size_t bytes, bool huge);
-  ~Pages();
-  Pages(Pages&& other) noexcept { swap(other); }
-  Pages& operator=(Pages&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  template <typename T>
-  T* as() const {
-    return reinterpret_cast<T*>(start_);
-  }
-  size_t bytes() const { return bytes_; }
-  void swap(Pages& other) {
-    std::swap(start_, other.start_);
-    std::swap(bytes_, other.bytes_);
-    std::swap(mapped_, other.mapped_);
-  }
-
- private:
-  uint8_t* start_ = nullptr;
-  size_t bytes_ = 0, mapped_ = 0;
-};
+constexpr int kMaxHeadSize = 512;  // channels; larger ones are refused
 
 struct Matrix {
   int outputs = 0, inputs = 0, bits = 8, group = 0;
-  bool fine = false;
-  bool halves = false;  // of 8 bits: tiles have the upper halves, the lower ones lie behind the last tile
-  float input_scale = 0;
+  bool two_level = false;      // the input's residual is quantized too
+  bool nibble_planes = false;  // of 8 bits: tiles have the hi plane, the lo plane lies behind the last tile
+  float input_scale = 0;       // static; 0: each row has its own
   bool has_bias = false;
-  int thirds = 0;  // of c_attn: so many tiles of keys, then of values, of queries, then the next; 0: as they come
+  // Of c_attn: so many tiles of keys, then of values, then of queries, then the next group; 0: outputs in order.
+  int qkv_tile_group = 0;
   uint8_t* tiles_start = nullptr;  // in the model's pages
-  std::vector<float> smooth;       // empty without one
+  std::vector<float> smooth;       // divides the input; empty without one
 
   int tiles() const { return padded(outputs) / kTile; }
   // Of the outputs in a tile.
   int first_output(int tile) const {
-    if (!thirds) return tile * kTile;
-    const int together = tile / (3 * thirds), rest = tile % (3 * thirds);
-    return ((rest / thirds + 1) % 3 * (tiles() / 3) + together * thirds + rest % thirds) * kTile;
+    if (!qkv_tile_group) return tile * kTile;
+    const int group_index = tile / (3 * qkv_tile_group), rest = tile % (3 * qkv_tile_group);
+    const int part = (rest / qkv_tile_group + 1) % 3;  // queries, keys, values
+    return (part * (tiles() / 3) + group_index * qkv_tile_group + rest % qkv_tile_group) * kTile;
   }
   int groups() const { return (padded(inputs) + group - 1) / group; }
   // The rows of integers that a row of input becomes.
-  int parts() const { return fine ? 2 : 1; }
+  int parts() const { return two_level ? 2 : 1; }
   // A tile and what lies in it; see layout.h.
-  size_t weight_bytes() const { return size_t(kTile) * size_t(padded(inputs)) * size_t(halves ? 4 : bits) / 8; }
-  size_t step_bytes() const { return bits == 8 ? kTile * sizeof(float) : size_t(groups()) * kTile * sizeof(uint16_t); }
-  size_t tile_bytes() const { return weight_bytes() + step_bytes() + (has_bias ? kTile * sizeof(float) : 0); }
+  size_t weight_bytes() const { return size_t(kTile) * size_t(padded(inputs)) * size_t(nibble_planes ? 4 : bits) / 8; }
+  size_t scale_bytes() const {
+    return bits == 8 ? kTile * sizeof(float) : size_t(groups()) * kTile * sizeof(uint16_t);
+  }
+  size_t tile_bytes() const { return weight_bytes() + scale_bytes() + (has_bias ? kTile * sizeof(float) : 0); }
   uint8_t* tile(int t) const { return tiles_start + size_t(t) * tile_bytes(); }
-  uint8_t* weights(int t) const { return bits == 8 ? tile(t) : tile(t) + step_bytes(); }
-  uint8_t* lower(int t) const { return tile(tiles()) + size_t(t) * weight_bytes(); }
-  float* steps8(int t) const { return reinterpret_cast<float*>(tile(t) + weight_bytes()); }
-  uint16_t* steps4(int t) const { return reinterpret_cast<uint16_t*>(tile(t)); }
+  uint8_t* weights(int t) const { return bits == 8 ? tile(t) : tile(t) + scale_bytes(); }  // or their hi plane
+  uint8_t* lo_plane(int t) const { return tile(tiles()) + size_t(t) * weight_bytes(); }
+  float* scales8(int t) const { return reinterpret_cast<float*>(tile(t) + weight_bytes()); }
+  uint16_t* scales4(int t) const { return reinterpret_cast<uint16_t*>(tile(t)); }
   float* bias(int t) const {
-    return has_bias ? reinterpret_cast<float*>(tile(t) + weight_bytes() + step_bytes()) : nullptr;
+    return has_bias ? reinterpret_cast<float*>(tile(t) + weight_bytes() + scale_bytes()) : nullptr;
   }
   size_t bytes_read() const;
 };
@@ -89,34 +67,35 @@ struct jaxgpt_model {
   Pages pages;  // of all matrices, room for 8 bits each; what is not written takes no memory
   size_t pages_used = 0;
   Pool pool;
-  std::mutex turn;  // held by the session that runs
+  std::mutex step_mutex;  // held by the session that runs
   std::vector<Layer> layers;
   Norm last_norm;
   Matrix head;
   std::vector<int8_t> token_rows, position_rows;
   std::vector<float> token_scale, position_scale, token_smooth;
-  std::vector<float> turns;
-  std::vector<float> screen_error;  // of each of the head's outputs, once it was screened; see head.cpp
-  bool use_screen = true;
+  std::vector<float> rope_table;    // cosines, then sines
+  std::vector<float> screen_error;  // of each of the head's outputs; filled by the first screened step (head.cpp)
   bool tokens_set = false, ready = false;
   int64_t bytes_read = 0;
 
   int head_size() const { return shape.n_embd / shape.n_head; }
   // How many heads fill whole tiles of queries, of keys and of values; 0 where heads and tiles do not go together.
-  int heads_together() const;
-  // A matrix of 8 bits may be kept as halves.
+  int heads_per_group() const;
+  // Packs a matrix (pack.cpp); one of 8 bits into nibble planes where told so.
   void set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs, const char* name,
-                  bool as_halves = false);
-  uint8_t* take_pages(size_t bytes);
+                  bool nibble_planes = false);
   void check_complete();
-  // Whether single greedy rows look at the head's upper halves first.
-  bool screens() const;
-  void bound_screen();
-  // Turns the query or key of a head by the angles of a rotary position.
-  void turn_by(int position, const float* from, float* to) const;
-  void embed_from_head(int token, float* x) const;
+  // Rotates the query or key of a head by the angles of a position.
+  void apply_rope(int position, const float* from, float* to) const;
+  // Tells the pool what the loop after the next reads (see Pool::prefetch_later): tiles, or heads of c_attn.
+  void prefetch_tiles(const Matrix& matrix) {
+    pool.prefetch_later(matrix.tile(0), matrix.tile_bytes(), matrix.tiles());
+  }
+  void prefetch_qkv(int layer);
+  // Embedding of a token at a position, (C).
   void embed(int token, int position, float* x) const;
-};
 
-// Refuses with a message; caught at the C interface.
-[[noreturn]] void refuse(const char* format, ...) __attribute__((format(printf, 1, 2)));
+ private:
+  uint8_t* allocate(size_t bytes);
+  void embed_from_head(int token, float* x) const;
+};

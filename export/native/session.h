@@ -1,12 +1,12 @@
-// A session: the keys and values of some texts, and the step that takes more tokens.
+// A session: the keys and values of some texts (slots), and the step that takes more tokens.
 #pragma once
 
 #include <vector>
 
-#include "model.h"
+#include "head.h"
+#include "product.h"
 
-constexpr int kLargestHead = 512;  // channels; larger ones are refused
-constexpr int kChunk = 256;  // rows that a prompt takes at once: scratch stays small, and weights are read rarely
+constexpr int kAttentionRows = 32;  // of a piece of attention
 
 // Rows of one slot that follow each other in a chunk.
 struct Run {
@@ -16,55 +16,46 @@ struct Run {
 struct jaxgpt_session {
   jaxgpt_session(jaxgpt_model& model, int slots, int kv);
 
+  // See engine.h; takes model.step_mutex.
   void forward(int rows, const int32_t* slots, const int32_t* tokens, const uint8_t* wanted, float* logits,
                int32_t* best);
+  // Returns how many tokens it made.
+  int decode_greedy(int slot, int32_t token, int max_tokens, int32_t stop_token, int32_t* tokens);
+  void truncate(int slot, int length);
+  int length(int slot) const;  // -1 where there is no such slot
 
   jaxgpt_model& model;
-  const int kv;
-  std::vector<int> lengths;  // of each slot
-  int64_t columns_read = 0;  // 16 outputs each that screened steps computed exactly
+  Head head;
 
  private:
+  void check_rows(int rows, const int32_t* slots, const int32_t* tokens) const;
   void chunk(int rows, const int32_t* slots, const int32_t* tokens);
-  void make_room(int rows);
-  void round_rows(const Matrix& matrix, const float* x, int x_width, int rows, const Norm* norm);
-  void expect_tiles(const Matrix& matrix);
-  void expect_heads(int layer);
-  template <typename Finish>
-  void multiply(const Matrix& matrix, int rows, const Finish& finish);
-  const uint8_t* joined(const Matrix& matrix, int tile, int first, int outputs) const;
-  float* multiply_tile(const Matrix& matrix, int tile, int rows);
-  void put_tile(const float* y, const Matrix& matrix, int tile, int rows, int width);
-  void attend_together(int layer, int rows);
-  void attend(int layer);
-  void ask_for_cache(int layer, const Run& run, int head, int part, int parts) const;
-  void remember(int layer, const Run& run, int head);
-  void attend_run(int layer, const Run& run, int head, int first, int rows, const Run* next = nullptr);
+  void embed(int rows, const int32_t* slots, const int32_t* tokens);
+  void run_layer(int index, int rows, bool fused);
+  void predict(int rows, const uint8_t* wanted, float* logits, int32_t* best);
+  void reserve(int rows);
+  void quantize_rows(const Matrix& matrix, const float* x, int x_width, int rows, const Norm* norm);
+  void store_tile(const float* y, const Matrix& matrix, int tile, int rows, int width);
+  int longest_run() const;
+
+  // attention.cpp
   int cache_blocks() const;
   HeadCache cache(int layer, int slot, int head) const;
-  void exact_column(int column, float* y) const;
-  int best_of_column(int column, float* most) const;
-  int screened_best();
-  void predict(int rows, const uint8_t* wanted, float* logits, int32_t* best);
+  void fused_qkv_attention(int layer, int rows);
+  void attend(int layer);
+  void attend_run(int layer, const Run& run, int head, int first, int rows, const Run* next = nullptr);
+  void store_kv(int layer, const Run& run, int head);
+  void prefetch_cache(int layer, const Run& run, int head, int part, int parts) const;
 
+  const int kv_;  // JAXGPT_KV_*
+  std::vector<int> lengths_;  // of each slot
   Pages cache_;
-  size_t head_bytes_, scale_bytes_;  // keys (or values) of a block of positions, and their steps
-  std::vector<Run> runs_;
+  size_t head_bytes_, scale_bytes_;  // keys (or values) of a block of positions, and their scales
+  std::vector<Run> runs_;            // of the chunk
   // Scratch of a chunk; widths are padded.
-  int room_ = 0;
-  Pages stream_, wide_, mixed_, integers_;
-  std::vector<RowStep> steps_;
-  std::vector<int32_t> starts_, group_sums_;
-  // Of the head: logits that nobody asked for, and the largest of each lane of each tile.
-  std::vector<float> logits_, lanes_;
-  // Of the screen: bounds, the largest of each tile, what is computed exactly; steps to go without it.
-  std::vector<float> upper_, most_;
-  std::vector<int> columns_;
-  int rest_ = 0, resting_ = 0;
+  int reserved_ = 0;
+  Pages stream_;  // (rows, C)   the residual stream
+  Pages wide_;    // (rows, 4 C) queries, keys and values, or what GELU gives
+  Pages mixed_;   // (rows, C)   what attention gives, or a norm
+  QuantizedRows input_;
 };
-
-// Calls finish(tile, y) with y (rows, 64) for every tile.
-template <typename Finish>
-void jaxgpt_session::multiply(const Matrix& matrix, int rows, const Finish& finish) {
-  model.pool.run(matrix.tiles(), [&](int tile) { finish(tile, multiply_tile(matrix, tile, rows)); });
-}

@@ -1,7 +1,8 @@
-"""Docstring -> code pairs, read with ast from Python source files.
+"""Makes training text of Python source files: docstring -> code pairs, read with ast.
 
-A pair has the columns of flytech/python-codes-25k: instruction (the docstring's first paragraph), input
-(the signature), output (the source without its docstring, fenced), text (the three joined by spaces).
+No code is run or imported. A pair has the columns of flytech/python-codes-25k: instruction (the docstring's
+first paragraph), input (the signature), output (the source without its docstring, fenced), text (the three
+joined by spaces).
 """
 
 import ast
@@ -13,19 +14,27 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
 DOCSTRING_CHARACTERS = range(15, 301)
 MIN_DOCSTRING_WORDS = 3
 MIN_SOURCE_LINES = 3
 MAX_SOURCE_CHARACTERS = 4000
-# Sentences that stand in hundreds of docstrings and say nothing of the code.
+# Docstrings with one of these are left out: they stand in hundreds of places and say nothing of the code.
 BOILERPLATE = ("*optional*", "This method is deprecated", "See base class")
-# No code to learn from: tests of the interpreter, old grammars, other people's wheels.
+# Folders that are left out: tests of the interpreter, old grammars, other packages installed beside it.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One docstring -> code pair."""
+    """One docstring -> code pair.
+
+    Attributes:
+      instruction: the docstring's first paragraph, on one line.
+      input: name and arguments, or name and bases of a class.
+      output: the source without its docstring, in a fence of Markdown.
+    """
 
     instruction: str
     input: str
@@ -62,16 +71,14 @@ def pairs_of_source(source: str) -> Iterator[Pair]:
         return
     lines = re.split(r"\r\n|\r|\n", source)  # as ast counts them; str.splitlines cuts at form feeds too
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(node, Definition):
             pair = _pair(node, lines)
             if pair is not None:
                 yield pair
 
 
-Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-
-
 def _pair(node: Definition, lines: list[str]) -> Pair | None:
+    """Return the pair of a definition; None where docstring or code is missing, too short or too long."""
     docstring = ast.get_docstring(node)
     if docstring is None or len(node.body) < 2:  # a docstring alone is a stub
         return None
@@ -90,6 +97,7 @@ def _pair(node: Definition, lines: list[str]) -> Pair | None:
 
 
 def _source_without_docstring(node: Definition, lines: list[str]) -> str | None:
+    """Return the source, dedented; None where it can't be cut cleanly, or has not the length of a pair."""
     start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     doc = node.body[0]
     if doc.lineno == node.lineno or doc.end_lineno is None or node.body[1].lineno <= doc.end_lineno:

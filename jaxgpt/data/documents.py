@@ -1,4 +1,4 @@
-"""Documents: the texts that are never cut by the split; without duplicates, and divided."""
+"""Documents, the unit of the split: which texts are kept, and which of them are validation."""
 
 import dataclasses
 import hashlib
@@ -42,6 +42,9 @@ def deduplicate(documents: Iterable[Document], counts: Counter[str]) -> list[Doc
     Args:
       documents: iterable of Document.
       counts: gains "documents_read", "blank" and "duplicates".
+
+    Returns:
+      The documents that are kept, their text without white space at both ends, in order.
     """
     seen: set[bytes] = set()
     kept = []
@@ -63,7 +66,11 @@ def deduplicate(documents: Iterable[Document], counts: Counter[str]) -> list[Doc
 def split(documents: Sequence[Document], val_fraction: float) -> tuple[list[str], list[str]]:
     """Split by group: a group is in validation when its hash, read as a number in [0, 1), is below the share.
 
-    So a document's split depends on nothing but its own group: more data never moves it.
+    A document's split depends on nothing but its own group: preparing with more data never moves it from
+    training to validation.
+
+    Returns:
+      The texts of training and of validation.
     """
     train: list[str] = []
     val: list[str] = []

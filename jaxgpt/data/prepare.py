@@ -2,26 +2,26 @@
 
     jaxgpt prepare --source stdlib --tokenizer bpe:1024 --out data/stdlib
 
-Deduplicate, split by document (for code by file), train the tokenizer on the training documents, encode,
-drop validation documents that share 50 consecutive tokens with training, write. The folder appears whole
-or not at all.
+The stages: read the source, keep one of equal documents, split by document (for code by file), train the
+tokenizer on the training documents, encode, drop validation documents that share 50 consecutive tokens with
+training, write. The folder appears whole or not at all; shared/dataset.py reads it.
 """
 
 import dataclasses
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.data.documents import deduplicate, split
+from jaxgpt.data.documents import Source, deduplicate, split
 from jaxgpt.data.encode import encode, join
 from jaxgpt.data.make_tokenizer import check_tokenizer_name, is_bpe, make_tokenizer
 from jaxgpt.data.overlap import OVERLAP_TOKENS, without_overlap
 from jaxgpt.data.sources import open_source
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.dataset import DATASET_FORMAT_VERSION
+from jaxgpt.shared.dataset import DATASET_FORMAT_VERSION, Tokens
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of, write_json
+from jaxgpt.shared.machine import usable_cores
 from jaxgpt.shared.tokenizer import Tokenizer
 
 
@@ -37,7 +37,7 @@ class PrepareOptions:
         vocab.json (of an artifact, a data set), whose tokenizer is taken.
       val_fraction: share of the groups (files for code, else documents) that go into validation.
       text_column: column of a table that holds the text.
-      threads: threads that encode; 0 takes all that this process may use.
+      threads: threads that encode; 0 takes one for each core that this process may use.
       overwrite: replace an earlier dataset folder.
       json: print one JSON document with all figures on stdout.
     """
@@ -52,12 +52,44 @@ class PrepareOptions:
     json: bool = False
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """A split of the documents, as texts and as tokens, in the same order."""
+
+    texts: list[str]
+    tokens: list[Tokens]
+
+
 def prepare(options: PrepareOptions) -> Result:
     """Run `jaxgpt prepare`.
 
     Raises:
       UserError: the source can't be read, is empty, or leaves a split empty.
     """
+    _check_options(options)
+    source = open_source(options.source, options.text_column)
+    counts: Counter[str] = Counter()
+    train_texts, val_texts = _split_documents(source, options, counts)
+    tokenizer = _make_tokenizer(options.tokenizer, train_texts)
+    threads = options.threads or usable_cores()
+    splits = {
+        "train": Split(texts=train_texts, tokens=encode(train_texts, tokenizer, threads, "encoding train")),
+        "val": Split(texts=val_texts, tokens=encode(val_texts, tokenizer, threads, "encoding val")),
+    }
+    splits["val"] = _drop_overlap(splits["train"], splits["val"], tokenizer.endoftext, counts)
+    manifest = _write(options, source.revision, tokenizer, splits, counts)
+    say(
+        f"{options.out}: {counts['train_tokens']:,} training tokens "
+        f"({counts['train_documents']:,} documents), "
+        f"{counts['val_tokens']:,} validation tokens ({counts['val_documents']:,} documents; "
+        f"{counts['val_overlapping']} dropped for sharing {OVERLAP_TOKENS} tokens with training), "
+        f"vocabulary {tokenizer.vocab_size}"
+    )
+    return Result(manifest)
+
+
+def _check_options(options: PrepareOptions) -> None:
+    """Raise UserError for what can be seen before the source is opened."""
     check_tokenizer_name(options.tokenizer)
     inputs = [Path(options.source or ".")]
     if options.tokenizer != "gpt2" and not is_bpe(options.tokenizer):
@@ -67,8 +99,12 @@ def prepare(options: PrepareOptions) -> Result:
         raise UserError(f"threads ({options.threads}) must be 0 (all that there are) or more")
     if not 0.0 < options.val_fraction < 1.0:
         raise UserError(f"val_fraction ({options.val_fraction}) must lie between 0 and 1")
-    source = open_source(options.source, options.text_column)
-    counts: Counter[str] = Counter()
+
+
+def _split_documents(
+    source: Source, options: PrepareOptions, counts: Counter[str]
+) -> tuple[list[str], list[str]]:
+    """Read the source; return the texts of training and of validation, no text twice."""
     documents = deduplicate(source.documents, counts)
     if not documents:
         raise UserError(
@@ -82,44 +118,49 @@ def prepare(options: PrepareOptions) -> Result:
             f"{len(train)} for training, {len(val)} for validation; give more text or another --val-fraction"
         )
     say(f"{options.source}: {len(documents)} documents, {counts['duplicates']} duplicates left out")
-    tokenizer = make_tokenizer(options.tokenizer, train)
-    if is_bpe(options.tokenizer) and tokenizer.vocab_size < int(options.tokenizer.partition(":")[2]):
-        say(f"{options.tokenizer}: the text has pairs for {tokenizer.vocab_size} tokens only")
-    threads = options.threads or len(os.sched_getaffinity(0))
-    train_tokens = encode(train, tokenizer, threads, "encoding train")
-    val_tokens = encode(val, tokenizer, threads, "encoding val")
-    kept = without_overlap(train_tokens, val_tokens, tokenizer.endoftext)
-    counts["val_overlapping"] = len(val) - len(kept)
-    val = [val[i] for i in kept]
-    if not val:
+    return train, val
+
+
+def _make_tokenizer(name: str, train: list[str]) -> Tokenizer:
+    tokenizer = make_tokenizer(name, train)
+    if is_bpe(name) and tokenizer.vocab_size < int(name.partition(":")[2]):
+        say(f"{name}: the text has pairs for {tokenizer.vocab_size} tokens only")
+    return tokenizer
+
+
+def _drop_overlap(train: Split, val: Split, endoftext: int, counts: Counter[str]) -> Split:
+    """Return the validation documents that share no long run of tokens with training."""
+    kept = without_overlap(train.tokens, val.tokens, endoftext)
+    counts["val_overlapping"] = len(val.texts) - len(kept)
+    if not kept:
         raise UserError(
             f"every validation document shares {OVERLAP_TOKENS} tokens with training; give more text"
         )
-    arrays = {
-        "train": join(train_tokens, tokenizer.endoftext),
-        "val": join([val_tokens[i] for i in kept], tokenizer.endoftext),
-    }
-    texts = {"train": train, "val": val}
-    for name in arrays:
-        counts[f"{name}_documents"] = len(texts[name])
-        counts[f"{name}_bytes"] = sum(len(text.encode()) for text in texts[name])
+    return Split(texts=[val.texts[i] for i in kept], tokens=[val.tokens[i] for i in kept])
+
+
+def _write(
+    options: PrepareOptions,
+    revision: str,
+    tokenizer: Tokenizer,
+    splits: dict[str, Split],
+    counts: Counter[str],
+) -> dict[str, Any]:
+    """Write the dataset folder; return its manifest."""
+    arrays = {name: join(each.tokens, tokenizer.endoftext) for name, each in splits.items()}
+    for name, each in splits.items():
+        counts[f"{name}_documents"] = len(each.texts)
+        counts[f"{name}_bytes"] = sum(len(text.encode()) for text in each.texts)
         counts[f"{name}_tokens"] = len(arrays[name])
     with new_folder(options.out, options.overwrite, "manifest.json") as folder:
         tokenizer.save(folder)
-        manifest = _manifest(options, source.revision, tokenizer, counts)
+        manifest = _manifest(options, revision, tokenizer, counts)
         for name, array in arrays.items():
             path = folder / f"{name}.bin"
             array.tofile(path)
             manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         write_json(folder / "manifest.json", manifest)
-    say(
-        f"{options.out}: {counts['train_tokens']:,} training tokens "
-        f"({counts['train_documents']:,} documents), "
-        f"{counts['val_tokens']:,} validation tokens ({counts['val_documents']:,} documents; "
-        f"{counts['val_overlapping']} dropped for sharing {OVERLAP_TOKENS} tokens with training), "
-        f"vocabulary {tokenizer.vocab_size}"
-    )
-    return Result(manifest)
+    return manifest
 
 
 def _manifest(

@@ -1,4 +1,4 @@
-"""Sources of text: what `--source` may name, each turned into documents.
+"""Turns what `--source` names into documents; they are read as they are asked for.
 
 hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
 stdlib                docstring -> code pairs of the running interpreter's standard library
@@ -25,7 +25,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
 SUFFIXES = (*TABLE_SUFFIXES, ".txt", ".py")
-# A lone text file has no documents of its own; blocks of this size, cut at blank lines, stand in.
+# A lone text file is cut at blank lines into documents of about this size: a split needs several.
 MIN_TEXT_BLOCK_CHARACTERS = 2000
 
 

@@ -1,4 +1,4 @@
-"""Tables with a text column: .jsonl, .json, .parquet; their rows become documents."""
+"""Reads tables (.jsonl, .json, .parquet, local or on the hub): each row's text column becomes a document."""
 
 import glob
 import logging

@@ -120,7 +120,7 @@ def _decode_with_drafts(
             state.push(next_token)
             if state.finished():
                 break
-    return state.result(lookup.guessed, lookup.accepted)
+    return state.result(lookup.drafted, lookup.accepted)
 
 
 def _verify_draft(session: RewindableSession, sampler: Sampler, tokens: Sequence[int]) -> list[int]:

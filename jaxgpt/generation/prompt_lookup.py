@@ -1,8 +1,9 @@
 """Prompt lookup: drafts the next tokens from an earlier place where the text went the same way.
 
-Code repeats itself, and a memory-bound engine takes four tokens in little more than the time of one: so the
-tokens that once followed the same few tokens are tried, all in one step. The session says what it would have
-drawn after each; the draft is accepted as far as it agrees, and the text is exactly the one without drafts.
+Code repeats itself. A session whose time goes into reading the weights takes four tokens in little more than
+the time of one, so the tokens that once followed the same few tokens are tried, all in one step. The session
+says what it would have drawn after each; the draft is accepted as far as it agrees, and the text is exactly
+the one without drafts.
 
 Source: Saxena 2023, prompt lookup decoding; Leviathan et al. 2023, arXiv:2211.17192, for the principle.
 """
@@ -29,7 +30,7 @@ class PromptLookup:
     Attributes:
       patience: tokens worth decoding before the next draft is asked for: one after a draft that was accepted,
         twice as many each time that there was none. A session that decodes several in one call is faster.
-      guessed: draft tokens that were tried.
+      drafted: draft tokens that were tried.
       accepted: how many of them were accepted.
     """
 
@@ -42,7 +43,7 @@ class PromptLookup:
         self._spent_s = 0.0
         self._account_s = 0.0
         self.patience = 1
-        self.guessed = 0
+        self.drafted = 0
         self.accepted = 0
         for token in tokens:
             self.push(token)
@@ -82,7 +83,7 @@ class PromptLookup:
             self.patience *= 2
             return
         self.patience = 1 if accepted else 2
-        self.guessed += drafted
+        self.drafted += drafted
         self.accepted += accepted
         self._account_s += (accepted + 1) * self._plain_s - seconds
         if accepted == drafted:

@@ -1,7 +1,7 @@
 """Choosing the next token from logits: one definition for the JAX and the PyTorch side.
 
-Numpy in float64, one uniform number a token, so that the same seed draws alike from every engine and
-samples of two models differ only where their distributions do.
+Numpy in float64, one uniform random number a token: the same seed draws the same token from any session with
+the same logits, so that samples of two models differ only where their distributions do.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from jaxgpt.shared.errors import UserError
 
-FEW = 64  # tokens that are looked at first
+SORTED_FIRST = 64  # most probable tokens that are sorted first; the whole vocabulary only if they do not do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +72,16 @@ class Sampler:
             raise UserError("the model's logits hold NaN or infinity; its weights are damaged")
         if self._sampling.temperature == 0:
             return int(np.argmax(logits))
-        scaled = _scaled(logits, self._sampling.temperature)
-        share = self._random.random()
-        for count in (FEW, len(scaled)) if self._sampling.top_k == 0 else (self._sampling.top_k,):
-            token = _among_largest(scaled, count, self._sampling, share)
+        scaled = _divide_by_temperature(logits, self._sampling.temperature)
+        uniform = self._random.random()
+        for count in (SORTED_FIRST, len(scaled)) if self._sampling.top_k == 0 else (self._sampling.top_k,):
+            token = _among_largest(scaled, count, self._sampling, uniform)
             if token is not None:
                 return token
         raise AssertionError("all tokens are always enough")
 
 
-def _scaled(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
+def _divide_by_temperature(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
     off = logits.astype(np.float64)
     with np.errstate(over="ignore"):  # a temperature near 0 makes all but the largest -inf, as it should
         return (off - off.max()) / temperature
@@ -97,12 +97,21 @@ def _largest(scaled: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int6
 
 
 def _among_largest(
-    scaled: npt.NDArray[np.float64], count: int, sampling: Sampling, share: float
+    scaled: npt.NDArray[np.float64], count: int, sampling: Sampling, uniform: float
 ) -> int | None:
-    """Return the token at a share in [0, 1) of the kept probability, the most probable tokens first.
+    """Return the token at which the cumulative probability passes `uniform`, the most probable tokens first.
 
     Sorting a vocabulary takes as long as a step of a small model, so only the `count` most probable tokens
-    are sorted; None when they do not reach that far.
+    are sorted.
+
+    Args:
+      scaled: (V,), logits divided by the temperature, the largest 0.
+      count: tokens that are sorted; with top_k, k.
+      sampling: top_k and top_p cut the distribution, which is normalized again.
+      uniform: in [0, 1).
+
+    Returns:
+      The token; None when it lies beyond those that are sorted.
     """
     order = _largest(scaled, count)
     weights = np.exp(scaled[order])
@@ -114,7 +123,7 @@ def _among_largest(
         if kept == len(order) and not whole:
             return None
         total = reached[kept - 1]
-    at = int(np.searchsorted(reached[:kept], share * total, side="right"))
+    at = int(np.searchsorted(reached[:kept], uniform * total, side="right"))
     if at < kept or whole:
         return int(order[min(at, kept - 1)])
     return None

@@ -24,7 +24,7 @@ class Generation:
         context is full).
       prefill_s: seconds from the prompt to the first logits.
       decode_s: seconds for all that follows.
-      guessed: draft tokens that were tried (see prompt_lookup.py).
+      guessed: draft tokens that were tried (see prompt_lookup.py); the name that reports have.
       accepted: how many of them the model would have chosen itself.
     """
 
@@ -107,11 +107,11 @@ class GenerationState:
         if self._stream.stopped:
             self.finish_reason = "stop"
 
-    def result(self, guessed: int = 0, accepted: int = 0) -> Generation:
+    def result(self, drafted: int = 0, accepted: int = 0) -> Generation:
         """Return what was generated."""
         assert self.finish_reason is not None
         times = (self._first - self._started, time.perf_counter() - self._first)
-        return Generation(self._stream.text, self.tokens, self.finish_reason, *times, guessed, accepted)
+        return Generation(self._stream.text, self.tokens, self.finish_reason, *times, drafted, accepted)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a model and a training are: the configuration, its checks and the presets.
+"""What a model and a training are: ModelConfig and TrainConfig, every field checked.
 
 Standard library only, so that every part may read it.
 """
@@ -13,7 +13,6 @@ MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_BLOCK_SIZE = 2**20
 MAX_LAYERS = 4096
 MAX_CHANNELS = 2**15  # the sums of 4 C products of bytes fit 32 bits
-Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Positions = Literal["learned", "rotary"]
 ROTARY_BASE = 10_000.0
@@ -25,6 +24,7 @@ def _require_positive(name: str, value: int) -> None:
 
 
 def _exact_fields(cls: type[Any], value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a dataclass's fields from a JSON object; UserError names missing and unknown ones."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(value) - set(fields))
     missing = sorted(
@@ -51,8 +51,8 @@ class ModelConfig:
       dropout: share of activations dropped in training, in [0, 1).
       positions: "learned" (an embedding, as in GPT-2), or "rotary" (queries and keys are turned).
       tied: the head is the token embedding; else it has a matrix of its own.
-      qat: weights and inputs of every linear layer are rounded as a static INT8 artifact rounds them, with an
-        input step a layer that is trained (quantization-aware training).
+      qat: quantization-aware training: weights and inputs of every linear layer are rounded as a static INT8
+        artifact rounds them; each layer has an input scale, which is trained.
 
     Raises:
       UserError: a value that no GPT-2 can have.
@@ -112,13 +112,14 @@ class TrainConfig:
       max_steps: optimizer steps.
       batch_size: sequences an optimizer step.
       grad_accum_steps: micro-batches that a step's batch is cut into.
-      optimizer: "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest).
+      optimizer: of the blocks' matrices, a file of jaxgpt/training/optimizers; AdamW for the rest.
       learning_rate: peak, of the blocks' matrices.
-      embedding_learning_rate: peak, of everything else (embeddings, gains, biases; input steps, relative to
-        them).
+      embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
+        share of them).
       final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
-      lr_schedule: "cosine" from the peak on, or "linear" from the peak on.
+      lr_schedule: how the rate falls from its peak, "cosine" or "linear".
+      decay_fraction: share of the steps after warm-up over which it falls; before, it stays at its peak.
       weight_decay: of matrices only, times the learning rate.
       beta1: momentum of AdamW.
       beta2: second-moment decay of AdamW.
@@ -141,12 +142,13 @@ class TrainConfig:
     max_steps: int = 1000
     batch_size: int = 32
     grad_accum_steps: int = 1
-    optimizer: Optimizer = "adamw"
+    optimizer: str = "adamw"
     learning_rate: float = 6e-4
     embedding_learning_rate: float = 6e-4
     final_lr_fraction: float = 0.1
     warmup_steps: int = 100
     lr_schedule: Literal["cosine", "linear"] = "cosine"
+    decay_fraction: float = 1.0
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -197,8 +199,8 @@ class TrainConfig:
                 f"batch_size ({self.batch_size}) must be divisible by grad_accum_steps "
                 f"({self.grad_accum_steps}); give both"
             )
-        if self.optimizer not in ("adamw", "muon"):
-            raise UserError(f"optimizer ({self.optimizer}) must be adamw or muon")
+        if not 0 < self.decay_fraction <= 1:
+            raise UserError(f"decay_fraction ({self.decay_fraction}) must lie in (0, 1]")
         if self.lr_schedule not in ("cosine", "linear"):
             raise UserError(f"lr_schedule ({self.lr_schedule}) must be cosine or linear")
         if self.precision not in ("fp32", "bf16", "fp16"):

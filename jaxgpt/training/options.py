@@ -1,17 +1,19 @@
-"""What `jaxgpt train` may be told, and the configuration that follows from it."""
+"""What `jaxgpt train` may be told, and the configuration that follows from it; imports no JAX at its head."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
-from jaxgpt.training.devices.precision import best_precision
+from jaxgpt.training.optimizers import check_optimizer
 from jaxgpt.training.run.folder import RunConfig, data_entry, read_run_config
-from jaxgpt.training.run.init_from import InitSource
+
+if TYPE_CHECKING:
+    from jaxgpt.training.run.init_from import InitSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +26,8 @@ class TrainOptions:
       out: the run folder.
       init: begin with the model of this folder: a run (its best checkpoint), or a float32 artifact, which is
         a Hugging Face GPT-2 folder; the shape comes from it, the training settings don't.
-      qat: round weights and inputs of linear layers as a static INT8 artifact does (quantization-aware
-        training); usually with --init.
+      qat: quantization-aware training: weights and inputs of linear layers are rounded as a static INT8
+        artifact rounds them; usually with --init.
       max_steps: optimizer steps.
       seed: of initialization, data order and dropout.
       cpu_devices: simulate so many devices on the CPU (in each process); 0 takes the devices that JAX finds.
@@ -40,11 +42,12 @@ class TrainOptions:
       positions: learned, or rotary.
       optimizer: adamw, or muon for the blocks' matrices.
       learning_rate: peak, of the blocks' matrices.
-      embedding_learning_rate: peak, of embeddings, gains and biases; with --qat also of input steps, relative
-        to them.
+      embedding_learning_rate: peak, of embeddings, gains and biases; with --qat also of input scales, as a
+        share of them.
       final_lr_fraction: share of the peak that is left at the end.
       warmup_steps: steps of linear rise.
       lr_schedule: shape of the fall, cosine or linear.
+      decay_fraction: share of the steps after warm-up over which it falls; constant before.
       weight_decay: of matrices.
       precision: of matrix products, fp32, bf16 or fp16 (with loss scaling); if not given, what the device
         is best at.
@@ -88,12 +91,13 @@ class TrainOptions:
     n_embd: int | None = None
     dropout: float | None = None
     positions: Literal["learned", "rotary"] | None = None
-    optimizer: Literal["adamw", "muon"] | None = None
+    optimizer: str | None = None
     learning_rate: float | None = None
     embedding_learning_rate: float | None = None
     final_lr_fraction: float | None = None
     warmup_steps: int | None = None
     lr_schedule: Literal["cosine", "linear"] | None = None
+    decay_fraction: float | None = None
     weight_decay: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     remat: bool | None = None
@@ -112,46 +116,49 @@ class TrainOptions:
     json: bool = False
 
 
-def run_config(options: TrainOptions, dataset: Dataset, initial: InitSource | None = None) -> RunConfig:
+def run_config(options: TrainOptions, dataset: Dataset, init_source: "InitSource | None" = None) -> RunConfig:
     """Combine preset, data, the model to begin with and options.
 
-    The precision is the preset's where none is given; what config.json says of the initial model is not
-    known yet.
+    The precision is the preset's where none is given: see with_precision. `init` is still None: what it holds
+    is known when the parameters are read.
 
     Raises:
-      UserError: the options ask for another model than the initial one.
+      UserError: the options ask for another model than that of --init.
     """
     preset = find_preset(options.preset)
     given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
     model = preset.model(dataset.vocab_size)
-    if initial is not None:
-        initial.check_dataset(dataset)
-        _require_same_shape(initial, given)
-        model = dataclasses.replace(initial.model, dropout=model.dropout)
+    if init_source is not None:
+        init_source.check_dataset(dataset)
+        _require_same_shape(init_source, given)
+        model = dataclasses.replace(init_source.model, dropout=model.dropout)
     model = dataclasses.replace(model, **_fields_of(model, given))
     train = dataclasses.replace(preset.train, **_fields_of(preset.train, given))
+    check_optimizer(train.optimizer)
     return RunConfig(options.preset, model, train, data_entry(dataset))
 
 
-def _require_same_shape(initial: InitSource, given: dict[str, Any]) -> None:
+def _require_same_shape(init_source: "InitSource", given: dict[str, Any]) -> None:
     for name in ("n_layer", "n_head", "n_embd", "positions"):
-        there = getattr(initial.model, name)
+        there = getattr(init_source.model, name)
         if given.get(name, there) != there:
             option = f"--{name.replace('_', '-')}"
             raise UserError(
-                f"{option} {given[name]}: the model of --init {initial.folder} has {there}; "
+                f"{option} {given[name]}: the model of --init {init_source.folder} has {there}; "
                 f"leave {option} out"
             )
-    longest = initial.model.block_size
+    longest = init_source.model.block_size
     if given.get("block_size", longest) > longest:
         raise UserError(
-            f"--block-size {given['block_size']}: the model of --init {initial.folder} has {longest} "
+            f"--block-size {given['block_size']}: the model of --init {init_source.folder} has {longest} "
             f"positions; give at most {longest}, or leave --block-size out"
         )
 
 
 def with_precision(config: RunConfig, folder: Path) -> RunConfig:
     """Take the precision that a run began with, or what this device is best at."""
+    from jaxgpt.training.devices.precision import best_precision
+
     began = (folder / "config.json").exists()
     precision = read_run_config(folder).train.precision if began else best_precision()
     return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))

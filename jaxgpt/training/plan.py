@@ -8,21 +8,17 @@ batch, until the largest that fits is found. A GPU's compiler fuses and orders d
 room. Rematerialization has no option here: the CPU's compiler undoes it.
 """
 
-import bisect
 import dataclasses
 import math
 import re
 from typing import Any, Literal
 
-import jax
 import tyro
 
+from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
-from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, use_cpu_devices
-from jaxgpt.training.step.choose_numerics import choose_numerics
-from jaxgpt.training.step.compiled import CompiledTraining, peak_bytes
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TB": 1e12, "TIB": 2**40}
 MAX_DEVICES = 1024  # simulated at once
@@ -55,11 +51,6 @@ class PlanOptions:
     json: bool = False
 
 
-def _shard_bytes(tree: Any, shardings: Any) -> int:
-    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
-    return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
-
-
 def parse_memory(text: str) -> float:
     """Return the bytes of "16GB", "15.8 GiB" or "16000MB"."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
@@ -70,17 +61,61 @@ def parse_memory(text: str) -> float:
 
 def plan(options: PlanOptions) -> Result:
     """Run `jaxgpt plan`; exit code 1 when not even one sequence fits."""
-    preset = find_preset(options.preset)
+    from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, use_cpu_devices
+    from jaxgpt.training.step_memory import StepMemory, format_bytes
+
+    find_preset(options.preset)
     memory = parse_memory(options.memory)
-    sizes = re.findall(r"=(\d+)", options.mesh)
-    devices = math.prod(map(int, sizes)) or 1
-    if devices > MAX_DEVICES:
-        raise UserError(
-            f"mesh {options.mesh!r} has {devices} devices; at most {MAX_DEVICES} can be simulated"
-        )
+    devices = _device_count(options.mesh)
     layout = ",".join(f"{axis}={size}" for axis, size in parse_mesh(options.mesh, devices).items())
     use_cpu_devices(devices)
     mesh = make_mesh(options.mesh, devices)
+    model, train = _planned(options, devices)
+    step = StepMemory(model, train, mesh)
+    say(
+        f"each of {devices} device(s) as {dict(mesh.shape)}: parameters {format_bytes(step.params_bytes)}, "
+        f"gradients {format_bytes(step.params_bytes)}, optimizer {format_bytes(step.optimizer_bytes)}"
+    )
+    largest = step.largest(memory)
+    accumulate = train.batch_size // devices // largest if largest else None
+    figures: dict[str, Any] = {
+        "preset": options.preset,
+        "mesh": dict(mesh.shape),
+        "memory_bytes": memory,
+        "params_bytes": step.params_bytes,
+        "gradients_bytes": step.params_bytes,
+        "optimizer_bytes": step.optimizer_bytes,
+        "peak_bytes": {str(n): step.peaks[n] for n in sorted(step.peaks)},
+        "largest_sequences_per_device": largest,
+        "batch_size": train.batch_size,
+        "accumulate": accumulate,
+    }
+    if largest:
+        say(
+            f"fits into {format_bytes(memory)}, {format_bytes(step.peak(largest))} a device: "
+            f"--mesh {layout} --batch-size {train.batch_size} --grad-accum-steps {accumulate} "
+            f"--block-size {model.block_size} --loss-chunks {train.loss_chunks} "
+            f"--precision {options.precision}"
+        )
+    else:
+        say(
+            f"not even one sequence fits into {format_bytes(memory)} ({format_bytes(step.peak(1))} are "
+            "needed); more devices on fsdp, --loss-chunks, --block-size or a lower --precision take less "
+            "(and --remat, not counted)"
+        )
+    return Result(figures, passed=bool(largest))
+
+
+def _device_count(mesh: str) -> int:
+    devices = math.prod(map(int, re.findall(r"=(\d+)", mesh))) or 1
+    if devices > MAX_DEVICES:
+        raise UserError(f"mesh {mesh!r} has {devices} devices; at most {MAX_DEVICES} can be simulated")
+    return devices
+
+
+def _planned(options: PlanOptions, devices: int) -> tuple[ModelConfig, TrainConfig]:
+    """Return the preset's model and training with what the options change."""
+    preset = find_preset(options.preset)
     model = preset.model(options.vocab_size)
     if options.block_size is not None:
         model = dataclasses.replace(model, block_size=options.block_size)
@@ -90,57 +125,11 @@ def plan(options: PlanOptions) -> Result:
     if batch % devices:
         raise UserError(f"batch {batch} does not divide over {devices} devices; choose a multiple of them")
     chunks = preset.train.loss_chunks if options.loss_chunks is None else options.loss_chunks
-    train = dataclasses.replace(preset.train, precision=options.precision, loss_chunks=chunks)
-    numerics, _ = choose_numerics(model, train.precision, "cpu", 0.0)
-    program = CompiledTraining(model, train, mesh, numerics)
-    params = _shard_bytes(program.abstract.params, program.shardings.params)
-    rest = _shard_bytes(program.abstract, program.shardings) - params
-    say(
-        f"each of {devices} device(s) as {dict(mesh.shape)}: parameters {_gb(params)}, "
-        f"gradients {_gb(params)}, optimizer {_gb(rest)}"
+    train = dataclasses.replace(
+        preset.train,
+        batch_size=batch,
+        grad_accum_steps=1,
+        precision=options.precision,
+        loss_chunks=chunks,
     )
-    measured: dict[int, float] = {}
-
-    def peak(sequences: int) -> float:
-        if sequences not in measured:
-            grad_accum_steps = batch // (sequences * devices)
-            # Two micro-batches take what any number takes; a single one keeps no sum of gradients.
-            A = min(grad_accum_steps, 2)
-            tried = dataclasses.replace(train, batch_size=A * sequences * devices, grad_accum_steps=A)
-            measured[sequences] = peak_bytes(CompiledTraining(model, tried, mesh, numerics).compile_step())
-            text = f"{sequences} sequence(s) of {model.block_size} tokens a device and micro-batch"
-            say(f"  {text}: {_gb(measured[sequences])}, activations included")
-        return measured[sequences]
-
-    local = batch // devices
-    divisors = [n for n in range(1, local + 1) if local % n == 0]
-    fitting = bisect.bisect_right(divisors, memory, key=peak)
-    largest = divisors[fitting - 1] if fitting else 0
-    figures = {
-        "preset": options.preset,
-        "mesh": dict(mesh.shape),
-        "memory_bytes": memory,
-        "params_bytes": params,
-        "gradients_bytes": params,
-        "optimizer_bytes": rest,
-        "peak_bytes": {str(n): measured[n] for n in sorted(measured)},
-        "largest_sequences_per_device": largest,
-        "batch_size": batch,
-        "accumulate": local // largest if largest else None,
-    }
-    if largest:
-        say(
-            f"fits into {_gb(memory)}, {_gb(peak(largest))} a device: --mesh {layout} --batch-size {batch} "
-            f"--grad-accum-steps {local // largest} --block-size {model.block_size} --loss-chunks {chunks} "
-            f"--precision {options.precision}"
-        )
-    else:
-        say(
-            f"not even one sequence fits into {_gb(memory)} ({_gb(peak(1))} are needed); more devices on "
-            "fsdp, --loss-chunks, --block-size or a lower --precision take less (and --remat, not counted)"
-        )
-    return Result(figures, passed=bool(largest))
-
-
-def _gb(count: float | int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+    return model, train

@@ -53,40 +53,40 @@ void check_gelu(const Kernels& k) {
 }
 
 struct Rounded {
-  std::vector<int8_t> q, fine;
-  RowStep step = {};
+  std::vector<int8_t> q, residual;
+  RowQuant row = {};
 };
 
-Rounded quantized(const Kernels& k, const std::vector<float>& x, const float* smooth, float scale, bool fine) {
+Rounded quantized(const Kernels& k, const std::vector<float>& x, const float* smooth, float scale, bool two_level) {
   const size_t width = size_t(padded(int(x.size())));
   Rounded all = {std::vector<int8_t>(width, 99), std::vector<int8_t>(width, 99)};
-  k.quantize(x.data(), smooth, int(x.size()), scale, all.q.data(), fine ? all.fine.data() : nullptr, &all.step);
+  k.quantize(x.data(), smooth, int(x.size()), scale, all.q.data(), two_level ? all.residual.data() : nullptr, &all.row);
   return all;
 }
 
-// The formula of export/arithmetic.py, one number at a time.
-Rounded rounded(const std::vector<float>& x, const float* smooth, float scale, bool fine) {
+// The formula of model/arithmetic.py, one number at a time.
+Rounded rounded(const std::vector<float>& x, const float* smooth, float scale, bool two_level) {
   const size_t width = size_t(padded(int(x.size())));
-  Rounded all = {std::vector<int8_t>(width, 0), std::vector<int8_t>(width, fine ? 0 : 99)};
+  Rounded all = {std::vector<int8_t>(width, 0), std::vector<int8_t>(width, two_level ? 0 : 99)};
   std::vector<float> v = x;
   float most = 0;
   for (size_t i = 0; i < v.size(); i++) {
     if (smooth) v[i] /= smooth[i];
     most = std::max(most, fabsf(v[i]));
   }
-  const float step = scale != 0 ? scale : std::max(most / 127.0f, 1.17549435e-38f);
+  const float row_scale = scale != 0 ? scale : std::max(most / 127.0f, 1.17549435e-38f);
   const auto clipped = [](float y) { return std::min(127.0f, std::max(-127.0f, nearbyintf(y))); };
-  int sum = 0, fine_sum = 0;
+  int sum = 0, residual_sum = 0;
   for (size_t i = 0; i < v.size(); i++) {
-    const float whole = clipped(v[i] / step);
-    const float product = whole * step;
+    const float whole = clipped(v[i] / row_scale);
+    const float product = whole * row_scale;
     all.q[i] = int8_t(whole);
     sum += all.q[i];
-    if (!fine) continue;
-    all.fine[i] = int8_t(clipped((v[i] - product) / step * 256.0f));
-    fine_sum += all.fine[i];
+    if (!two_level) continue;
+    all.residual[i] = int8_t(clipped((v[i] - product) / row_scale * 256.0f));
+    residual_sum += all.residual[i];
   }
-  all.step = {step, -128 * sum, -128 * fine_sum};
+  all.row = {row_scale, -128 * sum, -128 * residual_sum};
   return all;
 }
 
@@ -95,25 +95,25 @@ void check_quantize(const Kernels& k) {
     for (const float magnitude : {0.0f, 1e-40f, 1e-30f, 1.0f, 1e30f})
       for (const float scale : {0.0f, 0.01f})
         for (const bool smoothed : {false, true})
-          for (const bool fine : {false, true}) {
+          for (const bool two_level : {false, true}) {
             const auto x = normals(size_t(n), magnitude);
             auto smooth = normals(size_t(n));
             for (float& one : smooth) one = 0.5f + fabsf(one);
             const float* by = smoothed ? smooth.data() : nullptr;
-            const Rounded got = quantized(k, x, by, scale, fine), expected = rounded(x, by, scale, fine);
+            const Rounded got = quantized(k, x, by, scale, two_level), expected = rounded(x, by, scale, two_level);
             const std::string what = "quantize " + std::to_string(n) + " of about " + std::to_string(magnitude);
             expect_same(k, what, got.q, expected.q);
-            expect_same(k, what + ", fine", got.fine, expected.fine);
-            expect_same<float>(k, what + ", step", {got.step.scale}, {expected.step.scale});
-            expect_same<int32_t>(k, what + ", starts", {got.step.start, got.step.fine_start},
-                                 {expected.step.start, expected.step.fine_start});
+            expect_same(k, what + ", residual", got.residual, expected.residual);
+            expect_same<float>(k, what + ", scale", {got.row.scale}, {expected.row.scale});
+            expect_same<int32_t>(k, what + ", starts", {got.row.start, got.row.residual_start},
+                                 {expected.row.start, expected.row.residual_start});
           }
 }
 
 // What consists of plain operators: the same bits as the portable kernels.
 void check_plain_loops(const Kernels& k) {
   const Kernels& portable = *portable_kernels();
-  const auto sums = integers<int32_t>(kTile, -2000000, 2000000), fine_sums = integers<int32_t>(kTile, -200000, 200000);
+  const auto sums = integers<int32_t>(kTile, -2000000, 2000000), residual_sums = integers<int32_t>(kTile, -200000, 200000);
   const auto a = normals(kTile), b = normals(kTile), c = normals(kTile);
   const auto both = [&](const char* what, const std::function<void(const Kernels&, float*)>& run) {
     std::vector<float> got = c, expected = c;
@@ -121,44 +121,44 @@ void check_plain_loops(const Kernels& k) {
     run(portable, expected.data());
     expect_same(k, what, got, expected);
   };
-  for (const int32_t* fine : {static_cast<const int32_t*>(nullptr), fine_sums.data()})
+  for (const int32_t* residual : {static_cast<const int32_t*>(nullptr), residual_sums.data()})
     for (const float* bias : {static_cast<const float*>(nullptr), b.data()})
-      both("finish8", [&](const Kernels& of, float* y) { of.finish8(sums.data(), fine, 0.3f, a.data(), bias, y); });
+      both("dequantize8", [&](const Kernels& of, float* y) { of.dequantize8(sums.data(), residual, 0.3f, a.data(), bias, y); });
   for (const float* bias : {static_cast<const float*>(nullptr), b.data()})
-    both("finish4", [&](const Kernels& of, float* y) { of.finish4(a.data(), 0.3f, bias, y); });
+    both("dequantize4", [&](const Kernels& of, float* y) { of.dequantize4(a.data(), 0.3f, bias, y); });
   both("add", [&](const Kernels& of, float* y) { of.add(a.data(), kTile, y); });
-  both("bounds",
-       [&](const Kernels& of, float* y) { of.bounds(a.data(), 0.3f, 0.2f, 5.0f, b.data(), a.data(), y); });
+  both("screen_bounds",
+       [&](const Kernels& of, float* y) { of.screen_bounds(a.data(), 0.3f, 0.2f, 5.0f, b.data(), a.data(), y); });
 }
 
-void check_largest(const Kernels& k) {
+void check_argmax(const Kernels& k) {
   for (int n = 1; n <= 70; n++)
     for (int at = 0; at < n; at++) {
       auto x = normals(size_t(n));
       x[size_t(at)] = x[size_t(n - 1)] = 100;  // of equals the first
-      if (k.largest(x.data(), n) != at) differ(k, "largest of %d is %d, expected %d", n, k.largest(x.data(), n), at);
-      if (n % 16 == 0 && k.most(x.data(), n) != 100) differ(k, "most of %d misses element %d", n, at);
+      if (k.argmax(x.data(), n) != at) differ(k, "argmax of %d is %d, expected %d", n, k.argmax(x.data(), n), at);
+      if (n % 16 == 0 && k.max(x.data(), n) != 100) differ(k, "max of %d misses element %d", n, at);
       for (const float broken : {INFINITY, -INFINITY, NAN}) {
         x[size_t(at)] = broken;
-        if (k.largest(x.data(), n) != -1) differ(k, "largest of %d overlooks %g at %d", n, double(broken), at);
+        if (k.argmax(x.data(), n) != -1) differ(k, "argmax of %d overlooks %g at %d", n, double(broken), at);
       }
     }
 }
 
-void check_fold(const Kernels& k) {
+void check_fold_max(const Kernels& k) {
   const auto x = normals(kTile);
   for (int at = 0; at < kTile; at++)
     for (const float odd : {100.0f, -100.0f, INFINITY, -INFINITY, NAN}) {
       auto y = x;
       y[size_t(at)] = odd;
       std::vector<float> lanes(16);
-      k.fold(y.data(), lanes.data());
+      k.fold_max(y.data(), lanes.data());
       for (int l = 0; l < 16; l++) {
         const float got = lanes[size_t(l)], *lane = &y[size_t(l)];
         const float most = std::max(std::max(lane[0], lane[16]), std::max(lane[32], lane[48]));
         const bool broken = l == at % 16 && !std::isfinite(odd);
         if (!(broken ? std::isnan(got) : got == most))
-          differ(k, "fold: lane %d is %g with %g at %d", l, double(got), double(odd), at);
+          differ(k, "fold_max: lane %d is %g with %g at %d", l, double(got), double(odd), at);
       }
     }
 }
@@ -178,22 +178,22 @@ void check_read(const Kernels& k) {
 // One head's cache, laid out as a session lays out two heads.
 struct Cache {
   Cache(int of_kv, int of_D, int positions) : kv(of_kv), D(of_D), Dp((of_D + 15) / 16 * 16) {
-    const size_t part = size_t(kBlock * Dp) * (kv == 0 ? 4 : kv == 1 ? 2 : 1), steps = kv == 2 ? kBlock * 4 : 0;
-    const size_t stride = 2 * 2 * (part + steps);
+    const size_t part = size_t(kBlock * Dp) * (kv == 0 ? 4 : kv == 1 ? 2 : 1), scales = kv == 2 ? kBlock * 4 : 0;
+    const size_t stride = 2 * 2 * (part + scales);
     bytes.assign(size_t((positions + kBlock - 1) / kBlock) * stride, 0);
     uint8_t* start = bytes.data();
-    head = {start, start + part, start + 2 * part, start + 2 * part + steps, stride};
+    head = {start, start + part, start + 2 * part, start + 2 * part + scales, stride};
   }
-  void remember(const Kernels& k, int position, const float* key, const float* value) {
-    k.remember(&head, kv, D, position, key, value);
+  void store_kv(const Kernels& k, int position, const float* key, const float* value) {
+    k.store_kv(&head, kv, D, position, key, value);
   }
   int kv, D, Dp;
   std::vector<uint8_t> bytes;
   HeadCache head;
 };
 
-// Every finite half comes back as it is, and floats between halves are rounded as by the portable kernels.
-void check_halves(const Kernels& k) {
+// Every finite float16 comes back as it is, and floats between two of them are rounded as by the portable kernels.
+void check_float16(const Kernels& k) {
   constexpr int D = 64;
   std::vector<float> halves;
   for (int bits = 0; bits < 0x7c00; bits++) {
@@ -207,13 +207,13 @@ void check_halves(const Kernels& k) {
   std::vector<double> scores(4 * kTile);
   std::vector<float> mixed(halves.size());
   for (size_t i = 0; i < halves.size(); i += D) {
-    Cache cache(JAXGPT_KV_HALF, D, 1);
-    cache.remember(k, 0, zeros.data(), &halves[i]);
+    Cache cache(JAXGPT_KV_FP16, D, 1);
+    cache.store_kv(k, 0, zeros.data(), &halves[i]);
     k.attend(&cache.head, cache.kv, D, 0, 1, query.data(), scores.data(), &mixed[i], D);
   }
   for (size_t i = 0; i < halves.size(); i++)
     if (mixed[i] != halves[i])
-      return differ(k, "half %.9g comes back as %.9g", double(halves[i]), double(mixed[i]));
+      return differ(k, "float16 %.9g comes back as %.9g", double(halves[i]), double(mixed[i]));
 
   std::vector<float> between;
   for (const float half : halves)
@@ -222,10 +222,10 @@ void check_halves(const Kernels& k) {
     between.push_back(edge);
   between.resize(between.size() / D * D);
   for (size_t i = 0; i < between.size(); i += D) {
-    Cache got(JAXGPT_KV_HALF, D, 1), expected(JAXGPT_KV_HALF, D, 1);
-    got.remember(k, 0, &between[i], &between[i]);
-    expected.remember(*portable_kernels(), 0, &between[i], &between[i]);
-    expect_same(k, "floats as halves", got.bytes, expected.bytes);
+    Cache got(JAXGPT_KV_FP16, D, 1), expected(JAXGPT_KV_FP16, D, 1);
+    got.store_kv(k, 0, &between[i], &between[i]);
+    expected.store_kv(*portable_kernels(), 0, &between[i], &between[i]);
+    expect_same(k, "floats as float16", got.bytes, expected.bytes);
   }
 }
 
@@ -256,8 +256,8 @@ void check_attention(const Kernels& k, int kv, int D, int first, int rows) {
   const auto keys = normals(size_t(positions * D)), values = normals(size_t(positions * D));
   Cache cache(kv, D, positions), expected_cache(kv, D, positions);
   for (int t = 0; t < positions; t++) {
-    cache.remember(k, t, &keys[size_t(t * D)], &values[size_t(t * D)]);
-    expected_cache.remember(portable, t, &keys[size_t(t * D)], &values[size_t(t * D)]);
+    cache.store_kv(k, t, &keys[size_t(t * D)], &values[size_t(t * D)]);
+    expected_cache.store_kv(portable, t, &keys[size_t(t * D)], &values[size_t(t * D)]);
   }
   expect_same(k, what + ", cache", cache.bytes, expected_cache.bytes);
 
@@ -276,13 +276,13 @@ void check_attention(const Kernels& k, int kv, int D, int first, int rows) {
   const auto other = run(portable);
   const auto whole_unit = [&](size_t i) { return fabs(double(other[i])) * kUlp + slack(i); };
   expect_nearest(k, what + " beside portable", mixed, std::vector<double>(other.begin(), other.end()), whole_unit);
-  if (kv == JAXGPT_KV_FLOAT)
+  if (kv == JAXGPT_KV_FP32)
     expect_nearest(k, what, mixed, attended(keys, values, D, cache.Dp, first, rows, query), slack);
-  for (int part = 0; part < 3; part++) k.ask_for(&cache.head, kv, D, positions, part, 3);
+  for (int part = 0; part < 3; part++) k.prefetch_cache(&cache.head, kv, D, positions, part, 3);
 }
 
 void check_attentions(const Kernels& k) {
-  for (const int kv : {JAXGPT_KV_FLOAT, JAXGPT_KV_HALF, JAXGPT_KV_INT8})
+  for (const int kv : {JAXGPT_KV_FP32, JAXGPT_KV_FP16, JAXGPT_KV_INT8})
     for (const int D : {1, 8, 16, 20, 64, 80, 100})
       for (const int first : {0, 15, 63, 64, 200})
         for (const int rows : {1, 4, 7}) check_attention(k, kv, D, first, rows);
@@ -298,10 +298,10 @@ int main() {
     check_gelu(**k);
     check_quantize(**k);
     check_plain_loops(**k);
-    check_largest(**k);
-    check_fold(**k);
+    check_argmax(**k);
+    check_fold_max(**k);
     check_read(**k);
-    check_halves(**k);
+    check_float16(**k);
     check_attentions(**k);
   }
   if (differences) {

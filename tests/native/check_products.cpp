@@ -1,4 +1,4 @@
-// Products of integers, of 8 bits, of halves and of 4 bits: the same sums from every instruction set.
+// Products of integers, of 8 bits, of nibble planes and of 4 bits: the same sums from every instruction set.
 #include <algorithm>
 
 #include "checks.h"
@@ -54,7 +54,7 @@ void check_product(const Kernels& k, const char* name, Product product, int firs
         for (int o = 0; o < outputs; o++) {
           int64_t sum = start[size_t(r)];
           for (int i = 0; i < inputs; i++)
-            sum += int64_t(tile[size_t(i / 4 * kStepBytes + (first + o) * 4 + i % 4)]) * x[size_t(r * stride + i)];
+            sum += int64_t(tile[size_t(i / 4 * kSliceBytes + (first + o) * 4 + i % 4)]) * x[size_t(r * stride + i)];
           expected[size_t(r * kTile + o)] = int32_t(sum);
         }
       product(tile.data() + first * 4, inputs, x.data(), stride, rows, start.data(), sums.data());
@@ -64,43 +64,43 @@ void check_product(const Kernels& k, const char* name, Product product, int firs
 
 void check_products(const Kernels& k) {
   check_product(k, "dot8", k.dot8, 0, kTile);
-  if (k.many_from) check_product(k, "many", k.many, 0, kTile);
+  if (k.gemm_min_rows) check_product(k, "gemm", k.gemm, 0, kTile);
   for (int first = 0; first < kTile; first += 16) check_product(k, "column8", k.column8, first, 16);
 }
 
-// Halves that are joined are the tile that they were made of, and multiply as it does.
-void check_joining(const Kernels& k) {
+// Nibble planes that are merged are the tile that they were made of, and multiply as it does.
+void check_planes(const Kernels& k) {
   for (const int inputs : {64, 192}) {
     const auto tile = integers<uint8_t>(size_t(inputs) * kTile, 0, 255);
-    std::vector<uint8_t> upper(tile.size() / 2), lower(upper.size());
+    std::vector<uint8_t> hi(tile.size() / 2), lo(hi.size());
     for (int i = 0; i < inputs; i++)
       for (int byte = 0; byte < 4; byte++)
         for (int o = 0; o < kTile; o++) {
           if (i % 4 != byte) continue;
-          const uint8_t whole = tile[size_t(i / 4 * kStepBytes + o * 4 + byte)];
-          const size_t at = size_t(i / 8 * kStepBytes + o * 4 + byte);
+          const uint8_t whole = tile[size_t(i / 4 * kSliceBytes + o * 4 + byte)];
+          const size_t at = size_t(i / 8 * kSliceBytes + o * 4 + byte);
           const int shift = i % 8 < 4 ? 0 : 4;
-          upper[at] = uint8_t(upper[at] | whole >> 4 << shift);
-          lower[at] = uint8_t(lower[at] | (whole & 15) << shift);
+          hi[at] = uint8_t(hi[at] | whole >> 4 << shift);
+          lo[at] = uint8_t(lo[at] | (whole & 15) << shift);
         }
     for (const int first : {0, 16, 48}) {
       constexpr uint8_t kUntouched = 77;
       const int outputs = first ? 16 : kTile;
-      std::vector<uint8_t> joined(tile.size(), kUntouched), expected = joined;
-      k.join(upper.data(), lower.data(), inputs, first, outputs, joined.data());
+      std::vector<uint8_t> merged(tile.size(), kUntouched), expected = merged;
+      k.merge_planes(hi.data(), lo.data(), inputs, first, outputs, merged.data());
       for (size_t at = 0; at < tile.size(); at++) {
-        const int output = int(at % kStepBytes) / 4;
+        const int output = int(at % kSliceBytes) / 4;
         if (output >= first && output < first + outputs) expected[at] = tile[at];
       }
-      expect_same(k, "join of " + std::to_string(outputs) + " from " + std::to_string(first), joined, expected);
+      expect_same(k, "merge_planes of " + std::to_string(outputs) + " from " + std::to_string(first), merged, expected);
     }
-    for (int rows = 1; k.dot_halves && rows <= 14; rows++) {
+    for (int rows = 1; k.dot8_planes && rows <= 14; rows++) {
       const auto x = integers<int8_t>(size_t(rows * inputs), -127, 127);
       const auto start = integers<int32_t>(size_t(rows), -1000000, 1000000);
       std::vector<int32_t> sums(size_t(rows * kTile)), expected = sums;
       portable_kernels()->dot8(tile.data(), inputs, x.data(), inputs, rows, start.data(), expected.data());
-      k.dot_halves(upper.data(), lower.data(), inputs, x.data(), inputs, rows, start.data(), sums.data());
-      expect_same(k, "dot_halves of " + std::to_string(rows) + " rows", sums, expected);
+      k.dot8_planes(hi.data(), lo.data(), inputs, x.data(), inputs, rows, start.data(), sums.data());
+      expect_same(k, "dot8_planes of " + std::to_string(rows) + " rows", sums, expected);
     }
   }
 }
@@ -132,7 +132,7 @@ void check_dot4(const Kernels& k) {
           for (int g = 0; g < groups; g++) {
             int64_t sum = 0;
             for (int i = g * group; i < std::min(inputs, (g + 1) * group); i++) {
-              const int both = tile[size_t(i / 8 * kStepBytes + o * 4 + i % 4)];
+              const int both = tile[size_t(i / 8 * kSliceBytes + o * 4 + i % 4)];
               sum += ((i % 8 < 4 ? both & 15 : both >> 4) - 8) * (256 * row[i] + row[stride + i]);
             }
             const double term = double(sum) * double(bfloat16(scale[size_t(g * kTile + o)]));
@@ -152,18 +152,18 @@ void check_dot4(const Kernels& k) {
 
 // The largest weights times the largest inputs, all of one sign: where sums of pairs are kept in 16 bits, they are full.
 void check_fullest(const Kernels& k) {
-  constexpr int kInputs = 192, kTokens = 3, kRows = 2 * kTokens, kMost = 127;
+  constexpr int kInputs = 192, kTokens = 3, kRows = 2 * kTokens, kMax = 127;
   const std::vector<uint8_t> ones(size_t(kInputs) * kTile, 0xff);
   const std::vector<uint16_t> scale(kTile, 0x3f80);  // 1
-  for (const int8_t value : {int8_t(kMost), int8_t(-kMost)}) {
+  for (const int8_t value : {int8_t(kMax), int8_t(-kMax)}) {
     const std::vector<int8_t> x(size_t(kRows * kInputs), value);
     const std::vector<int32_t> start(kRows, 0), eights(kTokens, 8 * 257 * value * kInputs);
     std::vector<int32_t> sums(size_t(kRows * kTile)), expected(sums.size(), 255 * value * kInputs);
     k.dot8(ones.data(), kInputs, x.data(), kInputs, kRows, start.data(), sums.data());
     expect_same(k, "dot8 of the largest", sums, expected);
-    if (k.dot_halves) {
-      k.dot_halves(ones.data(), ones.data(), kInputs, x.data(), kInputs, kRows, start.data(), sums.data());
-      expect_same(k, "dot_halves of the largest", sums, expected);
+    if (k.dot8_planes) {
+      k.dot8_planes(ones.data(), ones.data(), kInputs, x.data(), kInputs, kRows, start.data(), sums.data());
+      expect_same(k, "dot8_planes of the largest", sums, expected);
     }
     std::vector<float> floats(size_t(kTokens * kTile));
     const std::vector<float> all(floats.size(), float((15 - 8) * 257 * value * kInputs));
@@ -177,7 +177,7 @@ void check_fullest(const Kernels& k) {
 void check_all_products(const Kernels& k) {
   check_sums(k);
   check_products(k);
-  check_joining(k);
+  check_planes(k);
   check_dot4(k);
   check_fullest(k);
 }

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "engine.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 constexpr double kUlp = 1.0 / (1 << 23);
 constexpr double kUlps = 4;  // a handful of roundings of each side; the most that was seen is between 1 and 2

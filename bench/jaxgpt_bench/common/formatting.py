@@ -1,12 +1,52 @@
 """How figures are printed."""
 
+from jaxgpt_bench.common.rows import Spread
+
 
 def rate_text(rate: float) -> str:
     """Print tokens a second: no decimals from 100 on."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
+def rate_span(rates: Spread, dash: str) -> str:
+    """Print a median rate with its least and its largest."""
+    return f"{rate_text(rates.median)} ({rate_text(rates.min)}{dash}{rate_text(rates.max)})"
+
+
+def time_span(seconds: Spread, dash: str) -> str:
+    """Print a median time with its least and its largest, in ms below a second."""
+    scale, form, unit = (1e3, ",.0f", "ms") if seconds.median < 1 else (1, ",.2f", "s")
+    median, low, high = (format(each * scale, form) for each in (seconds.median, seconds.min, seconds.max))
+    return f"{median} {unit} ({low}{dash}{high})"
+
+
 def signed(value: float) -> str:
     """Print a difference of losses; what rounds to nothing is "0", without a sign."""
     text = f"{value:+.5f}"
     return text if float(text) else "0"
+
+
+def is_within_error(difference: float, error: float | None) -> bool:
+    """Tell whether a difference can't be told from none: it lies within two standard errors."""
+    return error is not None and abs(difference) <= 2 * error
+
+
+def difference_text(difference: float, error: float | None, star: bool = False) -> str:
+    """Print a difference of losses with its standard error.
+
+    Args:
+      difference: nats.
+      error: None where it is not known.
+      star: mark what lies within twice the error.
+    """
+    if error is None:
+        return signed(difference)
+    text = f"{error:.5f}"
+    if float(text):
+        return f"{signed(difference)} ± {text}{' *' if star and is_within_error(difference, error) else ''}"
+    return "0" if signed(difference) == "0" else f"{signed(difference)} ± less than 0.00001"
+
+
+def counted(count: int, word: str) -> str:
+    """Say how many."""
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
 from jaxgpt.shared.files import write_atomic
-from jaxgpt_bench.common.formatting import rate_text, signed
-from jaxgpt_bench.speed.contestant_process import row_name
+from jaxgpt_bench.common.formatting import counted, rate_text, signed
+from jaxgpt_bench.common.rows import SpeedFigures, SpeedRow, SpeedSettings
 
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
 SMOOTH_STEPS = 20
@@ -83,8 +83,8 @@ def draw_curve(train: Points, val: Points) -> str:
     return _svg(figure)
 
 
-def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
-    """Draw tokens/s of each engine (median, with min and max) in front of its ceiling.
+def speed_bars(rows: Sequence[SpeedRow], title: str) -> str:
+    """Draw tokens/s of each contestant (median, with min and max) in front of its ceiling.
 
     Args:
       rows: of `jaxgpt-bench generate`.
@@ -93,50 +93,47 @@ def speed_bars(rows: Sequence[dict[str, Any]], title: str) -> str:
     return _svg(_speed_figure(rows, title))
 
 
-def write_speed_plots(figures: dict[str, Any], beside: Path) -> list[Path]:
+def write_speed_plots(figures: SpeedFigures, beside: Path) -> list[Path]:
     """Draw a whole measurement as .svg and .png beside its JSON file; return their paths."""
-    title = speed_title(figures)
+    title = speed_title(figures.settings)
     picture, vectors = beside.with_suffix(".png"), beside.with_suffix(".svg")
-    write_atomic(vectors, speed_bars(figures["rows"], title))
-    figure = _speed_figure(figures["rows"], title)
+    write_atomic(vectors, speed_bars(figures.rows, title))
+    figure = _speed_figure(figures.rows, title)
     figure.savefig(picture, dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     return [vectors, picture]
 
 
-def speed_title(speed: dict[str, Any]) -> str:
+def speed_title(settings: SpeedSettings) -> str:
     """Say what a speed file measured."""
-    settings = speed["settings"]
-    model = settings["model"]
-    weights = f"{settings['preset']}, random weights" if settings["preset"] else "the trained model"
+    model = settings.model
+    weights = f"{settings.preset}, random weights" if settings.preset else "the trained model"
     return (
-        f"{weights}: {model['n_layer']} layers x {model['n_embd']}, {settings['tokens']} tokens, "
-        f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+        f"{weights}: {model['n_layer']} layers x {model['n_embd']}, {settings.tokens} tokens, "
+        f"{counted(settings.threads, 'thread')}"
     )
 
 
-def _speed_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+def _speed_figure(rows: Sequence[SpeedRow], title: str) -> Figure:
     figure, axes = _axes(7.2, BAR_INCHES * len(rows) + 1.1)
-    names = [row_name(row) for row in rows]
     places = range(len(rows))
-    ceilings = [row["ceiling_tokens_per_s"] for row in rows]
-    medians = [row["decode_tokens_per_s"]["median"] for row in rows]
-    low = [m - row["decode_tokens_per_s"]["min"] for m, row in zip(medians, rows, strict=True)]
-    high = [row["decode_tokens_per_s"]["max"] - m for m, row in zip(medians, rows, strict=True)]
+    ceilings = [row.ceiling_tokens_per_s for row in rows]
+    medians = [row.decode_tokens_per_s.median for row in rows]
+    low = [row.decode_tokens_per_s.median - row.decode_tokens_per_s.min for row in rows]
+    high = [row.decode_tokens_per_s.max - row.decode_tokens_per_s.median for row in rows]
     # A model in the cache has a ceiling far beyond its speed: such bars end, dotted, at the edge.
-    tops = [row["decode_tokens_per_s"]["max"] for row in rows]
-    edge = min(max(ceilings), EDGE * max(tops)) * 1.02
+    edge = min(max(ceilings), EDGE * max(row.decode_tokens_per_s.max for row in rows)) * 1.02
     shown = [min(ceiling, edge) for ceiling in ceilings]
     axes.barh(places, shown, color=GREY, alpha=0.45, label="ceiling: read bandwidth / bytes a token")
     axes.barh(places, medians, height=0.5, color=BLUE, xerr=[low, high], ecolor="#444", label="measured")
     axes.set_xlim(0, edge * 1.04)
     for place, row in enumerate(rows):
-        ceiling = row["ceiling_tokens_per_s"]
+        ceiling = row.ceiling_tokens_per_s
         if ceiling > edge:
             axes.plot([edge, edge * 1.04], [place, place], linestyle=":", color="#444")
-        text = f"{rate_text(medians[place])}  ({row['ceiling_share']:.0%} of {ceiling:,.0f})"
+        text = f"{rate_text(medians[place])}  ({row.ceiling_share:.0%} of {ceiling:,.0f})"
         axes.text(edge * 1.06, place, text, va="center", fontsize=9)
-    _bar_axes(axes, names, title)
+    _bar_axes(axes, [row.name for row in rows], title)
     axes.set_xlabel("tokens/s after the first", fontsize=9)
     below = offset_copy(axes.transAxes, figure, y=-0.4)
     axes.legend(

@@ -1,4 +1,4 @@
-"""What machine a figure comes from, and how fast it reads memory."""
+"""What machine, date, commit and command a figure comes from."""
 
 import datetime
 import importlib.metadata
@@ -7,7 +7,11 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+from jaxgpt_bench.common.rows import Machine, Provenance
+
+# Of the source tree, where this package lies in one: ROOT/bench/jaxgpt_bench/common/provenance.py
+ROOT = Path(__file__).resolve().parents[3]
 
 PACKAGES = (
     *("jax", "flax", "torch", "transformers", "numpy"),
@@ -15,17 +19,17 @@ PACKAGES = (
 )
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> Machine:
     """Return CPU, cores this process may use, memory, system and package versions."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "instruction_sets": [flag for flag in _cpu_flags() if flag in _INTERESTING],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-    }
+    return Machine(
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        instruction_sets=tuple(flag for flag in _cpu_flags() if flag in _INTERESTING),
+        system=platform.platform(),
+        python=platform.python_version(),
+        packages={name: version for name in PACKAGES if (version := _version(name))},
+    )
 
 
 _INTERESTING = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
@@ -55,19 +59,27 @@ def _cpu_flags() -> list[str]:
     return _cpuinfo("flags", "Features").split()
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Provenance:
     """Return what every committed result carries: machine, date, commit and command."""
-    return {
-        "machine": describe_machine(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "command": " ".join(["jaxgpt-bench", *sys.argv[1:]]),
-    }
+    return Provenance(
+        machine=describe_machine(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        commit=commit(),
+        command=" ".join(["jaxgpt-bench", *sys.argv[1:]]),
+    )
 
 
-def commit() -> str:
-    """Return the commit of the source tree, with "-dirty" when it was changed; "unknown" outside git."""
-    root = Path(__file__).resolve().parent.parent
+def commit(root: Path = ROOT) -> str:
+    """Return the commit of a source tree, with "-dirty" when it was changed.
+
+    Args:
+      root: its top folder.
+
+    Returns:
+      "unknown" where that is no git checkout: an installed package may lie inside another project's.
+    """
+    if not (root / ".git").exists():
+        return "unknown"
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

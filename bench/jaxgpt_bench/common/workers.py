@@ -5,10 +5,9 @@ A process of its own gives each contestant its own threads and an honest peak of
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,3 @@ def peak_rss_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, min and max."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

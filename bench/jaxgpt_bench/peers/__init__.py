@@ -4,23 +4,21 @@
     jaxgpt-bench generate --preset gpt2 --peer onnxruntime llama.cpp
 
 Each takes the float32 artifact and is converted to what it loads before anything is timed; what a row's
-precision means for it, what was tried and what was fastest stands in its file.
+precision means for it stands in its file. A peer is found by its file: every module of this folder that has
+a `PEER` is one, so that another is added by a file alone (see peer.py for what it has to say of itself).
 """
 
-from jaxgpt_bench.peers.ctranslate2_ import CTranslate2
-from jaxgpt_bench.peers.llama_cpp_ import LlamaCpp
-from jaxgpt_bench.peers.onnx_runtime import OnnxRuntime
-from jaxgpt_bench.peers.openvino_ import OpenVino
-from jaxgpt_bench.peers.peer import Peer
-from jaxgpt_bench.peers.torch_dynamic import TorchQuantizeDynamic
-from jaxgpt_bench.peers.transformers_ import Transformers
+import functools
+import importlib
+import pkgutil
 
-_ALL: tuple[Peer, ...] = (
-    Transformers(),
-    TorchQuantizeDynamic(),
-    CTranslate2(),
-    OnnxRuntime(),
-    OpenVino(),
-    LlamaCpp(),
-)
-PEERS: dict[str, Peer] = {peer.engine: peer for peer in _ALL}
+from jaxgpt_bench.peers.peer import Peer
+
+
+@functools.cache
+def find_peers() -> dict[str, Peer]:
+    """Return the peers of this folder by their engine names, in the order of their files."""
+    names = [found.name for found in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    peers: list[Peer] = [module.PEER for module in modules if hasattr(module, "PEER")]
+    return {peer.engine: peer for peer in peers}

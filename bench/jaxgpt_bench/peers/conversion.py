@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt_bench.common.workers import serve
-from jaxgpt_bench.peers import PEERS
+from jaxgpt_bench.peers import find_peers
 
 
 def prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Read the artifact; return what answers {"precision": ..., "scratch": ..., "threads": N}."""
     from jaxgpt_export.format.artifact import read_artifact
 
-    peer, artifact = PEERS[order["engine"]], read_artifact(Path(order["artifact"]))
+    peer, artifact = find_peers()[order["engine"]], read_artifact(Path(order["artifact"]))
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         scratch = Path(question["scratch"])
@@ -25,11 +25,10 @@ def prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]
             made = peer.convert(artifact, question["precision"], scratch, question["threads"])
         except Exception as error:  # whatever a library may raise: the others are still measured
             return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        size, file_bytes = made.bytes_per_token, made.file_bytes
         return {
             "path": str(made.path),
-            "bytes_per_token": size,
-            "file_bytes": file_bytes,
+            "bytes_per_token": made.bytes_per_token,
+            "file_bytes": made.file_bytes,
             "settings": made.settings,
         }
 

@@ -1,10 +1,6 @@
 """CTranslate2, from its own converter.
 
-int8-dynamic is its int8_float32: a step a row of weights, a step a token of inputs.
-
-Tried, tokens/s of 124M with 2 threads on a busy machine (medians of 5; float32, int8): as it is 26, 96;
-with huge pages 29, 100; with CT2_USE_EXPERIMENTAL_PACKED_GEMM=1 28, 102 (best 122); with CT2_USE_MKL=1 28,
-98; with CT2_USE_MKL=0 2, 40.
+int8-dynamic is its int8_float32: a scale a row of weights, a scale a token of inputs.
 """
 
 import json
@@ -15,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgpt_bench.peers.peer import Artifact, Peer, Prepared, weight_bytes
+from jaxgpt_bench.peers.peer import PLAIN, Artifact, Peer, Prepared, Variant, weight_bytes
 
 COMPUTE = {"fp32": "float32", "int8-dynamic": "int8_float32"}
 
@@ -46,10 +42,10 @@ class CTranslate2Session:
         return self.prefill([*self._tokens, token])
 
     def generate_greedily(self, prompt: Sequence[int], count: int) -> dict[str, Any]:
-        """Generate exactly so many tokens; see `jaxgpt_bench.speed.contestant_process.timed_generation`."""
+        """Generate exactly so many tokens; see `jaxgpt_bench.common.timing.timed_generation`."""
         first: list[float] = []
 
-        def note(step: Any) -> bool:
+        def note(result: Any) -> bool:
             if not first:
                 first.append(time.perf_counter())
             return False
@@ -98,10 +94,13 @@ class CTranslate2(Peer):
         (scratch / "shape.json").write_text(json.dumps(shape), encoding="utf-8")
 
         def matrix_bytes(matrix: Any) -> float:
-            return 4.0 * matrix.numel() if precision == "fp32" else matrix.numel() + 4.0 * len(matrix)
+            return 4.0 * matrix.size if precision == "fp32" else matrix.size + 4.0 * len(matrix)
 
         return Prepared(scratch, weight_bytes(artifact, matrix_bytes))
 
-    def open(self, path: Path, precision: str, threads: int) -> CTranslate2Session:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> CTranslate2Session:
         """Load the folder."""
         return CTranslate2Session(path, precision, threads)
+
+
+PEER = CTranslate2()

@@ -3,10 +3,6 @@
 It rounds inputs in blocks of 32 as well where weights are rounded. Flash attention is on (1.15 times as
 fast on free cores), weights are copied into memory (huge pages) and laid out for the CPU, but not where
 that would be AMX: builds of today crash there with Q8_0 and Q4_0.
-
-Tried on a busy machine, tokens/s of 124M with 2 threads (medians of 5, 4 bits, threads spinning): flash
-attention 12, without 5, weights in the mapped file 12. What matters there is how threads wait, see OPENMP
-in peer.py: spinning 1.2, sleeping 62, spinning shortly (GOMP_SPINCOUNT) 2000 times 39, 20000 times 12.
 """
 
 import ctypes
@@ -17,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from jaxgpt_bench.peers.peer import OPENMP, Artifact, Peer, Prepared
+from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Artifact, Peer, Prepared, Variant
 
 if TYPE_CHECKING:
     from jaxgpt_export.interchange.gguf_file import FileType
@@ -159,6 +155,7 @@ class LlamaCpp(Peer):
     install: ClassVar[str] = "gguf llama-cpp-python"
     precisions: ClassVar[tuple[str, ...]] = (*FILES, "int4-weight-only")
     environments: ClassVar[tuple[dict[str, str], ...]] = OPENMP
+    kv_bytes: ClassVar[int] = 2
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Write a GGUF file."""
@@ -173,6 +170,9 @@ class LlamaCpp(Peer):
             (scratch / "float32.gguf").unlink()
         return Prepared(path, touched_bytes(path))
 
-    def open(self, path: Path, precision: str, threads: int) -> LlamaCppSession:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> LlamaCppSession:
         """Load the file."""
         return LlamaCppSession(path, threads, flash=True, repack=not _has_amx(), mapped=False)
+
+
+PEER = LlamaCpp()

@@ -1,16 +1,8 @@
 """ONNX Runtime, with a graph of about a hundred nodes written by hand.
 
-The graph of an exporter has about ten times the nodes (another machine: 64 tokens/s in int8, not 113 to
-121). Keys and values lie in one buffer a layer that the graph writes into (IO binding). 8 and 4 bits alone
+Keys and values lie in one buffer a layer that the graph writes into (IO binding). 8 and 4 bits alone
 are MatMulNBits with blocks of 128 and inputs rounded inside it (accuracy level 4), the head too;
-int8-dynamic is DynamicQuantizeMatMul with a step a row.
-
-Tried, tokens/s of 124M with 2 threads (medians of 6; float32, int8-dynamic, 8 bits, 4 bits) while another
-process wanted one of the two cores: threads that spin between operators 19, 48, 60, 75; that sleep 27, 84,
-84, 145; that spin 200 us 22, 63, 61, 89; that spin only within a step 18, 50, 54, 73. Free cores of another
-machine gave 148 at 8 bits and 237 at 4 while spinning, so both are tried before measuring. Pages of 4 KiB
-in place of huge ones 20, 58, 57, 80, no difference beside the noise; pinning 54 and dynamic_block_base 4 50
-beside 50: neither is taken.
+int8-dynamic is DynamicQuantizeMatMul with a scale a row.
 """
 
 from collections.abc import Sequence
@@ -21,7 +13,19 @@ import numpy as np
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
-from jaxgpt_bench.peers.peer import Artifact, Peer, Prepared, chosen, fastest, head_weight, weight_bytes
+from jaxgpt_bench.peers.peer import (
+    PLAIN,
+    Artifact,
+    Floats,
+    Peer,
+    Prepared,
+    Variant,
+    arrays,
+    chosen,
+    fastest,
+    head_weight,
+    weight_bytes,
+)
 
 BITS = {"int8-weight-only": 8, "int4-weight-only": 4}
 BLOCK = 128
@@ -60,25 +64,25 @@ def build(artifact: Artifact, precision: str) -> Any:
     GroupQueryAttention, output, SkipLayerNormalization, fc, FastGelu (with its bias), output.
     """
     import onnx
-    from jaxgpt_export.model.gpt import LAYER_NORM_EPSILON
 
-    config, graph = artifact.config, Graph()
-    arrays = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
+    from jaxgpt.shared.architecture import LAYER_NORM_EPSILON
+
+    config, graph, weights = artifact.config, Graph(), arrays(artifact)
     for name in ("wte", "wpe"):
-        graph.weight(name, arrays[f"{name}.weight"])
+        graph.weight(name, weights[f"{name}.weight"])
     word = graph.node("Gather", ["wte", "tokens"], ["word"])
     place = graph.node("Gather", ["wpe", "positions"], ["place"])
     stream = graph.node("Add", [word, place], ["stream"])
     normed = graph.node(
         "LayerNormalization",
-        [stream, *_pair(graph, arrays, "h.0.ln_1")],
+        [stream, *_pair(graph, weights, "h.0.ln_1")],
         ["normed"],
         epsilon=LAYER_NORM_EPSILON,
     )
     for layer in range(config.n_layer):
         at = f"h.{layer}"
         following = f"h.{layer + 1}.ln_1" if layer + 1 < config.n_layer else "ln_f"
-        qkv = linear(graph, precision, f"{at}.attn.c_attn", normed, arrays, bias=True)
+        qkv = linear(graph, precision, f"{at}.attn.c_attn", normed, weights, bias=True)
         cache = [f"{part}.{layer}" for part in ("key", "value")]
         mixed = graph.node(
             "GroupQueryAttention",
@@ -88,17 +92,17 @@ def build(artifact: Artifact, precision: str) -> Any:
             kv_num_heads=config.n_head,
             do_rotary=0,
         )
-        out = linear(graph, precision, f"{at}.attn.c_proj", mixed, arrays)
-        normed, stream = _skip(graph, arrays, out, stream, f"{at}.attn.c_proj", f"{at}.ln_2")
-        wide = linear(graph, precision, f"{at}.mlp.c_fc", normed, arrays)
-        bias = graph.weight(f"{at}.mlp.c_fc.bias", arrays[f"{at}.mlp.c_fc.bias"])
+        out = linear(graph, precision, f"{at}.attn.c_proj", mixed, weights)
+        normed, stream = _skip(graph, weights, out, stream, f"{at}.attn.c_proj", f"{at}.ln_2")
+        wide = linear(graph, precision, f"{at}.mlp.c_fc", normed, weights)
+        bias = graph.weight(f"{at}.mlp.c_fc.bias", weights[f"{at}.mlp.c_fc.bias"])
         active = graph.node("FastGelu", [wide, bias], [f"{at}.active"])
-        out = linear(graph, precision, f"{at}.mlp.c_proj", active, arrays)
-        normed, stream = _skip(graph, arrays, out, stream, f"{at}.mlp.c_proj", following)
+        out = linear(graph, precision, f"{at}.mlp.c_proj", active, weights)
+        normed, stream = _skip(graph, weights, out, stream, f"{at}.mlp.c_proj", following)
     graph.weight("one", np.array([-1], np.int64))
     final = graph.node("Gather", [normed, "one"], ["final"], axis=1)
-    arrays["head.weight"] = head_weight(artifact).numpy()
-    linear(graph, precision, "head", final, arrays)
+    weights["head.weight"] = head_weight(artifact)
+    linear(graph, precision, "head", final, weights)
     return onnx.helper.make_model(
         onnx.helper.make_graph(graph.nodes, "gpt2", *_interface(config), graph.weights),
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(CONTRIB, 1)],
@@ -126,46 +130,46 @@ def _interface(config: ModelConfig) -> tuple[list[Any], list[Any]]:
     return inputs, outputs
 
 
-def _pair(graph: Graph, arrays: dict[str, Any], name: str) -> list[str]:
-    return [graph.weight(f"{name}.{part}", arrays[f"{name}.{part}"]) for part in ("weight", "bias")]
+def _pair(graph: Graph, weights: dict[str, Floats], name: str) -> list[str]:
+    return [graph.weight(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias")]
 
 
 def _skip(
-    graph: Graph, arrays: dict[str, Any], out: str, stream: str, layer: str, norm: str
+    graph: Graph, weights: dict[str, Floats], out: str, stream: str, layer: str, norm: str
 ) -> tuple[str, str]:
     """Add a layer's output and bias to the stream and normalize; return both."""
-    from jaxgpt_export.model.gpt import LAYER_NORM_EPSILON
+    from jaxgpt.shared.architecture import LAYER_NORM_EPSILON
 
-    bias = graph.weight(f"{layer}.bias", arrays[f"{layer}.bias"])
+    bias = graph.weight(f"{layer}.bias", weights[f"{layer}.bias"])
     names = [f"{norm}.out", "", "", f"{norm}.stream"]
-    inputs = [out, stream, *_pair(graph, arrays, norm), bias]
+    inputs = [out, stream, *_pair(graph, weights, norm), bias]
     normed = graph.node("SkipLayerNormalization", inputs, names, epsilon=LAYER_NORM_EPSILON)
     return normed, names[3]
 
 
 def linear(
-    graph: Graph, precision: str, name: str, x: str, arrays: dict[str, Any], bias: bool = False
+    graph: Graph, precision: str, name: str, x: str, weights: dict[str, Floats], bias: bool = False
 ) -> str:
     """Add the product with a layer's matrix, and its bias where nothing later adds that."""
-    weight = arrays[f"{name}.weight"]
+    weight = weights[f"{name}.weight"]
     O, I = weight.shape
-    biases = [graph.weight(f"{name}.bias", arrays[f"{name}.bias"])] if bias else []
+    biases = [graph.weight(f"{name}.bias", weights[f"{name}.bias"])] if bias else []
     if precision == "fp32":
         transposed = graph.weight(f"{name}.weight", weight.T)
         product = f"{name}.product" if bias else name
         graph.node("MatMul", [x, transposed], [product])
         return graph.node("Add", [product, *biases], [name]) if bias else name
     if precision == "int8-dynamic":
-        step = np.maximum(np.abs(weight).max(axis=1) / 127, np.finfo(np.float32).tiny)
-        q = graph.weight(f"{name}.q", np.rint(weight.T / step).astype(np.int8))
-        steps = graph.weight(f"{name}.step", step.astype(np.float32))
+        scale = np.maximum(np.abs(weight).max(axis=1) / 127, np.finfo(np.float32).tiny)
+        q = graph.weight(f"{name}.q", np.rint(weight.T / scale).astype(np.int8))
+        scales = graph.weight(f"{name}.scale", scale.astype(np.float32))
         zero = graph.weight(f"{name}.zero", np.zeros(O, np.int8))
-        return graph.node("DynamicQuantizeMatMul", [x, q, steps, zero, *biases], [name])
+        return graph.node("DynamicQuantizeMatMul", [x, q, scales, zero, *biases], [name])
     bits, block = BITS[precision], block_size_for(I, BLOCK)
-    integers, step = round_blocks(weight, block, bits)
+    integers, scale = round_blocks(weight, block, bits)
     packed = graph.weight(f"{name}.q", pack_pairs(integers) if bits == 4 else integers)
-    steps = graph.weight(f"{name}.step", step)
-    inputs = [x, packed, steps, *(["", ""] if bias else []), *biases]
+    scales = graph.weight(f"{name}.scale", scale)
+    inputs = [x, packed, scales, *(["", ""] if bias else []), *biases]
     shape = {"K": I, "N": O, "bits": bits, "block_size": block, "accuracy_level": 4}
     return graph.node("MatMulNBits", inputs, [name], **shape)
 
@@ -266,6 +270,9 @@ class OnnxRuntime(Peer):
     def _open(self, path: Path, threads: int, spinning: bool) -> OnnxSession:
         return OnnxSession(path / "model.onnx", session_options(threads, spinning))
 
-    def open(self, path: Path, precision: str, threads: int) -> OnnxSession:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> OnnxSession:
         """Open a session."""
         return self._open(path, threads, chosen(path, SETTING, True))
+
+
+PEER = OnnxRuntime()

@@ -1,11 +1,4 @@
-"""OpenVINO, with a graph built operator by operator: its cache is a variable, weights stay compressed.
-
-Tried, tokens/s of 124M with 2 threads on a busy machine (best of 10 short runs; 8 bits, 4 bits): inputs in
-float32 72, 122; rounded by its dynamic quantization in groups of 32 101, 200; of 128 113, 215. On another
-CPU, without AMX, off was faster, so that all three are tried before measuring. bfloat16 inputs 79, 114
-(prompts 3 times as fast, another arithmetic); a cache in float16, pinned threads, pages of 4 KiB: no
-difference beside the noise.
-"""
+"""OpenVINO, with a graph built operator by operator: its cache is a variable, weights stay compressed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,93 +7,133 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgpt_bench.peers.blocks import block_size_for, round_blocks
-from jaxgpt_bench.peers.peer import Artifact, Peer, Prepared, chosen, fastest, head_weight, weight_bytes
+from jaxgpt_bench.peers.peer import (
+    PLAIN,
+    Artifact,
+    Peer,
+    Prepared,
+    Variant,
+    arrays,
+    chosen,
+    fastest,
+    head_weight,
+    weight_bytes,
+)
 
 INT4_BLOCK = 128
 GROUPS = (0, 32, 128)
 SETTING = "dynamic_quantization_group_size"
 
 
-def build(artifact: Artifact, precision: str) -> Any:
-    """Return the model: tokens (1, T), positions (1, T), beams (1) -> logits of the last position (1, 1, V).
+class Graph:
+    """GPT-2 as operators: tokens (1, T), positions (1, T), beams (1) -> the last logits (1, 1, V).
 
     Keys and values are concatenated to variables, in the form that the CPU plugin takes for a cache of
-    its own; compressed weights are integers -> float -> times a step, which it multiplies as integers.
+    its own; compressed weights are integers -> float -> times a scale, which it multiplies as integers.
+
+    Args:
+      artifact: float32.
+      precision: of the matrices.
     """
-    import openvino as ov
-    from jaxgpt_export.model.gpt import LAYER_NORM_EPSILON
-    from openvino import opset13 as op
 
-    config = artifact.config
-    H, D = config.n_head, config.n_embd // config.n_head
-    arrays = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
-    tokens = op.parameter([-1, -1], ov.Type.i64, name="tokens")
-    positions = op.parameter([-1, -1], ov.Type.i64, name="positions")
-    beams = op.parameter([-1], ov.Type.i32, name="beams")
-    for node, name in ((tokens, "tokens"), (positions, "positions"), (beams, "beams")):
-        node.output(0).set_names({name})
-    zero = op.constant(0, ov.Type.i64)
-    sinks: list[Any] = []
+    def __init__(self, artifact: Artifact, precision: str) -> None:
+        import openvino as ov
+        from openvino import opset13 as op
 
-    def linear(name: str, x: Any, weight: Any, bias: Any = None) -> Any:
-        product = op.matmul(x, compressed(weight, precision), False, True)
-        return product if bias is None else op.add(product, op.constant(bias[None, None]))
+        self._op, self._precision = op, precision
+        self._heads = artifact.config.n_head
+        self._head_size = artifact.config.n_embd // artifact.config.n_head
+        self._arrays = arrays(artifact)
+        self._tokens = op.parameter([-1, -1], ov.Type.i64, name="tokens")
+        self._positions = op.parameter([-1, -1], ov.Type.i64, name="positions")
+        self._beams = op.parameter([-1], ov.Type.i32, name="beams")
+        self._inputs = {"tokens": self._tokens, "positions": self._positions, "beams": self._beams}
+        for name, node in self._inputs.items():
+            node.output(0).set_names({name})
+        self._zero, self._one = op.constant(0, ov.Type.i64), op.constant(1, ov.Type.i64)
+        batch = op.gather(op.shape_of(self._tokens), self._integers(0), self._zero)
+        sizes = (self._integers(n) for n in (self._heads, 0, self._head_size))
+        self._empty = op.broadcast(op.constant(np.float32(0)), op.concat([batch, *sizes], 0))
+        self._sinks: list[Any] = []
 
-    def norm(name: str, x: Any) -> Any:
-        axes = op.constant(np.array([-1], np.int64))
-        plain = op.mvn(x, axes, True, LAYER_NORM_EPSILON, "INSIDE_SQRT")
-        scaled = op.multiply(plain, op.constant(arrays[f"{name}.weight"][None, None]))
-        return op.add(scaled, op.constant(arrays[f"{name}.bias"][None, None]))
+    def model(self, n_layer: int, head: Any) -> Any:
+        """Return the model.
 
-    def layer(name: str, x: Any) -> Any:
-        return linear(name, x, arrays[f"{name}.weight"], arrays[f"{name}.bias"])
+        Args:
+          n_layer: blocks.
+          head: (V, C).
+        """
+        import openvino as ov
 
-    batch = op.gather(op.shape_of(tokens), op.constant(np.array([0], np.int64)), zero)
-    shape = op.concat([batch, *(op.constant(np.array([n], np.int64)) for n in (H, 0, D))], 0)
-    empty = op.broadcast(op.constant(np.float32(0)), shape)
+        op, arrays = self._op, self._arrays
+        word = op.gather(op.constant(arrays["wte.weight"]), self._tokens, self._zero)
+        x = op.add(word, op.gather(op.constant(arrays["wpe.weight"]), self._positions, self._zero))
+        mask = self._mask()
+        for index in range(n_layer):
+            at = f"h.{index}"
+            x = op.add(x, self._attention(f"{at}.attn", self._norm(f"{at}.ln_1", x), mask))
+            wide = op.gelu(self._layer(f"{at}.mlp.c_fc", self._norm(f"{at}.ln_2", x)), "tanh")
+            x = op.add(x, self._layer(f"{at}.mlp.c_proj", wide))
+        last = op.gather(self._norm("ln_f", x), self._integers(-1), self._one)
+        logits = op.matmul(last, compressed(head, self._precision), False, True)
+        return ov.Model([op.result(logits)], self._sinks, list(self._inputs.values()), "gpt2")
 
-    def remember(name: str, new: Any) -> Any:
-        info = ov.op.util.VariableInfo()
-        info.data_shape, info.data_type, info.variable_id = ov.PartialShape([-1, H, -1, D]), ov.Type.f32, name
+    def _integers(self, *values: int) -> Any:
+        return self._op.constant(np.array(values, np.int64))
+
+    def _layer(self, name: str, x: Any) -> Any:
+        product = self._op.matmul(x, compressed(self._arrays[f"{name}.weight"], self._precision), False, True)
+        return self._op.add(product, self._op.constant(self._arrays[f"{name}.bias"][None, None]))
+
+    def _norm(self, name: str, x: Any) -> Any:
+        from jaxgpt.shared.architecture import LAYER_NORM_EPSILON
+
+        op = self._op
+        plain = op.mvn(x, self._integers(-1), True, LAYER_NORM_EPSILON, "INSIDE_SQRT")
+        scaled = op.multiply(plain, op.constant(self._arrays[f"{name}.weight"][None, None]))
+        return op.add(scaled, op.constant(self._arrays[f"{name}.bias"][None, None]))
+
+    def _mask(self) -> Any:
+        """Return what is added to the scores: a position sees those up to its own.
+
+        (1, 1, T, whole length), 0 or lowest.
+        """
+        op = self._op
+        own = op.unsqueeze(self._positions, self._integers(1, 3))
+        length = op.add(op.reduce_max(self._positions, self._integers(0, 1)), self._one)
+        every = op.range(self._zero, length, self._one, "i64")
+        seen = op.less_equal(op.unsqueeze(every, self._integers(0, 1, 2)), own)
+        lowest = np.float32(np.finfo(np.float32).min)
+        return op.select(seen, op.constant(np.float32(0)), op.constant(lowest))
+
+    def _cached(self, name: str, new: Any) -> Any:
+        """Append to a variable of keys or values (1, H, T, D); return all that it holds."""
+        import openvino as ov
+
+        op, info = self._op, ov.op.util.VariableInfo()
+        info.data_shape = ov.PartialShape([-1, self._heads, -1, self._head_size])
+        info.data_type, info.variable_id = ov.Type.f32, name
         variable = ov.op.util.Variable(info)
-        past = op.gather(op.read_value(empty, variable), beams, zero)
+        past = op.gather(op.read_value(self._empty, variable), self._beams, self._zero)
         whole = op.concat([past, new], 2)
-        sinks.append(op.assign(whole, variable))
+        self._sinks.append(op.assign(whole, variable))
         return whole
 
-    def attention(name: str, x: Any) -> Any:
-        qkv = layer(f"{name}.c_attn", x)
-        parts = op.split(qkv, op.constant(2, ov.Type.i64), 3)
-        heads = []
-        for part in range(3):
-            split = op.reshape(parts.output(part), op.constant(np.array([0, 0, H, D], np.int64)), True)
-            heads.append(op.transpose(split, op.constant(np.array([0, 2, 1, 3], np.int64))))
-        q, k, v = heads
-        k, v = remember(f"{name}.key", k), remember(f"{name}.value", v)
-        mixed = op.scaled_dot_product_attention(q, k, v, mask, causal=False)
-        joined = op.transpose(mixed, op.constant(np.array([0, 2, 1, 3], np.int64)))
-        return layer(
-            f"{name}.c_proj", op.reshape(joined, op.constant(np.array([0, 0, H * D], np.int64)), True)
-        )
+    def _attention(self, name: str, x: Any, mask: Any) -> Any:
+        import openvino as ov
 
-    word = op.gather(op.constant(arrays["wte.weight"]), tokens, zero)
-    x = op.add(word, op.gather(op.constant(arrays["wpe.weight"]), positions, zero))
-    # A position sees those up to its own: (1, 1, T, whole length), 0 or lowest.
-    own = op.unsqueeze(positions, op.constant(np.array([1, 3], np.int64)))
-    length = op.add(
-        op.reduce_max(positions, op.constant(np.array([0, 1], np.int64))), op.constant(1, ov.Type.i64)
-    )
-    every = op.range(zero, length, op.constant(1, ov.Type.i64), "i64")
-    seen = op.less_equal(op.unsqueeze(every, op.constant(np.array([0, 1, 2], np.int64))), own)
-    mask = op.select(seen, op.constant(np.float32(0)), op.constant(np.float32(np.finfo(np.float32).min)))
-    for index in range(config.n_layer):
-        at = f"h.{index}"
-        x = op.add(x, attention(f"{at}.attn", norm(f"{at}.ln_1", x)))
-        wide = op.gelu(layer(f"{at}.mlp.c_fc", norm(f"{at}.ln_2", x)), "tanh")
-        x = op.add(x, layer(f"{at}.mlp.c_proj", wide))
-    last = op.gather(norm("ln_f", x), op.constant(np.array([-1], np.int64)), op.constant(1, ov.Type.i64))
-    logits = linear("head", last, head_weight(artifact).numpy())
-    return ov.Model([op.result(logits)], sinks, [tokens, positions, beams], "gpt2")
+        op, H, D = self._op, self._heads, self._head_size
+        parts = op.split(self._layer(f"{name}.c_attn", x), op.constant(2, ov.Type.i64), 3)
+        q, k, v = (
+            op.transpose(
+                op.reshape(parts.output(part), self._integers(0, 0, H, D), True), self._integers(0, 2, 1, 3)
+            )
+            for part in range(3)
+        )
+        k, v = self._cached(f"{name}.key", k), self._cached(f"{name}.value", v)
+        mixed = op.scaled_dot_product_attention(q, k, v, mask, causal=False)
+        joined = op.transpose(mixed, self._integers(0, 2, 1, 3))
+        return self._layer(f"{name}.c_proj", op.reshape(joined, self._integers(0, 0, H * D), True))
 
 
 def compressed(weight: Any, precision: str) -> Any:
@@ -111,15 +144,15 @@ def compressed(weight: Any, precision: str) -> Any:
     if precision == "fp32":
         return op.constant(weight)
     if precision == "int8-weight-only":
-        step = np.maximum(np.abs(weight).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
-        integers = op.constant(np.rint(weight / step).astype(np.int8))
-        return op.multiply(op.convert(integers, "f32"), op.constant(step.astype(np.float32)))
-    q, steps = round_blocks(weight, block_size_for(weight.shape[1], INT4_BLOCK), 4)
+        scale = np.maximum(np.abs(weight).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        integers = op.constant(np.rint(weight / scale).astype(np.int8))
+        return op.multiply(op.convert(integers, "f32"), op.constant(scale.astype(np.float32)))
+    q, scales = round_blocks(weight, block_size_for(weight.shape[1], INT4_BLOCK), 4)
     packed, eight = _pack(q), np.full(1, 8, np.uint8)  # tensors are views of them until they are copied
     integers = op.constant(ov.Tensor(packed, list(q.shape), ov.Type.u4), shared_memory=False)
     middle = op.constant(ov.Tensor(eight, [1, 1, 1], ov.Type.u4), shared_memory=False)
     centred = op.subtract(op.convert(integers, "f32"), op.convert(middle, "f32"))
-    whole = op.multiply(centred, op.constant(steps[..., None]))
+    whole = op.multiply(centred, op.constant(scales[..., None]))
     return op.reshape(whole, op.constant(np.array(weight.shape, np.int64)), False)
 
 
@@ -162,7 +195,7 @@ class OpenVinoSession:
 
 
 def settings(threads: int, group: int) -> dict[str, Any]:
-    """Return the settings; `group` inputs share a step when they are rounded, 0 rounds none."""
+    """Return the settings; `group` inputs share a scale when they are rounded, 0 rounds none."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
@@ -185,7 +218,8 @@ class OpenVino(Peer):
         """Write the graph and its weights."""
         import openvino as ov
 
-        ov.save_model(build(artifact, precision), scratch / "model.xml", compress_to_fp16=False)
+        model = Graph(artifact, precision).model(artifact.config.n_layer, head_weight(artifact))
+        ov.save_model(model, scratch / "model.xml", compress_to_fp16=False)
         (scratch / "context").write_text(str(artifact.config.block_size), encoding="utf-8")
 
         found = {}
@@ -201,6 +235,9 @@ class OpenVino(Peer):
 
         return Prepared(scratch, weight_bytes(artifact, matrix_bytes), found)
 
-    def open(self, path: Path, precision: str, threads: int) -> OpenVinoSession:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> OpenVinoSession:
         """Compile the model."""
         return OpenVinoSession(path, settings(threads, chosen(path, SETTING, 0)))
+
+
+PEER = OpenVino()

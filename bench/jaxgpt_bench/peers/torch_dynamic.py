@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import ClassVar
 
-from jaxgpt_bench.peers.peer import Artifact, Prepared, weight_bytes
+from jaxgpt_bench.peers.peer import PLAIN, Artifact, Prepared, Variant, weight_bytes
 from jaxgpt_bench.peers.transformers_ import Transformers, TransformersSession
 
 
@@ -17,20 +17,21 @@ class TorchQuantizeDynamic(Transformers):
 
     engine: ClassVar[str] = "torch-quantize-dynamic"
     precisions: ClassVar[tuple[str, ...]] = ("int8-dynamic",)
+    variants: ClassVar[tuple[Variant, ...]] = (PLAIN,)
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Give the artifact's own folder: rounding is done when it is loaded."""
         return Prepared(
             artifact.folder / "model.safetensors",
-            weight_bytes(artifact, lambda matrix: float(matrix.numel())),
+            weight_bytes(artifact, lambda matrix: float(matrix.size)),
         )
 
-    def open(self, path: Path, precision: str, threads: int) -> TransformersSession:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> TransformersSession:
         """Load the folder and round its weights."""
         import torch
 
-        engine = super().open(path, precision, threads)
-        for module in list(engine.model.modules()):
+        session = super().open(path, precision, threads, variant)
+        for module in list(session.model.modules()):
             for name, layer in list(module.named_children()):
                 if type(layer).__name__ == "Conv1D":
                     I, O = layer.weight.shape
@@ -38,11 +39,14 @@ class TorchQuantizeDynamic(Transformers):
                     linear.weight = torch.nn.Parameter(layer.weight.t().contiguous())
                     linear.bias = layer.bias
                     setattr(module, name, linear)
-        head = engine.model.lm_head
+        head = session.model.lm_head
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated; that is no news of a measurement
-            engine.model = torch.ao.quantization.quantize_dynamic(
-                engine.model, {torch.nn.Linear}, dtype=torch.qint8
+            session.model = torch.ao.quantization.quantize_dynamic(
+                session.model, {torch.nn.Linear}, dtype=torch.qint8
             )
-        return engine
+        return session
+
+
+PEER = TorchQuantizeDynamic()

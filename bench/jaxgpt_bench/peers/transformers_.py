@@ -1,14 +1,14 @@
-"""Hugging Face's GPT-2: with its cache, or as the original project ran it."""
+"""Hugging Face's GPT-2: with its cache, or as the earlier project ran it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxgpt_bench.peers.peer import OPENMP, Artifact, Peer, Prepared, float_bytes
+from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Artifact, Peer, Prepared, Variant, float_bytes
 
 
 class TransformersSession:
-    """Hugging Face's GPT-2, with its own cache or, as the original project ran it, without."""
+    """Hugging Face's GPT-2, with its own cache or, as the earlier project ran it, without."""
 
     def __init__(self, folder: str, cached: bool, every_logit: bool) -> None:
         import torch
@@ -54,11 +54,22 @@ class Transformers(Peer):
     install: ClassVar[str] = "transformers"
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     environments: ClassVar[tuple[dict[str, str], ...]] = OPENMP
+    variants: ClassVar[tuple[Variant, ...]] = (
+        PLAIN,
+        Variant(cached=False),
+        Variant(cached=False, every_logit=True),
+    )
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Give the artifact's own folder."""
         return Prepared(artifact.folder / "model.safetensors", float_bytes(artifact))
 
-    def open(self, path: Path, precision: str, threads: int) -> TransformersSession:
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> TransformersSession:
         """Load the folder."""
-        return TransformersSession(str(path.parent), cached=True, every_logit=False)
+        import torch
+
+        torch.set_num_threads(threads)
+        return TransformersSession(str(path.parent), variant.cached, variant.every_logit)
+
+
+PEER = Transformers()

@@ -12,24 +12,26 @@ import dataclasses
 import functools
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-from jaxgpt_export.format.artifact import Artifact, read_artifact
-from jaxgpt_export.generation.torch_session import TorchSession
-from jaxgpt_export.interchange.gguf_file import FileType, write_gguf
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
-from jaxgpt_bench.common.provenance import provenance
+from jaxgpt_bench.common.tables import Table
+from jaxgpt_bench.common.timing import agreeing, timed_generation
 from jaxgpt_bench.peers.llama_cpp_ import LlamaCppSession
 from jaxgpt_bench.peers.transformers_ import TransformersSession
-from jaxgpt_bench.quality.samples import sample_prompts, val_documents
+
+if TYPE_CHECKING:
+    from jaxgpt_export.format.artifact import Artifact as Artifact
+    from jaxgpt_export.interchange.gguf_file import FileType as FileType
+    from jaxgpt_export.model.build import build_model
+else:  # they import PyTorch
+    Artifact, FileType = Any, str
 
 PROMPTS = 10
 KINDS: tuple[FileType, ...] = ("f32", "f16")
@@ -55,24 +57,13 @@ class AgreementOptions:
     json: bool = False
 
 
-def greedy(engine: Session, prompt: Sequence[int], count: int) -> list[int]:
-    """Return the most probable tokens, one after the other."""
-    tokens = [int(engine.prefill(prompt).argmax())]
-    while len(tokens) < count:
-        tokens.append(int(engine.decode(tokens[-1]).argmax()))
-    return tokens
-
-
-def agreeing(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return the number of tokens before two texts part."""
-    pairs = enumerate(zip(first, second, strict=True))
-    return next((index for index, (a, b) in pairs if a != b), len(first))
-
-
 @contextlib.contextmanager
-def engines(artifact: Artifact) -> Iterator[dict[str, Callable[[], Session]]]:
+def sessions(artifact: Artifact) -> Iterator[dict[str, Callable[[], Session]]]:
     """Give what opens each program that is installed, this project's first."""
-    found: dict[str, Callable[[], Session]] = {"jaxgpt": lambda: TorchSession(artifact.model())}
+    from jaxgpt_export.generation.torch_session import TorchSession
+    from jaxgpt_export.interchange.gguf_file import write_gguf
+
+    found: dict[str, Callable[[], Session]] = {"jaxgpt": lambda: TorchSession(build_model(artifact))}
     found["transformers"] = lambda: TransformersSession(str(artifact.folder), True, False)
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
         if importlib.util.find_spec("llama_cpp") is None:
@@ -88,6 +79,11 @@ def engines(artifact: Artifact) -> Iterator[dict[str, Callable[[], Session]]]:
 
 def agreement(options: AgreementOptions) -> Result:
     """Run `jaxgpt-bench agreement`; exit code 1 when texts part too early."""
+    from jaxgpt_export.format.artifact import read_artifact
+
+    from jaxgpt_bench.common.provenance import provenance
+    from jaxgpt_bench.quality.samples import sample_prompts, val_documents
+
     artifact, dataset = read_artifact(options.artifact), open_dataset(options.data)
     tokenizer = artifact.tokenizer()
     if dataset.tokenizer_sha256 != tokenizer.sha256:
@@ -101,10 +97,12 @@ def agreement(options: AgreementOptions) -> Result:
     texts = [prompt.text for prompt in found]
     prompts = [tokenizer.encode(text) for text in texts if text]
     written: dict[str, list[list[int]]] = {}
-    with engines(artifact) as opened_by:
+    with sessions(artifact) as opened_by:
         for name, opened in opened_by.items():
-            engine = opened()
-            written[name] = [greedy(engine, prompt, options.tokens) for prompt in prompts]
+            session = opened()
+            written[name] = [
+                timed_generation(session, prompt, options.tokens)["tokens"] for prompt in prompts
+            ]
     ours = written.pop("jaxgpt")
     rows: list[dict[str, Any]] = []
     gates: dict[str, bool] = {}
@@ -113,16 +111,11 @@ def agreement(options: AgreementOptions) -> Result:
         needed = min(MUST_AGREE.get(name, options.tokens), options.tokens)
         rows.append({"program": name, "tokens_until_parting": same, "needed": needed})
         gates[f"{name}: the first {needed} tokens are the same for every prompt"] = min(same) >= needed
-    table = Table("program", f"same tokens of {options.tokens}, least", "texts wholly the same")
-    for row in rows:
-        same = row["tokens_until_parting"]
-        whole = sum(count == options.tokens for count in same)
-        table.add_row(row["program"], str(min(same)), f"{whole} of {len(same)}")
-    stderr.print(table)
+    stderr.print(agreement_table(rows, options.tokens).terminal())
     for text, passed in gates.items():
         say(f"{'pass' if passed else 'FAIL'}  {text}")
     figures = {
-        **provenance(),
+        **provenance().to_json(),
         "artifact": artifact.kind,
         "prompts": texts,
         "tokens": options.tokens,
@@ -133,3 +126,13 @@ def agreement(options: AgreementOptions) -> Result:
     if options.out is not None:
         write_json(options.out, figures)
     return Result(figures, passed=all(gates.values()))
+
+
+def agreement_table(rows: list[dict[str, Any]], tokens: int) -> Table:
+    """Lay the rows out."""
+    cells = []
+    for row in rows:
+        same = row["tokens_until_parting"]
+        whole = f"{sum(count == tokens for count in same)} of {len(same)}"
+        cells.append((row["program"], str(min(same)), whole))
+    return Table(("program", f"same tokens of {tokens}, least", "texts wholly the same"), tuple(cells))

@@ -10,6 +10,7 @@ import torch
 from jaxgpt_export.format.artifact import Artifact, read_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.generation.torch_session import TorchSession
+from jaxgpt_export.model.build import build_model
 from jaxgpt_export.parity.quality import Forward
 
 from jaxgpt.generation.session import Session
@@ -22,46 +23,34 @@ QAT, QAT_PARENT = "int8-static-qat", "fp32-qat"
 
 
 @dataclasses.dataclass(frozen=True)
-class QualityOptions:
-    """Compare models on identical tokens.
+class ComparedModel:
+    """A model whose loss is compared with others'.
 
     Attributes:
-      artifact: artifact folders, float32 first; that of a training with rounding before what was made of it.
-      data: dataset folder whose validation split is measured.
-      run: run folder: its Flax model becomes the reference.
-      step: of the run: best, latest, or a stored step.
-      tokens: of the validation split, in whole windows spread evenly over it; 0 for all.
-      samples: texts to generate from each model.
-      sample_tokens: length of a sample at most.
-      out: also write the figures into this JSON file.
-      table: text whose table between the markers `<!-- quality: begin -->` and `end` is written anew.
-      json: print one JSON document with all figures on stdout.
+      name: of its row.
+      forward: logits for tokens.
+      session: to sample with.
+      size_mb: of its file.
+      parent: row of the float32 artifact that it was made of, where that is not the first row.
     """
-
-    artifact: tuple[Path, ...]
-    data: Path
-    run: Path | None = None
-    step: str = "best"
-    tokens: int = 0
-    samples: int = 24
-    sample_tokens: int = 200
-    out: Path | None = None
-    table: Path | None = None
-    json: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """A model to compare: logits for tokens, an engine to sample with, its size in MB, its parent's row."""
 
     name: str
     forward: Forward
-    engine: Session
+    session: Session
     size_mb: float
     parent: str | None = None
 
 
-def row_name(artifact: Artifact) -> str:
+@dataclasses.dataclass(frozen=True)
+class ComparedModels:
+    """Models of one tokenizer and context, the reference first."""
+
+    models: list[ComparedModel]
+    tokenizer: Tokenizer
+    block_size: int
+
+
+def model_name(artifact: Artifact) -> str:
     """Return the name of an artifact's row."""
     if artifact.quantization is not None:
         return artifact.kind
@@ -75,8 +64,8 @@ def parent_name(artifact: Artifact, artifacts: Sequence[Artifact]) -> str | None
       UserError: it was quantized from another.
     """
     earlier = itertools.takewhile(lambda other: other is not artifact, artifacts)
-    parent = next((other for other in earlier if row_name(other) == QAT_PARENT), None)
-    if row_name(artifact) != QAT or parent is None:
+    parent = next((other for other in earlier if model_name(other) == QAT_PARENT), None)
+    if model_name(artifact) != QAT or parent is None:
         return None
     origin = read_certificate(artifact.folder)["origin"]
     if origin.get("parent_sha256") != sha256_of(parent.folder / "model.safetensors"):
@@ -84,14 +73,14 @@ def parent_name(artifact: Artifact, artifacts: Sequence[Artifact]) -> str | None
     return QAT_PARENT
 
 
-def flax_contender(folder: Path, which: str) -> tuple[Contender, Tokenizer]:
+def flax_model(folder: Path, which: str) -> tuple[ComparedModel, Tokenizer]:
     """Return a run's Flax model; its size is that of its parameters in float32."""
     import jax
 
+    from jaxgpt.training.flax_session import FlaxSession
     from jaxgpt.training.model.params import graph_of, merge
     from jaxgpt.training.run.checkpoints import load_params
     from jaxgpt.training.run.folder import open_run
-    from jaxgpt.training.sample import FlaxSession
 
     run = open_run(folder)
     model = run.config.model
@@ -104,18 +93,28 @@ def flax_contender(folder: Path, which: str) -> tuple[Contender, Tokenizer]:
             return torch.from_numpy(np.array(compiled(params, tokens.int().numpy())))
 
     size_mb = sum(leaf.nbytes for leaf in params.values()) / 1e6
-    return Contender("flax-fp32", forward, FlaxSession(model, params), size_mb), run.tokenizer
+    return ComparedModel("flax-fp32", forward, FlaxSession(model, params), size_mb), run.tokenizer
 
 
-def contenders(options: QualityOptions, dataset: Dataset) -> tuple[list[Contender], Tokenizer, int]:
-    """Open every model; UserError when two do not share tokenizer, vocabulary and context."""
-    artifacts = [read_artifact(folder) for folder in options.artifact]
+def open_models(folders: Sequence[Path], dataset: Dataset, run: Path | None, step: str) -> ComparedModels:
+    """Open every model.
+
+    Args:
+      folders: artifacts, float32 first.
+      dataset: that they are measured on.
+      run: whose Flax model becomes the first, or None.
+      step: of the run.
+
+    Raises:
+      UserError: two do not share tokenizer, vocabulary and context.
+    """
+    artifacts = [read_artifact(folder) for folder in folders]
     if not artifacts:
         raise UserError("quality needs at least one --artifact")
     found = [
-        Contender(
-            row_name(artifact),
-            (model := artifact.model()),
+        ComparedModel(
+            model_name(artifact),
+            (model := build_model(artifact)),
             TorchSession(model),
             artifact.file_bytes / 1e6,
             parent_name(artifact, artifacts),
@@ -123,8 +122,8 @@ def contenders(options: QualityOptions, dataset: Dataset) -> tuple[list[Contende
         for artifact in artifacts
     ]
     tokenizers = [artifact.tokenizer() for artifact in artifacts]
-    if options.run is not None:
-        flax, tokenizer = flax_contender(options.run, options.step)
+    if run is not None:
+        flax, tokenizer = flax_model(run, step)
         found.insert(0, flax)
         tokenizers.insert(0, tokenizer)
     if len({t.sha256 for t in tokenizers} | {dataset.tokenizer_sha256}) != 1:
@@ -132,4 +131,4 @@ def contenders(options: QualityOptions, dataset: Dataset) -> tuple[list[Contende
     blocks = {artifact.config.block_size for artifact in artifacts}
     if len(blocks) != 1 or len({c.name for c in found}) != len(found):
         raise UserError("artifacts must be of one model, each of another kind")
-    return found, tokenizers[0], blocks.pop()
+    return ComparedModels(found, tokenizers[0], blocks.pop())

@@ -6,15 +6,10 @@ jaxgpt-bench integers --run QATRUN --artifact STATIC-QAT --data DATA
 import dataclasses
 from pathlib import Path
 
-import torch
-from jaxgpt_export.parity import open_model
-from jaxgpt_export.parity.integers import compare_integers
-
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
-from jaxgpt_bench.common.provenance import provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +35,12 @@ class IntegersOptions:
 
 def integers(options: IntegersOptions) -> Result:
     """Run `jaxgpt-bench integers`; exit code 1 when they are not the same."""
+    import torch
+    from jaxgpt_export.parity import open_model
+    from jaxgpt_export.parity.integers import compare_integers
+
+    from jaxgpt_bench.common.provenance import provenance
+
     if options.tokens < 2:
         raise UserError(f"--tokens ({options.tokens}) must be at least 2")
     reference, model = open_model(options.run), open_model(options.artifact)
@@ -54,7 +55,12 @@ def integers(options: IntegersOptions) -> Result:
             "and its static-qat artifact"
         )
     say(f"{'pass' if found.passed else 'FAIL'}  {found}")
-    figures = {**provenance(), "tokens": int(full.size), **dataclasses.asdict(found), "passed": found.passed}
+    figures = {
+        **provenance().to_json(),
+        "tokens": int(full.size),
+        **dataclasses.asdict(found),
+        "passed": found.passed,
+    }
     if options.out is not None:
         write_json(options.out, figures)
     return Result(figures, passed=found.passed)

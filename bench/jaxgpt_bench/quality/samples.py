@@ -1,4 +1,4 @@
-"""Prompts from held-out documents, what models write after them, and what of it parses."""
+"""Prompts, what models write after them, how held-out documents go on, and what of it parses."""
 
 import ast
 import dataclasses
@@ -13,11 +13,24 @@ from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.dataset import Tokens
 from jaxgpt.shared.tokenizer import Tokenizer
-from jaxgpt_bench.quality.contestants import Contender
+from jaxgpt_bench.common.rows import ParseCount, WrittenText
+from jaxgpt_bench.quality.contestants import ComparedModel
 
 FENCE = "```"
 CODE_BEGIN = "```python\n"
 SAMPLE_TEMPERATURE = 0.7
+
+# Fixed prompts. The first is the earlier project's; the others were written down before any model was asked.
+FIXED_PROMPTS = (
+    "Python program to calculate the average",
+    "Write a function to reverse a string",
+    "Read a CSV file and print its rows",
+    "Return the largest value of a list",
+    "Check whether a number is prime",
+    "Sort a list of dictionaries by a key",
+)
+SEED = 0
+TEMPERATURES = (0.0, 0.8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,28 +82,56 @@ def parses(code: str) -> bool:
 
 
 def sample_texts(
-    contender: Contender, tokenizer: Tokenizer, prompts: Sequence[str], sample_tokens: int
-) -> list[dict[str, Any]]:
+    model: ComparedModel, tokenizer: Tokenizer, prompts: Sequence[str], sample_tokens: int
+) -> list[WrittenText]:
     """Continue each prompt up to the closing fence; the seed is the prompt's number."""
     texts = []
     for seed, prompt in enumerate(prompts):
         sampling = Sampling(temperature=SAMPLE_TEMPERATURE, seed=seed)
-        done = generate(contender.engine, tokenizer, prompt, sample_tokens, sampling, stop=[FENCE])
-        texts.append({"text": done.text, "finish_reason": done.finish_reason, "parses": parses(done.text)})
+        done = generate(model.session, tokenizer, prompt, sample_tokens, sampling, stop=[FENCE])
+        texts.append(WrittenText(text=done.text, finish_reason=done.finish_reason, parses=parses(done.text)))
     return texts
 
 
-def held_out_texts(prompts: Sequence[Prompt], tokenizer: Tokenizer, longest: int) -> list[dict[str, Any]]:
+def held_out_texts(prompts: Sequence[Prompt], tokenizer: Tokenizer, longest: int) -> list[WrittenText]:
     """Return how the prompts' documents go on themselves, cut where a sample would be."""
     texts = []
     for prompt in prompts:
         tokens = tokenizer.encode(prompt.rest)
         text = tokenizer.decode(tokens[:longest])
         finish_reason = "length" if len(tokens) > longest else "stop"
-        texts.append({"text": text, "finish_reason": finish_reason, "parses": parses(text)})
+        texts.append(WrittenText(text=text, finish_reason=finish_reason, parses=parses(text)))
     return texts
 
 
-def cut_count(texts: Sequence[dict[str, Any]]) -> int:
-    """Count the texts that ended at the length limit."""
-    return sum(text["finish_reason"] == "length" for text in texts)
+def parse_count(texts: Sequence[WrittenText]) -> ParseCount:
+    """Count the texts, those that parse and those that ended at the length limit."""
+    return ParseCount(
+        texts=len(texts),
+        parse=sum(text.parses for text in texts),
+        cut=sum(text.finish_reason == "length" for text in texts),
+    )
+
+
+def fixed_samples(models: Sequence[ComparedModel], tokenizer: Tokenizer, tokens: int) -> dict[str, Any]:
+    """Continue every fixed prompt with every model, greedily and by chance, each with the same seed.
+
+    Args:
+      models: that write.
+      tokenizer: of the models.
+      tokens: of a text at most; it ends earlier with the document.
+    """
+    rows = []
+    for prompt, temperature, model in itertools.product(FIXED_PROMPTS, TEMPERATURES, models):
+        done = generate(model.session, tokenizer, prompt, tokens, Sampling(temperature, seed=SEED))
+        rows.append(
+            {
+                "prompt": prompt,
+                "temperature": temperature,
+                "model": model.name,
+                "text": done.text,
+                "tokens": [token for token in done.tokens if token != tokenizer.endoftext],
+                "finish_reason": done.finish_reason,
+            }
+        )
+    return {"seed": SEED, "longest": tokens, "samples": rows}

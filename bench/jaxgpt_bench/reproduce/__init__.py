@@ -1,1 +1,1 @@
-"""`jaxgpt-bench reproduce`: the original project's experiment, from the text to one page. See command.py."""
+"""`jaxgpt-bench reproduce`: the earlier project's experiment, from the text to one page. See command.py."""

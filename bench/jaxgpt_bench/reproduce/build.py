@@ -2,24 +2,33 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
+from jaxgpt_export.format.certificate import altered_files, read_certificate
+from jaxgpt_export.verify import VerifyOptions, verify
+
+from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import read_json, sha256_of
-from jaxgpt_bench.reproduce.made import (
-    QUANTIZED,
-    converted,
-    made_of_run,
-    prepared,
-    quantized,
-    trained,
-    weights_sha256,
-)
+from jaxgpt.shared.files import check_replaceable, read_json, sha256_of
 from jaxgpt_bench.reproduce.memorization import Corpus
 from jaxgpt_bench.reproduce.options import ReproduceOptions
-from jaxgpt_bench.reproduce.recipes import Recipe
-from jaxgpt_bench.reproduce.stages import Stages
+from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, Recipe
+from jaxgpt_bench.reproduce.stages import Stages, made_by_removing, require
+from jaxgpt_bench.reproduce.training_run import best_step, made_of_run, trained
+
+# Row of the tables (and folder), method of `jaxgpt-export quantize`, the folder it is made from.
+QUANTIZED = (
+    ("int8-dynamic", "dynamic", "fp32"),
+    ("int8-static", "static", "fp32"),
+    ("int8-static-qat", "static-qat", "fp32-qat"),
+    ("int8-weight-only", "weight-only-int8", "fp32"),
+    ("int4-weight-only", "weight-only-int4", "fp32"),
+)
+# What tells an output folder that is filled by and by; the others appear whole, with a certificate.
+MARKERS = {"data": "manifest.json", "run": "config.json", "qat": "config.json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +39,8 @@ class Built:
       dataset: that the run was trained on.
       run: the run folder.
       artifacts: float32 first.
-      qat: the float32 artifact of the training with rounding, of which int8-static-qat was made; only its
-        losses are compared, its speed is that of the other.
+      qat: the float32 artifact of the quantization-aware training, of which int8-static-qat was made; only
+        its losses are compared, its speed is that of the other.
     """
 
     dataset: Dataset
@@ -96,3 +105,157 @@ def taken_run(run: Path, stages: Stages) -> tuple[Dataset, Path]:
     stages.kept("data", f"{dataset.folder} is that of --run {run}", dataset.manifest)
     stages.kept("train", f"--run {run}", made_of_run(run))
     return dataset, run
+
+
+def check_folders(out: Path, takes_run: bool) -> None:
+    """Refuse an output folder that holds something else, before hours of work end there.
+
+    Args:
+      out: folder of everything.
+      takes_run: a run elsewhere is taken, with its data.
+
+    Raises:
+      UserError: one does; nothing was touched.
+    """
+    for name, marker in MARKERS.items():
+        folder = out / name
+        foreign = not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
+        used = name == "qat" or not takes_run
+        if used and folder.exists() and foreign and not (folder / marker).exists():
+            raise UserError(
+                f"{folder} holds no {marker}, so it is something else; move it away, or choose another --out"
+            )
+    for name in ("fp32", "fp32-qat", *(name for name, _, _ in QUANTIZED)):
+        check_replaceable(out / name, True, "certificate.json")
+
+
+def choose_source(wanted: str, recipe: Recipe) -> str:
+    """Turn --source into what `jaxgpt prepare` takes; "auto" asks whether the hub answers."""
+    if wanted == "offline":
+        return recipe.offline_source
+    if wanted != "auto":
+        return wanted
+    from jaxgpt.data.sources import open_source
+
+    try:
+        open_source(HUB_SOURCE)
+    except (UserError, ModuleNotFoundError) as error:
+        say(
+            f"[data] {HUB_SOURCE.removeprefix('hub:')} is out of reach ({error}); "
+            f"so the text is {recipe.offline_source} instead, which is NOT the earlier project's data"
+        )
+        return recipe.offline_source
+    return HUB_SOURCE
+
+
+def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Dataset:
+    """Return the data set of a folder, prepared where there is none.
+
+    Raises:
+      UserError: the folder holds another one.
+    """
+    if not (folder / "manifest.json").exists():
+        source = choose_source(wanted, recipe)
+        from jaxgpt.data.prepare import PrepareOptions, prepare
+
+        with stages.doing("data", f"preparing {source}"):
+            prepare(PrepareOptions(folder, source, recipe.tokenizer, recipe.val_fraction))
+        return open_dataset(folder)
+    with made_by_removing(folder):
+        dataset = open_dataset(folder)
+    manifest = dataset.manifest
+    asked = {"tokenizer": recipe.tokenizer, "val_fraction": recipe.val_fraction}
+    there = {
+        "tokenizer": manifest["tokenizer"]["name"],
+        "val_fraction": manifest.get("split", {}).get("val_fraction"),
+    }
+    if wanted != "auto":
+        asked["source"], there["source"] = choose_source(wanted, recipe), manifest.get("source")
+    if different := [
+        f"{key} was {there[key]}, now {asked[key]}" for key in asked if asked[key] != there[key]
+    ]:
+        raise UserError(
+            f"{folder} was prepared otherwise ({'; '.join(different)}); "
+            "choose another --out, or the settings that were"
+        )
+    stages.kept("data", f"{folder} holds {manifest.get('source')}, hashes fit", manifest)
+    return dataset
+
+
+def weights_sha256(artifact: Path) -> str:
+    """Return the hash of an artifact's weights from its certificate, with which its files were compared."""
+    return str(read_certificate(artifact)["files"]["model.safetensors"])
+
+
+def converted(stages: Stages, out: Path, run: Path, dataset: Dataset) -> Path:
+    """Return the float32 artifact of a run, converted where there is none that fits.
+
+    Raises:
+      StoppedError: it is too far from the run.
+    """
+    expected = {
+        "run_config_sha256": sha256_of(run / "config.json"),
+        "step": best_step(run),
+        "manifest_sha256": dataset.sha256,
+    }
+
+    def fits(certificate: dict[str, Any]) -> bool:
+        origin = certificate["origin"]
+        found = {**origin, "manifest_sha256": origin.get("data", {}).get("manifest_sha256")}
+        return certificate["kind"] == "fp32" and all(found.get(key) == expected[key] for key in expected)
+
+    if _is_kept(stages, "convert", out, fits):
+        return out
+    from jaxgpt_export.convert import ConvertOptions, convert
+
+    with stages.doing("convert", f"{run} -> {out}"):
+        require(convert(ConvertOptions(run, out, data=dataset.folder, overwrite=True)), "convert")
+        require(verify(VerifyOptions(out, run)), "convert")
+    return out
+
+
+def quantized(stages: Stages, out: Path, method: str, parent: Path, dataset: Dataset) -> Path:
+    """Return the artifact of a method, quantized where there is none that fits.
+
+    Raises:
+      StoppedError: it does not hold what its certificate says.
+    """
+    parent_sha256 = weights_sha256(parent)
+
+    def fits(certificate: dict[str, Any]) -> bool:
+        return (
+            certificate.get("method") == method
+            and certificate["origin"].get("parent_sha256") == parent_sha256
+            and "quality" in certificate  # it was given data
+            and certificate.get("calibration", {}).get("observer") != "nearest"
+        )
+
+    if _is_kept(stages, "quantize", out, fits):
+        return out
+    from jaxgpt_export.quantize.command import QuantizeOptions, quantize
+
+    with stages.doing("quantize", f"{parent} -> {out}"):
+        require(
+            quantize(QuantizeOptions(parent, cast(Any, method), out, dataset.folder, overwrite=True)),
+            "quantize",
+        )
+        require(verify(VerifyOptions(out)), "quantize")
+    return out
+
+
+def _is_kept(stages: Stages, name: str, out: Path, fits: Callable[[dict[str, Any]], bool]) -> bool:
+    """Tell whether an artifact is kept: its certificate is whole, fits, and so do its files' hashes."""
+    if not out.exists() or name in stages.redo:
+        return False
+    try:
+        certificate = read_certificate(out)
+        why = "is of another model or setting" if not fits(certificate) else ""
+        if not why and (altered := altered_files(out, certificate)):
+            why = f"was altered ({', '.join(altered)})"
+    except UserError as error:
+        why = f"can't be read ({error})"
+    if why:
+        say(f"[{name}] {out} {why}")
+        return False
+    stages.kept(name, f"{out}, its certificate and hashes fit", certificate)
+    return True

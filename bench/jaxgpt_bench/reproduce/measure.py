@@ -10,18 +10,21 @@ from jaxgpt_export.native.library import library_path
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.files import sha256_of, write_json
-from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.provenance import describe_machine
-from jaxgpt_bench.quality.command import SPREAD, quality
-from jaxgpt_bench.quality.contestants import Contender, QualityOptions
+from jaxgpt_bench.quality.command import QualityOptions, quality
+from jaxgpt_bench.quality.contestants import ComparedModels, open_models
+from jaxgpt_bench.quality.measure import SPREAD
+from jaxgpt_bench.quality.samples import FIXED_PROMPTS, SEED, TEMPERATURES, fixed_samples
 from jaxgpt_bench.reproduce.build import Built
+from jaxgpt_bench.reproduce.memorization import word_for_word
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.other_text import OtherText, loss_on
 from jaxgpt_bench.reproduce.recipes import Recipe
 from jaxgpt_bench.reproduce.stages import Stages, read_figures
-from jaxgpt_bench.reproduce.texts import PROMPTS, SEED, TEMPERATURES, open_models, samples, word_for_word
 from jaxgpt_bench.speed.command import generate
-from jaxgpt_bench.speed.rounds import GenerateOptions
+from jaxgpt_bench.speed.options import SpeedOptions
+
+SAMPLED = ("torch-fp32", "int8-dynamic")  # models that continue the fixed prompts
 
 
 def measure(
@@ -31,8 +34,8 @@ def measure(
     hashes, out = built.hashes(built.compared), options.out
 
     @functools.cache
-    def opened() -> tuple[list[Contender], Tokenizer, int]:
-        return open_models(built.compared, built.run, built.dataset)
+    def opened() -> ComparedModels:
+        return open_models(built.compared, built.dataset, built.run, "best")
 
     asked = QualityOptions(
         tuple(built.compared),
@@ -50,11 +53,11 @@ def measure(
             lambda: dict(quality(asked).figures),
         )
     }
-    fixed = {"seed": SEED, "temperatures": TEMPERATURES, "prompts": PROMPTS, "tokens": recipe.tokens}
+    fixed = {"seed": SEED, "temperatures": TEMPERATURES, "prompts": FIXED_PROMPTS, "tokens": recipe.tokens}
     found["samples"] = stages.measured(
         out / "samples.json",
         {**built.hashes(built.artifacts), **fixed},
-        lambda: samples(opened()[0], opened()[1], recipe.tokens),
+        lambda: sampled(opened(), recipe.tokens),
     )
     found["other_text"] = [
         *(measure_other(other, stages, out, hashes, opened, built) for other in others),
@@ -64,10 +67,18 @@ def measure(
                  "quality": sha256_of(out / "quality.json")}  # fmt: skip
     found["memorization"] = stages.measured(
         out / "memorization.json", made_from,
-        lambda: word_for_word(built.corpus, built.dataset, opened()[1], found["samples"], found["quality"]),
+        lambda: word_for_word(
+            built.corpus, built.dataset, opened().tokenizer, found["samples"], found["quality"]
+        ),
     )  # fmt: skip
     found["speed"] = measure_speed(options, recipe, stages, built)
     return found
+
+
+def sampled(compared: ComparedModels, tokens: int) -> dict[str, Any]:
+    """Let the float32 and the INT8 model continue the fixed prompts."""
+    chosen = [model for model in compared.models if model.name in SAMPLED]
+    return fixed_samples(chosen, compared.tokenizer, tokens)
 
 
 def measure_other(
@@ -75,15 +86,14 @@ def measure_other(
     stages: Stages,
     out: Path,
     hashes: dict[str, str],
-    opened: Callable[[], tuple[list[Contender], Tokenizer, int]],
+    opened: Callable[[], ComparedModels],
     built: Built,
 ) -> dict[str, Any]:
     """Measure the loss on text from elsewhere, as far as that is not done; name and words are the given."""
     path = out / f"other-text-{other.sha256[:12]}.json"
 
     def measure() -> dict[str, Any]:
-        models, tokenizer, block_size = opened()
-        return loss_on(other, models, tokenizer, block_size, built.corpus)
+        return loss_on(other, opened(), built.corpus).to_json()
 
     figures = stages.measured(path, {**hashes, "file": other.sha256}, measure, "other-text")
     given = {"file": other.path.name, "about": other.about}
@@ -119,9 +129,9 @@ def earlier_others(
 
 
 def measure_speed(options: ReproduceOptions, recipe: Recipe, stages: Stages, built: Built) -> dict[str, Any]:
-    """Measure tokens a second of every model and of the engines that compete, on this machine."""
+    """Measure tokens a second of every model and of the programs that compete, on this machine."""
     machine, engine = describe_machine(), library_path()
-    asked = GenerateOptions(
+    asked = SpeedOptions(
         artifact=tuple(built.artifacts),
         run=built.run,
         tokens=recipe.tokens,
@@ -130,8 +140,8 @@ def measure_speed(options: ReproduceOptions, recipe: Recipe, stages: Stages, bui
         peers=True,
     )
     settings = {"tokens": asked.tokens, "threads": asked.threads, "rounds": asked.rounds,
-                "cpu": machine["cpu"], "cores": machine["cores"], "python": machine["python"],
-                **machine["packages"], "engine": sha256_of(engine) if engine.exists() else None}  # fmt: skip
+                "cpu": machine.cpu, "cores": machine.cores, "python": machine.python,
+                **machine.packages, "engine": sha256_of(engine) if engine.exists() else None}  # fmt: skip
     threads = torch.get_num_threads()
     try:
         return stages.measured(

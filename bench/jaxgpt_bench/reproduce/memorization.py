@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.shared.dataset import Tokens
+from jaxgpt.data.overlap import OVERLAP_TOKENS
+from jaxgpt.shared.console import say
+from jaxgpt.shared.dataset import Dataset, Tokens
+from jaxgpt.shared.tokenizer import Tokenizer
 
 UInt64 = npt.NDArray[np.uint64]
 
@@ -172,4 +175,47 @@ def describe(texts: Sequence[Sequence[int]], found: Sequence[tuple[int, int]]) -
         "max_tokens": max(lengths, default=0),
         "median_text_tokens": float(np.median([len(text) for text in texts])) if texts else 0.0,
         "whole": sum(length == len(text) > 0 for text, (_, length) in zip(texts, found, strict=True)),
+    }
+
+
+def word_for_word(
+    corpus: Corpus,
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    sampled: dict[str, Any],
+    quality: dict[str, Any],
+) -> dict[str, Any]:
+    """Measure what generated and held-out texts have word for word from the training split.
+
+    Args:
+      corpus: the training split.
+      dataset: whose validation split is counted again.
+      tokenizer: of the models.
+      sampled: what `fixed_samples` gave.
+      quality: what `jaxgpt-bench quality` gave, with the samples whose parsing is counted, and how their
+        held-out documents go on, the yardstick.
+    """
+    say("counting overlaps of validation and training")
+    shared = overlap(corpus, dataset.val, tokenizer.endoftext, OVERLAP_TOKENS)
+    if "val_overlapping" in dataset.manifest["counts"]:
+        shared["dropped"] = dataset.manifest["counts"]["val_overlapping"]
+    written = [row["tokens"] for row in sampled["samples"]]
+    groups = {"held-out": quality["held_out"], **quality["samples"]}
+    lists = {name: [tokenizer.encode(row["text"]) for row in rows] for name, rows in groups.items()}
+    everything = [*written, *(text for texts in lists.values() for text in texts)]
+    say(f"looking for the longest run of {len(everything)} texts in {len(corpus.tokens):,} tokens")
+    found = longest_runs(corpus, everything)
+    runs = [
+        {"start": start, "tokens": length, "text": tokenizer.decode(text[start : start + length])}
+        for text, (start, length) in zip(written, found, strict=False)
+    ]
+    summary, at = [], len(written)
+    for name, texts in lists.items():
+        summary.append({"name": name, **describe(texts, found[at : at + len(texts)])})
+        at += len(texts)
+    return {
+        "overlap": {"run_tokens": OVERLAP_TOKENS, **shared},
+        "train_tokens": len(corpus.tokens),
+        "runs": runs,
+        "summary": summary,
     }

@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxgpt.data.encode import encode, join
 from jaxgpt.data.overlap import OVERLAP_TOKENS
@@ -13,9 +11,9 @@ from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import windows
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
-from jaxgpt.shared.tokenizer import Tokenizer
-from jaxgpt_bench.quality.command import differences, measured_on, xz_bits_per_byte
-from jaxgpt_bench.quality.contestants import Contender
+from jaxgpt_bench.quality.contestants import ComparedModels
+from jaxgpt_bench.quality.measure import differences, measured_on, xz_bits_per_byte
+from jaxgpt_bench.reproduce.figures import OtherTextFigures, OtherTextRow
 from jaxgpt_bench.reproduce.memorization import Corpus, overlap
 
 
@@ -63,33 +61,34 @@ def other_documents(other: OtherText) -> list[str]:
     return texts
 
 
-def loss_on(other: OtherText, models: Sequence[Contender], tokenizer: Tokenizer, block_size: int,
-            corpus: Corpus) -> dict[str, Any]:  # fmt: skip
+def loss_on(other: OtherText, compared: ComparedModels, corpus: Corpus) -> OtherTextFigures:
     """Measure every model on text from elsewhere, and how much of that text is in the training split."""
+    models, tokenizer = compared.models, compared.tokenizer
     texts = other_documents(other)
     tokens = join(encode(texts, tokenizer, 1, other.path.name), tokenizer.endoftext)
-    inputs, targets = windows(tokens, min(block_size, len(tokens) - 1))  # a short text is one short window
+    # A short text is one short window.
+    inputs, targets = windows(tokens, min(compared.block_size, len(tokens) - 1))
     say(f"measuring {len(models)} models on {len(tokens) - 1:,} tokens of {other.path.name}")
     found = measured_on(models, inputs, targets)
     content = "".join(texts).encode()
     shared = overlap(corpus, tokens, tokenizer.endoftext, OVERLAP_TOKENS)
-    return {
-        "file": other.path.name,
-        "about": other.about,
-        "documents": shared["documents"],
-        "tokens": found[models[0].name].tokens,
-        "bytes": len(content),
-        "documents_shared_with_training": shared["sharing"],
-        "documents_too_short_to_tell": shared["too_short"],
-        "xz_bits_per_byte": xz_bits_per_byte(content),
-        "rows": [
-            {
-                "name": model.name,
-                "loss": found[model.name].loss,
-                **differences(model, found),
-                "bits_per_byte": found[model.name].loss * found[model.name].tokens
-                / math.log(2) / len(content),
-            }
-            for model in models
-        ],
-    }  # fmt: skip
+    rows = [
+        OtherTextRow(
+            name=model.name,
+            loss=found[model.name].loss,
+            **differences(model, found),
+            bits_per_byte=found[model.name].loss * found[model.name].tokens / math.log(2) / len(content),
+        )
+        for model in models
+    ]
+    return OtherTextFigures(
+        file=other.path.name,
+        about=other.about,
+        documents=shared["documents"],
+        tokens=found[models[0].name].tokens,
+        bytes=len(content),
+        documents_shared_with_training=shared["sharing"],
+        documents_too_short_to_tell=shared["too_short"],
+        xz_bits_per_byte=xz_bits_per_byte(content),
+        rows=tuple(rows),
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError, nearest
 
-HUB_SOURCE = "hub:flytech/python-codes-25k"  # what the original was trained on
+HUB_SOURCE = "hub:flytech/python-codes-25k"  # what the earlier project was trained on
 PACKAGES = (
     "packages:torch,transformers,jax,flax,optax,orbax,numpy,datasets,scipy,pandas,sympy,networkx,matplotlib"
 )
@@ -67,7 +67,7 @@ RECIPES = {
              "embedding_learning_rate": 0.0005, "warmup_steps": 20, "eval_every": 200,
              "checkpoint_every": 100, "sample_every": 0},
     ),
-    # The original's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16.
+    # The earlier project's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16.
     "gpu": Recipe(
         about="GPT-2 with 124 million parameters and its own tokenizer, on every GPU of one host",
         offline_source=PACKAGES,

@@ -14,14 +14,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.shared.console import say
+from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt_bench.common.provenance import provenance
+from jaxgpt_bench.reproduce.figures import Made, StageEntry
 
-MADE = ("date", "commit", "seconds")
 FIGURES_VERSION = 2  # of the measurements' files: those of another are measured anew
 DIFFERENCES_SHOWN = 3
+
+
+class StoppedError(Exception):
+    """A stage did not come to its end: a check failed, or a training was asked to stop."""
+
+    def __init__(self, figures: dict[str, Any], passed: bool) -> None:
+        super().__init__()
+        self.result = Result(figures, passed)
 
 
 @dataclasses.dataclass
@@ -30,18 +38,16 @@ class Stages:
 
     Attributes:
       redo: stages that are done again even where their output fits.
-      log: name, kept (or done), the seconds that it took now, and `made`: date, commit and seconds of when
-        it was really made, each None where nothing in the output tells it.
+      log: an entry for each, in their order.
     """
 
     redo: Sequence[str] = ()
-    log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    log: list[StageEntry] = dataclasses.field(default_factory=list)
 
     def kept(self, name: str, why: str, made: Mapping[str, Any]) -> None:
         """Note that a stage is skipped; `made` is what its output says of when it was made."""
         say(f"[{name}] kept: {why}")
-        entry = {"stage": name, "kept": True, "seconds": 0.0}
-        self.log.append({**entry, "made": {key: made.get(key) for key in MADE}})
+        self.log.append(StageEntry(stage=name, kept=True, seconds=0.0, made=Made.from_json(made)))
 
     @contextlib.contextmanager
     def doing(self, name: str, what: str) -> Iterator[dict[str, Any]]:
@@ -53,8 +59,8 @@ class Stages:
         seconds = round(time.perf_counter() - started, 1)
         say(f"[{name}] done in {seconds:,.0f} s")
         now = provenance()
-        made |= {"date": now["date"], "commit": now["commit"], "seconds": seconds}
-        self.log.append({"stage": name, "kept": False, "seconds": seconds, "made": made})
+        made |= Made(date=now.date, commit=now.commit, seconds=seconds).to_json()
+        self.log.append(StageEntry(stage=name, kept=False, seconds=seconds, made=Made.from_json(made)))
 
     def earlier(self, path: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
         """Return a JSON file's figures where they were made from the same, else None and a line why.
@@ -127,3 +133,18 @@ def _differing(was: dict[str, Any], now: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 20 else f"{text[:12]}..."
+
+
+def require(result: Result, stage: str) -> None:
+    """Stop where a command's check failed."""
+    if not result.passed:
+        raise StoppedError({"stage": stage, **result.figures}, passed=False)
+
+
+@contextlib.contextmanager
+def made_by_removing(folder: Path) -> Iterator[None]:
+    """Say what makes a damaged folder anew: what the single commands advise is no option here."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} (here: remove {folder}, and the same command makes it anew)") from None

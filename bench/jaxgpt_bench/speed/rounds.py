@@ -9,18 +9,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import numpy as np
+from jaxgpt_export.format.artifact import Artifact
 
 from jaxgpt.shared.console import say
 from jaxgpt_bench.common.bandwidth import read_bandwidth
-from jaxgpt_bench.common.workers import Worker, spread
-from jaxgpt_bench.quality.agreement import agreeing
-from jaxgpt_bench.speed.contestant_process import row_name
-from jaxgpt_bench.speed.contestants import Entry
+from jaxgpt_bench.common.provenance import provenance
+from jaxgpt_bench.common.rows import SpeedFigures, SpeedRow, SpeedSettings, Spread
+from jaxgpt_bench.common.timing import agreeing
+from jaxgpt_bench.common.workers import Worker
+from jaxgpt_bench.speed.contestants import (
+    Contestant,
+    in_order,
+    own_contestants,
+    peer_contestants,
+    with_cache,
+)
+from jaxgpt_bench.speed.options import SpeedOptions
 
 PROMPT_TOKENS = 16
-# Beside busy processes an engine generates three times what takes it a second when free (16 tokens at least):
-# one second holds few of the scheduler's turns.
+
+# Beside busy processes three times what takes a second when free is generated (16 tokens at least): one
+# second holds few of the scheduler's turns.
 BUSY_SECONDS, BUSY_TOKENS, BUSY_PASSES = 1.0, 16, 3
 WARMUP_TOKENS = 8
 BANDWIDTH_BUFFER_BYTES = 1_000_000_000
@@ -32,156 +42,198 @@ while os.getppid() == parent:
         pass
 """
 
+Answer = dict[str, Any]  # of a contestant's process
 
-@dataclasses.dataclass(frozen=True)
-class GenerateOptions:
-    """Measure generation speed, batch 1, greedy.
 
-    Attributes:
-      artifact: artifact folders.
-      run: run folder: its Flax model is measured too.
-      preset: measure a model of this shape with random weights, in float32 and quantized in every way.
-      tokens: to generate in each round.
-      threads: CPU threads; 0 takes all cores that this process may use.
-      rounds: in each of which every engine generates once.
-      isa: the native engine also with these instruction sets (avx2, portable, ...).
-      uncached: also without KV cache (slow: every token runs the whole text again).
-      busy: so many other processes compete for the cores in one more pass of each round; in it engines
-        with a KV cache generate three times what takes them a second when free; 0 leaves it out.
-      prefill: tokens of a prompt that is timed as well in each round; a shorter context bounds it.
-      peers: also every other program that is installed, with the same float32 weights: see the folder peers.
-        transformers' GPT-2 runs with its cache, without, and without and with the logits of every position
-        (`model(ids).logits[:, -1]`, the original project's way).
-      peer: only these of them, by their engine names.
-      out: also write the figures into this JSON file, and a plot beside it (.svg, .png).
-      json: print one JSON document with all figures on stdout.
+def measure_speed(
+    options: SpeedOptions, artifacts: list[Artifact], peers: Sequence[str], scratch: Path, threads: int
+) -> SpeedFigures:
+    """Measure this project's programs and the peers on the same model.
+
+    Args:
+      options: tokens, rounds and what else takes part.
+      artifacts: of one model; the list is emptied before anything is timed, so that memory is free.
+      peers: their engine names.
+      scratch: for what peers load.
+      threads: CPU threads.
     """
+    config = artifacts[0].config
+    length = min(PROMPT_TOKENS, config.block_size - options.tokens + 1)
+    prefill = min(options.prefill, config.block_size)
+    line_up = own_contestants(artifacts, options.run, options.uncached, threads, dict.fromkeys(options.isa))
+    left_out: dict[str, str] = {}
+    if peers:
+        others, left_out = peer_contestants(artifacts, peers, scratch, threads)
+        line_up = in_order([*line_up, *others])
+    line_up = [with_cache(each, config, length + options.tokens / 2) for each in line_up]
+    artifacts.clear()
+    draw = np.random.default_rng(0)
+    prompt, long_prompt = (
+        draw.integers(config.vocab_size - 1, size=size).tolist() for size in (length, prefill)
+    )
+    rounds = Rounds(line_up, prompt, long_prompt, options, threads)
+    rounds.run()
+    measured = [each for each in line_up if each.name not in rounds.failed]
+    answers = rounds.answers
+    reference = next((answers[each.name][0]["tokens"] for each in measured if each.precision == "fp32"), None)
+    return SpeedFigures(
+        **vars(provenance()),
+        settings=SpeedSettings(
+            preset=options.preset,
+            model=dataclasses.asdict(config),
+            tokens=options.tokens,
+            prompt_tokens=length,
+            prefill_tokens=prefill,
+            threads=threads,
+            busy_processes=options.busy,
+        ),
+        rounds=options.rounds,
+        bandwidth_gb_s=tuple(round(value, 2) for value in rounds.bandwidths),
+        left_out={**left_out, **rounds.failed},
+        rows=tuple(speed_row(each, answers[each.name], prefill, reference) for each in measured),
+    )
 
-    artifact: tuple[Path, ...] = ()
-    run: Path | None = None
-    preset: str | None = None
-    tokens: int = 250
-    threads: int = 0
-    rounds: int = 3
-    isa: tuple[str, ...] = ()
-    uncached: bool = False
-    busy: int = 0
-    prefill: int = 512
-    peers: bool = False
-    peer: tuple[str, ...] = ()
-    out: Path | None = None
-    json: bool = False
 
-
-def run_rounds(
-    line_up: Sequence[Entry], prompts: Sequence[list[int]], options: GenerateOptions, threads: int
-) -> tuple[dict[str, list[dict[str, Any]]], list[float], dict[str, str]]:
-    """Generate in every round with every engine.
+class Rounds:
+    """Everyone generates in every round.
 
     Args:
       line_up: what is measured.
-      prompts: the one that is continued, and the one whose prefill is timed.
+      prompt: that is continued.
+      long_prompt: whose prefill is timed.
       options: tokens and rounds.
       threads: CPU threads.
 
-    Returns:
-      The answers by row name, each with the bandwidth of a buffer of the engine's size, read right before
-      and right after; the bandwidth of a large buffer in each round, in 10^9 bytes a second; and the peers
-      that did not run, with why.
+    Attributes:
+      answers: by row name, one a round, each with the bandwidth of a buffer of the contestant's size, read
+        right before and right after.
+      bandwidths: of a large buffer in each round, in 10^9 bytes a second.
+      failed: the peers that did not run, with why.
     """
-    warmup = min(WARMUP_TOKENS, options.tokens)
-    workers: list[Worker] = []
-    failed: dict[str, str] = {}
-    environments: dict[str, dict[str, str]] = {}
-    answers: dict[str, list[dict[str, Any]]] = {entry.name: [] for entry in line_up}
-    bandwidths: list[float] = []
-    prompt, long_prompt = prompts
-    try:
-        for entry in line_up:
-            say(f"loading {entry.name}")
-            try:
-                worker, environments[entry.name] = entry.start(prompt, warmup)
-                workers.append(worker)
-                workers[-1].ask({"prompt": long_prompt, "count": 1})
-            except (RuntimeError, BrokenPipeError) as error:
-                if not entry.is_peer:
-                    raise
-                failed[entry.name] = str(error)
-                workers = [worker for worker in workers if worker.name != entry.name]
-                say(f"{entry.name} is left out: {error}")
-        sizes = {entry.name: entry.bytes_per_token for entry in line_up}
-        cached = {entry.name for entry in line_up if entry.contestant.cached}
-        for number in range(options.rounds):
-            bandwidths.append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, threads))
-            for worker in workers:
-                size = sizes[worker.name]
-                before = read_bandwidth(size, threads)
-                worker.ask({"prompt": prompt, "count": warmup})
-                answer = worker.ask({"prompt": prompt, "count": options.tokens})
-                after = read_bandwidth(size, threads)
-                prefilled = worker.ask({"prompt": long_prompt, "count": 1})
-                more = {"long_prefill_s": prefilled["prefill_s"], "environment": environments[worker.name]}
-                answers[worker.name].append({**answer, **more, "read_gb_s": (before + after) / 2})
-                rate = (options.tokens - 1) / answer["decode_s"]
-                say(f"round {number + 1}/{options.rounds}  {worker.name}: {rate:.1f} tokens/s")
-            if options.busy:
-                with busy_processes(options.busy):
-                    for worker in workers:
-                        if worker.name not in cached:
-                            continue  # its later tokens take longer, so that fewer tell nothing
-                        free = answers[worker.name][-1]
-                        rate = (options.tokens - 1) / free["decode_s"]
-                        count = min(max(int(rate * BUSY_SECONDS), BUSY_TOKENS), options.tokens)
-                        passes = [worker.ask({"prompt": prompt, "count": count}) for _ in range(BUSY_PASSES)]
-                        seconds = sum(answer["decode_s"] for answer in passes)
-                        free["busy_rate"] = BUSY_PASSES * (count - 1) / seconds
-    finally:
-        for worker in workers:
-            worker.close()
-    return answers, bandwidths, failed
+
+    def __init__(
+        self,
+        line_up: Sequence[Contestant],
+        prompt: list[int],
+        long_prompt: list[int],
+        options: SpeedOptions,
+        threads: int,
+    ) -> None:
+        self.answers: dict[str, list[Answer]] = {each.name: [] for each in line_up}
+        self.bandwidths: list[float] = []
+        self.failed: dict[str, str] = {}
+        self._line_up = {each.name: each for each in line_up}
+        self._prompt, self._long_prompt, self._options = prompt, long_prompt, options
+        self._threads = threads
+        self._workers: list[Worker] = []
+        self._environments: dict[str, dict[str, str]] = {}
+
+    def run(self) -> None:
+        """Start all, run the rounds, end all."""
+        try:
+            for contestant in self._line_up.values():
+                self._start(contestant)
+            for number in range(self._options.rounds):
+                self.bandwidths.append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, self._threads))
+                for worker in self._workers:
+                    answer = self._timed(worker)
+                    self.answers[worker.name].append(answer)
+                    rate = (self._options.tokens - 1) / answer["decode_s"]
+                    say(f"round {number + 1}/{self._options.rounds}  {worker.name}: {rate:.1f} tokens/s")
+                with busy_processes(self._options.busy):
+                    for worker in self._workers if self._options.busy else []:
+                        if self._line_up[worker.name].variant.cached:
+                            # Without a cache later tokens take longer, so that fewer tell nothing.
+                            self._timed_beside_others(worker)
+        finally:
+            for worker in self._workers:
+                worker.close()
+
+    def _warmup(self) -> dict[str, Any]:
+        return {"prompt": self._prompt, "count": min(WARMUP_TOKENS, self._options.tokens)}
+
+    def _start(self, contestant: Contestant) -> None:
+        """Start a process and let it warm up; a peer that can't is left out."""
+        say(f"loading {contestant.name}")
+        try:
+            question = self._warmup()
+            worker, environment = contestant.start(question["prompt"], question["count"])
+            self._environments[contestant.name] = environment
+            self._workers.append(worker)
+            worker.ask({"prompt": self._long_prompt, "count": 1})
+        except (RuntimeError, BrokenPipeError) as error:
+            if not contestant.is_peer:
+                raise
+            self.failed[contestant.name] = str(error)
+            for worker in [worker for worker in self._workers if worker.name == contestant.name]:
+                worker.close()
+                self._workers.remove(worker)
+            say(f"{contestant.name} is left out: {error}")
+
+    def _timed(self, worker: Worker) -> Answer:
+        """Time one text and the long prompt, between two readings of a buffer of the contestant's size."""
+        size = self._line_up[worker.name].bytes_per_token
+        before = read_bandwidth(size, self._threads)
+        worker.ask(self._warmup())
+        answer = worker.ask({"prompt": self._prompt, "count": self._options.tokens})
+        after = read_bandwidth(size, self._threads)
+        prefilled = worker.ask({"prompt": self._long_prompt, "count": 1})
+        return {
+            **answer,
+            "long_prefill_s": prefilled["prefill_s"],
+            "environment": self._environments[worker.name],
+            "read_gb_s": (before + after) / 2,
+        }
+
+    def _timed_beside_others(self, worker: Worker) -> None:
+        """Time the contestant once more while other processes compete for the cores."""
+        free = self.answers[worker.name][-1]
+        rate = (self._options.tokens - 1) / free["decode_s"]
+        count = min(max(int(rate * BUSY_SECONDS), BUSY_TOKENS), self._options.tokens)
+        question = {"prompt": self._prompt, "count": count}
+        seconds = sum(worker.ask(question)["decode_s"] for _ in range(BUSY_PASSES))
+        free["busy_rate"] = BUSY_PASSES * (count - 1) / seconds
 
 
-def row(
-    entry: Entry,
-    answers: Sequence[dict[str, Any]],
-    prefill: int,
-    reference: Sequence[int] | None,
-) -> dict[str, Any]:
-    """Turn an engine's answers into its row.
+def speed_row(
+    contestant: Contestant, answers: Sequence[Answer], prefill: int, reference: Sequence[int] | None
+) -> SpeedRow:
+    """Turn a contestant's answers into its row.
 
     Args:
-      entry: what was measured.
+      contestant: what was measured.
       answers: one a round.
       prefill: tokens of the long prompt.
       reference: the float32 artifact's greedy tokens; None where it was not measured.
     """
-    size = entry.bytes_per_token
+    size = contestant.bytes_per_token
     rates = [(len(answer["tokens"]) - 1) / answer["decode_s"] for answer in answers]
     shares = [rate * size / 1e9 / answer["read_gb_s"] for rate, answer in zip(rates, answers, strict=True)]
-    decode = spread(rates)
     read = statistics.median(answer["read_gb_s"] for answer in answers)
     tokens = answers[0]["tokens"]
-    contestant = entry.contestant
-    return {
-        "engine": contestant.engine,
-        "precision": contestant.precision,
-        "cached": contestant.cached,
-        "every_logit": contestant.every_logit,
-        "isa": contestant.isa,
-        "decode_tokens_per_s": decode,
-        "prefill_tokens_per_s": spread([prefill / answer["long_prefill_s"] for answer in answers]),
-        "seconds": spread([answer["prefill_s"] + answer["decode_s"] for answer in answers]),
-        "bytes_per_token": size,
-        "read_gb_s": read,
-        "ceiling_tokens_per_s": read * 1e9 / size,
-        "ceiling_share": statistics.median(shares),
-        "file_mb": entry.file_bytes / 1e6,
-        "peak_rss_mb": max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
-        **busy_figures(rates, answers),
-        "settings": {**entry.settings, **answers[0]["environment"]},
-        "greedy_agrees": None if reference is None else agreeing(reference, tokens),
-        "greedy_tokens": tokens,
-    }
+    busy = [answer["busy_rate"] for answer in answers if "busy_rate" in answer]
+    whole = len(busy) == len(answers)
+    return SpeedRow(
+        engine=contestant.program.engine,
+        precision=contestant.precision,
+        **dataclasses.asdict(contestant.variant),
+        decode_tokens_per_s=Spread.of(rates),
+        prefill_tokens_per_s=Spread.of([prefill / answer["long_prefill_s"] for answer in answers]),
+        seconds=Spread.of([answer["prefill_s"] + answer["decode_s"] for answer in answers]),
+        bytes_per_token=size,
+        read_gb_s=read,
+        ceiling_tokens_per_s=read * 1e9 / size,
+        ceiling_share=statistics.median(shares),
+        file_mb=contestant.file_bytes / 1e6,
+        peak_rss_mb=max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
+        busy_tokens_per_s=Spread.of(busy) if whole else None,
+        busy_share=statistics.median(slow / free for slow, free in zip(busy, rates, strict=True))
+        if whole
+        else None,
+        settings={**contestant.settings, **answers[0]["environment"]},
+        greedy_agrees=None if reference is None else agreeing(reference, tokens),
+        greedy_tokens=tuple(tokens),
+    )
 
 
 @contextlib.contextmanager
@@ -194,33 +246,3 @@ def busy_processes(count: int) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.wait()
-
-
-def busy_figures(rates: Sequence[float], answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the rates beside busy processes, and their share of each round's free rate."""
-    if not all("busy_rate" in answer for answer in answers):
-        return {}
-    busy = [answer["busy_rate"] for answer in answers]
-    shares = [slow / free for slow, free in zip(busy, rates, strict=True)]
-    return {"busy_tokens_per_s": spread(busy), "busy_share": statistics.median(shares)}
-
-
-def speed_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Lay the rows out for a terminal."""
-    table = Table(
-        "engine", "s", "later tokens/s", "min-max", "of ceiling", "prefill/s", "file MB", "peak MB", "same"
-    )
-    for line in rows:
-        decode = line["decode_tokens_per_s"]
-        table.add_row(
-            row_name(line),
-            f"{line['seconds']['median']:.2f}",
-            f"{decode['median']:.1f}",
-            f"{decode['min']:.0f}-{decode['max']:.0f}",
-            f"{line['ceiling_share']:.0%}",
-            f"{line['prefill_tokens_per_s']['median']:.0f}",
-            f"{line['file_mb']:.1f}",
-            f"{line['peak_rss_mb']:.0f}",
-            "" if line["greedy_agrees"] is None else str(line["greedy_agrees"]),
-        )
-    return table

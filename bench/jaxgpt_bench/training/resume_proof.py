@@ -166,7 +166,7 @@ def resume_proof(options: ResumeProofOptions) -> Result:
         finals.append(final)
     equal = sum(kill["equal"] for kill in kills)
     figures = {
-        **provenance(),
+        **provenance().to_json(),
         "kills": kills,
         "equal": equal,
         "inside_saves": sum(kill["inside_save"] for kill in kills),

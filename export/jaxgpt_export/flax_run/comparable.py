@@ -74,7 +74,7 @@ class FlaxModel:
         def keep(layer: str, arguments: Any, out: Any) -> None:
             found[layer] = torch.from_numpy(np.array(arguments[0])).flatten(0, -2)
 
-        methods: list[tuple[type, str]] = [(FakeQuantLinear, "__call__"), (LMHead, "factors")]
+        methods: list[tuple[type, str]] = [(FakeQuantLinear, "__call__"), (LMHead, "operands")]
         if self.quantized and not float64:
             self._watched(tokens, methods, keep)
         elif self.quantized:

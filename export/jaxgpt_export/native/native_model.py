@@ -102,10 +102,6 @@ class NativeModel:
         self.isa: str = engine_library().jaxgpt_model_isa(self._handle).decode()
         self.bytes_per_token: int = engine_library().jaxgpt_model_bytes(self._handle)
 
-    def use_screen(self, use: bool) -> None:
-        """Whether greedy steps read the screen of the head first; they do unless told otherwise."""
-        engine_library().jaxgpt_model_use_screen(self._handle, int(use))
-
     def _fill(self, artifact: Artifact, quantization: Quantization) -> None:
         tensors, config, handle = artifact.tensors, artifact.config, self._handle
         for block in range(config.n_layer):
@@ -122,7 +118,7 @@ class NativeModel:
         call_engine("jaxgpt_model_set_tokens", handle, *rows, _pointer(tensors.get("wte.smooth")))
         if config.positions == "rotary":
             table = rope_table(config)
-            call_engine("jaxgpt_model_set_turns", handle, _pointer(table))
+            call_engine("jaxgpt_model_set_rope_table", handle, _pointer(table))
         else:
             call_engine("jaxgpt_model_set_positions", handle, *_rows(tensors, "wpe"))
         call_engine("jaxgpt_model_ready", handle)

@@ -16,7 +16,7 @@ CacheKind = Literal["fp32", "fp16", "int8"]
 
 
 class NativeSession:
-    """Generates with a native model and a KV cache; an `Session` of `shared.generation` for one text.
+    """Generates with a native model and a KV cache; a `Session` of jaxgpt.generation for one text.
 
     Args:
       model: may be shared by sessions.
@@ -94,11 +94,18 @@ class NativeSession:
             )
         if not 0 <= token < self.model.config.vocab_size:
             raise UserError(f"token {token} is not in a vocabulary of {self.model.config.vocab_size}")
-        found, made = (ctypes.c_int32 * max_tokens)(), ctypes.c_int32()
+        tokens, count = (ctypes.c_int32 * max_tokens)(), ctypes.c_int32()
         call_engine(
-            "jaxgpt_session_follow", self._handle, 0, token, max_tokens, stop_token, found, ctypes.byref(made)
+            "jaxgpt_session_decode_greedy",
+            self._handle,
+            0,
+            token,
+            max_tokens,
+            stop_token,
+            tokens,
+            ctypes.byref(count),
         )
-        return found[: made.value]
+        return tokens[: count.value]
 
     def _order(
         self, tokens: Sequence[int], slots: Sequence[int] | None, all_logits: bool
@@ -117,6 +124,10 @@ class NativeSession:
         inputs = (array.ctypes.data for array in (places, ids, wanted))
         outputs = (None if array is None else array.ctypes.data for array in (logits, best))
         call_engine("jaxgpt_session_forward", self._handle, len(ids), *inputs, *outputs)
+
+    def use_screen(self, use: bool) -> None:
+        """Whether this session's greedy steps read the screen of the head first; they do unless told otherwise."""
+        call_engine("jaxgpt_session_use_screen", self._handle, int(use))
 
     @property
     def exact_outputs(self) -> int:

@@ -3,12 +3,9 @@
 Peak rates are the dense ones of NVIDIA's datasheets (which print twice as much "with sparsity").
 """
 
-import math
-
 import jax
 
-from jaxgpt.shared.config import ModelConfig, Precision
-from jaxgpt.training.model.params import abstract_params
+from jaxgpt.shared.config import Precision
 
 # (part of the device kind, 10^12 FLOP/s of matrix products in float32, in float16, in bfloat16); the first
 # that fits counts. float32 is TensorFloat-32 where the device has it: JAX's default products use it.
@@ -56,17 +53,3 @@ def peak_flops(device_kind: str, precision: Precision) -> float | None:
             rate = rates[("fp32", "fp16", "bf16").index(precision)]
             return None if rate is None else rate * 1e12
     return None
-
-
-def flops_per_token(model: ModelConfig) -> float:
-    """Return the floating point operations of training on one token.
-
-    6 for each parameter that takes part in a product (wpe does not, wte only as the head), and 12 * layers *
-    channels * context for attention (the whole square, as is usual, though half of it is masked).
-
-    Source: Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B.
-    """
-    counts = {name: math.prod(leaf.shape) for name, leaf in abstract_params(model).items()}
-    looked_up = "wpe." if model.tied else ("wpe.", "wte.")
-    used = sum(count for name, count in counts.items() if not name.startswith(looked_up))
-    return 6.0 * used + 12.0 * model.n_layer * model.n_embd * model.block_size

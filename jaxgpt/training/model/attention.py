@@ -1,5 +1,7 @@
 """Causal multi-head self-attention."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,20 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.shared.config import ROTARY_BASE, ModelConfig
 from jaxgpt.training.model.layers import INIT_STD, apply_to_rows, dropout, linear, split_keys
 from jaxgpt.training.model.numerics import FLOAT32, Numerics, matmul
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, of the tokens so far.
+
+    Attributes:
+      keys: (B, S, H, D), of which the first `length` positions count.
+      values: (B, S, H, D).
+      length: (), number of tokens in it.
+    """
+
+    keys: Float[Array, "B S H D"]
+    values: Float[Array, "B S H D"]
+    length: Int[Array, ""]
 
 
 class Attention(nnx.Module):
@@ -20,33 +36,58 @@ class Attention(nnx.Module):
         self.c_attn = linear(config.n_embd, 3 * config.n_embd, INIT_STD, config, numerics, rngs)
         self.c_proj = linear(config.n_embd, config.n_embd, residual_std, config, numerics, rngs)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T C"],
-        cache: tuple[Float[Array, "B S H D"], Float[Array, "B S H D"], Int[Array, ""]] | None,
-        key: jax.Array | None,
-    ) -> tuple[Float[Array, "B T C"], tuple[Float[Array, "B S H D"], Float[Array, "B S H D"]] | None]:
-        """Attend to the tokens up to each position, those in the cache included."""
-        B, T, C = x.shape
+    def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None = None) -> Float[Array, "B T C"]:
+        """Attend to the tokens up to each position.
+
+        Args:
+          x: normalized stream.
+          key: (B,), for dropout; None for none.
+        """
+        query, k, v = self._query_key_value(x, 0)
+        weights_key, residual_key = split_keys(key, 2)
+        if self.numerics.flash:
+            mixed = jax.nn.dot_product_attention(query, k, v, is_causal=True, implementation="cudnn")
+        else:
+            mixed = self._mix(query, k, v, 0, weights_key)
+        return dropout(self._project(mixed), self.rate, residual_key)
+
+    def with_cache(
+        self, x: Float[Array, "B T C"], cache: LayerCache
+    ) -> tuple[Float[Array, "B T C"], LayerCache]:
+        """Attend to the tokens in the cache and to these, up to each position; return the cache with them."""
+        query, k, v = self._query_key_value(x, cache.length)
+        keys = jax.lax.dynamic_update_slice(cache.keys, k, (0, cache.length, 0, 0))
+        values = jax.lax.dynamic_update_slice(cache.values, v, (0, cache.length, 0, 0))
+        out = self._project(self._mix(query, keys, values, cache.length, None))
+        return out, LayerCache(keys, values, cache.length + x.shape[1])
+
+    def _query_key_value(
+        self, x: Float[Array, "B T C"], start: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
+        B, T, _ = x.shape
         qkv = apply_to_rows(self.c_attn, x).reshape(B, T, 3 * self.n_head, self.head_size)
         query, k, v = jnp.split(qkv, 3, axis=2)
-        start: Int[Array, ""] | int = 0 if cache is None else cache[2]
         if self.rotary:
             positions = start + jnp.arange(T)
             query, k = rotate(query, positions), rotate(k, positions)
-        if cache is not None:
-            keys, values, _ = cache
-            k = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
-            v = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
-        attention_key, residual_key = split_keys(key, 2)
-        if self.numerics.flash and cache is None:
-            mixed = jax.nn.dot_product_attention(query, k, v, is_causal=True, implementation="cudnn")
-        else:
-            weights = attention_weights(query, k, start, self.numerics)  # (B, H, T, S)
-            weights = dropout(weights, self.rate, attention_key)
-            mixed = matmul("BHTS,BSHD->BTHD", weights, v, self.numerics)
-        out = apply_to_rows(self.c_proj, mixed.reshape(B, T, C))
-        return dropout(out, self.rate, residual_key), None if cache is None else (k, v)
+        return query, k, v
+
+    def _mix(
+        self,
+        query: Float[Array, "B T H D"],
+        keys: Float[Array, "B S H D"],
+        values: Float[Array, "B S H D"],
+        start: Int[Array, ""] | int,
+        key: jax.Array | None,
+    ) -> Float[Array, "B T H D"]:
+        """Mix values by the softmax of their scores, with dropout of these weights."""
+        weights = attention_weights(query, keys, start, self.numerics)  # (B, H, T, S)
+        weights = dropout(weights, self.rate, key)
+        return matmul("BHTS,BSHD->BTHD", weights, values, self.numerics)
+
+    def _project(self, mixed: Float[Array, "B T H D"]) -> Float[Array, "B T C"]:
+        B, T = mixed.shape[:2]
+        return apply_to_rows(self.c_proj, mixed.reshape(B, T, -1))
 
 
 def rotate(x: Float[Array, "B T H D"], positions: Int[Array, "T"]) -> Float[Array, "B T H D"]:

@@ -1,6 +1,6 @@
 """Training with the rounding of a static INT8 artifact (quantization-aware training).
 
-`jaxgpt_export.model.arithmetic` defines the numbers: the integers and steps here are the same bits, but for
+`jaxgpt_export.model.arithmetic` defines the numbers: the integers and scales here are the same bits, but for
 numbers below 2^-126, which XLA takes for 0. A product multiplies integers, held in floats, and scales the
 sum:
 
@@ -9,7 +9,7 @@ sum:
 Products of at most 127^2 and sums below 2^24 are exact in float32, and so with bfloat16 factors.
 
 Rounding passes gradients through, all else is differentiated as it is written, so the gradient of an
-input step is LSQ's: q - x / s where x / s lies within 127 steps, else 127 or -127. Weights' steps follow
+input's scale s is LSQ's: q - x / s where x / s lies within 127, else 127 or -127. Scales of weights follow
 from the weights and have no gradient.
 
 Source: Esser et al. 2020, Learned Step Size Quantization, arXiv:1902.08153.
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 LEVELS = 127
 MIN_SCALE = 2.0**-126
-INPUT_SCALE = "input_scale"  # last part of the name of an input step
+INPUT_SCALE = "input_scale"  # last part of the name of an input's scale
 
 
 @jax.custom_jvp
@@ -51,33 +51,33 @@ def divide(x: Float[Array, "*N"], by: Float[Array, "..."] | int) -> Float[Array,
 
 
 def scale_of(largest: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """Return the step that puts the largest absolute value on 127."""
+    """Return the scale that puts the largest absolute value on 127."""
     return jnp.maximum(divide(largest, LEVELS), MIN_SCALE)
 
 
 def round_weight(weight: Float[Array, "*N"], axis: int) -> tuple[Float[Array, "*N"], Float[Array, "*M"]]:
-    """Round what lies along an axis (the inputs of one output) with a step of its own.
+    """Round what lies along an axis (the inputs of one output) with a scale of its own.
 
     Args:
       weight: finite.
-      axis: along which a step holds.
+      axis: along which a scale holds.
 
     Returns:
       q: integers in [-127, 127].
-      scale: steps, with length 1 along the axis.
+      scale: with length 1 along the axis.
     """
     scale = scale_of(jnp.max(jnp.abs(jax.lax.stop_gradient(weight)), axis=axis, keepdims=True))
     return round_ste(divide(weight, scale)), scale
 
 
 def fake_quant_rows(table: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
-    """Return rows of an embedding as an artifact stores them: integers times the row's step."""
+    """Return rows of an embedding as an artifact stores them: integers times the row's scale."""
     q, scale = round_weight(table, -1)
     return q * scale
 
 
 def round_inputs(x: Float[Array, "*N"], scale: Float[Array, ""]) -> Float[Array, "*N"]:
-    """Round to integers in [-127, 127] with a given step.
+    """Round to integers in [-127, 127] with a given scale.
 
     Clipped before it is rounded, which gives the same integers, and LSQ's gradient at 126.5 and above.
     """
@@ -92,13 +92,21 @@ def without_scales(params: dict[str, T]) -> dict[str, T]:
 class FakeQuantLinear(nnx.Linear):
     """A linear layer as the static INT8 artifact computes it.
 
+    Args:
+      in_features: I.
+      out_features: O.
+      wide_sums: see Numerics. Without, integers are multiplied in the parameters' dtype: their sums pass
+        float16's 65,504.
+      kwargs: see nnx.Linear.
+
     Attributes:
-      input_scale: (), step of the input, trained.
+      input_scale: (), scale of the input, trained.
       observing: compute in floats and sow the input; see calibration.py.
     """
 
-    def __init__(self, in_features: int, out_features: int, **kwargs: Any) -> None:
+    def __init__(self, in_features: int, out_features: int, wide_sums: bool = True, **kwargs: Any) -> None:
         super().__init__(in_features, out_features, **kwargs)
+        self.wide_sums = wide_sums
         self.input_scale = nnx.Param(jnp.ones((), self.param_dtype))
         self.observing = False
 
@@ -110,9 +118,7 @@ class FakeQuantLinear(nnx.Linear):
         q_w, w_scale = round_weight(self.kernel[...], 0)
         x_scale = self.input_scale[...]
         q_x = round_inputs(inputs.astype(self.param_dtype), x_scale)
-        # Sums of integers pass float16's 65,504 where XLA's CPU backend sums in it.
-        emulated = self.dtype == jnp.float16 and jax.default_backend() == "cpu"
-        dtype = self.param_dtype if emulated else self.dtype
+        dtype = self.dtype if self.wide_sums else self.param_dtype
         total = jnp.matmul(q_x.astype(dtype), q_w.astype(dtype), preferred_element_type=self.param_dtype)
         y = total * (x_scale * w_scale) + self.bias[...][None]
         return y.astype(self.dtype)

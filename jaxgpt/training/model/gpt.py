@@ -3,11 +3,14 @@
     B batch, T time, C channels, H heads, D head size, V vocabulary, S cache length, L layers
 
 Pre-LayerNorm (eps 1e-5), tanh GELU, learned positions (or rotary ones), head tied to the token embedding
-or with a matrix of its own. With `config.qat` linear layers and embeddings are those of rounding.py.
+or with a matrix of its own. With `config.qat` linear layers and embeddings are those of fake_quant.py.
 Linear layers and attention compute in `compute` (float32, bfloat16 or float16); parameters, the residual
 stream, LayerNorm, softmax and logits stay in the parameters' dtype. Parameters outside this file are a flat
-dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"), so that optimizer masks, checkpoints and the
-conversion all speak of the same names.
+dict from GPT-2's names to arrays ("h.0.attn.c_attn.kernel"; see params.py), so that optimizer, checkpoints
+and conversion all speak of the same names.
+
+Read `GPT.features` first, then `Block` and, in attention.py, `Attention.__call__`: that is the forward pass
+of a training. `with_cache` is the same for generation, with the keys and values of earlier tokens.
 """
 
 import functools
@@ -19,13 +22,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.shared.config import ModelConfig
-from jaxgpt.training.model.attention import Attention
+from jaxgpt.training.model.attention import Attention, LayerCache
 from jaxgpt.training.model.fake_quant import FakeQuantEmbed, fake_quant_rows, round_inputs
 from jaxgpt.training.model.layers import INIT_STD, apply_to_rows, dropout, layer_norm, linear, split_keys
 from jaxgpt.training.model.numerics import FLOAT32, Numerics, matmul
 
 
-class Cache(NamedTuple):
+class KVCache(NamedTuple):
     """Keys and values of the tokens so far, for generation.
 
     Attributes:
@@ -38,6 +41,10 @@ class Cache(NamedTuple):
     values: Float[Array, "L B S H D"]
     length: Int[Array, ""]
 
+    def layer(self, index: int) -> LayerCache:
+        """Return the part of one layer."""
+        return LayerCache(self.keys[index], self.values[index], self.length)
+
 
 class MLP(nnx.Module):
     """Two linear layers with GELU (tanh) between them."""
@@ -48,8 +55,8 @@ class MLP(nnx.Module):
         self.c_fc = linear(config.n_embd, 4 * config.n_embd, INIT_STD, config, numerics, rngs)
         self.c_proj = linear(4 * config.n_embd, config.n_embd, residual_std, config, numerics, rngs)
 
-    def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None) -> Float[Array, "B T C"]:
-        """Apply both layers."""
+    def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None = None) -> Float[Array, "B T C"]:
+        """Apply both layers; key: (B,), for dropout."""
         inner = jax.nn.gelu(apply_to_rows(self.c_fc, x), approximate=True)
         return dropout(apply_to_rows(self.c_proj, inner), self.rate, key)
 
@@ -63,17 +70,19 @@ class Block(nnx.Module):
         self.ln_2 = layer_norm(config.n_embd, numerics, rngs)
         self.mlp = MLP(config, numerics, rngs)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T C"],
-        cache: tuple[Float[Array, "B S H D"], Float[Array, "B S H D"], Int[Array, ""]] | None,
-        key: jax.Array | None,
-    ) -> tuple[Float[Array, "B T C"], tuple[Float[Array, "B S H D"], Float[Array, "B S H D"]] | None]:
-        """Return the new stream and the cache of this layer."""
+    def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None = None) -> Float[Array, "B T C"]:
+        """Return the new stream; key: (B,), for dropout."""
         attention_key, mlp_key = split_keys(key, 2)
-        attended, cached = self.attn(self.ln_1(x), cache, attention_key)
+        x = x + self.attn(self.ln_1(x), attention_key)
+        return x + self.mlp(self.ln_2(x), mlp_key)
+
+    def with_cache(
+        self, x: Float[Array, "B T C"], cache: LayerCache
+    ) -> tuple[Float[Array, "B T C"], LayerCache]:
+        """Return the new stream of tokens that follow those in the cache, and the cache with them."""
+        attended, cache = self.attn.with_cache(self.ln_1(x), cache)
         x = x + attended
-        return x + self.mlp(self.ln_2(x), mlp_key), cached
+        return x + self.mlp(self.ln_2(x)), cache
 
 
 class LMHead(nnx.Module):
@@ -81,8 +90,8 @@ class LMHead(nnx.Module):
 
     Attributes:
       embedding: (V, C), its own table; None where it is tied to the token embedding.
-      input_scale: (), step of its input, trained; None without `config.qat`.
-      observing: compute in floats and sow the input; see calibration.py.
+      input_scale: (), scale of its input, trained; None without `config.qat`.
+      observing: compute in floats and sow the input; see qat_scales.py.
     """
 
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
@@ -92,10 +101,10 @@ class LMHead(nnx.Module):
         self.input_scale = nnx.Param(jnp.ones((), dtype)) if config.qat else None
         self.observing = False
 
-    def factors(
+    def operands(
         self, x: Float[Array, "*N C"], wte: Float[Array, "V2 C"]
     ) -> tuple[Float[Array, "*N C"], Float[Array, "V2 C"]]:
-        """Return features and table as they are multiplied."""
+        """Return the two operands of the head's product: features and table, rounded where the model rounds."""
         table = wte if self.embedding is None else self.embedding[...]
         if self.observing:
             self.sow(nnx.Intermediate, "inputs", x)
@@ -142,52 +151,46 @@ class GPT(nnx.Module):
     def features(
         self, tokens: Int[Array, "B T"], keys: jax.Array | None = None, remat: bool = False
     ) -> Float[Array, "B T C"]:
-        """Return what the head sees.
+        """Return the features of every position: what the head multiplies.
 
         Args:
           tokens: ids in [0, V), T <= block_size.
           keys: (B,), random keys for dropout; None for none.
           remat: keep only the stream between blocks for the backward pass and compute the rest again.
         """
-        return self._stream(tokens, None, keys, remat)[0]
+        embedding_key, *block_keys = split_keys(keys, 1 + len(self.h))
+        x = dropout(self._embed(tokens, 0), self.rate, embedding_key)
+        for block, key in zip(self.h, block_keys, strict=True):
+            call = jax.checkpoint(functools.partial(_call, block)) if remat else block
+            x = call(x, key)
+        return self.ln_f(x)
+
+    def with_cache(self, tokens: Int[Array, "B T"], cache: KVCache) -> tuple[Float[Array, "B T V"], KVCache]:
+        """Return the logits of tokens that follow those in the cache, and the cache with them."""
+        x = self._embed(tokens, cache.length)
+        layers = []
+        for index, block in enumerate(self.h):
+            x, layer = block.with_cache(x, cache.layer(index))
+            layers.append(layer)
+        keys, values = (
+            jnp.stack(parts) for parts in zip(*((each.keys, each.values) for each in layers), strict=True)
+        )
+        return self.head(self.ln_f(x)), KVCache(keys, values, cache.length + tokens.shape[1])
+
+    def _embed(self, tokens: Int[Array, "B T"], start: Int[Array, ""] | int) -> Float[Array, "B T C"]:
+        """Return the stream before the first block, of tokens at positions start, start + 1, ..."""
+        x = self.wte(tokens)
+        return x + self.wpe(start + jnp.arange(tokens.shape[1]))[None] if self.learned else x
 
     def head(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
         """Return the logits of features."""
         B, T, C = x.shape
-        rows, table = self.factors(x.reshape(B * T, C))
+        rows, table = self.head_operands(x.reshape(B * T, C))
         return logits_of(rows, table, self.vocab_size, self.numerics).reshape(B, T, -1)
 
-    def factors(self, x: Float[Array, "*N C"]) -> tuple[Float[Array, "*N C"], Float[Array, "V2 C"]]:
-        """Return what the logits are the products of: features, and the table that is the head."""
-        return self.lm_head.factors(x, self.wte.embedding[...])
-
-    def with_cache(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B T V"], Cache]:
-        """Return the logits of tokens that follow those in the cache, and the cache with them."""
-        x, new = self._stream(tokens, cache, None)
-        assert new is not None
-        return self.head(x), new
-
-    def _stream(
-        self, tokens: Int[Array, "B T"], cache: Cache | None, keys: jax.Array | None, remat: bool = False
-    ) -> tuple[Float[Array, "B T C"], Cache | None]:
-        T = tokens.shape[1]
-        first, *layer_keys = split_keys(keys, 1 + len(self.h))
-        start = 0 if cache is None else cache.length
-        x = self.wte(tokens)
-        if self.learned:
-            x = x + self.wpe(start + jnp.arange(T))[None]
-        x = dropout(x, self.rate, first)
-        cached_keys, cached_values = [], []
-        for index, (block, layer_key) in enumerate(zip(self.h, layer_keys, strict=True)):
-            layer = None if cache is None else (cache.keys[index], cache.values[index], cache.length)
-            call = jax.checkpoint(functools.partial(_call, block)) if remat else block
-            x, cached = call(x, layer, layer_key)
-            if cached is not None:
-                cached_keys.append(cached[0])
-                cached_values.append(cached[1])
-        if cache is None:
-            return self.ln_f(x), None
-        return self.ln_f(x), Cache(jnp.stack(cached_keys), jnp.stack(cached_values), cache.length + T)
+    def head_operands(self, x: Float[Array, "*N C"]) -> tuple[Float[Array, "*N C"], Float[Array, "V2 C"]]:
+        """Return the two operands of the head's product: features, and the table that is the head."""
+        return self.lm_head.operands(x, self.wte.embedding[...])
 
 
 def _call(block: Block, *arguments: Any) -> Any:
@@ -205,7 +208,7 @@ def logits_of(
     return jnp.where(real, logits, jnp.finfo(logits.dtype).min)
 
 
-def empty_cache(config: ModelConfig, batch: int, dtype: Any = jnp.float32) -> Cache:
+def empty_cache(config: ModelConfig, batch: int, dtype: Any = jnp.float32) -> KVCache:
     """Return a cache that holds no token yet, with room for block_size."""
     shape = (config.n_layer, batch, config.block_size, config.n_head, config.head_size)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxgpt.shared.architecture import LAYER_NORM_EPSILON
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.training.model.fake_quant import FakeQuantLinear
 from jaxgpt.training.model.numerics import Numerics
 
-LAYER_NORM_EPSILON = 1e-5
 INIT_STD = 0.02
 
 
@@ -27,6 +27,7 @@ def dropout(x: Float[Array, "B ..."], rate: float, keys: jax.Array | None) -> Fl
 
 
 def split_keys(keys: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """Derive `count` keys from each of (B,) keys; None stays None."""
     if keys is None:
         return [None] * count
     return [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(count)]
@@ -35,10 +36,13 @@ def split_keys(keys: jax.Array | None, count: int) -> list[jax.Array | None]:
 def linear(
     inputs: int, outputs: int, std: float, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs
 ) -> nnx.Linear:
+    """Return a linear layer with weights of N(0, std), as fake quantization computes it where asked for."""
     init = nnx.initializers.normal(std)
     kwargs: dict[str, Any] = {"param_dtype": numerics.params, "dtype": numerics.compute}
-    kind = FakeQuantLinear if config.qat else nnx.Linear
-    return kind(inputs, outputs, kernel_init=init, rngs=rngs, **kwargs)
+    kwargs |= {"kernel_init": init, "rngs": rngs}
+    if config.qat:
+        return FakeQuantLinear(inputs, outputs, numerics.wide_sums, **kwargs)
+    return nnx.Linear(inputs, outputs, **kwargs)
 
 
 def apply_to_rows(layer: nnx.Linear, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
@@ -52,6 +56,7 @@ def apply_to_rows(layer: nnx.Linear, x: Float[Array, "B T I"]) -> Float[Array, "
 
 
 def layer_norm(channels: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Return a LayerNorm as GPT-2 has it, in the parameters' dtype."""
     return nnx.LayerNorm(
         channels,
         epsilon=LAYER_NORM_EPSILON,

@@ -14,7 +14,7 @@ from jaxgpt.training.model.numerics import Numerics
 from jaxgpt.training.model.params import Params, merge
 
 
-class Head(NamedTuple):
+class HeadSettings(NamedTuple):
     """What the loss needs to know of the head.
 
     Attributes:
@@ -30,7 +30,7 @@ class Head(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def head_loss(
-    head: Head,
+    head: HeadSettings,
     x: Float[Array, "B T C"],
     table: Float[Array, "V2 C"],
     targets: Int[Array, "B T"],
@@ -61,7 +61,7 @@ def head_loss(
 
 
 def _head_loss_forward(
-    head: Head, x: Array, table: Array, targets: Array, factor: Array
+    head: HeadSettings, x: Array, table: Array, targets: Array, factor: Array
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     def chunk(carry: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         (total, table_gradient), (features, wanted) = carry, part
@@ -78,7 +78,7 @@ def _head_loss_forward(
 
 
 def _head_loss_backward(
-    head: Head, kept: tuple[Array, Array, Array], gradient: Array
+    head: HeadSettings, kept: tuple[Array, Array, Array], gradient: Array
 ) -> tuple[Array, Array, None, None]:
     x_gradient, table_gradient, factor = kept
     ratio = gradient / factor  # 1 where the caller multiplies by what it said
@@ -149,7 +149,7 @@ def summed_loss(
       The sum in nats, and the number of positions.
     """
     model = merge(graph, params)
-    x, table = model.factors(model.features(inputs, keys, remat))
-    head = Head(model.vocab_size, model.numerics, chunks)
+    x, table = model.head_operands(model.features(inputs, keys, remat))
+    head = HeadSettings(model.vocab_size, model.numerics, chunks)
     loss = head_loss(head, x, table, targets, jnp.asarray(factor, x.dtype))
     return loss, jnp.sum(targets >= 0, dtype=jnp.int32)

@@ -6,20 +6,20 @@ RUN/metrics.jsonl    a JSON object a line: step and loss, or step and val_loss
 RUN/summary.json     figures of the finished run
 RUN/tensorboard/  RUN/samples/  RUN/tokenizer/
 RUN/.lock            held by the process that trains
+
+This file imports no JAX: who reads a run's configuration or metrics need not have it.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import read_json, write_json
+from jaxgpt.shared.files import lock, read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 RUN_FORMAT_VERSION = 3
@@ -170,21 +170,10 @@ def create_run(folder: Path, config: RunConfig) -> None:
         write_json(folder / "config.json", config.to_json())
 
 
-@contextlib.contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
-    """Hold a run folder; it is freed when the process ends, however it does.
-
-    Raises:
-      UserError: another process trains in it.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process trains in {folder}; wait for it, or choose another --out"
-            ) from None
-        yield
+def lock_run(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Return a context that holds a run folder; UserError when another process trains in it."""
+    refusal = f"another process trains in {folder}; wait for it, or choose another --out"
+    return lock(folder / ".lock", refusal)
 
 
 # How often to look does not change what is trained.

@@ -66,7 +66,7 @@ class InitSource:
         """Read and check the parameters.
 
         Args:
-          model: what is trained: of the same shape, with at most as long a context. Input steps are left
+          model: what is trained: of the same shape, with at most as long a context. Input scales are left
             out where it has none.
 
         Returns:

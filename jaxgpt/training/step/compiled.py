@@ -11,7 +11,7 @@ from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.training.devices.mesh import batch_sharding, state_shardings
 from jaxgpt.training.model.numerics import Numerics
 from jaxgpt.training.model.params import HostParam, HostParams, Params, graph_of, init_params, pad_vocabulary
-from jaxgpt.training.optimizers import make_optimizer
+from jaxgpt.training.step.optimizer import make_optimizer
 from jaxgpt.training.step.state import TrainState, first_state
 from jaxgpt.training.step.train_step import make_train_step
 
@@ -36,7 +36,7 @@ class CompiledTraining:
     def __init__(self, model: ModelConfig, train: TrainConfig, mesh: Mesh, numerics: Numerics) -> None:
         self._model, self._train, self._mesh = model, train, mesh
         self.graph = graph_of(model, numerics)
-        self._optimizer = make_optimizer(train, model.qat)
+        self._optimizer = make_optimizer(train, model)
         self.abstract: TrainState = jax.eval_shape(self._first_state)
         self.shardings: TrainState = state_shardings(mesh, self.abstract)
         self.batch_shape = (
@@ -57,10 +57,10 @@ class CompiledTraining:
         Args:
           params: what to begin with, without padding; new ones if not given.
         """
-        placed = None if params is None else self._place(params)
+        placed = None if params is None else self._put_on_devices(params)
         return jax.jit(self._first_state, out_shardings=self.shardings)(placed)
 
-    def _place(self, params: HostParams) -> Params:
+    def _put_on_devices(self, params: HostParams) -> Params:
         """Put each device's part of the parameters on it."""
 
         def place(array: HostParam, leaf: Any, sharding: Any) -> jax.Array:
@@ -70,7 +70,7 @@ class CompiledTraining:
 
         return jax.tree.map(place, params, self.abstract.params, self.shardings.params)
 
-    def placed(self) -> TrainState:
+    def sharded_shapes(self) -> TrainState:
         """Return shapes, dtypes and shardings of the state, to read a checkpoint into."""
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -91,7 +91,7 @@ class CompiledTraining:
         step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, dropout)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
         batch = jax.ShapeDtypeStruct(self.batch_shape, jnp.int32, sharding=self.batch_sharding)
-        return jitted.lower(self.placed(), batch, batch)
+        return jitted.lower(self.sharded_shapes(), batch, batch)
 
 
 def peak_bytes(compiled: Any) -> float:

@@ -1,0 +1,363 @@
+"""What is measured, typed: the rows and figures that the commands write as JSON and read back.
+
+Each class is one object of the files in bench/results/. Files of every version are read: what an older one
+lacks has a default here. Losses are in nats a token, MB are 10^6 bytes.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from jaxgpt_bench.common.json_data import LEFT_OUT, JsonData
+
+
+def speed_name(engine: str, precision: str, cached: bool, every_logit: bool, isa: str) -> str:
+    """Name a row of speed; see `SpeedRow` for the arguments."""
+    how = ("" if cached else ", no KV cache") + (", every logit" if every_logit else "")
+    return f"{engine} {precision}{how}{f', {isa}' if isa else ''}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread(JsonData):
+    """A figure over several rounds."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Take median, min and max of what was measured, one value a round."""
+        return cls(median=statistics.median(values), min=min(values), max=max(values))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine(JsonData):
+    """What a figure was measured on.
+
+    Attributes:
+      cpu: its name.
+      cores: that the process could use.
+      memory_gb: of the machine, 10^9 bytes.
+      instruction_sets: of those that matter for INT8.
+      system: kernel.
+      python: version.
+      packages: versions by name.
+    """
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    instruction_sets: tuple[str, ...]
+    system: str
+    python: str
+    packages: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance(JsonData):
+    """What every committed result carries: machine, date (ISO, UTC), commit and command."""
+
+    machine: Machine
+    date: str
+    commit: str
+    command: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedRow(JsonData):
+    """A row of `jaxgpt-bench generate`.
+
+    Attributes:
+      engine: the program: jaxgpt-native, jaxgpt-torch, jaxgpt-flax or a peer's name.
+      precision: fp32, int8-dynamic, int8-static, ...
+      cached: with a KV cache.
+      every_logit: asks for the logits of every position, of which only the last are used, as
+        `model(ids).logits[:, -1]` does.
+      isa: the native engine's instruction set; "" is the best.
+      decode_tokens_per_s: after the first token.
+      prefill_tokens_per_s: of the long prompt.
+      seconds: of all tokens and the prompt.
+      bytes_per_token: that a token reads: weights, keys and values.
+      read_gb_s: read bandwidth of a buffer of that size, 10^9 bytes a second.
+      ceiling_tokens_per_s: read_gb_s / bytes_per_token.
+      ceiling_share: of it that was reached.
+      file_mb: what is loaded.
+      peak_rss_mb: of the process.
+      busy_tokens_per_s: beside busy processes.
+      busy_share: of the free rate that remains then.
+      settings: that were chosen on this machine.
+      greedy_agrees: tokens before the first that differs from the float32 module's.
+      greedy_tokens: that were generated.
+    """
+
+    engine: str
+    precision: str
+    cached: bool
+    every_logit: bool
+    isa: str = ""
+    decode_tokens_per_s: Spread
+    prefill_tokens_per_s: Spread
+    seconds: Spread
+    bytes_per_token: int
+    read_gb_s: float
+    ceiling_tokens_per_s: float
+    ceiling_share: float
+    file_mb: float
+    peak_rss_mb: float
+    busy_tokens_per_s: Spread | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    busy_share: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    settings: dict[str, Any]
+    greedy_agrees: int | None
+    greedy_tokens: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return speed_name(self.engine, self.precision, self.cached, self.every_logit, self.isa)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedSettings(JsonData):
+    """What `jaxgpt-bench generate` was told.
+
+    Attributes:
+      preset: whose shape random weights have; None: a model that was trained.
+      model: fields of ModelConfig.
+      tokens: generated in each round.
+      prompt_tokens: before them.
+      prefill_tokens: of the long prompt.
+      threads: CPU threads.
+      busy_processes: that competed in the busy pass.
+      batch: texts at a time.
+      sampling: how the next token is chosen.
+    """
+
+    preset: str | None
+    model: dict[str, Any]
+    tokens: int
+    prompt_tokens: int
+    prefill_tokens: int = 0
+    threads: int
+    busy_processes: int = 0
+    batch: int = 1
+    sampling: str = "greedy"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedFigures(Provenance):
+    """What `jaxgpt-bench generate` leaves.
+
+    Attributes:
+      settings: what it was told.
+      rounds: in each of which every row was measured once.
+      bandwidth_gb_s: of a buffer of 1 GB, one a round.
+      left_out: rows that could not be measured, with why.
+      rows: one a contestant.
+    """
+
+    settings: SpeedSettings
+    rounds: int
+    bandwidth_gb_s: tuple[float, ...]
+    left_out: dict[str, str]
+    rows: tuple[SpeedRow, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParentDifference(JsonData):
+    """How far a model is from the float32 artifact that it was made of.
+
+    Attributes:
+      name: row of the parent.
+      difference: of the losses.
+      difference_error: its standard error over windows.
+      kl_mean: KL divergence.
+      top1: share of positions with the same most probable token.
+    """
+
+    name: str
+    difference: float
+    difference_error: float | None
+    kl_mean: float
+    top1: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QualityRow(JsonData):
+    """A row of `jaxgpt-bench quality`; KL and logits are against the first row, None there.
+
+    Attributes:
+      name: flax-fp32, torch-fp32, int8-dynamic, ...
+      val_loss: nats a token.
+      loss_increase: above the first row's.
+      difference_error: standard error of that over windows.
+      parent: where the row has a parent other than the first.
+      val_bits_per_byte: the loss for each byte of text.
+      kl_mean: mean KL divergence over positions.
+      kl_max: largest.
+      max_abs_logit_diff: largest.
+      top1_agreement: share of positions with the same most probable token.
+      parse_share: share of samples that are Python.
+      parse_cut: samples cut at the length limit.
+      size_mb: of the file.
+    """
+
+    name: str
+    val_loss: float
+    loss_increase: float
+    difference_error: float | None = None
+    parent: ParentDifference | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    val_bits_per_byte: float
+    kl_mean: float | None
+    kl_max: float | None
+    max_abs_logit_diff: float | None
+    top1_agreement: float
+    parse_share: float | None
+    parse_cut: int = 0
+    size_mb: float
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the row that others are compared with."""
+        return self.kl_mean is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrittenText(JsonData):
+    """A sample, or how a held-out document goes on.
+
+    Attributes:
+      text: after the prompt.
+      finish_reason: stop, endoftext, length or context.
+      parses: whether it is Python.
+    """
+
+    text: str
+    finish_reason: str
+    parses: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParseCount(JsonData):
+    """How many texts are Python, and how many were cut at the length limit."""
+
+    texts: int
+    parse: int
+    cut: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QualityFigures(Provenance):
+    """What `jaxgpt-bench quality` leaves.
+
+    Attributes:
+      reference: name of the first row.
+      val_tokens: that were predicted.
+      val_bytes: that these tokens are.
+      windows: which windows of the split were taken.
+      xz_bits_per_byte: what xz -9e makes of the same bytes.
+      rows: one a model.
+      parse_held_out: how much of the held-out documents' own code parses.
+      prompts: of the samples.
+      held_out: how the prompts' documents go on.
+      samples: by model.
+    """
+
+    reference: str
+    val_tokens: int
+    val_bytes: int
+    windows: str = ""
+    xz_bits_per_byte: float
+    rows: tuple[QualityRow, ...]
+    parse_held_out: ParseCount
+    prompts: tuple[str, ...]
+    held_out: tuple[WrittenText, ...]
+    samples: dict[str, tuple[WrittenText, ...]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyTorchComparison(JsonData):
+    """A trainer beside PyTorch, round by round, so that a slow moment of the machine falls on both.
+
+    Attributes:
+      step_time_ratio: ours / theirs.
+      cpu_time_ratio: ours / theirs.
+      first_losses_differ_by: largest difference of the warm-up steps' losses.
+      losses_differ_by: of all.
+    """
+
+    step_time_ratio: Spread
+    cpu_time_ratio: Spread
+    first_losses_differ_by: float
+    losses_differ_by: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRow(JsonData):
+    """A row of `jaxgpt-bench train`.
+
+    Attributes:
+      engine: jaxgpt or pytorch.
+      devices: that it trained on.
+      tokens_per_step: of all devices.
+      step_ms: of a step.
+      step_cpu_ms: CPU time of a step.
+      tokens_per_s: of all devices.
+      cpu_ms_per_1000_tokens: median over rounds.
+      product_share: of the FLOP/s that a plain matrix product reaches.
+      mfu: of the datasheet's peak, where that is known.
+      peak_rss_mb: of the process.
+      device_mb: most memory allocated on a GPU.
+      losses: of every step, the warm-up's first.
+      against_pytorch: where both took the same steps.
+    """
+
+    engine: str
+    devices: int
+    tokens_per_step: int
+    step_ms: Spread
+    step_cpu_ms: Spread
+    tokens_per_s: Spread
+    cpu_ms_per_1000_tokens: float
+    product_share: float
+    mfu: float | None
+    peak_rss_mb: float
+    device_mb: float | None
+    losses: tuple[float, ...]
+    against_pytorch: PyTorchComparison | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return f"{self.engine} x{self.devices}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepFigures(Provenance):
+    """What `jaxgpt-bench train` leaves.
+
+    Attributes:
+      settings: what it was told.
+      device: kind of the device.
+      flops_per_token: forward and backward.
+      product_tflops: of a plain matrix product, one a round.
+      datasheet_tflops: None where it is not known.
+      rows: one a trainer.
+    """
+
+    settings: dict[str, Any]
+    device: str
+    flops_per_token: float
+    product_tflops: Spread
+    datasheet_tflops: float | None
+    rows: tuple[StepRow, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlierFigures(JsonData):
+    """What the earlier project published: float32, then INT8."""
+
+    val_loss: tuple[float, ...]
+    size_mb: tuple[float, ...]
+    tokens_per_s: tuple[float, ...]

@@ -1,0 +1,47 @@
+"""What `jaxgpt-bench reproduce` refuses at once, before hours of work end there."""
+
+from jaxgpt.shared.errors import UserError
+from jaxgpt_bench.common.markdown_blocks import require_markers
+from jaxgpt_bench.reproduce.build import check_folders
+from jaxgpt_bench.reproduce.options import ReproduceOptions
+from jaxgpt_bench.reproduce.other_text import OtherText, other_documents, parse_other
+from jaxgpt_bench.reproduce.recipes import Recipe
+
+
+def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
+    """Refuse now what would fail hours later; return the texts from elsewhere.
+
+    Raises:
+      UserError: an option that can't be meant, a source that is not there, a folder of something else.
+    """
+    if options.rounds is not None and options.rounds < 1:
+        raise UserError(f"--rounds ({options.rounds}) must be at least 1")
+    if options.threads < 0:
+        raise UserError(f"--threads ({options.threads}) must be 0 (all that there are) or more")
+    if options.run is not None and (options.source != "auto" or options.max_steps is not None):
+        raise UserError("--run brings a training and its data: leave --source and --max-steps out")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file, expected a folder; choose another --out")
+    if "other-text" in options.redo and not options.other_text:
+        raise UserError("--redo other-text measures files: give them with --other-text")
+    others = [parse_other(given) for given in options.other_text]
+    for other in others:
+        other_documents(other)
+    if options.run is None and not (options.out / "data" / "manifest.json").exists():
+        check_source(recipe.offline_source if options.source == "offline" else options.source)
+    check_folders(options.out, takes_run=options.run is not None)
+    if options.readme is not None:
+        require_markers(options.readme, "reproduction")
+    return others
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that is not there, as far as that can be told without the hub.
+
+    Raises:
+      UserError: nothing of that name can be read.
+    """
+    from jaxgpt.data.sources import open_source
+
+    if source not in ("auto", "hub") and not source.startswith("hub:"):
+        open_source(source)

@@ -1,0 +1,175 @@
+"""The ways to generate that `jaxgpt-bench native` times, in turns."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxgpt_export.format.artifact import Artifact
+from jaxgpt_export.native.native_model import NativeModel
+from jaxgpt_export.native.native_session import NativeSession
+
+from jaxgpt.generation.generate import generate
+from jaxgpt.generation.sampling import Sampling
+from jaxgpt.shared.tokenizer import Tokenizer
+from jaxgpt_bench.common.bandwidth import read_bandwidth
+from jaxgpt_bench.common.rows import Spread
+from jaxgpt_bench.common.timing import timed_generation
+from jaxgpt_bench.peers.transformers_ import TransformersSession
+
+GREEDY = Sampling(temperature=0.0)
+WAYS = ("plain", "screen", "guess", "batch", "original_way")  # keys of the JSON
+
+
+@dataclasses.dataclass
+class Counts:
+    """What is counted over all rounds.
+
+    Attributes:
+      same: by way, whether it wrote the tokens of plain steps.
+      exact_outputs: that the head's screen had computed exactly.
+      drafted: tokens.
+      accepted: of them.
+    """
+
+    same: dict[str, bool] = dataclasses.field(
+        default_factory=lambda: {"screen": True, "guess": True, "batch": True}
+    )
+    exact_outputs: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+class NativeRounds:
+    """Sessions of one model, each a way to generate, and the earlier project's way beside them.
+
+    Args:
+      model: packed.
+      reference: the float32 artifact, for the earlier project's way.
+      tokenizer: of both.
+      prompts: continued in every round.
+      count: tokens to generate for each.
+      texts: side by side in a batch.
+      draft_tokens: tokens that are drafted at most.
+    """
+
+    def __init__(
+        self,
+        model: NativeModel,
+        reference: Artifact,
+        tokenizer: Tokenizer,
+        prompts: Sequence[list[int]],
+        count: int,
+        texts: int,
+        draft_tokens: int,
+    ) -> None:
+        self._model, self._tokenizer, self._prompts, self._count = model, tokenizer, prompts, count
+        self._texts, self._draft_tokens = texts, draft_tokens
+        self._plain, self._screened = NativeSession(model), NativeSession(model)
+        self._many = NativeSession(model, slots=texts)
+        self._plain.use_screen(False)
+        self._many.use_screen(False)
+        self._earlier = TransformersSession(str(reference.folder), cached=False, every_logit=True)
+        self._rates: dict[str, list[float]] = {name: [] for name in WAYS}
+        self._counts = Counts()
+
+    def measure(self, rounds: int, threads: int) -> dict[str, Any]:
+        """Run the rounds; return their figures.
+
+        Args:
+          rounds: how many.
+          threads: that read a buffer of the model's size, once a round.
+        """
+        bandwidths: list[float] = []
+        for _ in range(rounds):
+            taken = timed_generation(self._earlier, self._prompts[0], self._count)["decode_s"]
+            self._rates["original_way"].append((self._count - 1) / taken)
+            bandwidths.append(read_bandwidth(self._model.bytes_per_token, threads))
+            self._one_text_at_a_time()
+            self._texts_side_by_side()
+        return {
+            "rounds": rounds,
+            "bandwidth_gb_s": bandwidths,
+            "bytes_per_token": self._model.bytes_per_token,
+            **self._figures(rounds),
+        }
+
+    def _one_text_at_a_time(self) -> None:
+        """Time plain steps, the screen, and drafts on every prompt."""
+        counts = self._counts
+        seconds = dict.fromkeys(("plain", "screen", "guess"), 0.0)
+        for prompt in self._prompts:
+            expected = timed_generation(self._plain, prompt, self._count)
+            seconds["plain"] += expected["decode_s"]
+            self._screened.use_screen(True)  # also where it was given up for the text before
+            before = self._screened.exact_outputs
+            found = timed_generation(self._screened, prompt, self._count)
+            seconds["screen"] += found["decode_s"]
+            counts.exact_outputs += self._screened.exact_outputs - before
+            counts.same["screen"] &= found["tokens"] == expected["tokens"]
+            seconds["guess"] += self._drafted(self._tokenizer.decode(prompt))
+        for name, taken in seconds.items():
+            self._rates[name].append(len(self._prompts) * (self._count - 1) / taken)
+
+    def _drafted(self, text: str) -> float:
+        """Generate with drafts; return the seconds that all tokens but the first would take."""
+        session, tokenizer, count = self._screened, self._tokenizer, self._count
+        without = generate(session, tokenizer, text, count, GREEDY)
+        done = generate(session, tokenizer, text, count, GREEDY, draft_tokens=self._draft_tokens)
+        self._counts.same["guess"] &= done.tokens == without.tokens
+        self._counts.drafted += done.guessed
+        self._counts.accepted += done.accepted
+        return done.decode_s / max(len(done.tokens) - 1, 1) * (count - 1)
+
+    def _texts_side_by_side(self) -> None:
+        """Time the same text in every slot."""
+        texts = self._texts
+        expected = timed_generation(self._plain, self._prompts[0], self._count)["tokens"]
+        columns, taken = timed_batch(self._many, self._prompts[0], self._count, texts)
+        self._counts.same["batch"] &= all(column == expected for column in columns)
+        self._rates["batch"].append(texts * (self._count - 1) / taken)
+
+    def _ratio(self, name: str, base: str) -> float:
+        return statistics.median(a / b for a, b in zip(self._rates[name], self._rates[base], strict=True))
+
+    def _figures(self, rounds: int) -> dict[str, Any]:
+        counts = self._counts
+        generated = rounds * len(self._prompts) * self._count
+        return {
+            "tokens_per_s": {name: Spread.of(values).to_json() for name, values in self._rates.items()},
+            "screen": {
+                "used": counts.exact_outputs > 0,
+                "times_plain": self._ratio("screen", "plain"),
+                "same_tokens": counts.same["screen"],
+                "exact_outputs_per_step": counts.exact_outputs / generated,
+            },
+            "guess": {
+                "times_plain": self._ratio("guess", "plain"),
+                "times_screened": self._ratio("guess", "screen"),
+                "same_tokens": counts.same["guess"],
+                "guessed": counts.drafted,
+                "accepted": counts.accepted,
+            },
+            "batch": {
+                "texts": self._texts,
+                "times_plain": self._ratio("batch", "plain"),
+                "same_tokens": counts.same["batch"],
+            },
+            "original_way": {f"{name}_times_it": self._ratio(name, "original_way") for name in WAYS[:3]},
+        }
+
+
+def timed_batch(
+    session: NativeSession, prompt: list[int], count: int, texts: int
+) -> tuple[list[list[int]], float]:
+    """Generate the same text in every slot; return all, and the seconds of all but the first tokens."""
+    for slot in range(texts):
+        session.truncate(0, slot)
+    slots = list(range(texts))
+    rows = [session.greedy(prompt * texts, [slot for slot in slots for _ in prompt])]
+    started = time.perf_counter()
+    while len(rows) < count:
+        rows.append(session.greedy(rows[-1].tolist(), slots))
+    return np.stack(rows, axis=1).tolist(), time.perf_counter() - started

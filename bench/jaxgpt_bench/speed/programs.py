@@ -1,0 +1,71 @@
+"""The project's own programs, as `jaxgpt-bench generate` measures them beside the peers."""
+
+import functools
+from pathlib import Path
+from typing import ClassVar
+
+from jaxgpt.generation.session import Session
+from jaxgpt_bench.peers import find_peers
+from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Program, Variant
+
+
+class Native(Program):
+    """The native engine on an artifact; it keeps keys and values in float16."""
+
+    engine: ClassVar[str] = "jaxgpt-native"
+    kv_bytes: ClassVar[int] = 2
+
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
+        """Read and pack the artifact."""
+        from jaxgpt_export.format.artifact import read_artifact
+        from jaxgpt_export.native.native_model import NativeModel
+        from jaxgpt_export.native.native_session import NativeSession
+
+        return NativeSession(NativeModel(read_artifact(path), threads, variant.isa or None))
+
+
+class Torch(Program):
+    """The PyTorch module of an artifact."""
+
+    engine: ClassVar[str] = "jaxgpt-torch"
+    environments: ClassVar[tuple[dict[str, str], ...]] = OPENMP
+
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
+        """Load the artifact."""
+        import torch
+        from jaxgpt_export.generation.torch_session import TorchSession, UncachedTorchSession
+        from jaxgpt_export.model.build import load
+
+        torch.set_num_threads(threads)
+        model = load(path)
+        return TorchSession(model) if variant.cached else UncachedTorchSession(model)
+
+
+class Flax(Program):
+    """The Flax model of a run, at its best checkpoint."""
+
+    engine: ClassVar[str] = "jaxgpt-flax"
+
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
+        """Restore the checkpoint."""
+        from jaxgpt.training.flax_session import FlaxSession
+        from jaxgpt.training.run.checkpoints import load_params
+        from jaxgpt.training.run.folder import open_run
+
+        run = open_run(path)
+        return FlaxSession(run.config.model, load_params(run, "best")[1])
+
+
+NATIVE, TORCH, FLAX = Native(), Torch(), Flax()
+OWN: tuple[Program, ...] = (NATIVE, TORCH, FLAX)
+
+
+def own_engines() -> tuple[str, ...]:
+    """Return the engine names of this project's programs."""
+    return tuple(program.engine for program in OWN)
+
+
+@functools.cache
+def find_programs() -> dict[str, Program]:
+    """Return all that can be measured, by engine name: this project's own, then the peers."""
+    return {**{program.engine: program for program in OWN}, **find_peers()}

@@ -1,0 +1,328 @@
+// AVX512 with VNNI: four products of bytes a lane and instruction, added without saturation; and for many rows
+// the matrix unit (AMX), where the processor has one and the system lends it.
+#include "kernels/kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#endif
+
+namespace {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
+struct Half {
+  uint16_t bits;
+};
+
+inline Floats vmax(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Floats vmin(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+inline Doubles vmax(Doubles a, Doubles b) { return (Doubles)_mm512_max_pd((__m512d)a, (__m512d)b); }
+inline Doubles vmin(Doubles a, Doubles b) { return (Doubles)_mm512_min_pd((__m512d)a, (__m512d)b); }
+inline Doubles mul_add(Doubles a, Doubles b, Doubles c) {
+  return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+inline Doubles load_doubles(const float* p) { return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+inline Doubles load_doubles(const Half* p) {
+  return (Doubles)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
+}
+inline Doubles load_doubles(const int8_t* p) {
+  return (Doubles)_mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+inline Floats load_floats(const int32_t* p) { return (Floats)_mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+inline void store(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v)); }
+inline void store(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
+inline void store_element(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+constexpr int kAccumulators = 16;
+
+#include "kernels/floats.inl"
+
+inline __m512i four_inputs(const int8_t* x) {
+  int32_t four;
+  memcpy(&four, x, 4);
+  return _mm512_set1_epi32(four);
+}
+
+// Weights of 64 outputs as they lie: 4 inputs a slice.
+struct Bytes {
+  static constexpr int kInputs = 4;
+  const uint8_t* tile;
+
+  INLINED void prefetch() const { prefetch_weights<kSliceBytes>(tile); }
+  __m512i of(int, int v) const { return _mm512_loadu_si512(tile + v * 64); }
+  void skip(int inputs) { tile += inputs / kInputs * kSliceBytes; }
+};
+
+// The same merged from nibble planes: 8 inputs a slice, four in the low nibbles and four in the high.
+struct NibblePlanes {
+  static constexpr int kInputs = 8;
+  const uint8_t *hi, *lo;
+
+  INLINED void prefetch() const {
+    prefetch_weights<kSliceBytes, 2>(hi);
+    prefetch_weights<kSliceBytes, 2>(lo);
+  }
+  __m512i of(int four, int v) const {
+    constexpr int kFirstWhereMask = 0xca;  // mask ? a : b
+    const __m512i mask = _mm512_set1_epi8(int8_t(0xf0));
+    const __m512i up = _mm512_loadu_si512(hi + v * 64), low = _mm512_loadu_si512(lo + v * 64);
+    return four ? _mm512_ternarylogic_epi32(mask, up, _mm512_srli_epi16(low, 4), kFirstWhereMask)
+                : _mm512_ternarylogic_epi32(mask, _mm512_slli_epi16(up, 4), low, kFirstWhereMask);
+  }
+  void skip(int inputs) {
+    hi += inputs / kInputs * kSliceBytes;
+    lo += inputs / kInputs * kSliceBytes;
+  }
+};
+
+// Adds to the sums of R rows at once: 4 R of them stay in registers, each slice of weights is read once.
+template <int R, typename Weights>
+void dot_rows(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int32_t* sums) {
+  __m512i s[R][4];
+  UNROLLED for (int r = 0; r < R; r++)
+    UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_loadu_si512(sums + r * kTile + v * 16);
+  for (int k = 0; k < inputs; k += Weights::kInputs, weights.skip(Weights::kInputs)) {
+    weights.prefetch();
+    UNROLLED for (int four = 0; four < Weights::kInputs / 4; four++) {
+      __m512i w[4];
+      UNROLLED for (int v = 0; v < 4; v++) w[v] = weights.of(four, v);
+      UNROLLED for (int r = 0; r < R; r++) {
+        const __m512i in = four_inputs(x + r * stride + k + 4 * four);
+        UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_dpbusd_epi32(s[r][v], w[v], in);
+      }
+    }
+  }
+  UNROLLED for (int r = 0; r < R; r++)
+    UNROLLED for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, s[r][v]);
+}
+
+// More rows than registers have room for take the weights in pieces that stay in the first cache from one group of
+// rows to the next, so that memory is read all the time.
+template <typename Weights>
+void dot_all(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+             int32_t* sums) {
+  constexpr int kMaxRows = 6, kPiece = 256;
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, _mm512_set1_epi32(start[r]));
+  const int piece = rows <= kMaxRows ? inputs : kPiece;
+  for (int k = 0; k < inputs; k += piece, weights.skip(piece)) {
+    const int n = inputs - k < piece ? inputs - k : piece;
+    for (int r = 0; r < rows; r += kMaxRows) {
+      const int8_t* in = x + r * stride + k;
+      int32_t* out = sums + r * kTile;
+      switch (rows - r) {
+        case 1: dot_rows<1>(weights, n, in, stride, out); break;
+        case 2: dot_rows<2>(weights, n, in, stride, out); break;
+        case 3: dot_rows<3>(weights, n, in, stride, out); break;
+        case 4: dot_rows<4>(weights, n, in, stride, out); break;
+        case 5: dot_rows<5>(weights, n, in, stride, out); break;
+        default: dot_rows<kMaxRows>(weights, n, in, stride, out);
+      }
+    }
+  }
+}
+
+void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+          int32_t* sums) {
+  dot_all(Bytes{tile}, inputs, x, stride, rows, start, sums);
+}
+
+void dot8_planes(const uint8_t* hi, const uint8_t* lo, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
+                const int32_t* start, int32_t* sums) {
+  dot_all(NibblePlanes{hi, lo}, inputs, x, stride, rows, start, sums);
+}
+
+void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
+             int32_t* sums) {
+  for (int r = 0; r < rows; r++) {
+    __m512i s = _mm512_set1_epi32(start[r]);
+    for (int k = 0; k < inputs; k += 4)
+      s = _mm512_dpbusd_epi32(s, _mm512_loadu_si512(column + k / 4 * kSliceBytes), four_inputs(x + r * stride + k));
+    _mm512_storeu_si512(sums + r * kTile, s);
+  }
+}
+
+constexpr int kGemmMinRows = 16;  // rows that fill the matrix unit; 8 are multiplied sooner without it
+
+// 16 scales of bfloat16 as floats, whose upper 16 bits they are.
+inline __m512 load_scales(const uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+
+template <int M>
+void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+                 const int32_t* group_sums, ptrdiff_t groups, float* sums) {
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512 total[M][4];
+  UNROLLED for (int m = 0; m < M; m++)
+    UNROLLED for (int v = 0; v < 4; v++) total[m][v] = _mm512_setzero_ps();
+  for (int k = 0, g = 0; k < inputs; g++) {
+    __m512i s[2 * M][4];
+    UNROLLED for (int r = 0; r < 2 * M; r++)
+      UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_setzero_si512();
+    const int end = k + group < inputs ? k + group : inputs;
+    for (; k < end; k += 8, tile += kSliceBytes) {
+      prefetch_weights<kSliceBytes>(tile);
+      UNROLLED for (int v = 0; v < 4; v++) {
+        const __m512i both = _mm512_loadu_si512(tile + v * 64);
+        const __m512i first = _mm512_and_si512(both, low);
+        const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+        UNROLLED for (int r = 0; r < 2 * M; r++) {
+          s[r][v] = _mm512_dpbusd_epi32(s[r][v], first, four_inputs(x + r * stride + k));
+          s[r][v] = _mm512_dpbusd_epi32(s[r][v], second, four_inputs(x + r * stride + k + 4));
+        }
+      }
+    }
+    UNROLLED for (int m = 0; m < M; m++) {
+      const __m512i eights = _mm512_set1_epi32(group_sums[m * groups + g]);
+      UNROLLED for (int v = 0; v < 4; v++) {
+        const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(s[2 * m][v], 8), s[2 * m + 1][v]);
+        const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(both, eights));
+        total[m][v] = _mm512_fmadd_ps(sum, load_scales(scale + size_t(g) * kTile + v * 16), total[m][v]);
+      }
+    }
+  }
+  UNROLLED for (int m = 0; m < M; m++)
+    UNROLLED for (int v = 0; v < 4; v++) _mm512_storeu_ps(sums + m * kTile + v * 16, total[m][v]);
+}
+
+void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+          int tokens, const int32_t* group_sums, float* sums) {
+  const ptrdiff_t groups = (inputs + group - 1) / group;
+  int m = 0;
+  for (; m + 2 <= tokens; m += 2)
+    dot4_tokens<2>(tile, scale, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
+                   sums + m * kTile);
+  if (m < tokens)
+    dot4_tokens<1>(tile, scale, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
+                   sums + m * kTile);
+}
+
+uint64_t read_all(const uint8_t* bytes, size_t n) {
+  __m512i seen[4] = {};
+  for (size_t i = 0; i < n; i += kSliceBytes) {
+    prefetch_weights<kSliceBytes>(bytes + i);
+    for (int v = 0; v < 4; v++) seen[v] = _mm512_xor_si512(seen[v], _mm512_loadu_si512(bytes + i + v * 64));
+  }
+  uint64_t lanes[8];
+  _mm512_storeu_si512(lanes, _mm512_xor_si512(_mm512_xor_si512(seen[0], seen[1]), _mm512_xor_si512(seen[2], seen[3])));
+  for (int l = 1; l < 8; l++) lanes[0] ^= lanes[l];
+  return lanes[0];
+}
+
+// ---- the matrix unit: 16 rows x 64 bytes times 64 bytes x 16 outputs a product
+
+// Clang takes this instead of what holds for the file, so these functions have no vector instructions of their own.
+#define MATRIX_UNIT __attribute__((target("amx-tile,amx-int8")))
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0-3 sums, 4-5 input rows, 6-7 weights; `second` is 0 where there are at most 16 rows.
+MATRIX_UNIT void shape_tiles(int first, int second) {
+  TileShapes shapes;
+  for (int t = 0; t < 8; t++) {
+    shapes.row_bytes[t] = 64;
+    shapes.rows[t] = 16;
+  }
+  shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = (uint8_t)first;
+  shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = (uint8_t)(second ? second : 1);
+  _tile_loadconfig(&shapes);
+}
+
+// 32 outputs of up to 32 rows; sums hold the starts before.
+MATRIX_UNIT void multiply_block(const uint8_t* half_tile, int inputs, const int8_t* x, ptrdiff_t stride, bool second,
+                                int32_t* sums) {
+  int32_t* lo = sums + 16 * kTile;
+  _tile_loadd(0, sums, kTile * 4);
+  _tile_loadd(1, sums + 16, kTile * 4);
+  if (second) {
+    _tile_loadd(2, lo, kTile * 4);
+    _tile_loadd(3, lo + 16, kTile * 4);
+  }
+  for (int k = 0; k < inputs; k += 64) {
+    const uint8_t* w = half_tile + size_t(k) / 4 * kSliceBytes;
+    _tile_loadd(6, w, kSliceBytes);
+    _tile_loadd(7, w + 64, kSliceBytes);
+    _tile_loadd(4, x + k, stride);
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(1, 4, 7);
+    if (second) {
+      _tile_loadd(5, x + 16 * stride + k, stride);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, kTile * 4);
+  _tile_stored(1, sums + 16, kTile * 4);
+  if (second) {
+    _tile_stored(2, lo, kTile * 4);
+    _tile_stored(3, lo + 16, kTile * 4);
+  }
+}
+
+MATRIX_UNIT void gemm(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
+                      const int32_t* start, int32_t* sums) {
+  for (int r = 0; r < rows; r++)
+    for (int o = 0; o < kTile; o++) sums[r * kTile + o] = start[r];
+  int shaped = 0;
+  for (int r = 0; r < rows; r += 32) {
+    const int now = rows - r < 32 ? rows - r : 32, first = now < 16 ? now : 16;
+    if (now != shaped) shape_tiles(first, now - first);
+    shaped = now;
+    for (int half = 0; half < 2; half++)
+      multiply_block(tile + half * 128, inputs, x + r * stride, stride, now > first, sums + r * kTile + half * 32);
+  }
+  _tile_release();
+}
+
+bool has_matrix_unit() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  unsigned a = 7, b, c = 0, d;
+  __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  if (!(d >> 24 & 1) || !(d >> 25 & 1)) return false;  // amx-tile, amx-int8
+  constexpr int kAskForState = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+const Kernels* avx512_kernels() {
+  static const Kernels kernels = [] {
+    Kernels k = float_kernels("avx512-vnni");
+    k.dot8 = dot8;
+    k.gemm = gemm;
+    k.gemm_min_rows = has_matrix_unit() ? kGemmMinRows : 0;
+    k.dot8_planes = dot8_planes;
+    k.column8 = column8;
+    k.dot4 = dot4;
+    k.read = read_all;
+    return k;
+  }();
+  return &kernels;
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,74 @@
+#include "product.h"
+
+void QuantizedRows::reserve(int rows, int width) {
+  integers = Pages(2 * size_t(rows) * size_t(padded(width)), false);
+  quants.resize(size_t(rows));
+  starts.resize(2 * size_t(rows));
+}
+
+void QuantizedRows::quantize(jaxgpt_model& model, const Matrix& matrix, const float* x, int x_width, int rows,
+                             const Norm* norm, float* normalized) {
+  const Kernels& k = *model.kernels;
+  const int n = matrix.inputs, width = padded(n), parts = matrix.parts();
+  const int groups = matrix.bits == 4 ? matrix.groups() : 0;
+  group_sums.resize(size_t(rows) * size_t(groups));
+  const auto quantize_row = [&](int m) {
+    const float* row = x + size_t(m) * size_t(x_width);
+    int8_t* q = integers.as<int8_t>() + size_t(m) * size_t(parts) * size_t(width);
+    int8_t* residual = matrix.two_level ? q + width : nullptr;
+    const float* smooth = matrix.smooth.empty() ? nullptr : matrix.smooth.data();
+    RowQuant& quant = quants[size_t(m)];
+    if (norm) {
+      float* place = normalized + size_t(m) * size_t(padded(model.shape.n_embd));
+      k.layer_norm(row, norm->gain.data(), norm->bias.data(), n, place);
+      row = place;
+    }
+    k.quantize(row, smooth, n, matrix.input_scale, q, residual, &quant);
+    starts[size_t(m) * size_t(parts)] = quant.start;
+    if (residual) starts[size_t(m) * 2 + 1] = quant.residual_start;
+    if (groups) k.sum_groups(q, residual, width, matrix.group, &group_sums[size_t(m) * size_t(groups)]);
+  };
+  if (rows < 4)
+    for (int m = 0; m < rows; m++) quantize_row(m);
+  else
+    model.pool.run(rows, quantize_row);
+}
+
+const uint8_t* merged_planes(const Kernels& kernels, const Matrix& matrix, int tile, int first, int outputs) {
+  static thread_local std::vector<uint8_t> whole;
+  whole.resize(size_t(kTile) * size_t(padded(matrix.inputs)));
+  kernels.merge_planes(matrix.weights(tile), matrix.lo_plane(tile), padded(matrix.inputs), first, outputs,
+                       whole.data());
+  return whole.data();
+}
+
+float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const QuantizedRows& rows_of_x, int rows) {
+  alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
+  alignas(64) static thread_local float y[kChunk * kTile];
+  const int width = padded(matrix.inputs), parts = matrix.parts();
+  const int8_t* x = rows_of_x.integers.as<int8_t>();
+  const RowQuant* quants = rows_of_x.quants.data();
+  const int32_t* starts = rows_of_x.starts.data();
+  if (matrix.bits == 4) {
+    auto* floats = reinterpret_cast<float*>(sums);
+    k.dot4(matrix.weights(tile), matrix.scales4(tile), width, matrix.group, x, width, rows,
+           rows_of_x.group_sums.data(), floats);
+    for (int m = 0; m < rows; m++) k.dequantize4(floats + m * kTile, quants[m].scale, matrix.bias(tile), y + m * kTile);
+    return y;
+  }
+  const int all = rows * parts;
+  const bool gemm = k.gemm_min_rows && all >= k.gemm_min_rows;
+  if (matrix.nibble_planes && k.dot8_planes && !gemm) {
+    k.dot8_planes(matrix.weights(tile), matrix.lo_plane(tile), width, x, width, all, starts, sums);
+  } else {
+    const uint8_t* weights =
+        matrix.nibble_planes ? merged_planes(k, matrix, tile, 0, kTile) : matrix.weights(tile);
+    (gemm ? k.gemm : k.dot8)(weights, width, x, width, all, starts, sums);
+  }
+  for (int m = 0; m < rows; m++) {
+    const int32_t* own = sums + m * parts * kTile;
+    k.dequantize8(own, matrix.two_level ? own + kTile : nullptr, quants[m].scale, matrix.scales8(tile),
+                  matrix.bias(tile), y + m * kTile);
+  }
+  return y;
+}

@@ -1,0 +1,35 @@
+// Products of quantized rows and a matrix, tile by tile: what every layer and the head do.
+#pragma once
+
+#include <vector>
+
+#include "model.h"
+
+constexpr int kChunk = 256;  // rows that a prompt takes at once: scratch stays small, and weights are read rarely
+
+// Rows of input as a matrix takes them: integers, one row or two (with the residual) each, and what belongs to them.
+struct QuantizedRows {
+  // Makes room for `rows` rows of up to `width` inputs.
+  void reserve(int rows, int width);
+  // Normalizes (where there is a norm; into normalized, C apart) and quantizes `rows` rows of x.
+  void quantize(jaxgpt_model& model, const Matrix& matrix, const float* x, int x_width, int rows, const Norm* norm,
+                float* normalized);
+
+  Pages integers;
+  std::vector<RowQuant> quants;
+  std::vector<int32_t> starts;      // of each row of integers
+  std::vector<int32_t> group_sums;  // for matrices of 4 bits
+};
+
+// y (rows, 64) of one tile; it stays until this thread's next tile.
+float* multiply_tile(const Kernels& kernels, const Matrix& matrix, int tile, const QuantizedRows& x, int rows);
+
+// The bytes of `outputs` outputs of a tile in nibble planes, from `first` on; they stay until this thread merges others.
+const uint8_t* merged_planes(const Kernels& kernels, const Matrix& matrix, int tile, int first, int outputs);
+
+// Calls finish(tile, y) with y (rows, 64) for every tile, on all threads.
+template <typename Finish>
+void multiply(jaxgpt_model& model, const Matrix& matrix, const QuantizedRows& x, int rows, const Finish& finish) {
+  model.pool.run(matrix.tiles(),
+                 [&](int tile) { finish(tile, multiply_tile(*model.kernels, matrix, tile, x, rows)); });
+}

@@ -1,0 +1,47 @@
+#include "runtime/pages.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#if defined(__SANITIZE_ADDRESS__)
+
+// From the allocator, and not a byte more than was asked for: the sanitizer sees what reaches beyond.
+Pages::Pages(size_t bytes, bool) : bytes_(bytes) {
+  constexpr size_t kMax = size_t(1) << 34;
+  if (bytes > kMax || posix_memalign(reinterpret_cast<void**>(&start_), 64, std::max(bytes, size_t(1))))
+    throw std::bad_alloc();
+  memset(start_, 0, bytes);
+}
+
+Pages::~Pages() { free(start_); }
+
+#else
+
+Pages::Pages(size_t bytes, bool huge) : bytes_(bytes) {
+  constexpr size_t kHuge = size_t(2) << 20;
+  const size_t alignment = huge ? kHuge : 4096;
+  mapped_ = (bytes + 2 * alignment - 1) / alignment * alignment;
+  void* found = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) {
+    mapped_ = 0;
+    throw std::bad_alloc();
+  }
+  const uintptr_t aligned = (uintptr_t(found) + alignment - 1) / alignment * alignment;
+  const size_t before = aligned - uintptr_t(found);
+  if (before) munmap(found, before);
+  mapped_ -= before;
+  start_ = reinterpret_cast<uint8_t*>(aligned);
+#if defined(MADV_HUGEPAGE)
+  if (huge) madvise(start_, mapped_, MADV_HUGEPAGE);
+#endif
+}
+
+Pages::~Pages() {
+  if (start_) munmap(start_, mapped_);
+}
+
+#endif

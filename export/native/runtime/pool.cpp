@@ -1,0 +1,160 @@
+#include "runtime/pool.h"
+
+#include <chrono>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "runtime/errors.h"
+
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(10);  // longer, and beside busy processes it spends slices waiting
+constexpr int kLooks = 64;  // between two looks at the clock
+constexpr size_t kMaxPrefetch = 64 << 10;  // bytes for a waiting thread: they stay in its second cache
+constexpr int kLines = 8;            // between two looks whether the wait is over
+
+int checked(int threads) {
+  constexpr int kMaxThreads = 1024;
+  if (threads < 1 || threads > kMaxThreads) throw_error(JAXGPT_BAD_ARGUMENT, "%d threads are none", threads);
+  return threads;
+}
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+}  // namespace
+
+// Whether `ready` came true while prefetching what the thread reads next and then spinning.
+template <typename Ready>
+bool Pool::spin(int thread, const Ready& ready) const {
+  if (const uint8_t* start = prefetch_start_.load(std::memory_order_relaxed)) {
+    const size_t piece = prefetch_piece_.load(std::memory_order_relaxed);
+    start += size_t(first(thread, prefetch_pieces_.load(std::memory_order_relaxed))) * piece;
+    for (size_t ahead = 0; ahead < kMaxPrefetch; ahead += kLines * 64) {
+      if (ready()) return true;
+      for (int line = 0; line < kLines; line++) __builtin_prefetch(start + ahead + line * 64, 0, 2);
+    }
+  }
+  const auto until = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < kLooks; i++) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  return ready();
+}
+
+Pool::Pool(int threads) : ranges_(size_t(checked(threads))) {
+  others_.reserve(size_t(threads));
+  try {
+    for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });
+  } catch (...) {  // the system lends no more threads
+    finish();
+    throw;
+  }
+}
+
+Pool::~Pool() { finish(); }
+
+void Pool::finish() {
+  ends_ = true;
+  loop_++;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  for (auto& thread : others_) thread.join();
+}
+
+void Pool::run_pieces(int n, Call call, const void* context) {
+  if (n <= 0) return;
+  const int T = threads();
+  if (T == 1 || n == 1) {
+    for (int i = 0; i < n; i++) call(context, i);
+    return;
+  }
+  call_ = call;
+  context_ = context;
+  pieces_ = n;
+  done_.store(0, std::memory_order_relaxed);
+  for (int t = 0; t < T; t++) {
+    ranges_[size_t(t)].next_and_end.store(uint64_t(first(t + 1, n)) << 32 | uint64_t(first(t, n)),
+                                          std::memory_order_release);
+  }
+  loop_++;
+  if (sleepers_ > 0) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  int own = 0;  // told at the end, as every telling costs both threads a cache line
+  for (int piece; (piece = take(0)) >= 0; own++) run_piece(piece);
+  done_.fetch_add(own, std::memory_order_acq_rel);
+  const auto all_done = [this, n] { return done_ == n; };
+  if (!spin(0, all_done)) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_ = true;
+    all_done_.wait(lock, all_done);
+    caller_sleeps_ = false;
+  }
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+// Keeps what a piece throws: the others still use what the loop was given.
+void Pool::run_piece(int piece) {
+  try {
+    call_(context_, piece);
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+}
+
+// A piece from the thread's own range or, when that is empty, from another's; -1 when there is none.
+int Pool::take(int thread) {
+  const int T = threads();
+  for (int i = 0; i < T; i++) {
+    auto& range = ranges_[size_t((thread + i) % T)].next_and_end;
+    const uint64_t seen = range.load(std::memory_order_acquire);
+    if (uint32_t(seen) >= seen >> 32) continue;
+    const uint64_t taken = range.fetch_add(1, std::memory_order_acq_rel);
+    if (uint32_t(taken) < taken >> 32) return int(uint32_t(taken));
+  }
+  return -1;
+}
+
+void Pool::serve(int thread) {
+  uint32_t seen = 0;
+  while (await_loop(thread, seen)) {
+    seen = loop_.load();
+    int own = 0, n = 0;
+    for (int piece; (piece = take(thread)) >= 0; own++) {
+      n = pieces_;  // of the running loop, which the pieces that were not told yet keep from ending
+      run_piece(piece);
+    }
+    if (own && done_.fetch_add(own) + own == n && caller_sleeps_) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      all_done_.notify_all();
+    }
+  }
+}
+
+// Waits for a loop after number `seen`; false when the pool ends.
+bool Pool::await_loop(int thread, uint32_t seen) {
+  const auto came = [this, seen] { return loop_ != seen; };
+  if (!spin(thread, came)) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_++;
+    wake_.wait(lock, came);
+    sleepers_--;
+  }
+  return !ends_;
+}
