@@ -184,25 +184,25 @@ def _quantized(method: str, work: Path, fp32: Path, data: Path) -> Path:
 @pytest.fixture(scope="session")
 def int8_dynamic(work: Path, fp32: Path, data: Path) -> Path:
     """The INT8 artifact with dynamic inputs."""
-    return _quantized("dynamic", work, fp32, data)
+    return _quantized("int8-dynamic", work, fp32, data)
 
 
 @pytest.fixture(scope="session")
 def int8_static(work: Path, fp32: Path, data: Path) -> Path:
     """The INT8 artifact with static inputs."""
-    return _quantized("static", work, fp32, data)
+    return _quantized("int8-static", work, fp32, data)
 
 
 @pytest.fixture(scope="session")
 def int8_weight_only(work: Path, fp32: Path, data: Path) -> Path:
     """The artifact with int8 weights and float inputs."""
-    return _quantized("weight-only-int8", work, fp32, data)
+    return _quantized("int8-weight-only", work, fp32, data)
 
 
 @pytest.fixture(scope="session")
 def int4(work: Path, fp32: Path, data: Path) -> Path:
     """The artifact with int4 weights, by GPTQ, and float inputs."""
-    return _quantized("weight-only-int4", work, fp32, data)
+    return _quantized("int4-weight-only", work, fp32, data)
 
 
 @pytest.fixture(scope="session")
@@ -215,15 +215,15 @@ def qat_run(work: Path, run: Path, data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def qat_fp32(work: Path, qat_run: Path) -> Path:
-    """The float32 artifact of the quantization-aware training, with its input steps."""
+    """The float32 artifact of the quantization-aware training, with its input scales."""
     assert run_command("jaxgpt-export", "convert", "--run", qat_run, "--out", work / "qat-fp32") == 0
     return work / "qat-fp32"
 
 
 @pytest.fixture(scope="session")
 def int8_static_qat(work: Path, qat_fp32: Path, data: Path) -> Path:
-    """The INT8 artifact with the input steps that were trained."""
-    return _quantized("static-qat", work, qat_fp32, data)
+    """The INT8 artifact with the input scales that were trained."""
+    return _quantized("int8-static-qat", work, qat_fp32, data)
 
 
 def python(code: str) -> tuple[list[str], dict[str, str]]:

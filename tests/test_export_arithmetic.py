@@ -29,10 +29,10 @@ def test_rows_and_tokens_follow_the_definition_at_every_magnitude(size: float) -
     assert (expected[7] == 0).all()
 
 
-def test_rounding_error_is_at_most_half_a_step() -> None:
+def test_rounding_error_is_at_most_half_a_scale() -> None:
     x = torch.randn(100, 64, generator=torch.Generator().manual_seed(0))
     q, scale = quantize_rows(x)
-    # half a step, and a float32 rounding of a quotient of up to 127
+    # half a scale, and a float32 rounding of a quotient of up to 127
     assert float(((q * scale[:, None] - x).abs() / scale[:, None]).max()) <= 0.5 + 127 * 2**-23
 
 

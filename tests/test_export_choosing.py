@@ -6,11 +6,13 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.quantize.auto import choose
+from jaxgpt_export.quantize.auto import choose, high_precision_layers
 from jaxgpt_export.quantize.command import _quality
+from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.quantizer import Quantizer
 from jaxgpt_export.quantize.sensitivity import sensitivity, worst_layers
 
+from jaxgpt.shared.architecture import linear_layers
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 
@@ -25,8 +27,9 @@ def last_json(output: str) -> dict[str, object]:
 
 
 def test_only_one_layer_is_rounded(quantizer: Quantizer) -> None:
-    made = quantizer.only(quantizer.round("static"), "h.1.mlp.c_fc")
-    assert {name for name, bits in made.quantization.bits.items() if bits == 8} == {"h.1.mlp.c_fc"}
+    made = quantizer.only(find_method("int8-static").apply(quantizer), "h.1.mlp.c_fc")
+    schemes = made.quantization.layers.items()
+    assert {name for name, scheme in schemes if scheme.weight_bits == 8} == {"h.1.mlp.c_fc"}
     assert [name for name in made.tensors if name.endswith("input_scale")] == ["h.1.mlp.c_fc.input_scale"]
     tokens = torch.tensor([[1, 2, 3]])
     # In float64, as what lies between the layers is float64 in the one and float32 in the other.
@@ -41,7 +44,7 @@ def test_sensitivity_names_the_layer_that_was_made_hard_to_round(quantizer: Quan
     for part in ("weight", "bias"):  # the same function
         tensors[f"h.1.ln_2.{part}"][3] /= 2000
     hard = Quantizer(quantizer.artifact, quantizer._dataset)
-    rows = sensitivity(hard, hard.round("weight-only-int8"))
+    rows = sensitivity(hard, find_method("int8-weight-only").apply(hard))
     assert rows[0]["layer"] == "h.1.mlp.c_fc"
     assert rows[0]["kl_mean"] > 10 * rows[1]["kl_mean"]
     assert [row["kl_mean"] for row in rows] == sorted((row["kl_mean"] for row in rows), reverse=True)
@@ -54,43 +57,57 @@ def test_auto_takes_the_first_within_the_bound_from_the_cheapest_on(quantizer: Q
 
     made, rows = choose(quantizer, cost, 1.0)
     assert made is not None
-    assert [row["method"] for row in rows] == ["weight-only-int4-head"]
+    assert [row["method"] for row in rows] == ["int4-weight-only-head"]
     made, rows = choose(quantizer, cost, -1.0)  # no rounding makes the loss so much better
     assert made is None
     assert [row["method"] for row in rows] == [
-        "weight-only-int4-head",
-        "weight-only-int4",
-        "static",
-        "dynamic",
-        "weight-only-int8",
+        "int4-weight-only-head",
+        "int4-weight-only",
+        "int8-static",
+        "int8-dynamic",
+        "int8-weight-only",
     ] * 2
     assert [len(row["kept"]) for row in rows] == [0] * 5 + [1] * 5
 
 
 def test_a_head_of_4_bits_is_not_among_the_layers_to_keep(quantizer: Quantizer) -> None:
-    made = quantizer.round("weight-only-int4-head")
+    method = find_method("int4-weight-only-head")
+    made = method.apply(quantizer)
     rows = sensitivity(quantizer, made)
     assert ("wte", 4) in {(row["layer"], row["bits"]) for row in rows}
-    assert worst_layers(quantizer, made, len(rows)) == [row["layer"] for row in rows if row["layer"] != "wte"]
+    worst = worst_layers(quantizer, method, made, len(rows))
+    assert worst == [row["layer"] for row in rows if row["layer"] != "wte"]
 
 
 def test_a_kept_layer_is_float_or_has_8_bits(quantizer: Quantizer) -> None:
-    made = quantizer.round("dynamic", ["h.0.attn.c_proj", "wte"])
-    assert kept_layers(quantizer.config, made) == ["wte", "h.0.attn.c_proj"]
+    method, config = find_method("int8-dynamic"), quantizer.config
+    made = method.apply(quantizer, ["h.0.attn.c_proj", "wte"])
+    assert high_precision_layers(config, method, made) == ["wte", "h.0.attn.c_proj"]
     assert made.tensors["wte.weight"].dtype == torch.float32
-    made = quantizer.round("weight-only-int4", ["h.0.attn.c_proj"])
-    assert kept_layers(quantizer.config, made) == ["h.0.attn.c_proj"]
+    method = find_method("int4-weight-only")
+    made = method.apply(quantizer, ["h.0.attn.c_proj"])
+    assert high_precision_layers(config, method, made) == ["h.0.attn.c_proj"]
     assert made.tensors["h.0.attn.c_proj.weight"].dtype == torch.int8
-    with pytest.raises(UserError, match="to keep it: weight-only-int4"):
-        quantizer.round("weight-only-int4-head", ["wte"])
+    with pytest.raises(UserError, match="to keep it: int4-weight-only"):
+        find_method("int4-weight-only-head").apply(quantizer, ["wte"])
     with pytest.raises(UserError, match=r"no layer h\.7"):
-        quantizer.round("dynamic", ["h.7"])
+        find_method("int8-dynamic").apply(quantizer, ["h.7"])
 
 
 def test_kept_layers_are_written_and_verified(
     command: Command, fp32: Path, data: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--artifact", fp32, "--method", "dynamic", "--data", data, "--keep", 2, "--sensitivity")
+    arguments = (
+        "--artifact",
+        fp32,
+        "--method",
+        "int8-dynamic",
+        "--data",
+        data,
+        "--high-precision-layers",
+        2,
+        "--sensitivity",
+    )
     code, out, _ = command("jaxgpt-export", "quantize", *arguments, "--out", tmp_path / "a", "--json")
     assert code == 0
     figures = last_json(out)
@@ -98,8 +115,10 @@ def test_kept_layers_are_written_and_verified(
     assert figures["speed_against_float"] > 0
     assert len(figures["sensitivity"]) == 2 + 2 * 4 - 2
     assert command("jaxgpt-export", "verify", "--artifact", tmp_path / "a")[0] == 0
-    bits = read_artifact(tmp_path / "a").quantization.bits
-    assert sorted(name for name, each in bits.items() if each == 32) == sorted(figures["kept"])
+    schemes = read_artifact(tmp_path / "a").quantization.layers
+    linear = linear_layers(read_artifact(tmp_path / "a").config)
+    float32 = {name for name, scheme in schemes.items() if scheme.weight_bits == 32}
+    assert {linear[name].matrix if name in linear else name for name in float32} == set(figures["kept"])
 
 
 def test_auto_writes_what_it_chose_or_nothing(
@@ -110,7 +129,9 @@ def test_auto_writes_what_it_chose_or_nothing(
     assert code == 0
     assert last_json(out)["kind"] == read_artifact(tmp_path / "a").kind == "int4-weight-only-head"
     assert "speed / float" in err
-    monkeypatch.setattr("jaxgpt_export.quantize.auto.CHEAPEST_FIRST", ("weight-only-int4",))
+    monkeypatch.setattr(
+        "jaxgpt_export.quantize.auto.cheapest_first", lambda quantizer: [find_method("int4-weight-only")]
+    )
     arguments = (*arguments[:6], "--out", tmp_path / "b", "--json")
     code, out, err = command("jaxgpt-export", "quantize", *arguments, "--max-loss", 0)
     if code == 1:  # a rounded model may also be better than float by chance
@@ -123,9 +144,9 @@ def test_auto_writes_what_it_chose_or_nothing(
     ("extra", "words"),
     [
         (("--method", "auto"), "--data"),
-        (("--method", "dynamic", "--keep", -1), "--keep (-1)"),
-        (("--method", "static-qat"), "no trained input steps"),
-        (("--method", "dynamic", "--keep", 1), "--data"),
+        (("--method", "int8-dynamic", "--keep", -1), "--high-precision-layers (-1)"),
+        (("--method", "int8-static-qat"), "no trained input scales"),
+        (("--method", "int8-dynamic", "--high-precision-layers", 1), "--data"),
     ],
 )
 def test_what_can_not_be_done_is_one_line(
@@ -141,18 +162,18 @@ def test_what_can_not_be_done_is_one_line(
     [
         (("--max-loss", "inf"), "--max-loss (inf)"),
         (("--max-loss", "nan"), "--max-loss (nan)"),
-        (("--keep", 1000), "nothing to round"),
+        (("--high-precision-layers", 1000), "nothing to round"),
     ],
 )
 def test_bounds_that_mean_nothing_are_one_line(
     command: Command, fp32: Path, data: Path, tmp_path: Path, extra: tuple[object, ...], words: str
 ) -> None:
-    arguments = ("--artifact", fp32, "--method", "dynamic", "--data", data, "--out", tmp_path / "a")
+    arguments = ("--artifact", fp32, "--method", "int8-dynamic", "--data", data, "--out", tmp_path / "a")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments, *extra), words)
     assert not (tmp_path / "a").exists()
 
 
 def test_sensitivity_without_text_leaves_no_artifact(command: Command, fp32: Path, tmp_path: Path) -> None:
-    arguments = ("--artifact", fp32, "--method", "dynamic", "--sensitivity", "--out", tmp_path / "a")
+    arguments = ("--artifact", fp32, "--method", "int8-dynamic", "--sensitivity", "--out", tmp_path / "a")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "--sensitivity", "--data")
     assert not (tmp_path / "a").exists()

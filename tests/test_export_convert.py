@@ -3,12 +3,13 @@ import os
 from pathlib import Path
 
 import jax.numpy as jnp
-import jaxgpt_export.convert
+import jaxgpt_export.flax_run.checkpoint
 import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error
-from jaxgpt_export.flax_run.tensors import hf_tensors
-from jaxgpt_export.format.artifact import expected_tensors, read_artifact
+from jaxgpt_export.flax_run.checkpoint import hf_tensors
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.tensors import expected_tensors
 
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
@@ -49,15 +50,15 @@ def test_a_transposed_matrix_is_caught_and_nothing_is_written(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A square matrix transposed by mistake fits every shape; only the logits show it."""
-    honest = jaxgpt_export.flax_run.tensors.hf_tensors
+    honest = jaxgpt_export.flax_run.checkpoint.hf_tensors
 
     def transposed(*arguments: object) -> dict[str, object]:
         tensors = honest(*arguments)
         name = "transformer.h.0.attn.c_proj.weight"
-        tensors[name] = tensors[name].t().contiguous()
+        tensors[name] = tensors[name].T.copy()
         return tensors
 
-    monkeypatch.setattr(jaxgpt_export.convert, "hf_tensors", transposed)
+    monkeypatch.setattr(jaxgpt_export.flax_run.checkpoint, "hf_tensors", transposed)
     code, _out, err = command("jaxgpt-export", "convert", "--run", run, "--out", tmp_path / "a")
     assert code == 1
     assert "FAIL" in err
@@ -89,5 +90,5 @@ def test_artifact_tensors_are_the_checkpoint_s(fp32: Path, run: Path) -> None:
 
     _, params = load_params(open_run(run), "best")
     tensors = read_artifact(fp32).tensors
-    assert (tensors["h.1.attn.c_attn.weight"].numpy() == np.asarray(params["h.1.attn.c_attn.kernel"]).T).all()
-    assert (tensors["wte.weight"].numpy() == np.asarray(params["wte.embedding"])).all()
+    assert (tensors["h.1.attn.c_attn.weight"] == np.asarray(params["h.1.attn.c_attn.kernel"]).T).all()
+    assert (tensors["wte.weight"] == np.asarray(params["wte.embedding"])).all()

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, rows
-from jaxgpt_export.format.artifact import expected_tensors, read_artifact, write_artifact
+from jaxgpt_export.format.artifact import read_artifact, write_artifact
+from jaxgpt_export.format.tensors import expected_tensors
 from jaxgpt_export.model.build import load
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
@@ -42,7 +43,7 @@ def write(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Path:
     for name, (_, shape) in expected_tensors(config, None).items():
         size = 0.3 if len(shape) == 2 else 0.1
         gain = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
-        tensors[name] = torch.randn(shape, generator=generator) * size + gain
+        tensors[name] = (torch.randn(shape, generator=generator) * size + gain).numpy()
     folder.mkdir()
     write_artifact(folder, config, None, tensors, tokenizer)
     return folder
@@ -66,14 +67,14 @@ def make(command: Command, artifact: Path, kind: str) -> Path:
 
 
 def q8_0(array: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """ggml's reference for one block after another: float16 step = largest / 127, halves away from zero."""
+    """ggml's reference for one block after another: float16 scale = largest / 127, halves away from zero."""
     blocks = array.reshape(-1, 32)
-    step = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     with np.errstate(divide="ignore"):
-        inverse = np.where(step == 0, np.float32(0), np.float32(1) / step)
+        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
     scaled = blocks * inverse
     q = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
-    parts = [step.astype("<f2").view(np.uint8), q.view(np.uint8)]
+    parts = [scale.astype("<f2").view(np.uint8), q.view(np.uint8)]
     return np.concatenate(parts, axis=1).reshape(len(array), -1)
 
 
@@ -100,8 +101,8 @@ def test_file_holds_the_artifacts_tensors(command: Command, artifact: Path, kind
     tensors = read_artifact(artifact).tensors
     assert found.keys() == {gguf_name(name) for name in tensors}
     assert "output.weight" in found or read_artifact(artifact).config.tied
-    for name, tensor in tensors.items():
-        theirs, ours = found[gguf_name(name)], tensor.numpy()
+    for name, ours in tensors.items():
+        theirs = found[gguf_name(name)]
         assert tuple(theirs.shape) == ours.shape[::-1]  # GGUF counts dimensions from the fastest
         plain = kind == "f32" or ours.ndim == 1 or name == "wpe.weight"
         expected = ours if plain else ours.astype(np.float16) if kind == "f16" else q8_0(ours)
@@ -197,7 +198,7 @@ def test_llama_cpp_runs_the_smaller_types(command: Command, artifact: Path, kind
     with llama(make(command, artifact, kind)) as model:
         model.eval(tokens)
         scores = np.array(model.scores[: len(tokens)])
-    # Steps of 1 / 127 of a block's largest weight, at random, over 2 layers: some per cent of the logits.
+    # Scales of 1 / 127 of a block's largest weight, at random, over 2 layers: some per cent of the logits.
     assert np.abs(scores - exact).max() <= 0.1 * np.abs(exact).max()
 
 

@@ -59,12 +59,12 @@ def test_the_extreme_of_a_group_of_either_sign_is_minus_8() -> None:
     assert bool((scale[1] < 0).all())
 
 
-def test_rounding_error_of_a_group_is_at_most_half_a_step_but_for_the_one_value_on_the_other_side() -> None:
+def test_rounding_error_of_a_group_is_at_most_half_a_scale_but_for_the_one_value_on_the_other_side() -> None:
     weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     q, scale = round_groups(weight, G)
     wide = scale.float().repeat_interleave(G, dim=1)
     inside = (weight / wide).abs() <= 7.5
-    # half a step; bfloat16 steps are exact here: they were rounded before the integers were chosen
+    # half a scale; bfloat16 scales are exact here: they were rounded before the integers were chosen
     assert float(((q * wide - weight) / wide).abs()[inside].max()) <= 0.5 + 1e-5
 
 
@@ -75,7 +75,7 @@ def test_a_group_of_zeros_stays_zero() -> None:
     assert bool(torch.isfinite(scale).all())
 
 
-def test_the_chosen_step_is_the_best_of_those_tried() -> None:
+def test_the_chosen_scale_is_the_best_of_those_tried() -> None:
     weight = torch.randn(40, G, generator=torch.Generator().manual_seed(0))
     importance = torch.linspace(0.1, 3.0, G)
 
@@ -106,22 +106,22 @@ def test_gptq_follows_its_formula_column_by_column() -> None:
     damped = moments + 0.01 * moments.diagonal().mean() * torch.eye(64, dtype=torch.float64)
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     left = weight.double().clone()
-    steps = scale.double().repeat_interleave(G, dim=1)
+    scales = scale.double().repeat_interleave(G, dim=1)
     agreeing = 0
     for i in range(64):
-        expected = torch.round(left[:, i] / steps[:, i]).clamp(-8, 7)
+        expected = torch.round(left[:, i] / scales[:, i]).clamp(-8, 7)
         agreeing += int((expected == q[:, i]).sum())
-        left -= ((left[:, i] - q[:, i] * steps[:, i]) / upper[i, i])[:, None] * torch.cat(
+        left -= ((left[:, i] - q[:, i] * scales[:, i]) / upper[i, i])[:, None] * torch.cat(
             [torch.zeros(i, dtype=torch.float64), upper[i, i:]]
         )[None]
     assert agreeing >= 0.998 * q.numel()  # float32 against float64 on a rounding edge
 
 
-def test_8_bits_are_compensated_too_and_keep_the_steps_of_plain_rounding() -> None:
+def test_8_bits_are_compensated_too_and_keep_the_scales_of_plain_rounding() -> None:
     weight, x = layer()
     plain, scale = quantize_rows(weight)
-    q, steps = gptq_rows(weight, x.t() @ x)
-    assert torch.equal(steps, scale)
+    q, found = gptq_rows(weight, x.t() @ x)
+    assert torch.equal(found, scale)
     assert int(q.abs().max()) <= 127
     errors = [output_error((each, scale[:, None]), weight, x) for each in (q, plain)]
     assert errors[0] < 0.5 * errors[1]
@@ -208,7 +208,7 @@ def test_dequantized_rows_can_be_taken_one_by_one() -> None:
 
 
 def test_int4_without_data_is_one_line(command: Command, fp32: object, tmp_path: object) -> None:
-    arguments = ("--artifact", fp32, "--method", "weight-only-int4", "--out", f"{tmp_path}/a")
+    arguments = ("--artifact", fp32, "--method", "int4-weight-only", "--out", f"{tmp_path}/a")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "--data")
 
 

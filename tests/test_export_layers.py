@@ -42,7 +42,7 @@ def test_layer_is_near_the_float_layer_and_keeps_any_batch_shape() -> None:
     layer, x = random_layer(static=False, smooth=False)
     weight = layer.weight.float() * layer.weight_scale[:, None]
     exact = torch.nn.functional.linear(x, weight, layer.bias)
-    # Rounding an input moves it by at most half a step of max|x| / 127 in each of 64 products.
+    # Rounding an input moves it by at most half a scale of max|x| / 127 in each of 64 products.
     bound = 0.5 / 127 * x.abs().amax(dim=1, keepdim=True) * weight.abs().sum(dim=1)[None] + 1e-5
     assert ((layer(x) - exact).abs() <= bound).all()
     assert torch.equal(layer(x.reshape(3, 3, -1)).reshape(9, -1), layer(x))
@@ -100,11 +100,11 @@ def test_a_loaded_state_is_what_is_computed(static: bool) -> None:
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_a_fine_input_follows_the_definition_and_is_a_hundred_times_nearer(static: bool) -> None:
+def test_a_two_level_input_follows_the_definition_and_is_a_hundred_times_nearer(static: bool) -> None:
     plain, x = random_layer(static, smooth=False)
     if static:
         x = x.clamp(-120 * plain.input_scale, 120 * plain.input_scale)
-    layer = Int8Linear(plain.weight, plain.weight_scale, plain.bias, plain.input_scale, None, fine=True)
+    layer = Int8Linear(plain.weight, plain.weight_scale, plain.bias, plain.input_scale, None, two_level=True)
     a = x.numpy().reshape(-1, x.shape[-1])
     largest = np.maximum(np.abs(a).max(axis=1, keepdims=True) / np.float32(127), np.float32(2.0**-126))
     s = np.full_like(largest, float(plain.input_scale)) if static else largest

@@ -1,43 +1,49 @@
 """A torch.export program gives the module's logits, whatever batch and time, without this project's code."""
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command, assert_one_line_error, python, rows
-from jaxgpt_export.format.artifact import expected_tensors, write_artifact
+from jaxgpt_export.format.artifact import write_artifact
 from jaxgpt_export.format.probe import Probe, write_probe
 from jaxgpt_export.format.scheme import Quantization
-from jaxgpt_export.format.tensors import Shapes
+from jaxgpt_export.format.tensors import Shapes, expected_tensors
 from jaxgpt_export.interchange import torch_export as program_module
-from jaxgpt_export.model.build import load
+from jaxgpt_export.model.build import as_array, load
+from jaxgpt_export.quantize.methods import find_method
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.tensor_file import BFLOAT16, Arrays
 
 CONFIG = ModelConfig(300, 16, 1, 2, 64)
 ROTARY = ModelConfig(300, 16, 1, 2, 64, positions="rotary", tied=False)
-KINDS = ["fp32", "rotary", "dynamic", "static", "weight-only-int8", "weight-only-int4"]
+KINDS = ["fp32", "rotary", "int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"]
 FLOAT32_TOLERANCE = 1e-5  # the program's own gate; the same operators, so 0 is measured
 
 
-def random_tensors(shapes: Shapes) -> dict[str, torch.Tensor]:
+def random_tensors(shapes: Shapes) -> Arrays:
     """Tensors of these shapes that make logits of size 1."""
     draw = torch.Generator().manual_seed(0)
     found = {}
     for name, (dtype, shape) in shapes.items():
-        if dtype == torch.int8:
-            found[name] = torch.randint(-127, 128, shape, generator=draw, dtype=dtype)
-        elif dtype == torch.uint8:
-            found[name] = torch.randint(0, 256, shape, generator=draw).to(dtype)
+        if dtype == np.int8:
+            tensor = torch.randint(-127, 128, shape, generator=draw, dtype=torch.int8)
+        elif dtype == np.uint8:
+            tensor = torch.randint(0, 256, shape, generator=draw).to(torch.uint8)
         elif name.endswith("_scale"):
             size = 0.03 if name.endswith("input_scale") else 0.002
-            found[name] = (size * (0.5 + torch.rand(shape, generator=draw))).to(dtype)
+            tensor = size * (0.5 + torch.rand(shape, generator=draw))
+            tensor = tensor.to(torch.bfloat16) if dtype == BFLOAT16 else tensor
         else:
             gain = 1.0 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight", ".smooth")) else 0.0
-            found[name] = 0.1 * torch.randn(shape, generator=draw) + gain
+            tensor = 0.1 * torch.randn(shape, generator=draw) + gain
+        found[name] = as_array(tensor)
     return found
 
 
@@ -51,17 +57,19 @@ def make_artifact(kind: str, folder: Path) -> Path:
     config = ROTARY if kind == "rotary" else CONFIG
     quantization = None
     if kind not in ("fp32", "rotary"):
-        four = kind.endswith("int4")
-        bits = {name: 4 if four and name.startswith("h.") else 8 for name in layer_shapes(config)}
-        smooth = ("h.0.mlp.c_proj", "wte") if kind == "static" else ()
-        quantization = Quantization(kind, bits, 16 if four else 0, smooth)
+        smooth = ("h.0.mlp.c_proj", "wte") if kind == "int8-static" else ()
+        schemes = find_method(kind).schemes(config)
+        for name, scheme in schemes.items():
+            group_size = 16 if scheme.weight_bits == 4 else 0
+            schemes[name] = dataclasses.replace(scheme, group_size=group_size, smoothing=name in smooth)
+        quantization = Quantization(kind, schemes)
     tensors = random_tensors(expected_tensors(config, quantization))
     folder.mkdir()
     write_artifact(
         folder, config, quantization, tensors, make_tokenizer("bpe:300", [r["text"] for r in rows(40)])
     )
-    tokens = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(2), dtype=torch.int32)
-    write_probe(folder, Probe(tokens, torch.arange(2, dtype=torch.int32), torch.zeros(2, 300)))
+    tokens = np.random.default_rng(2).integers(300, size=(2, 16), dtype=np.int32)
+    write_probe(folder, Probe(tokens, np.arange(2, dtype=np.int32), np.zeros((2, 300), np.float32)))
     return folder
 
 
@@ -85,7 +93,7 @@ def test_program_gives_the_modules_logits_for_any_batch_and_time(
 
 def test_int8_program_multiplies_integers_and_stays_small(command: Command, tmp_path: Path) -> None:
     sizes = {}
-    for kind in ("fp32", "dynamic", "static"):
+    for kind in ("fp32", "int8-dynamic", "int8-static"):
         folder, out = make_artifact(kind, tmp_path / kind), tmp_path / f"{kind}.pt2"
         assert command("jaxgpt-export", "program", "--artifact", folder, "--out", out)[0] == 0
         exported = torch.export.load(out)
@@ -96,12 +104,12 @@ def test_int8_program_multiplies_integers_and_stays_small(command: Command, tmp_
         stored = {**exported.state_dict, **exported.constants}
         unique = {t.untyped_storage().data_ptr(): t for t in stored.values() if isinstance(t, torch.Tensor)}
         sizes[kind] = sum(t.untyped_storage().nbytes() for t in unique.values())
-    assert sizes["dynamic"] < 0.35 * sizes["fp32"]
-    assert sizes["static"] < 0.35 * sizes["fp32"]
+    assert sizes["int8-dynamic"] < 0.35 * sizes["fp32"]
+    assert sizes["int8-static"] < 0.35 * sizes["fp32"]
 
 
 def test_program_runs_without_this_project(command: Command, tmp_path: Path) -> None:
-    folder, out = make_artifact("static", tmp_path / "a"), tmp_path / "model.pt2"
+    folder, out = make_artifact("int8-static", tmp_path / "a"), tmp_path / "model.pt2"
     assert command("jaxgpt-export", "program", "--artifact", folder, "--out", out)[0] == 0
     expected = load(folder)(torch.tensor([[1, 2, 3]])).sum()
     arguments, environment = python(

@@ -9,21 +9,22 @@ import torch
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 from jaxgpt_bench.speed.random_models import random_tensors
 from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.format.scheme import Quantization
 from jaxgpt_export.model.arithmetic import quantize_rows
-from jaxgpt_export.model.build import build_model, float_model, quantized_model
+from jaxgpt_export.model.build import as_array, as_tensors, build_model, float_model
 from jaxgpt_export.quantize.activation import (
     COVERED,
     STRENGTHS,
     ActivationQuant,
+    Search,
     search_scale,
     smoothing_vector,
 )
 from jaxgpt_export.quantize.calibration import LayerInput, collect_inputs
+from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.smoothing import fold_smoothing
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
-from jaxgpt.shared.architecture import HEAD
+from jaxgpt.shared.architecture import HEAD, linear_layers, matrices
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
@@ -34,8 +35,8 @@ CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=2, n_head=4, n_embd=3
 def test_folded_smoothing_leaves_the_float_model_unchanged() -> None:
     tensors = {name: tensor * 5 for name, tensor in random_tensors(CONFIG).items()}
     generator = torch.Generator().manual_seed(0)
-    widths = {name: shape[1] for name, shape in layer_shapes(CONFIG).items() if name not in ("wte", "wpe")}
-    smooth = {name: torch.rand(I, generator=generator) * 3 + 0.2 for name, I in {**widths, HEAD: 32}.items()}
+    widths = {name: layer.inputs for name, layer in linear_layers(CONFIG).items()}
+    smooth = {name: torch.rand(I, generator=generator) * 3 + 0.2 for name, I in widths.items()}
     folded, kept = fold_smoothing(CONFIG, tensors, smooth)
     assert set(kept) == {"h.0.mlp.c_proj.smooth", "h.1.mlp.c_proj.smooth", "wte.smooth"}
     # What the artifact does at run time with the vectors that stay, in float:
@@ -77,8 +78,8 @@ def output_error(plan: ActivationQuant, layer: LayerInput, weight: torch.Tensor)
 
 def test_smoothing_saves_what_a_plain_maximum_ruins() -> None:
     layer, weight = outlier_layer()
-    naive = search_scale(layer, weight, (1.0,), ())
-    best = search_scale(layer, weight, COVERED, STRENGTHS)
+    naive = search_scale(layer, weight, Search(covered=(1.0,)))
+    best = search_scale(layer, weight, Search(covered=COVERED, strengths=STRENGTHS))
     assert best.smooth is not None
     for plan in (naive, best):
         assert output_error(plan, layer, weight) == pytest.approx(plan.error, rel=0.02)
@@ -91,8 +92,8 @@ def test_plan_is_the_best_of_all_that_were_to_try() -> None:
     u = torch.rand(20_000, 16, generator=generator) - 0.5
     x = -u.sign() * torch.log1p(-2 * u.abs() + 1e-7)  # Laplace: long tails that are rare, so clipping pays
     layer, weight = seen(x), torch.randn(8, 16, generator=generator)
-    plans = [search_scale(layer, weight, (share,), ()) for share in COVERED]
-    best = search_scale(layer, weight, COVERED, ())
+    plans = [search_scale(layer, weight, Search(covered=(share,))) for share in COVERED]
+    best = search_scale(layer, weight, Search(covered=COVERED))
     assert best.error == min(plan.error for plan in plans) < plans[0].error
 
 
@@ -111,7 +112,7 @@ def test_calibration_sees_the_largest_inputs_of_every_layer() -> None:
     model = float_model(CONFIG, random_tensors(CONFIG))
     tokens = torch.randint(97, (3, 24), generator=torch.Generator().manual_seed(0)).int()
     inputs = collect_inputs(model, tokens)
-    assert set(inputs) == {name for name in layer_shapes(CONFIG) if name not in ("wte", "wpe")} | {HEAD}
+    assert set(inputs) == set(linear_layers(CONFIG))
     with torch.no_grad():
         x = model.h[0].ln_1(model.wte(tokens.long()) + model.wpe(torch.arange(24)))
     # The model runs row by row here, in one batch there: the same float32 sums but for their order.
@@ -133,22 +134,23 @@ def test_nan_in_calibration_names_the_layer() -> None:
 @pytest.fixture
 def plain(command: Command, fp32: Path, tmp_path: Path) -> Path:
     """An artifact that follows from the weights alone: no calibration text was given."""
-    arguments = ("--artifact", fp32, "--method", "weight-only-int8", "--out", tmp_path / "plain")
+    arguments = ("--artifact", fp32, "--method", "int8-weight-only", "--out", tmp_path / "plain")
     assert command("jaxgpt-export", "quantize", *arguments)[0] == 0
     return tmp_path / "plain"
 
 
 def test_artifact_holds_the_integers_of_the_module(fp32: Path, plain: Path) -> None:
     parent, artifact = read_artifact(fp32), read_artifact(plain)
-    for name in layer_shapes(parent.config):
-        q, scale = quantize_rows(parent.tensors[f"{name}.weight"])
-        assert torch.equal(artifact.tensors[f"{name}.weight"], q)
-        assert torch.equal(artifact.tensors[f"{name}.weight_scale"], scale)
-    bits = dict.fromkeys(layer_shapes(parent.config), 8)
-    tensors = quantized_state_dict(parent.config, parent.tensors, bits)
-    model = quantized_model(parent.config, Quantization("weight-only-int8", bits), tensors)
+    tensors = as_tensors(parent.tensors)
+    for name in matrices(parent.config):
+        q, scale = quantize_rows(tensors[f"{name}.weight"])
+        assert np.array_equal(artifact.tensors[f"{name}.weight"], as_array(q))
+        assert np.array_equal(artifact.tensors[f"{name}.weight_scale"], as_array(scale))
+    schemes = find_method("int8-weight-only").schemes(parent.config)
+    made = quantized_state_dict(parent.config, tensors, "int8-weight-only", schemes)
+    assert made.quantization == artifact.quantization
     tokens = torch.tensor([[1, 2, 3]])
-    assert torch.equal(model(tokens), build_model(artifact)(tokens))
+    assert torch.equal(made.model(parent.config)(tokens), build_model(artifact)(tokens))
 
 
 @pytest.mark.parametrize(
@@ -180,18 +182,18 @@ def test_loss_increase_is_small_and_recorded(
 def test_int8_artifact_can_not_be_quantized_again(
     command: Command, int8_dynamic: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--artifact", int8_dynamic, "--method", "dynamic", "--out", tmp_path / "a")
+    arguments = ("--artifact", int8_dynamic, "--method", "int8-dynamic", "--out", tmp_path / "a")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "int8-dynamic", "float32")
 
 
 def test_static_without_data_is_one_line(command: Command, fp32: Path, tmp_path: Path) -> None:
-    arguments = ("--artifact", fp32, "--method", "static", "--out", tmp_path / "a")
+    arguments = ("--artifact", fp32, "--method", "int8-static", "--out", tmp_path / "a")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "--data")
     assert os.listdir(tmp_path) == []
 
 
 def test_dynamic_needs_no_data(command: Command, fp32: Path, plain: Path, tmp_path: Path) -> None:
-    arguments = ("--artifact", fp32, "--method", "dynamic", "--out", tmp_path / "a")
+    arguments = ("--artifact", fp32, "--method", "int8-dynamic", "--out", tmp_path / "a")
     assert command("jaxgpt-export", "quantize", *arguments)[0] == 0
     content = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "a", plain)]
     assert content[0] == content[1]
@@ -199,7 +201,8 @@ def test_dynamic_needs_no_data(command: Command, fp32: Path, plain: Path, tmp_pa
 
 def test_a_smoothed_dynamic_layer_is_nearer_where_a_channel_stands_out() -> None:
     layer, weight = outlier_layer()
-    plain, best = search_scale(layer, weight, (), ()), search_scale(layer, weight, (), STRENGTHS)
+    plain = search_scale(layer, weight, Search())
+    best = search_scale(layer, weight, Search(strengths=STRENGTHS))
     assert plain.scale is best.scale is None
     assert best.smooth is not None
     assert best.error < plain.error / 10
@@ -212,13 +215,23 @@ def test_smoothing_undoes_what_was_scaled_up_and_down() -> None:
     factor[[9, 20]] = torch.tensor([100.0, 30.0])
     scaled = seen(layer.sample * factor)
     for covered in ((), COVERED):
-        before = search_scale(layer, weight, covered, STRENGTHS)
-        after = search_scale(scaled, weight / factor, covered, STRENGTHS)
+        search = Search(covered=covered, strengths=STRENGTHS)
+        before = search_scale(layer, weight, search)
+        after = search_scale(scaled, weight / factor, search)
         assert after.error == pytest.approx(before.error, rel=0.01)
 
 
 def assert_static_refuses(command: Command, fp32: Path, folder: Path, *words: str) -> None:
-    arguments = ("--artifact", fp32, "--method", "static", "--data", folder / "d", "--out", folder / "out")
+    arguments = (
+        "--artifact",
+        fp32,
+        "--method",
+        "int8-static",
+        "--data",
+        folder / "d",
+        "--out",
+        folder / "out",
+    )
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), *words)
     assert not (folder / "out").exists()
 
@@ -249,8 +262,8 @@ def test_an_altered_parent_is_not_certified(command: Command, fp32: Path, tmp_pa
     content = bytearray((tmp_path / "a" / "model.safetensors").read_bytes())
     content[-3] ^= 1
     (tmp_path / "a" / "model.safetensors").write_bytes(content)
-    arguments = ("--artifact", tmp_path / "a", "--method", "dynamic", "--out", tmp_path / "out")
+    arguments = ("--artifact", tmp_path / "a", "--method", "int8-dynamic", "--out", tmp_path / "out")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "model.safetensors changed")
     assert not (tmp_path / "out").exists()
-    arguments = ("--artifact", fp32, "--method", "dynamic", "--out", fp32, "--overwrite")
+    arguments = ("--artifact", fp32, "--method", "int8-dynamic", "--out", fp32, "--overwrite")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "which is read")

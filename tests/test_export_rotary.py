@@ -12,8 +12,8 @@ import torch
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, run_command
 from jaxgpt_export import load
 from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.rotary import rope_table
 from jaxgpt_export.model.build import float_model
-from jaxgpt_export.model.gpt import rotary_turns
 from jaxgpt_export.model.gpt import rotate as torch_rotate
 from jaxgpt_export.model.kv_cache import KVCache
 from transformers import AutoModelForCausalLM
@@ -47,7 +47,8 @@ def test_both_sides_turn_as_the_complex_formula(first: int) -> None:
     # The angle itself is rounded: at position 1000 by 1000 * 2^-24.
     tolerance = FLOAT32_TOLERANCE + first * 2.0**-22
     assert np.abs(np.asarray(found) - expected).max() <= tolerance
-    cosine, sine = rotary_turns(ModelConfig(97, 2048, 1, 2, 32, positions="rotary")).narrow(1, first, 5)
+    table = torch.from_numpy(rope_table(ModelConfig(97, 2048, 1, 2, 32, positions="rotary")))
+    cosine, sine = table.narrow(1, first, 5)
     other = torch_rotate(torch.tensor(x, dtype=torch.float32).transpose(1, 2), cosine, sine)
     assert np.abs(other.transpose(1, 2).numpy() - expected).max() <= tolerance
 
@@ -94,7 +95,7 @@ def artifact(work: Path, data: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("method", ["dynamic", pytest.param("static", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["int8-dynamic", pytest.param("int8-static", marks=pytest.mark.slow)])
 def test_every_artifact_is_near_flax_and_generates(
     command: Command, artifact: Path, data: Path, tmp_path: Path, method: str
 ) -> None:
