@@ -19,9 +19,9 @@ from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
 from jaxgpt_bench.peers.peer import Prepared
 from jaxgpt_bench.speed.contestants import peer_contestants
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
-from jaxgpt_export.format.artifact import read_artifact, to_hf_name, write_artifact
-from jaxgpt_export.model.build import load
-from jaxgpt_export.model.gpt import EMBEDDINGS
+from jaxgpt_export.format.artifact import read_artifact, write_artifact
+from jaxgpt_export.format.tensors import to_hf_layout
+from jaxgpt_export.model.build import as_arrays, load
 
 from jaxgpt.shared.config import ModelConfig
 
@@ -44,12 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 artifact with weights large enough that its greedy text is no repetition."""
     folder = tmp_path_factory.mktemp("peers") / "fp32"
     folder.mkdir()
-    tensors = {}
-    for name, tensor in random_tensors(CONFIG).items():
-        conv1d = tensor.ndim == 2 and not name.startswith(EMBEDDINGS)
-        scaled = tensor * 8 if conv1d or name == "wpe.weight" else tensor
-        tensors[to_hf_name(name)] = scaled.t() if conv1d else scaled
-    write_artifact(folder, CONFIG, None, tensors, placeholder_tokenizer(CONFIG.vocab_size))
+    drawn = random_tensors(CONFIG)
+    tensors = {
+        name: tensor * 8 if tensor.ndim == 2 and name != "wte.weight" else tensor
+        for name, tensor in drawn.items()
+    }
+    content = to_hf_layout(as_arrays(tensors), CONFIG)
+    write_artifact(folder, CONFIG, None, content, placeholder_tokenizer(CONFIG.vocab_size))
     return folder
 
 

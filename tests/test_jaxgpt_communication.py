@@ -12,9 +12,8 @@ import pytest
 from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
 from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.loss import summed_loss
-from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.numerics import Numerics, choose_numerics
 from jaxgpt.training.model.params import abstract_params, graph_of, init_params
-from jaxgpt.training.step.choose_numerics import COMPUTE_DTYPES
 from jaxgpt.training.step.compiled import CompiledTraining
 
 MODEL = ModelConfig(vocab_size=80, block_size=24, n_layer=2, n_head=2, n_embd=32)
@@ -47,7 +46,7 @@ def shapes_of(model: ModelConfig) -> list[Shape]:
     return list(named_shapes(model).values())
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("grad_accum_steps", [1, 4])
 def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(grad_accum_steps: int) -> None:
     found = communication("data=8", grad_accum_steps)
     assert {kind for kind, _ in found} == {"all-reduce"}
@@ -57,7 +56,7 @@ def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(grad_
 
 
 @pytest.mark.parametrize(
-    ("mesh", "parts", "accumulate", "model"),
+    ("mesh", "parts", "grad_accum_steps", "model"),
     [
         ("fsdp=8", 8, 1, MODEL),
         ("fsdp=8", 8, 4, MODEL),
@@ -89,7 +88,7 @@ def test_fsdp_gathers_parameters_and_never_activations(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
 @pytest.mark.parametrize("qat", [False, True])
 def test_fsdp_gathers_matrices_again_for_the_backward_pass(
     grad_accum_steps: int, precision: Precision, qat: bool
@@ -101,7 +100,7 @@ def test_fsdp_gathers_matrices_again_for_the_backward_pass(
     train = TrainConfig(
         batch_size=16 * grad_accum_steps, grad_accum_steps=grad_accum_steps, precision=precision
     )
-    numerics = Numerics(compute=COMPUTE_DTYPES[precision])
+    numerics, _ = choose_numerics(model, precision, "cpu", 0.0)
     model = dataclasses.replace(MODEL, qat=qat)
     text = CompiledTraining(model, train, make_mesh("fsdp=8", 8), numerics).lower_step().as_text()
     found = re.findall(r"stablehlo.all_gather.*?-> tensor<([\dx]+)xf32>", text, re.DOTALL)

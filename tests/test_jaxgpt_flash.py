@@ -8,9 +8,9 @@ import pytest
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.training.devices.mesh import make_mesh
+from jaxgpt.training.model.numerics import choose_numerics
 from jaxgpt.training.model.params import graph_of, init_params
-from jaxgpt.training.optimizers import make_optimizer
-from jaxgpt.training.step.choose_numerics import choose_numerics
+from jaxgpt.training.step.optimizer import make_optimizer
 from jaxgpt.training.step.state import first_state
 from jaxgpt.training.step.train_step import make_train_step
 
@@ -33,7 +33,7 @@ def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def lowered(capability: float, **train: Any) -> str:
     settings = TrainConfig(batch_size=4, **train)
     numerics, _ = choose_numerics(MODEL, settings.precision, "gpu", capability)
-    optimizer = make_optimizer(settings)
+    optimizer = make_optimizer(settings, MODEL)
     state = jax.eval_shape(lambda: first_state(init_params(MODEL, 0), optimizer, 0, settings))
     tokens = jax.ShapeDtypeStruct((1, 4, 64), jnp.int32)
     step = make_train_step(graph_of(MODEL, numerics), optimizer, make_mesh("", 1), settings, dropout=False)

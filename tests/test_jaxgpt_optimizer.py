@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -7,9 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import Command, assert_one_line_error
 
-from jaxgpt.shared.config import TrainConfig
-from jaxgpt.training.optimizers import make_optimizer, parameter_group, schedule
+import jaxgpt.training.optimizers
+from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.training.devices.mesh import make_mesh
+from jaxgpt.training.lr_schedule import schedule
+from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.step.compiled import CompiledTraining
+from jaxgpt.training.step.optimizer import make_optimizer, parameter_labels
+
+MODEL = ModelConfig(vocab_size=16, block_size=4, n_layer=1, n_head=2, n_embd=8)
+QAT = dataclasses.replace(MODEL, qat=True)
 
 CONFIG = TrainConfig(
     max_steps=100,
@@ -31,7 +41,7 @@ def updates(config: TrainConfig, grads: list[dict[str, np.ndarray]]) -> dict[str
     """The parameters after as many steps as there are gradients, in float64."""
     with jax.enable_x64(True):
         params = {name: jnp.asarray(value, jnp.float64) for name, value in PARAMS.items()}
-        optimizer = make_optimizer(config)
+        optimizer = make_optimizer(config, MODEL)
         state = optimizer.init(params)
         for grad in grads:
             update, state = optimizer.update({n: jnp.asarray(g) for n, g in grad.items()}, state, params)
@@ -94,37 +104,89 @@ def test_rate_rises_then_falls_to_its_final_share(lr_schedule: Literal["cosine",
     assert rates[55] == pytest.approx(middle, abs=1e-5)
 
 
-def test_parameters_are_classified_by_their_names() -> None:
-    assert [parameter_group(name) for name in PARAMS] == ["kernel", "embedding", "vector", "vector"]
-    assert parameter_group("h.0.attn.c_attn.input_scale") == parameter_group("lm_head.input_scale") == "scale"
+def test_parameters_are_labelled_by_their_group() -> None:
+    labels = parameter_labels(MODEL)
+    assert [labels[name] for name in PARAMS] == ["kernel", "embedding", "vector", "vector"]
 
 
-def test_input_steps_move_by_shares_of_themselves_and_count_for_no_norm() -> None:
-    """The same gradients move a step of 10 and one of 1e-3 by the same share; neither is decayed."""
+def test_input_scales_move_by_shares_of_themselves_and_count_for_no_norm() -> None:
+    """The same gradients move a scale of 10 and one of 1e-3 by the same share; neither is decayed."""
     config = dataclasses.replace(CONFIG, grad_clip=0.5, warmup_steps=0)
-    optimizer, without = make_optimizer(config, qat=True), make_optimizer(config)
-    params = {"a.input_scale": jnp.float32(10.0), "b.input_scale": jnp.float32(1e-3), "c.bias": jnp.ones(2)}
-    state, other = optimizer.init(params), without.init({"c.bias": params["c.bias"]})
-    plain = {"c.bias": params["c.bias"]}
+    optimizer, without = make_optimizer(config, QAT), make_optimizer(config, MODEL)
+    params = {
+        "a.input_scale": jnp.float32(10.0),
+        "b.input_scale": jnp.float32(1e-3),
+        "ln_f.bias": jnp.ones(2),
+    }
+    state, other = optimizer.init(params), without.init({"ln_f.bias": params["ln_f.bias"]})
+    plain = {"ln_f.bias": params["ln_f.bias"]}
     m, v, expected = 0.0, 0.0, 1.0
     for t, g in enumerate((0.3, -0.1, 0.2), 1):
         grads = {name: jnp.full_like(value, g) for name, value in params.items()}
         rate = float(schedule(config, config.embedding_learning_rate)(t - 1))
         update, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, update)
-        update, other = without.update({"c.bias": grads["c.bias"]}, other, plain)
+        update, other = without.update({"ln_f.bias": grads["ln_f.bias"]}, other, plain)
         plain = optax.apply_updates(plain, update)
         m = config.beta1 * m + (1 - config.beta1) * g
         v = config.beta2 * v + (1 - config.beta2) * g * g
         expected *= 1 - rate * m / (1 - config.beta1**t) / ((v / (1 - config.beta2**t)) ** 0.5 + 1e-8)
         assert float(params["a.input_scale"]) == pytest.approx(10 * expected, rel=1e-5)
         assert float(params["b.input_scale"]) == pytest.approx(1e-3 * expected, rel=1e-5)
-        assert np.array_equal(params["c.bias"], plain["c.bias"])
+        assert np.array_equal(params["ln_f.bias"], plain["ln_f.bias"])
 
 
-def test_input_steps_stay_positive_at_any_rate() -> None:
+def test_input_scales_stay_positive_at_any_rate() -> None:
     config = dataclasses.replace(CONFIG, embedding_learning_rate=50.0, warmup_steps=0)
-    optimizer = make_optimizer(config, qat=True)
+    optimizer = make_optimizer(config, QAT)
     params = {"a.input_scale": jnp.float32(1.0)}
     update, _ = optimizer.update({"a.input_scale": jnp.float32(1.0)}, optimizer.init(params), params)
     assert float(optax.apply_updates(params, update)["a.input_scale"]) == 0.5
+
+
+@pytest.mark.parametrize("lr_schedule", ["cosine", "linear"])
+def test_the_rate_stays_at_its_peak_until_it_decays(lr_schedule: Literal["cosine", "linear"]) -> None:
+    settings = {"lr_schedule": lr_schedule, "final_lr_fraction": 0.1, "decay_fraction": 0.4}
+    config = dataclasses.replace(CONFIG, **settings)
+    rates = [float(schedule(config, 2.0)(step)) for step in range(101)]
+    assert rates[10:65] == [2.0] * 55  # 10 steps rise, 36 of the other 90 fall
+    assert all(a > b for a, b in itertools.pairwise(rates[64:]))
+    assert rates[100] == pytest.approx(0.2)
+    whole = dataclasses.replace(config, decay_fraction=1.0)
+    before = dataclasses.replace(CONFIG, lr_schedule=lr_schedule, final_lr_fraction=0.1)
+    assert [float(schedule(whole, 2.0)(step)) for step in range(101)] == [
+        float(schedule(before, 2.0)(step)) for step in range(101)
+    ]
+
+
+def test_an_optimizer_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the folder is all that a new optimizer takes, to be named, checked and trained with."""
+    source = """
+import optax
+
+def matrices(config, learning_rate):
+    return optax.sgd(learning_rate)
+"""
+    (tmp_path / "plain_descent.py").write_text(source)
+    monkeypatch.setattr(jaxgpt.training.optimizers, "__path__", [*optimizers_path(), str(tmp_path)])
+    train = TrainConfig(
+        optimizer="plain-descent", batch_size=2, learning_rate=0.5, warmup_steps=0, grad_clip=1e9
+    )
+    compiled = CompiledTraining(MODEL, train, make_mesh("", 1), Numerics())
+    state = compiled.first_state()
+    before = np.asarray(state.params["h.0.mlp.c_fc.kernel"])
+    batch = np.arange(8, dtype=np.int32).reshape(1, 2, 4) % 16
+    after, metrics = compiled.compile_step()(state, batch, (batch + 1) % 16)
+    assert np.isfinite(float(metrics["loss"]))
+    assert not np.array_equal(before, np.asarray(after.params["h.0.mlp.c_fc.kernel"]))
+    assert "plain-descent" in jaxgpt.training.optimizers.optimizer_names()
+
+
+def optimizers_path() -> list[str]:
+    return list(jaxgpt.training.optimizers.__path__)
+
+
+def test_an_unknown_optimizer_is_one_line(command: Command, data: Path, tmp_path: Path) -> None:
+    arguments = ("train", "tiny", "--data", data, "--out", tmp_path / "run", "--optimizer", "muno")
+    assert_one_line_error(command("jaxgpt", *arguments), "muno", "did you mean muon?")
+    assert not (tmp_path / "run").exists()

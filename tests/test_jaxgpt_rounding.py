@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.shared.config import CLIPPING_SHARES, ModelConfig, TrainConfig
 from jaxgpt.training.devices.mesh import make_mesh, state_shardings
 from jaxgpt.training.model.fake_quant import FakeQuantLinear, round_inputs, round_weight, without_scales
 from jaxgpt.training.model.gpt import empty_cache
 from jaxgpt.training.model.loss import summed_loss
 from jaxgpt.training.model.numerics import Numerics
 from jaxgpt.training.model.params import graph_of, init_params, merge, pad_vocabulary, trim_vocabulary
-from jaxgpt.training.model.qat_scales import SHARES, input_scales
+from jaxgpt.training.model.qat_scales import input_scales
 from jaxgpt.training.step.gradients import make_gradients
 
 MODEL = ModelConfig(vocab_size=50, block_size=12, n_layer=2, n_head=2, n_embd=16, qat=True)
@@ -242,7 +242,7 @@ def test_each_layer_s_first_step_has_the_least_squared_error_of_the_float_model_
     }
     x = params["wte.embedding"][sequences] + params["wpe.embedding"][None]
     x = NumpyModel(model, params).norm("h.0.ln_1", x)
-    steps = np.abs(x).max() / 127 * np.array(SHARES)
+    steps = np.abs(x).max() / 127 * np.array(CLIPPING_SHARES)
     errors = [((np.clip(np.round(x / s), -127, 127) * s - x) ** 2).sum() for s in steps]
     assert scales["h.0.attn.c_attn.input_scale"] == pytest.approx(steps[np.argmin(errors)], rel=1e-5)
 

@@ -10,10 +10,10 @@ import pytest
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.training.devices.mesh import batch_sharding, make_mesh, state_shardings
 from jaxgpt.training.model.loss import summed_loss
-from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.numerics import Numerics, choose_numerics
 from jaxgpt.training.model.params import Params, graph_of, init_params, merge
-from jaxgpt.training.optimizers import make_optimizer
-from jaxgpt.training.step.choose_numerics import COMPUTE_DTYPES
+from jaxgpt.training.step.gradients import make_gradients
+from jaxgpt.training.step.optimizer import make_optimizer
 from jaxgpt.training.step.state import TrainState, first_state
 from jaxgpt.training.step.train_step import make_eval_step, make_train_step
 
@@ -38,7 +38,7 @@ def batches() -> tuple[np.ndarray, np.ndarray]:
 
 def start(train: TrainConfig, dtype: jnp.dtype) -> tuple[TrainState, optax.GradientTransformation]:
     params = init_params(MODEL, 0, dtype)
-    optimizer = make_optimizer(train)
+    optimizer = make_optimizer(train, MODEL)
     return first_state(params, optimizer, 0, train), optimizer
 
 
@@ -148,7 +148,7 @@ def run_steps(
     mesh = make_mesh("", 1)
     step = jax.jit(
         make_train_step(
-            graph_of(MODEL, Numerics(compute=COMPUTE_DTYPES[precision])), optimizer, mesh, train, False
+            graph_of(MODEL, choose_numerics(MODEL, precision, "cpu", 0.0)[0]), optimizer, mesh, train, False
         )
     )
     metrics, states = [], [state]
@@ -224,3 +224,23 @@ def test_spike_guard_skips_a_loss_far_above_its_mean(monkeypatch: pytest.MonkeyP
         state, metrics = step(state, inputs[:1], wanted[None].astype(np.int32))
         skipped.append(int(metrics["skipped"]))
     assert skipped == [0] * 12 + [1] * 4
+
+
+def test_devices_drop_differently_where_their_sequences_are_the_same() -> None:
+    """Both devices see the same sequences: with one key for both, they would drop the same activations."""
+    model = dataclasses.replace(MODEL, dropout=0.5)
+    mesh = make_mesh("data=2", 2)
+    with jax.enable_x64(True):
+        graph = graph_of(model, Numerics(jnp.float64, jnp.float64))
+        params = init_params(MODEL, 0, jnp.float64)
+        half = np.random.default_rng(1).integers(0, 64, (1, 1, 17)).astype(np.int32)
+        rows = np.concatenate([half, half], axis=1)  # (A, B, T + 1), a row a device
+        key = jax.random.key_data(jax.random.key(0))
+        arguments = (params, jnp.float64(1.0), key, rows[..., :-1], rows[..., 1:])
+        loss, count, _ = jax.jit(make_gradients(graph, mesh, TRAIN, True))(*arguments)
+        alone = make_gradients(graph, make_mesh("", 1), TRAIN, True)
+        both, _, _ = jax.jit(alone)(*arguments)
+        first, _, _ = jax.jit(alone)(params, jnp.float64(1.0), key, half[..., :-1], half[..., 1:])
+        assert int(count) == 32
+        assert float(loss) == pytest.approx(float(both), abs=FLOAT64_TOLERANCE)
+        assert abs(float(loss) - 2 * float(first)) > 1e-3
