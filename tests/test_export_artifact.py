@@ -62,9 +62,7 @@ def test_nan_is_named(command: Command, copy: Path) -> None:
 
 def test_wrong_shape_and_dtype_are_named(command: Command, copy: Path) -> None:
     edit(copy, lambda tensors: tensors.update({a_weight(tensors): torch.zeros(5)}))
-    assert_one_line_error(
-        generate(command, copy), "h.1.mlp.c_fc.bias", "(5,)", "expected float32 (128,)"
-    )
+    assert_one_line_error(generate(command, copy), "h.1.mlp.c_fc.bias", "(5,)", "expected float32 (128,)")
     edit(copy, lambda tensors: tensors.update({a_weight(tensors): torch.zeros(128, dtype=torch.float16)}))
     assert_one_line_error(generate(command, copy), "float16", "expected float32 (128,)")
 

@@ -97,7 +97,17 @@ def test_a_kept_layer_is_float_or_has_8_bits(quantizer: Quantizer) -> None:
 def test_kept_layers_are_written_and_verified(
     command: Command, fp32: Path, data: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--artifact", fp32, "--method", "int8-dynamic", "--data", data, "--high-precision-layers", 2, "--sensitivity")
+    arguments = (
+        "--artifact",
+        fp32,
+        "--method",
+        "int8-dynamic",
+        "--data",
+        data,
+        "--high-precision-layers",
+        2,
+        "--sensitivity",
+    )
     code, out, _ = command("jaxgpt-export", "quantize", *arguments, "--out", tmp_path / "a", "--json")
     assert code == 0
     figures = last_json(out)
@@ -119,7 +129,9 @@ def test_auto_writes_what_it_chose_or_nothing(
     assert code == 0
     assert last_json(out)["kind"] == read_artifact(tmp_path / "a").kind == "int4-weight-only-head"
     assert "speed / float" in err
-    monkeypatch.setattr("jaxgpt_export.quantize.auto.cheapest_first", lambda quantizer: [find_method("int4-weight-only")])
+    monkeypatch.setattr(
+        "jaxgpt_export.quantize.auto.cheapest_first", lambda quantizer: [find_method("int4-weight-only")]
+    )
     arguments = (*arguments[:6], "--out", tmp_path / "b", "--json")
     code, out, err = command("jaxgpt-export", "quantize", *arguments, "--max-loss", 0)
     if code == 1:  # a rounded model may also be better than float by chance

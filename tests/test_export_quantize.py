@@ -222,7 +222,16 @@ def test_smoothing_undoes_what_was_scaled_up_and_down() -> None:
 
 
 def assert_static_refuses(command: Command, fp32: Path, folder: Path, *words: str) -> None:
-    arguments = ("--artifact", fp32, "--method", "int8-static", "--data", folder / "d", "--out", folder / "out")
+    arguments = (
+        "--artifact",
+        fp32,
+        "--method",
+        "int8-static",
+        "--data",
+        folder / "d",
+        "--out",
+        folder / "out",
+    )
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), *words)
     assert not (folder / "out").exists()
 
