@@ -297,12 +297,12 @@ def test_smaller_vocabulary_than_the_tokenizer_is_refused(
 def test_logits_that_differ_leave_no_artifact(
     command: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jaxgpt_export.interchange import import_hf
+    from jaxgpt_export.interchange import hf_folder
 
     def mistaken(folder: Path, vocab_size: int) -> Callable[[Tensor], Tensor]:
         return lambda tokens: torch.zeros(len(tokens), vocab_size)
 
-    monkeypatch.setattr(import_hf, "_transformers", mistaken)
+    monkeypatch.setattr(hf_folder, "transformers_reference", mistaken)
     code, _, err = command("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "a")
     assert code == 1
     assert "FAIL" in err

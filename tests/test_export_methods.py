@@ -1,4 +1,4 @@
-"""A method is one file: another one is found by its name, and what it made needs no file to be read and run."""
+"""A method is one file: another one is found by its name; what it made is read and run without the file."""
 
 import importlib
 import json
