@@ -48,34 +48,46 @@ WIDE = ModelConfig(vocab_size=4500, block_size=40, n_layer=1, n_head=2, n_embd=6
 # module does not: some of 48 to 192 inputs are that far off in each of nine layers; of the largest logit.
 ROUNDED_INPUTS = 3e-4
 TEXTS = 5
-EXACT_KINDS = ("dynamic", "fine", "static")
-KINDS = (*EXACT_KINDS, "weight-only-int8", "weight-only-int4", "weight-only-int4-head")
+EXACT_KINDS = ("int8-dynamic", "two-level", "int8-static")
+KINDS = (*EXACT_KINDS, "int8-weight-only", "int4-weight-only", "int4-weight-only-head")
 
 
 def artifact_of(kind: str, config: ModelConfig, folder: Path) -> Artifact:
-    """An artifact with random weights of a kind; `fine` is dynamic, smoothed, every input rounded twice."""
+    """Random weights of a kind; two-level is dynamic, smoothed, every input rounded twice."""
     tensors = {name: t * 4 if t.ndim == 2 else t for name, t in random_tensors(config).items()}
-    method, names = find_method("dynamic" if kind == "fine" else kind), tuple(linear_layers(config))
-    schemes, groups = method.schemes(config), {}
-    for name, scheme in schemes.items():
-        if scheme.weight_bits == 4:
-            schemes[name] = dataclasses.replace(scheme, group_size=16)
-            if f"{name}.weight" in tensors:
-                groups[name] = round_groups(tensors[f"{name}.weight"], 16)
-    scale = torch.tensor(0.03) if kind == "static" else None
-    activations = {name: ActivationQuant(scale, None, 0.0) for name in names}
-    if kind == "fine":
-        vector = torch.linspace(0.5, 2, 4 * config.n_embd)
-        smooth = [name for name in names if name.endswith("mlp.c_proj")]
-        activations |= {name: ActivationQuant(None, vector, 0.0) for name in smooth}
-    two_level = names if kind == "fine" else ()
+    method = find_method("int8-dynamic" if kind == "two-level" else kind)
+    layers = linear_layers(config)
+    schemes = {
+        name: dataclasses.replace(scheme, group_size=16) if scheme.weight_bits == 4 else scheme
+        for name, scheme in method.schemes(config).items()
+    }
+    groups = {
+        name: round_groups(tensors[f"{name}.weight"], scheme.group_size)
+        for name, scheme in schemes.items()
+        if scheme.weight_bits == 4 and f"{name}.weight" in tensors
+    }
+    smooth = torch.linspace(0.5, 2, 4 * config.n_embd)
+    activations = {
+        name: ActivationQuant(
+            torch.tensor(0.03) if kind == "int8-static" else None,
+            smooth if kind == "two-level" and name.endswith("mlp.c_proj") else None,
+            0.0,
+        )
+        for name in layers
+        if kind in EXACT_KINDS
+    }
+    two_level = tuple(layers) if kind == "two-level" else ()
     found = quantized_state_dict(
         config, tensors, method.name, schemes, activations, groups, two_level=two_level
     )
     folder.mkdir()
-    tokenizer = placeholder_tokenizer(config.vocab_size)
-    write_artifact(folder, config, found.quantization, as_arrays(found.tensors), tokenizer)
+    content, tokenizer = as_arrays(found.tensors), placeholder_tokenizer(config.vocab_size)
+    write_artifact(folder, config, found.quantization, content, tokenizer)
     return read_artifact(folder)
+
+
+def writable(artifact: Artifact) -> Artifact:
+    return dataclasses.replace(artifact, tensors={name: t.copy() for name, t in artifact.tensors.items()})
 
 
 @pytest.fixture(params=KINDS)
@@ -175,7 +187,7 @@ def test_texts_side_by_side_are_the_ones_they_are_alone(
 
 
 def test_greedy_is_the_first_of_the_largest_logits(tmp_path: Path) -> None:
-    artifact = artifact_of("dynamic", CONFIG, tmp_path / "a")
+    artifact = writable(artifact_of("int8-dynamic", CONFIG, tmp_path / "a"))
     weight, scale = artifact.tensors["wte.weight"], artifact.tensors["wte.weight_scale"]
     scale[[5, 130]] *= 8  # stand out, and each has equals in its own tile of 64 and in later ones
     for row, equal in ((5, 6), (5, 70), (130, 131), (130, 299)):
@@ -192,7 +204,7 @@ def test_greedy_is_the_first_of_the_largest_logits(tmp_path: Path) -> None:
     assert {int((row == row.max()).sum()) for row in logits} >= {3}
 
 
-def test_following_is_choosing_step_by_step(kind: str, tmp_path: Path) -> None:
+def test_decode_greedy_is_choosing_step_by_step(kind: str, tmp_path: Path) -> None:
     model = NativeModel(artifact_of(kind, CONFIG, tmp_path / "a"), 2)
     session, steps = NativeSession(model), NativeSession(model)
     text = text_of(CONFIG, 10)
@@ -229,10 +241,19 @@ def test_a_forgotten_draft_leaves_no_trace(kind: str, tmp_path: Path) -> None:
     )
 
 
+def test_a_session_without_the_screen_leaves_it_to_the_others(tmp_path: Path) -> None:
+    model = NativeModel(artifact_of("int8-dynamic", WIDE, tmp_path / "a"), 1)
+    without, screened = NativeSession(model), NativeSession(model)
+    without.use_screen(False)
+    for token in text_of(WIDE, 30):
+        assert without.greedy([token])[0] == screened.greedy([token])[0]
+    assert without.exact_outputs == 0 < screened.exact_outputs
+
+
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_the_screened_token_is_the_largest_logit(isa: str, tmp_path: Path) -> None:
     """Also where rows are equal, so that the first must win, and where a few stand out, as in training."""
-    artifact = artifact_of("dynamic", WIDE, tmp_path / "a")
+    artifact = writable(artifact_of("int8-dynamic", WIDE, tmp_path / "a"))
     scale = artifact.tensors["wte.weight_scale"]
     scale[::50] *= 8
     artifact.tensors["wte.weight"][4444] = artifact.tensors["wte.weight"][50]
@@ -263,7 +284,7 @@ def test_guesses_change_nothing_but_the_steps(int8_dynamic: Path) -> None:
 
 
 def test_sessions_of_several_threads_do_not_mix(tmp_path: Path) -> None:
-    model = NativeModel(artifact_of("dynamic", CONFIG, tmp_path / "a"), 2)
+    model = NativeModel(artifact_of("int8-dynamic", CONFIG, tmp_path / "a"), 2)
     expected = [NativeSession(model).prefill(text_of(CONFIG, 30, seed)) for seed in range(4)]
     found: dict[tuple[int, int], np.ndarray] = {}
 
@@ -282,7 +303,7 @@ def test_sessions_of_several_threads_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_what_the_engine_cannot_do_is_one_clear_error(tmp_path: Path, fp32: Path) -> None:
-    artifact = artifact_of("dynamic", CONFIG, tmp_path / "a")
+    artifact = artifact_of("int8-dynamic", CONFIG, tmp_path / "a")
     session = NativeSession(NativeModel(artifact, 1), slots=2)
     for tokens, slots, words in (
         ([300], None, "token 300 is not in a vocabulary of 300"),
@@ -308,7 +329,7 @@ def test_what_the_engine_cannot_do_is_one_clear_error(tmp_path: Path, fp32: Path
 
 def test_the_variable_chooses_the_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAXGPT_ISA", "portable")
-    assert NativeModel(artifact_of("static", CONFIG, tmp_path / "a"), 1).isa == "portable"
+    assert NativeModel(artifact_of("int8-static", CONFIG, tmp_path / "a"), 1).isa == "portable"
 
 
 def test_cores_follow_the_control_group(tmp_path: Path) -> None:

@@ -1,21 +1,49 @@
 """What the native engine refuses from Python, and what it survives; engine_tour.cpp has its C interface."""
 
 import concurrent.futures
+import contextlib
+import ctypes
 import dataclasses
 import gc
+import re
+import resource
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import python
 from jaxgpt_export.format.artifact import Artifact, read_artifact
-from jaxgpt_export.native.library import instruction_sets, library_path
-from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
+from jaxgpt_export.native.library import (
+    EngineMemoryError,
+    ErrorCode,
+    call_engine,
+    engine_library,
+    instruction_sets,
+    library_path,
+)
+from jaxgpt_export.native.native_model import NativeModel, _Shape, unsupported_reason
 from jaxgpt_export.native.native_session import NativeSession
 from tiny_artifacts import SHAPE, tiny_artifacts
 
 from jaxgpt.shared.errors import UserError
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the engine was not built")
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def address_space(more: int) -> Iterator[None]:
+    """Let this process map no more than so many bytes beyond what it has."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +100,42 @@ def test_threads_that_share_a_model_get_the_texts_they_get_alone(artifact: Artif
         assert list(pool.map(text, range(8))) == alone
 
 
+def test_the_codes_are_those_of_the_header() -> None:
+    header = (ROOT / "export" / "native" / "engine.h").read_text()
+    names = re.search(r"enum \{\s*JAXGPT_OK,.*?\};", header, re.DOTALL)
+    assert names is not None
+    listed = re.findall(r"JAXGPT_(\w+)", names.group())
+    assert {name: number for number, name in enumerate(listed)} == {code.name: code for code in ErrorCode}
+
+
+def test_codes_tell_bad_arguments_bad_state_and_memory_apart(artifact: Artifact) -> None:
+    session = NativeSession(NativeModel(artifact, 1), slots=2)
+    library, ids, best = engine_library(), (ctypes.c_int32 * 33)(), (ctypes.c_int32 * 1)()
+    wanted = (ctypes.c_uint8 * 33)()
+
+    def forward(rows: int) -> int:
+        return int(library.jaxgpt_session_forward(session._handle, rows, ids, ids, wanted, None, best))
+
+    assert forward(1) == ErrorCode.OK
+    assert forward(0) == ErrorCode.BAD_ARGUMENT
+    assert forward(32) == ErrorCode.BAD_STATE  # the context of 32 holds a token
+    assert b"more tokens than the context of 32 holds" in library.jaxgpt_error()
+    assert session.length() == 1
+
+
+def test_memory_that_the_system_does_not_lend_is_a_memory_error_of_one_line(artifact: Artifact) -> None:
+    shape = _Shape(n_layer=4096, n_head=64, n_embd=2**15, block_size=2**20, vocab_size=2**24)
+    model = ctypes.c_void_p()
+    with (
+        address_space(2**32),
+        pytest.raises(EngineMemoryError, match="there is not enough memory") as caught,
+    ):
+        call_engine("jaxgpt_model_new", ctypes.byref(shape), None, 1, ctypes.byref(model))
+    assert isinstance(caught.value, MemoryError)
+    assert isinstance(caught.value, UserError)
+    assert NativeSession(NativeModel(artifact, 1)).prefill([1]).shape == (300,)  # and all is well after it
+
+
 def test_threads_that_the_system_does_not_lend_are_an_error_and_no_crash() -> None:
     code = f"""
 import ctypes, pathlib, resource
@@ -81,7 +145,7 @@ pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 2**28
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 seconds = (ctypes.c_double * 1)()
-assert library.jaxgpt_read_seconds(2**20, 1000, 1, seconds) == -1
+assert library.jaxgpt_read_seconds(2**20, 1000, 1, seconds) == 4  # JAXGPT_FAILED
 assert library.jaxgpt_read_seconds(2**20, 2, 1, seconds) == 0
 """
     command, environment = python(code)

@@ -12,7 +12,6 @@ from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.model.arithmetic import quantize_rows
 from jaxgpt_export.model.build import as_array, as_tensors, build_model, float_model
 from jaxgpt_export.quantize.activation import (
-    COVERED,
     STRENGTHS,
     ActivationQuant,
     Search,
@@ -25,7 +24,7 @@ from jaxgpt_export.quantize.smoothing import fold_smoothing
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
 from jaxgpt.shared.architecture import HEAD, linear_layers, matrices
-from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.config import CLIPPING_SHARES, ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
 
@@ -79,7 +78,7 @@ def output_error(plan: ActivationQuant, layer: LayerInput, weight: torch.Tensor)
 def test_smoothing_saves_what_a_plain_maximum_ruins() -> None:
     layer, weight = outlier_layer()
     naive = search_scale(layer, weight, Search(covered=(1.0,)))
-    best = search_scale(layer, weight, Search(covered=COVERED, strengths=STRENGTHS))
+    best = search_scale(layer, weight, Search(covered=CLIPPING_SHARES, strengths=STRENGTHS))
     assert best.smooth is not None
     for plan in (naive, best):
         assert output_error(plan, layer, weight) == pytest.approx(plan.error, rel=0.02)
@@ -92,8 +91,8 @@ def test_plan_is_the_best_of_all_that_were_to_try() -> None:
     u = torch.rand(20_000, 16, generator=generator) - 0.5
     x = -u.sign() * torch.log1p(-2 * u.abs() + 1e-7)  # Laplace: long tails that are rare, so clipping pays
     layer, weight = seen(x), torch.randn(8, 16, generator=generator)
-    plans = [search_scale(layer, weight, Search(covered=(share,))) for share in COVERED]
-    best = search_scale(layer, weight, Search(covered=COVERED))
+    plans = [search_scale(layer, weight, Search(covered=(share,))) for share in CLIPPING_SHARES]
+    best = search_scale(layer, weight, Search(covered=CLIPPING_SHARES))
     assert best.error == min(plan.error for plan in plans) < plans[0].error
 
 
@@ -214,7 +213,7 @@ def test_smoothing_undoes_what_was_scaled_up_and_down() -> None:
     factor = torch.ones(64)
     factor[[9, 20]] = torch.tensor([100.0, 30.0])
     scaled = seen(layer.sample * factor)
-    for covered in ((), COVERED):
+    for covered in ((), CLIPPING_SHARES):
         search = Search(covered=covered, strengths=STRENGTHS)
         before = search_scale(layer, weight, search)
         after = search_scale(scaled, weight / factor, search)

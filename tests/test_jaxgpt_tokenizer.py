@@ -10,8 +10,7 @@ from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.generation.text_stream import TextStream
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.gpt2_tokenizer import gpt2_tokenizer
-from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.shared.tokenizer import Tokenizer, gpt2_tokenizer, load_tokenizer
 
 TEXTS = (
     "",

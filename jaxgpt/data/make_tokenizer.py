@@ -14,8 +14,7 @@ from pathlib import Path
 
 from jaxgpt.shared.config import MAX_VOCAB_SIZE
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.gpt2_tokenizer import gpt2_tokenizer
-from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.shared.tokenizer import Tokenizer, gpt2_tokenizer, load_tokenizer
 
 MIN_BPE = 257  # every byte and <|endoftext|>
 

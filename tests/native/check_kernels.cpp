@@ -294,6 +294,7 @@ int main() {
   for (const Kernels* const* k = kernels_here(); *k; k++) {
     generator.seed(1);
     check_all_products(**k);
+    check_screen(**k);
     check_layer_norm(**k);
     check_gelu(**k);
     check_quantize(**k);

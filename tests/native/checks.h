@@ -92,3 +92,4 @@ void expect_near(const Kernels& k, const std::string& what, const std::vector<fl
 }
 
 void check_all_products(const Kernels& k);  // check_products.cpp
+void check_screen(const Kernels& k);        // check_screen.cpp

@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable
-from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.shared.tokenizer import Tokenizer, gpt2_tokenizer, load_tokenizer
 
 from jaxgpt_export.format.certificate import versions
 
@@ -72,8 +72,6 @@ def import_nanogpt(options: ImportNanogptOptions) -> Result:
 
 def _tokenizer(name: str) -> Tokenizer:
     if name == "gpt2":
-        from jaxgpt.shared.gpt2_tokenizer import gpt2_tokenizer
-
         return gpt2_tokenizer()
     if not Path(name).is_dir():
         raise UserError(f"tokenizer {name!r} is neither gpt2 nor a folder with vocab.json and merges.txt")

@@ -126,7 +126,7 @@ class NativeSession:
         call_engine("jaxgpt_session_forward", self._handle, len(ids), *inputs, *outputs)
 
     def use_screen(self, use: bool) -> None:
-        """Whether this session's greedy steps read the screen of the head first; they do unless told otherwise."""
+        """Whether this session's greedy steps read the head's screen first; by default they do."""
         call_engine("jaxgpt_session_use_screen", self._handle, int(use))
 
     @property

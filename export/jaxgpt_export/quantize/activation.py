@@ -22,8 +22,6 @@ from jaxgpt_export.model.arithmetic import quantize_rows, quantize_static, quant
 from jaxgpt_export.quantize.calibration import SMALLEST_FACTOR, LayerInput
 
 STRENGTHS = (0.25, 0.5, 0.75)
-# Shares of the largest value that a scale may cover; below 0.3 no layer of any tried model had its best.
-COVERED = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

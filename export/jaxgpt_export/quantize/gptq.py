@@ -27,7 +27,7 @@ from jaxgpt_export.model.arithmetic import INT4_HIGHEST, INT4_LOWEST, LEVELS, in
 DAMPINGS = (0.01, 0.1, 1.0)  # the first for which the inverse exists in float64
 ROW_BLOCK = 64  # columns after which the rest of a row is changed
 # Shares of a group's extreme that the integers may cover.
-COVERED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+GROUP_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 Rounded = tuple[Int8[Tensor, "O I"], BFloat16[Tensor, "O groups"]]
 
 
@@ -49,7 +49,7 @@ def best_scale(weight: Float[Tensor, "O G"], importance: Float[Tensor, "G"]) -> 
     extreme = _extreme(weight)
     onto_highest = extreme * (INT4_LOWEST / INT4_HIGHEST)  # int4_scale divides by the lowest
     scales = torch.stack(
-        [int4_scale(value * share) for value in (extreme, onto_highest) for share in COVERED]
+        [int4_scale(value * share) for value in (extreme, onto_highest) for share in GROUP_SHARES]
     )
     wide = scales[:, :, None].expand(-1, *weight.shape)
     error = (round_int4(weight.expand_as(wide), wide) * wide.float() - weight).square() @ importance

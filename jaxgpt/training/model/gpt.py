@@ -104,7 +104,7 @@ class LMHead(nnx.Module):
     def operands(
         self, x: Float[Array, "*N C"], wte: Float[Array, "V2 C"]
     ) -> tuple[Float[Array, "*N C"], Float[Array, "V2 C"]]:
-        """Return the two operands of the head's product: features and table, rounded where the model rounds."""
+        """Return the operands of the head's product: features and table, rounded where the model rounds."""
         table = wte if self.embedding is None else self.embedding[...]
         if self.observing:
             self.sow(nnx.Intermediate, "inputs", x)

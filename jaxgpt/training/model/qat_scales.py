@@ -1,6 +1,6 @@
-"""The first input steps of quantization-aware training, from what the float model's layers see.
+"""The first input scales of quantization-aware training, from what the float model's layers see.
 
-Each layer takes the step of least squared rounding error on some training sequences, among shares of the
+Each layer takes the scale of least squared rounding error on some training sequences, among shares of the
 one that clips nothing.
 """
 
@@ -11,7 +11,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.config import CLIPPING_SHARES, ModelConfig
 from jaxgpt.shared.dataset import Tokens
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.model.fake_quant import INPUT_SCALE, round_inputs, scale_of, without_scales
@@ -19,7 +19,6 @@ from jaxgpt.training.model.gpt import GPT
 from jaxgpt.training.model.params import HostParams, Params, abstract_params, graph_of, init_params, merge
 
 CALIBRATION_SEQUENCES = 8
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def with_scales(config: ModelConfig, params: HostParams | None, tokens: Tokens, seed: int) -> HostParams:
@@ -27,7 +26,7 @@ def with_scales(config: ModelConfig, params: HostParams | None, tokens: Tokens, 
 
     Args:
       config: shape, with qat.
-      params: with input steps, which stay, or without; None for new ones.
+      params: with input scales, which stay, or without; None for new ones.
       tokens: the training split.
       seed: of new parameters, and of which sequences are looked at.
     """
@@ -44,7 +43,7 @@ def with_scales(config: ModelConfig, params: HostParams | None, tokens: Tokens, 
 def input_scales(
     config: ModelConfig, host_params: HostParams, sequences: Int[np.ndarray, "N T"]
 ) -> HostParams:
-    """Choose the input steps of a model.
+    """Choose the input scales of a model.
 
     Args:
       config: shape, with qat.
@@ -64,17 +63,17 @@ def input_scales(
         return {name: jnp.max(jnp.abs(x)) for name, x in _layer_inputs(graph, params, tokens).items()}
 
     @jax.jit
-    def errors(params: Params, tokens: Int[Array, "1 T"], steps: dict[str, Array]) -> dict[str, Array]:
+    def errors(params: Params, tokens: Int[Array, "1 T"], scales: dict[str, Array]) -> dict[str, Array]:
         inputs = _layer_inputs(graph, params, tokens)
-        return {name: _squared_errors(x, steps[name]) for name, x in inputs.items()}
+        return {name: _squared_errors(x, scales[name]) for name, x in inputs.items()}
 
     rows = [row[None] for row in sequences]
     tops = [largest(params, row) for row in rows]
-    shares = jnp.array(SHARES)
-    steps = {name: scale_of(jnp.max(jnp.stack([top[name] for top in tops])) * shares) for name in names}
-    found = [errors(params, row, steps) for row in rows]
+    shares = jnp.array(CLIPPING_SHARES)
+    tried = {name: scale_of(jnp.max(jnp.stack([top[name] for top in tops])) * shares) for name in names}
+    found = [errors(params, row, tried) for row in rows]
     sums = {name: np.sum([np.asarray(error[name]) for error in found], axis=0) for name in names}
-    scales = {name: np.asarray(steps[name][np.argmin(sums[name])]) for name in names}
+    scales = {name: np.asarray(tried[name][np.argmin(sums[name])]) for name in names}
     if jax.process_count() > 1:
         scales = {name: np.asarray(s) for name, s in multihost_utils.broadcast_one_to_all(scales).items()}
     return scales
@@ -83,7 +82,7 @@ def input_scales(
 def _layer_inputs(
     graph: nnx.GraphDef[GPT], params: Params, tokens: Int[Array, "1 T"]
 ) -> dict[str, Float[Array, "N I"]]:
-    """Run the float model; return what each layer with an input step saw, under that step's name."""
+    """Run the float model; return what each layer with an input scale saw, under that scale's name."""
     model = merge(graph, params)
     model.set_attributes(observing=True)
     _, seen = nnx.capture(nnx.Intermediate)(lambda model: model(tokens))(model)
@@ -91,6 +90,6 @@ def _layer_inputs(
     return {".".join(map(str, (*path[:-1], INPUT_SCALE))): found.get_value()[0] for path, found in flat}
 
 
-def _squared_errors(x: Float[Array, "N I"], steps: Float[Array, "K"]) -> Float[Array, "K"]:
-    """Return the summed squared rounding error of each step."""
-    return jax.lax.map(lambda step: jnp.sum((round_inputs(x, step) * step - x) ** 2), steps)
+def _squared_errors(x: Float[Array, "N I"], scales: Float[Array, "K"]) -> Float[Array, "K"]:
+    """Return the summed squared rounding error of each scale."""
+    return jax.lax.map(lambda scale: jnp.sum((round_inputs(x, scale) * scale - x) ** 2), scales)

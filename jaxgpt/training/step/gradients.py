@@ -51,7 +51,7 @@ class _Layout:
         return "fsdp" in self.specs[name]
 
     def replicated_over(self, name: str) -> tuple[str, ...]:
-        """Return the axes along which the devices hold the same of a parameter, so that gradients are summed."""
+        """Return the axes along which devices hold the same of a parameter: gradients are summed there."""
         return tuple(axis for axis in self.axes if axis != "fsdp" or not self.is_split(name))
 
 

@@ -8,7 +8,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Collection
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxgpt.shared.architecture import HEAD, linear_layers, matrices
 from jaxgpt.shared.config import ModelConfig
@@ -16,8 +16,10 @@ from jaxgpt.shared.errors import UserError, nearest
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.format.scheme import FLOAT32, Activation, LayerScheme
-from jaxgpt_export.quantize.quantizer import Quantizer
-from jaxgpt_export.quantize.state_dict import QuantizedStateDict
+
+if TYPE_CHECKING:  # PyTorch comes with the first method that is imported
+    from jaxgpt_export.quantize.quantizer import Quantizer
+    from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
 _ACTIVATION_WORK: dict[Activation, int] = {"static": 0, "dynamic": 1, "float": 2}
 
@@ -50,17 +52,17 @@ class Method:
         """Return the matrices that may not stay in higher precision, each with what to do instead."""
         return {}
 
-    def quantize(self, quantizer: Quantizer, schemes: dict[str, LayerScheme]) -> QuantizedStateDict:
+    def quantize(self, quantizer: "Quantizer", schemes: dict[str, LayerScheme]) -> "QuantizedStateDict":
         """Round the model; the candidate nearest to the float model where there is a choice."""
         raise NotImplementedError
 
     def observe(
-        self, quantizer: Quantizer, schemes: dict[str, LayerScheme], observer: str
-    ) -> QuantizedStateDict:
+        self, quantizer: "Quantizer", schemes: dict[str, LayerScheme], observer: str
+    ) -> "QuantizedStateDict":
         """Round with one of the candidates that `quantize` compares."""
         raise NotImplementedError
 
-    def apply(self, quantizer: Quantizer, high_precision: Collection[str] = ()) -> QuantizedStateDict:
+    def apply(self, quantizer: "Quantizer", high_precision: Collection[str] = ()) -> "QuantizedStateDict":
         """Round an artifact.
 
         Args:
@@ -80,7 +82,7 @@ class Method:
                 raise UserError(instead)
         return self.quantize(quantizer, raised(config, self.schemes(config), high_precision))
 
-    def apply_observer(self, quantizer: Quantizer, observer: str) -> QuantizedStateDict:
+    def apply_observer(self, quantizer: "Quantizer", observer: str) -> "QuantizedStateDict":
         """Round with one of the candidates that the method compares, whatever it costs."""
         self._require_applicable(quantizer.artifact)
         if observer not in self.observers:

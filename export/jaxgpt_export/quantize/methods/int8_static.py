@@ -5,19 +5,19 @@ jaxgpt-export quantize --artifact ART --method int8-static --data DATA --out ART
 
 from typing import ClassVar
 
-from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.config import CLIPPING_SHARES, ModelConfig
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.format.scheme import LayerScheme
-from jaxgpt_export.quantize.activation import COVERED, STRENGTHS, Search
+from jaxgpt_export.quantize.activation import STRENGTHS, Search
 from jaxgpt_export.quantize.methods import Method, uniform_schemes
 from jaxgpt_export.quantize.quantizer import Quantizer
 from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
 SEARCHES = {
     "min-max": Search(covered=(1.0,)),
-    "clipped": Search(covered=COVERED),
-    "clipped-smoothed": Search(covered=COVERED, strengths=STRENGTHS),
+    "clipped": Search(covered=CLIPPING_SHARES),
+    "clipped-smoothed": Search(covered=CLIPPING_SHARES, strengths=STRENGTHS),
 }
 
 
