@@ -52,8 +52,8 @@ JUNK: list[Any] = [
     2**31 - 1, 2**31, -(2**31), 2**32 + 2, 2**63, 2**64, 10**30, 10**400, 10**4290, -(10**400), 0.5, -0.0,
     1e-300, 1e308, float("nan"), float("inf"), float("-inf"), "", "8", "wte", "a\nb", "\x00", "\ud800",
     "x" * 100_000, [], {}, [[]], [1, 2], ["wte"], ["wte", "wte"], [None], [[["wte"]]], list(range(1000)),
-    {"a": {"b": [{}]}}, {"": 0}, deep(50), deep(900), deep(5000), "rotary", "learned", "static", "dynamic", "float",
-    "gpt2", "jaxgpt_gpt2",
+    {"a": {"b": [{}]}}, {"": 0}, deep(50), deep(900), deep(5000), "rotary", "learned", "static", "dynamic",
+    "float", "gpt2", "jaxgpt_gpt2",
 ]  # fmt: skip
 DTYPES = (
     "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "F8_E4M3",

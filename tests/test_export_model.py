@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from jaxgpt_export.generation.torch_session import TorchSession, UncachedTorchSe
 from jaxgpt_export.model.build import float_model, load
 from jaxgpt_export.model.kv_cache import KVCache
 
-from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.architecture import parameters
+from jaxgpt.shared.config import ModelConfig, Positions
 from jaxgpt.shared.errors import UserError
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=3, n_head=4, n_embd=32)
@@ -86,3 +88,15 @@ def test_float_module_is_differentiable(model: torch.nn.Module) -> None:
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     assert float(weight.grad.abs().sum()) > 0
     weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_the_module_s_state_is_the_table_of_parameters(tied: bool, positions: Positions) -> None:
+    config = dataclasses.replace(CONFIG, tied=tied, positions=positions)
+    state = float_model(config, random_tensors(config)).state_dict()
+    expected = {each.name: each.shape for each in parameters(config)}
+    if tied:  # PyTorch lists the head too; it is the embedding
+        assert state["lm_head.weight"].data_ptr() == state["wte.weight"].data_ptr()
+        del state["lm_head.weight"]
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == expected

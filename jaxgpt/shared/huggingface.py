@@ -93,7 +93,7 @@ def read_hf_config(path: Path, what: str) -> HfConfig:
 
 
 def _shape(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    missing = [theirs for theirs in SHAPE_FIELDS.values() if theirs not in value]
+    missing = [theirs for theirs in SHAPE_FIELDS.values() if value.get(theirs) is None]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; is it the folder of a GPT-2?")
     for theirs in SHAPE_FIELDS.values():

@@ -5,8 +5,9 @@
     quantization.layers            the scheme of every embedding and linear layer, by GPT-2's name:
         weight_bits    8, 4, or 32 where the layer was left in float32
         group_size     input channels that share a scale of 4-bit weights; 0 where a row has one scale
-        activation     how the input is rounded: float (not at all), dynamic (a scale a token), static
-        (stored) smoothing      the input is divided by a stored vector first (of an embedding: its rows are)
+        activation     how the input is rounded: float (not at all), dynamic (a scale a token) or static (a
+                       stored scale)
+        smoothing      the input is divided by a stored vector first (of an embedding: its rows are)
         two_level      what the first rounding of the input leaves is rounded too, in 256ths of its scale
 
 A tied head multiplies with wte: its weight_bits and group_size are those of wte, and its own smoothing is
@@ -107,11 +108,18 @@ def read_quantization(section: Any, config: ModelConfig, path: Path) -> Quantiza
             found = _from_version_2(section, config, path)
         else:
             layers = {name: _scheme_from_json(name, value) for name, value in section["layers"].items()}
-            found = Quantization(section["method"], layers)
+            found = Quantization(_label(section["method"]), layers)
             if section != found.to_json():
                 raise ValueError("its quantization section holds unknown fields")
         _check(found, config)
     return found
+
+
+def _label(method: Any) -> str:
+    """Return the label of an artifact; ValueError where it is none."""
+    if not isinstance(method, str) or not 0 < len(method) <= MAX_LABEL_LENGTH:
+        raise ValueError(f"method is {quoted(method)}, expected a name")
+    return method
 
 
 def _scheme_from_json(name: str, value: Mapping[str, Any]) -> LayerScheme:
@@ -122,6 +130,8 @@ def _scheme_from_json(name: str, value: Mapping[str, Any]) -> LayerScheme:
     for field in fields.values():
         if type(value[field.name]) is not type(field.default):
             raise ValueError(f"{field.name} of {name} is {quoted(value[field.name])}")
+    if value["activation"] not in get_args(Activation):
+        raise ValueError(f"activation of {name} is {quoted(value['activation'])}")
     return LayerScheme(**value)
 
 
@@ -166,8 +176,6 @@ def _from_version_2(section: dict[str, Any], config: ModelConfig, path: Path) ->
 
 def _check(quantization: Quantization, config: ModelConfig) -> None:
     """Raise ValueError for schemes that no artifact has, or that do not fit the shape."""
-    if not isinstance(quantization.method, str) or not 0 < len(quantization.method) <= MAX_LABEL_LENGTH:
-        raise ValueError(f"method is {quoted(quantization.method)}, expected a name")
     stored, linear = matrices(config), linear_layers(config)
     if other := sorted({*stored, *linear} ^ set(quantization.layers)):
         raise ValueError(f"schemes and shape disagree on the layers {', '.join(map(str, other))}")
@@ -175,8 +183,6 @@ def _check(quantization: Quantization, config: ModelConfig) -> None:
         inputs = (stored.get(name) or linear[name]).inputs
         if scheme.weight_bits not in WEIGHT_BITS:
             raise ValueError(f"weight_bits of {name} is {scheme.weight_bits}, expected 4, 8 or 32")
-        if scheme.activation not in get_args(Activation):
-            raise ValueError(f"activation of {name} is {quoted(scheme.activation)}")
         if scheme.weight_bits == 4:
             if scheme.group_size < 2 or inputs % scheme.group_size:
                 raise ValueError(f"group_size {scheme.group_size} does not divide the inputs of {name}")
