@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "product.h"
+#include "tiles/product.h"
 
 // Belongs to a session: whether the screen pays is a matter of the text that is generated.
 class Head {

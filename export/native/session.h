@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "head.h"
-#include "product.h"
+#include "tiles/product.h"
 
 constexpr int kAttentionRows = 32;  // of a piece of attention
 

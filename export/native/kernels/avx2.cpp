@@ -52,6 +52,7 @@ inline void store_element(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _
 constexpr int kAccumulators = 8;
 
 #include "kernels/floats.inl"
+#include "kernels/attention.inl"
 
 // ---- weights of 8 bits: as 16 bits, times x as 16 bits, so that no sum of products saturates
 

@@ -50,6 +50,7 @@ inline void store_element(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _
 constexpr int kAccumulators = 16;
 
 #include "kernels/floats.inl"
+#include "kernels/attention.inl"
 
 inline __m512i four_inputs(const int8_t* x) {
   int32_t four;

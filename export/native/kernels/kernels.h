@@ -1,7 +1,7 @@
 // The table of functions that each instruction set fills: the loops that a step spends its time in.
 #pragma once
 
-#include "layout.h"
+#include "tiles/layout.h"
 
 // Before a loop of at most 8 rounds, a constant number, whose array is to lie in registers: without it GCC 12 writes
 // every element back to memory in each round of the loop around it.

@@ -66,6 +66,7 @@ inline void store_element(Half* p, float x) {
 constexpr int kAccumulators = 16;
 
 #include "kernels/floats.inl"
+#include "kernels/attention.inl"
 
 constexpr int kAhead = 1536;  // bytes; not tuned, as no such processor was at hand
 constexpr int kVectors = kSliceBytes / 16;  // of a slice: 4 outputs each

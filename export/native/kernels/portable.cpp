@@ -34,6 +34,7 @@ inline void store_element(Half* p, float x) { p->bits = f32_to_half(x); }
 constexpr int kAccumulators = 8;
 
 #include "kernels/floats.inl"
+#include "kernels/attention.inl"
 
 void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
           int32_t* sums) {

@@ -1,4 +1,4 @@
-#include "product.h"
+#include "tiles/product.h"
 
 void QuantizedRows::reserve(int rows, int width) {
   integers = Pages(2 * size_t(rows) * size_t(padded(width)), false);
