@@ -26,8 +26,6 @@ def schedule(config: TrainConfig, peak: float) -> Schedule:
     else:
         fall = optax.linear_schedule(peak, peak * config.final_lr_fraction, decay)
     if decay == rest:
-        joined: Schedule = optax.join_schedules([rise, fall], [warmup])
-        return joined
+        return optax.join_schedules([rise, fall], [warmup])
     plateau = optax.constant_schedule(peak)
-    joined = optax.join_schedules([rise, plateau, fall], [warmup, warmup + rest - decay])
-    return joined
+    return optax.join_schedules([rise, plateau, fall], [warmup, warmup + rest - decay])
