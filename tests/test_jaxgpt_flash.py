@@ -1,5 +1,7 @@
-"""cuDNN's flash attention, without a GPU: what the step would run, read from its lowering for CUDA."""
+"""The step for CUDA, without a GPU: flash attention and float16 products, read from its lowering."""
 
+import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -30,13 +32,13 @@ def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fused, name, lambda *_, answer=answer: answer)
 
 
-def lowered(capability: float, **train: Any) -> str:
+def lowered(capability: float, model: ModelConfig = MODEL, **train: Any) -> str:
     settings = TrainConfig(batch_size=4, **train)
-    numerics, _ = choose_numerics(MODEL, settings.precision, "gpu", capability)
-    optimizer = make_optimizer(settings, MODEL)
-    state = jax.eval_shape(lambda: first_state(init_params(MODEL, 0), optimizer, 0, settings))
+    numerics, _ = choose_numerics(model, settings.precision, "gpu", capability)
+    optimizer = make_optimizer(settings, model)
+    state = jax.eval_shape(lambda: first_state(init_params(model, 0), optimizer, 0, settings))
     tokens = jax.ShapeDtypeStruct((1, 4, 64), jnp.int32)
-    step = make_train_step(graph_of(MODEL, numerics), optimizer, make_mesh("", 1), settings, dropout=False)
+    step = make_train_step(graph_of(model, numerics), optimizer, make_mesh("", 1), settings, dropout=False)
     return jax.jit(step).trace(state, tokens, tokens).lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -57,6 +59,18 @@ def test_an_older_gpu_gets_xla_s_attention(pretend_a_gpu: None) -> None:
     assert "cudnn" not in lowered(7.5, precision="fp16")
 
 
+@pytest.mark.parametrize("qat", [False, True])
+def test_a_step_lowered_for_cuda_has_its_float16_products_with_float32_sums(qat: bool) -> None:
+    """Though it is lowered on a CPU, whose XLA has none of these."""
+    text = lowered(7.5, dataclasses.replace(MODEL, qat=qat), precision="fp16")
+    kind = r"tensor<[\dx]*x(\w+)>"
+    products = re.findall(rf"dot_general.*: \({kind}, {kind}\) -> {kind}", text)
+    assert ("f16", "f16", "f32") in products
+    cpu, _ = choose_numerics(MODEL, "fp16", "cpu", 0.0)
+    gpu, _ = choose_numerics(MODEL, "fp16", "gpu", 7.5)
+    assert (cpu.wide_sums, gpu.wide_sums) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("changes", "precision", "platform", "capability", "why"),
     [
@@ -73,8 +87,6 @@ def test_an_older_gpu_gets_xla_s_attention(pretend_a_gpu: None) -> None:
 def test_the_reason_is_told(
     changes: dict[str, Any], precision: Any, platform: str, capability: float, why: str
 ) -> None:
-    import dataclasses
-
     numerics, reason = choose_numerics(dataclasses.replace(MODEL, **changes), precision, platform, capability)
     assert why in reason
     assert numerics.flash == (why == "flash attention by cuDNN")

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -8,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Command, assert_one_line_error
 
 import jaxgpt.training.optimizers
 from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.shared.errors import UserError
 from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.lr_schedule import schedule
-from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.numerics import FLOAT32
+from jaxgpt.training.model.params import abstract_params
+from jaxgpt.training.optimizers import find_optimizer
 from jaxgpt.training.step.compiled import CompiledTraining
-from jaxgpt.training.step.optimizer import make_optimizer, parameter_labels
+from jaxgpt.training.step.optimizer import make_optimizer
 
-MODEL = ModelConfig(vocab_size=16, block_size=4, n_layer=1, n_head=2, n_embd=8)
+MODEL = ModelConfig(vocab_size=16, block_size=4, n_layer=1, n_head=1, n_embd=8)
 QAT = dataclasses.replace(MODEL, qat=True)
 
 CONFIG = TrainConfig(
@@ -104,9 +107,81 @@ def test_rate_rises_then_falls_to_its_final_share(lr_schedule: Literal["cosine",
     assert rates[55] == pytest.approx(middle, abs=1e-5)
 
 
-def test_parameters_are_labelled_by_their_group() -> None:
-    labels = parameter_labels(MODEL)
-    assert [labels[name] for name in PARAMS] == ["kernel", "embedding", "vector", "vector"]
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.999])
+@pytest.mark.parametrize("lr_schedule", ["cosine", "linear"])
+def test_rate_stays_at_its_peak_until_the_steps_that_decay(
+    lr_schedule: Literal["cosine", "linear"], share: float
+) -> None:
+    config = dataclasses.replace(CONFIG, lr_schedule=lr_schedule, final_lr_fraction=0.1, decay_fraction=share)
+    rates = [float(schedule(config, 2.0)(step)) for step in range(101)]
+    falls = 100 - round(share * 90)
+    assert rates[:11] == pytest.approx(np.linspace(2 / 11, 2.0, 11))
+    assert rates[10 : falls + 1] == [2.0] * (falls - 9)
+    assert all(a > b for a, b in itertools.pairwise(rates[falls:]))
+    assert rates[100] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_an_impossible_share_of_decay_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=r"decay_fraction \(.*\) must lie in \(0, 1\]"):
+        dataclasses.replace(CONFIG, decay_fraction=share)
+
+
+def test_a_configuration_from_before_decay_fraction_is_that_of_a_fall_from_the_peak_on() -> None:
+    old = dataclasses.asdict(CONFIG)
+    del old["decay_fraction"]
+    assert TrainConfig.from_json(old, "config.json") == CONFIG
+
+
+def test_optimizer_state_is_held_under_the_labels_that_checkpoints_have() -> None:
+    for model in (MODEL, QAT):
+        shapes = abstract_params(model)
+        groups = jax.eval_shape(make_optimizer(CONFIG, model).init, shapes)[1].inner_states
+        assert set(groups) == {"kernel", "embedding", "vector"} | ({"scale"} if model.qat else set())
+        for name, shape in shapes.items():
+            last = name.rpartition(".")[2]
+            label = {"kernel": "kernel", "embedding": "embedding", "input_scale": "scale"}.get(last, "vector")
+            held = [
+                found for found, state in groups.items() if name in str(jax.tree.flatten_with_path(state)[0])
+            ]
+            assert held == [label], (name, shape)
+
+
+NEW_OPTIMIZER = """
+import optax
+
+
+def matrices(config, learning_rate):
+    return optax.sgd(learning_rate)
+"""
+
+
+def test_an_optimizer_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "descent.py").write_text(NEW_OPTIMIZER)
+    package = jaxgpt.training.optimizers
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    try:
+        config = TrainConfig(
+            optimizer="descent", batch_size=2, warmup_steps=0, learning_rate=0.1, grad_clip=1e9
+        )
+        training = CompiledTraining(MODEL, config, make_mesh("", 1), FLOAT32)
+        state, step = training.first_state(), training.compile_step()
+        tokens = jax.device_put(np.arange(8, dtype=np.int32).reshape(1, 2, 4), training.batch_sharding)
+        before = {name: np.asarray(array) for name, array in state.params.items()}
+        state, metrics = step(state, tokens, tokens)
+    finally:
+        sys.modules.pop("jaxgpt.training.optimizers.descent", None)
+    moved = [np.asarray(state.params[name]) - before[name] for name in before if name.endswith("kernel")]
+    # Descent moves by rate * gradient, whose norm is part of the whole gradient's.
+    norm = np.sqrt(sum((change.astype(np.float64) ** 2).sum() for change in moved))
+    assert 0 < norm < 0.1 * float(metrics["grad_norm"])
+
+
+def test_an_unknown_optimizer_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"optimizer 'adam' is unknown; did you mean adamw\?"):
+        find_optimizer("adam")
+    with pytest.raises(UserError, match="expected one of: adamw, muon"):
+        make_optimizer(dataclasses.replace(CONFIG, optimizer="zzz"), MODEL)
 
 
 def test_input_scales_move_by_shares_of_themselves_and_count_for_no_norm() -> None:
@@ -114,8 +189,8 @@ def test_input_scales_move_by_shares_of_themselves_and_count_for_no_norm() -> No
     config = dataclasses.replace(CONFIG, grad_clip=0.5, warmup_steps=0)
     optimizer, without = make_optimizer(config, QAT), make_optimizer(config, MODEL)
     params = {
-        "a.input_scale": jnp.float32(10.0),
-        "b.input_scale": jnp.float32(1e-3),
+        "lm_head.input_scale": jnp.float32(10.0),
+        "h.0.mlp.c_fc.input_scale": jnp.float32(1e-3),
         "ln_f.bias": jnp.ones(2),
     }
     state, other = optimizer.init(params), without.init({"ln_f.bias": params["ln_f.bias"]})
@@ -131,62 +206,14 @@ def test_input_scales_move_by_shares_of_themselves_and_count_for_no_norm() -> No
         m = config.beta1 * m + (1 - config.beta1) * g
         v = config.beta2 * v + (1 - config.beta2) * g * g
         expected *= 1 - rate * m / (1 - config.beta1**t) / ((v / (1 - config.beta2**t)) ** 0.5 + 1e-8)
-        assert float(params["a.input_scale"]) == pytest.approx(10 * expected, rel=1e-5)
-        assert float(params["b.input_scale"]) == pytest.approx(1e-3 * expected, rel=1e-5)
+        assert float(params["lm_head.input_scale"]) == pytest.approx(10 * expected, rel=1e-5)
+        assert float(params["h.0.mlp.c_fc.input_scale"]) == pytest.approx(1e-3 * expected, rel=1e-5)
         assert np.array_equal(params["ln_f.bias"], plain["ln_f.bias"])
 
 
 def test_input_scales_stay_positive_at_any_rate() -> None:
     config = dataclasses.replace(CONFIG, embedding_learning_rate=50.0, warmup_steps=0)
     optimizer = make_optimizer(config, QAT)
-    params = {"a.input_scale": jnp.float32(1.0)}
-    update, _ = optimizer.update({"a.input_scale": jnp.float32(1.0)}, optimizer.init(params), params)
-    assert float(optax.apply_updates(params, update)["a.input_scale"]) == 0.5
-
-
-@pytest.mark.parametrize("lr_schedule", ["cosine", "linear"])
-def test_the_rate_stays_at_its_peak_until_it_decays(lr_schedule: Literal["cosine", "linear"]) -> None:
-    settings = {"lr_schedule": lr_schedule, "final_lr_fraction": 0.1, "decay_fraction": 0.4}
-    config = dataclasses.replace(CONFIG, **settings)
-    rates = [float(schedule(config, 2.0)(step)) for step in range(101)]
-    assert rates[10:65] == [2.0] * 55  # 10 steps rise, 36 of the other 90 fall
-    assert all(a > b for a, b in itertools.pairwise(rates[64:]))
-    assert rates[100] == pytest.approx(0.2)
-    whole = dataclasses.replace(config, decay_fraction=1.0)
-    before = dataclasses.replace(CONFIG, lr_schedule=lr_schedule, final_lr_fraction=0.1)
-    assert [float(schedule(whole, 2.0)(step)) for step in range(101)] == [
-        float(schedule(before, 2.0)(step)) for step in range(101)
-    ]
-
-
-def test_an_optimizer_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in the folder is all that a new optimizer takes, to be named, checked and trained with."""
-    source = """
-import optax
-
-def matrices(config, learning_rate):
-    return optax.sgd(learning_rate)
-"""
-    (tmp_path / "plain_descent.py").write_text(source)
-    monkeypatch.setattr(jaxgpt.training.optimizers, "__path__", [*optimizers_path(), str(tmp_path)])
-    train = TrainConfig(
-        optimizer="plain-descent", batch_size=2, learning_rate=0.5, warmup_steps=0, grad_clip=1e9
-    )
-    compiled = CompiledTraining(MODEL, train, make_mesh("", 1), Numerics())
-    state = compiled.first_state()
-    before = np.asarray(state.params["h.0.mlp.c_fc.kernel"])
-    batch = np.arange(8, dtype=np.int32).reshape(1, 2, 4) % 16
-    after, metrics = compiled.compile_step()(state, batch, (batch + 1) % 16)
-    assert np.isfinite(float(metrics["loss"]))
-    assert not np.array_equal(before, np.asarray(after.params["h.0.mlp.c_fc.kernel"]))
-    assert "plain-descent" in jaxgpt.training.optimizers.optimizer_names()
-
-
-def optimizers_path() -> list[str]:
-    return list(jaxgpt.training.optimizers.__path__)
-
-
-def test_an_unknown_optimizer_is_one_line(command: Command, data: Path, tmp_path: Path) -> None:
-    arguments = ("train", "tiny", "--data", data, "--out", tmp_path / "run", "--optimizer", "muno")
-    assert_one_line_error(command("jaxgpt", *arguments), "muno", "did you mean muon?")
-    assert not (tmp_path / "run").exists()
+    params = {"lm_head.input_scale": jnp.float32(1.0)}
+    update, _ = optimizer.update({"lm_head.input_scale": jnp.float32(1.0)}, optimizer.init(params), params)
+    assert float(optax.apply_updates(params, update)["lm_head.input_scale"]) == 0.5

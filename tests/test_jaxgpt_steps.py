@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
 from jaxgpt.training.devices.mesh import batch_sharding, make_mesh, state_shardings
 from jaxgpt.training.model.loss import summed_loss
 from jaxgpt.training.model.numerics import Numerics, choose_numerics
@@ -129,6 +129,44 @@ def test_dropout_is_the_same_on_any_devices_and_differs_by_step() -> None:
         assert np.abs(one - losses(1, "", jnp.float64)).max() > 1e-3
 
 
+def dropout_loss(
+    mesh: str, devices: int, inputs: np.ndarray, targets: np.ndarray, accumulate: int = 1
+) -> float:
+    """The summed loss of one batch with dropout 0.5, in float64."""
+    model = dataclasses.replace(MODEL, dropout=0.5)
+    graph, layout = graph_of(model, Numerics(jnp.float64, jnp.float64)), make_mesh(mesh, devices)
+    gradients = jax.jit(make_gradients(graph, layout, TRAIN, dropout=True))
+    params = init_params(model, 0, jnp.float64)
+    placed = jax.device_put(params, state_shardings(layout, params))
+    key = jax.random.key_data(jax.random.key(7))
+    shape = (accumulate, len(inputs) // accumulate, -1)
+    loss, _, _ = gradients(placed, jnp.ones(()), key, inputs.reshape(shape), targets.reshape(shape))
+    return float(loss)
+
+
+@pytest.mark.parametrize("mesh", ["data=2", "fsdp=2"])
+def test_each_device_drops_other_activations_and_those_of_one_device_that_has_the_whole_batch(
+    mesh: str,
+) -> None:
+    """Both halves of the batch hold the same tokens: with the same keys their losses would be equal."""
+    inputs, targets = (np.concatenate([array[0][:2], array[0][:2]]) for array in batches())
+    first, second = targets.copy(), targets.copy()
+    first[2:], second[:2] = -1, -1  # a half counts alone
+    with jax.enable_x64(True):
+        halves = [dropout_loss(mesh, 2, inputs, counted) for counted in (first, second)]
+        assert abs(halves[0] - halves[1]) > 1e-3
+        whole = dropout_loss(mesh, 2, inputs, targets)
+        assert abs(whole - sum(halves)) <= FLOAT64_TOLERANCE
+        assert abs(whole - dropout_loss("", 1, inputs, targets)) <= FLOAT64_TOLERANCE
+
+
+def test_each_micro_batch_drops_other_activations() -> None:
+    inputs, targets = (np.concatenate([array[0][:2], array[0][:2]]) for array in batches())
+    with jax.enable_x64(True):
+        whole = dropout_loss("", 1, inputs, targets)
+        assert abs(dropout_loss("", 1, inputs, targets, accumulate=2) - whole) <= FLOAT64_TOLERANCE
+
+
 def test_loss_is_the_float64_cross_entropy_of_the_counted_targets() -> None:
     params = init_params(MODEL, 0)
     inputs, targets = (array[0] for array in batches())
@@ -141,7 +179,7 @@ def test_loss_is_the_float64_cross_entropy_of_the_counted_targets() -> None:
 
 
 def run_steps(
-    train: TrainConfig, poison: tuple[int, ...] = (), precision: str = "fp32", steps: int = STEPS
+    train: TrainConfig, poison: tuple[int, ...] = (), precision: Precision = "fp32", steps: int = STEPS
 ) -> tuple[TrainState, list[dict[str, float]], list[TrainState]]:
     """Train; the parameters of the steps in `poison` get one NaN before, and are mended after."""
     state, optimizer = start(train, jnp.float32)
@@ -201,7 +239,7 @@ def test_loss_scale_halves_on_overflow_grows_after_good_steps_and_leaves_the_gra
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_steps_stay_near_float32(precision: str) -> None:
+def test_low_precision_steps_stay_near_float32(precision: Precision) -> None:
     _, plain, _ = run_steps(TRAIN)
     state, low, _ = run_steps(dataclasses.replace(TRAIN, precision=precision), precision=precision)
     assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype("float32")}
@@ -224,23 +262,3 @@ def test_spike_guard_skips_a_loss_far_above_its_mean(monkeypatch: pytest.MonkeyP
         state, metrics = step(state, inputs[:1], wanted[None].astype(np.int32))
         skipped.append(int(metrics["skipped"]))
     assert skipped == [0] * 12 + [1] * 4
-
-
-def test_devices_drop_differently_where_their_sequences_are_the_same() -> None:
-    """Both devices see the same sequences: with one key for both, they would drop the same activations."""
-    model = dataclasses.replace(MODEL, dropout=0.5)
-    mesh = make_mesh("data=2", 2)
-    with jax.enable_x64(True):
-        graph = graph_of(model, Numerics(jnp.float64, jnp.float64))
-        params = init_params(MODEL, 0, jnp.float64)
-        half = np.random.default_rng(1).integers(0, 64, (1, 1, 17)).astype(np.int32)
-        rows = np.concatenate([half, half], axis=1)  # (A, B, T + 1), a row a device
-        key = jax.random.key_data(jax.random.key(0))
-        arguments = (params, jnp.float64(1.0), key, rows[..., :-1], rows[..., 1:])
-        loss, count, _ = jax.jit(make_gradients(graph, mesh, TRAIN, True))(*arguments)
-        alone = make_gradients(graph, make_mesh("", 1), TRAIN, True)
-        both, _, _ = jax.jit(alone)(*arguments)
-        first, _, _ = jax.jit(alone)(params, jnp.float64(1.0), key, half[..., :-1], half[..., 1:])
-        assert int(count) == 32
-        assert float(loss) == pytest.approx(float(both), abs=FLOAT64_TOLERANCE)
-        assert abs(float(loss) - 2 * float(first)) > 1e-3
