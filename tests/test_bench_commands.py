@@ -5,6 +5,7 @@ import re
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
@@ -28,6 +29,7 @@ from jaxgpt_bench.speed.programs import NATIVE, TORCH
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.scheme import Quantization
+from jaxgpt_export.model.build import build_model
 from jaxgpt_export.native.library import instruction_sets
 from jaxgpt_export.parity.quality import Quality, difference_error, measure_quality
 
@@ -142,7 +144,7 @@ def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tup
         ceiling = row["read_gb_s"] * 1e9 / row["bytes_per_token"]
         assert row["ceiling_tokens_per_s"] == pytest.approx(ceiling)
         assert 0 < row["ceiling_share"] < 2
-        assert row["peak_rss_mb"] > 50
+        assert row["peak_rss_mb"] > 25  # Python and numpy alone take more
         assert len(row["greedy_tokens"]) == 20
 
 
@@ -180,7 +182,11 @@ def test_bytes_a_token_are_the_weights_it_touches(fp32: Path, int8_dynamic: Path
     matrices = c.vocab_size * c.n_embd + c.n_layer * 12 * c.n_embd**2
     scales = c.vocab_size + c.n_layer * 9 * c.n_embd
     artifact = read_artifact(int8_dynamic)
-    vectors = sum(4 * c.n_embd for name in artifact.quantization.smooth if name.endswith("mlp.c_proj"))
+    vectors = sum(
+        4 * c.n_embd
+        for name, scheme in artifact.quantization.layers.items()
+        if scheme.smoothing and name.endswith("mlp.c_proj")
+    )
     floats = c.n_layer * 13 * c.n_embd + 2 * c.n_embd + scales + vectors
     assert weight_bytes(artifact) == matrices + 4 * floats
 
@@ -313,7 +319,7 @@ def test_windows_are_spread_over_the_whole_split_and_the_differences_have_paired
     middle = round((len(inputs) - 1) / 2)
     losses = []
     for folder in (fp32, int8_static):
-        model = read_artifact(folder).model()
+        model = build_model(read_artifact(folder))
         each = []
         for window in (0, middle, -1):
             counted = torch.from_numpy(targets[window]).long()
@@ -361,8 +367,8 @@ def test_a_model_is_also_compared_with_its_own_parent(data: Path) -> None:
 def test_int8_static_qat_is_refused_beside_another_training_s_parent(
     fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parent = dataclasses.replace(read_artifact(fp32), trained={"logits": torch.ones(1)})
-    child = dataclasses.replace(parent, quantization=Quantization("static-qat", {}))
+    parent = dataclasses.replace(read_artifact(fp32), trained={"logits": np.ones(1, np.float32)})
+    child = dataclasses.replace(parent, quantization=Quantization("int8-static-qat", {}))
     assert child.kind == "int8-static-qat"
     origin = {"parent_sha256": sha256_of(fp32 / "model.safetensors")}
     monkeypatch.setattr(

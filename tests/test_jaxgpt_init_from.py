@@ -240,7 +240,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "other model": (lambda f: change_config(f, model_type="llama"), ("'llama'", "expected gpt2")),
     "relu": (lambda f: change_config(f, activation_function="relu"), ("activation_function 'relu'",)),
-    "no shape": (lambda f: change_config(f, n_head=None), ("n_head None", "expected a whole number")),
+    "no shape": (lambda f: change_config(f, n_head=None), ("config.json lacks n_head",)),
     "impossible": (lambda f: change_config(f, n_head=3), ("n_embd (16)", "n_head (3)")),
     "shape": (lambda f: change_config(f, n_positions=32), ("wpe.weight", "(64, 16)", "expected", "(32, 16)")),
     "missing": (lambda f: change_tensors(f, lambda t: t.pop(LN)), ("missing tensors", LN)),

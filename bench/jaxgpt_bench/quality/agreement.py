@@ -29,7 +29,6 @@ from jaxgpt_bench.peers.transformers_ import TransformersSession
 if TYPE_CHECKING:
     from jaxgpt_export.format.artifact import Artifact as Artifact
     from jaxgpt_export.interchange.gguf_file import FileType as FileType
-    from jaxgpt_export.model.build import build_model
 else:  # they import PyTorch
     Artifact, FileType = Any, str
 
@@ -62,6 +61,7 @@ def sessions(artifact: Artifact) -> Iterator[dict[str, Callable[[], Session]]]:
     """Give what opens each program that is installed, this project's first."""
     from jaxgpt_export.generation.torch_session import TorchSession
     from jaxgpt_export.interchange.gguf_file import write_gguf
+    from jaxgpt_export.model.build import build_model
 
     found: dict[str, Callable[[], Session]] = {"jaxgpt": lambda: TorchSession(build_model(artifact))}
     found["transformers"] = lambda: TransformersSession(str(artifact.folder), True, False)

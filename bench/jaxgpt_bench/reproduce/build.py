@@ -19,13 +19,13 @@ from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, Recipe
 from jaxgpt_bench.reproduce.stages import Stages, made_by_removing, require
 from jaxgpt_bench.reproduce.training_run import best_step, made_of_run, trained
 
-# Row of the tables (and folder), method of `jaxgpt-export quantize`, the folder it is made from.
+# Method of `jaxgpt-export quantize` (row of the tables and folder too), the folder it is made from.
 QUANTIZED = (
-    ("int8-dynamic", "dynamic", "fp32"),
-    ("int8-static", "static", "fp32"),
-    ("int8-static-qat", "static-qat", "fp32-qat"),
-    ("int8-weight-only", "weight-only-int8", "fp32"),
-    ("int4-weight-only", "weight-only-int4", "fp32"),
+    ("int8-dynamic", "fp32"),
+    ("int8-static", "fp32"),
+    ("int8-static-qat", "fp32-qat"),
+    ("int8-weight-only", "fp32"),
+    ("int4-weight-only", "fp32"),
 )
 # What tells an output folder that is filled by and by; the others appear whole, with a certificate.
 MARKERS = {"data": "manifest.json", "run": "config.json", "qat": "config.json"}
@@ -80,8 +80,8 @@ def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> Built:
         qat = trained(stages, "qat", options.out / "qat", settings, dataset)
         parents["fp32-qat"] = converted(stages, options.out / "fp32-qat", qat, dataset)
     artifacts = [
-        quantized(stages, options.out / name, method, parents[parent], dataset)
-        for name, method, parent in QUANTIZED
+        quantized(stages, options.out / method, method, parents[parent], dataset)
+        for method, parent in QUANTIZED
         if parent in parents
     ]
     return Built(dataset, run, [fp32, *artifacts], parents.get("fp32-qat"))
@@ -125,7 +125,7 @@ def check_folders(out: Path, takes_run: bool) -> None:
             raise UserError(
                 f"{folder} holds no {marker}, so it is something else; move it away, or choose another --out"
             )
-    for name in ("fp32", "fp32-qat", *(name for name, _, _ in QUANTIZED)):
+    for name in ("fp32", "fp32-qat", *(method for method, _ in QUANTIZED)):
         check_replaceable(out / name, True, "certificate.json")
 
 
@@ -220,11 +220,13 @@ def quantized(stages: Stages, out: Path, method: str, parent: Path, dataset: Dat
     Raises:
       StoppedError: it does not hold what its certificate says.
     """
+    from jaxgpt_export.quantize.methods import find_method
+
     parent_sha256 = weights_sha256(parent)
 
     def fits(certificate: dict[str, Any]) -> bool:
         return (
-            certificate.get("method") == method
+            certificate.get("method") in (method, *find_method(method).aliases)
             and certificate["origin"].get("parent_sha256") == parent_sha256
             and "quality" in certificate  # it was given data
             and certificate.get("calibration", {}).get("observer") != "nearest"

@@ -64,32 +64,9 @@ def parity_figures(
     return found
 
 
-LOAD = """
-import json, sys, time
-from pathlib import Path
-import numpy, torch, tiktoken
-import jaxgpt_export.generation.command as generate
-from jaxgpt_bench.common.workers import peak_rss_bytes
-def resident():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
-before, started = resident(), time.perf_counter()
-artifact = generate.read_whole_artifact(Path(sys.argv[1]))
-tokenizer = artifact.tokenizer()
-session, name = generate.open_session(artifact, "native", int(sys.argv[2]))
-artifact.tensors.clear()
-token = int(session.greedy([tokenizer.endoftext])[0])
-seconds, first = time.perf_counter() - started, resident() - before
-for _ in range(min(250, session.block_size - 1)):
-    token = int(session.greedy([token])[0])
-grown, peak = resident() - before, peak_rss_bytes() - before
-print(json.dumps({"seconds": seconds, "first": first, "grown": grown, "peak": peak}))
-"""
-
-
 def load_figures(folder: Path, threads: int) -> dict[str, Any]:
     """Load an artifact in a fresh process: seconds to the first token, memory then and later."""
-    command = [sys.executable, "-P", "-c", LOAD, str(folder), str(threads)]
+    command = [sys.executable, "-P", "-m", "jaxgpt_bench.speed.load_process", str(folder), str(threads)]
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
     size = (folder / "model.safetensors").stat().st_size
     memory = {name: statistics.median(run[name] for run in runs) for name in ("first", "grown", "peak")}
