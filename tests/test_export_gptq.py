@@ -117,7 +117,7 @@ def test_gptq_follows_its_formula_column_by_column() -> None:
     assert agreeing >= 0.998 * q.numel()  # float32 against float64 on a rounding edge
 
 
-def test_8_bits_are_compensated_too_and_keep_the_scales_of_plain_rounding() -> None:
+def test_gptq_of_8_bits_keeps_the_scales_of_plain_rounding() -> None:
     weight, x = layer()
     plain, scale = quantize_rows(weight)
     q, found = gptq_rows(weight, x.t() @ x)

@@ -40,7 +40,7 @@ class TorchSession:
 
 
 class UncachedTorchSession:
-    """The same without a KV cache: every token runs the whole text again, as the original project did."""
+    """The same without a KV cache: every token runs the whole text again, as the earlier project did."""
 
     def __init__(self, model: GPT) -> None:
         self.block_size = model.config.block_size
