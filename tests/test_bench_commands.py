@@ -144,7 +144,8 @@ def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tup
         ceiling = row["read_gb_s"] * 1e9 / row["bytes_per_token"]
         assert row["ceiling_tokens_per_s"] == pytest.approx(ceiling)
         assert 0 < row["ceiling_share"] < 2
-        assert row["peak_rss_mb"] > 25  # Python and numpy alone take more
+        # The native engine needs no PyTorch, so there it is Python, numpy and a model of 0.2 MB.
+        assert row["peak_rss_mb"] > (25 if row["engine"] == "jaxgpt-native" else 50)
         assert len(row["greedy_tokens"]) == 20
 
 
