@@ -20,6 +20,7 @@ from rich.table import Table
 
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
 from jaxgpt_export.format.certificate import altered_files, read_certificate, versions, write_certificate
+from jaxgpt_export.format.model_card import write_model_card
 from jaxgpt_export.format.probe import Probe, read_probe, write_probe
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def _write(
         write_artifact(folder, artifact.config, quantization, tensors, artifact.tokenizer())
         write_probe(folder, probe)
         certificate = write_certificate(folder, quantization.method, origin, certified)
+        write_model_card(folder, artifact.config, certificate)
         size = (folder / "model.safetensors").stat().st_size
     return certificate, size
 
