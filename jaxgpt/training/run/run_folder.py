@@ -137,6 +137,12 @@ class RunFolder:
         }
         self.checkpoints.save(state, position, val_loss)
 
+    def best_val_loss(self) -> float | None:
+        """Return the val_loss of the checkpoint that evaluate and convert take; None where none has one."""
+        self.checkpoints.wait()
+        best = self.checkpoints.best()
+        return None if best is None else self.checkpoints.val_loss(best)
+
     def pause(self) -> None:
         """Write the last step down, and leave the time until the next one out of tokens/s."""
         self._record_last()
