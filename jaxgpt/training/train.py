@@ -14,7 +14,6 @@ from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.console import Result
 from jaxgpt.shared.dataset import Dataset, open_dataset, windows
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.presets import find_preset
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.training.options import TrainOptions, run_config, with_precision
 from jaxgpt.training.run.folder import create_run, lock_run, require_same_training
@@ -32,24 +31,24 @@ def train(options: TrainOptions) -> Result:
     from jaxgpt.training.run.init_from import open_init_source
     from jaxgpt.training.trainer import Trainer
 
-    find_preset(options.preset)
     dataset = open_dataset(options.data)
     init_source = None if options.init is None else open_init_source(options.init)
     config = run_config(options, dataset, init_source)
-    use_cpu_devices(options.cpu_devices)
-    keep_freed_memory(config.model, config.train, max(options.cpu_devices, 1))
+    devices = options.devices
+    use_cpu_devices(devices.cpu_devices)
+    keep_freed_memory(config.model, config.train, max(devices.cpu_devices, 1))
     join_processes(
-        options.coordinator,
-        options.process_count,
-        options.process_index,
-        options.distributed,
-        options.join_timeout,
+        devices.coordinator,
+        devices.process_count,
+        devices.process_index,
+        devices.distributed,
+        devices.join_timeout,
     )
-    if options.precision is None:
+    if "precision" not in options.given:
         config = with_precision(config, options.out)
     _require_whole_windows(dataset, config.model.block_size)
     tokenizer = _load_tokenizer_of(dataset)
-    mesh = make_mesh(options.mesh, options.cpu_devices)
+    mesh = make_mesh(devices.mesh, devices.cpu_devices)
     _require_even_split(config.train, mesh.size)
     params = None
     if init_source is not None:
