@@ -15,12 +15,14 @@ import errno
 import functools
 import importlib
 import io
+import itertools
 import json
 import operator
 import os
 import re
 import sys
 import textwrap
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, get_type_hints
@@ -70,7 +72,7 @@ class Command(NamedTuple):
 
 class _Flag(NamedTuple):
     setting: str  # name of the field
-    takes_value: bool
+    types: tuple[Any, ...]  # of its value; of bool alone, where it takes none
 
 
 def say(text: str) -> None:
@@ -199,6 +201,7 @@ def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
                 f"{prog} has no option {flag!r}; {nearest(flag, flags)} "
                 "(a value that begins with dashes is given as --option=VALUE)"
             )
+    _check_numbers(arguments, flags)
     constructor, about = options, None
     if hasattr(options, "of_preset"):
         preset, about = _preset(prog, arguments, flags)
@@ -249,10 +252,40 @@ def _flags_of(options: type[Any], pairs: bool) -> dict[str, _Flag]:
         if dataclasses.is_dataclass(hint):
             flags |= _flags_of(hint, pairs)
         elif get_origin(hint) is not ClassVar and not {tyro.conf.Suppress, tyro.conf.Positional} & set(marks):
-            flags[f"--{name.replace('_', '-')}"] = _Flag(name, takes_value=hint is not bool)
+            flag = _Flag(name, get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
+            flags[f"--{name.replace('_', '-')}"] = flag
             if hint is bool and pairs and tyro.conf.FlagCreatePairsOff not in marks:
-                flags[f"--no-{name.replace('_', '-')}"] = _Flag(name, takes_value=False)
+                flags[f"--no-{name.replace('_', '-')}"] = flag
     return flags
+
+
+def _check_numbers(arguments: Sequence[str], flags: Mapping[str, _Flag]) -> None:
+    """Raise UserError where a flag that takes one number is given something else."""
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        flag, (name, equals, value) = flags.get(_flag(argument)), argument.partition("=")
+        value = value if equals else following
+        if flag is None or not value or (value.startswith("--") and not equals):
+            continue  # no value: tyro says so
+        if value == "None" and types.NoneType in flag.types:
+            continue
+        try:
+            if int in flag.types:
+                int(value)
+            elif float in flag.types:
+                float(value)
+        except ValueError:
+            expected = (
+                f"whole number, such as {_near(value)}" if int in flag.types else "number, such as 0.001"
+            )
+            raise UserError(f"{name} {value}: expected a {expected}") from None
+
+
+def _near(text: str) -> int:
+    """Return the whole number that may be meant by 1e3 or 2.5; 1000 where none is seen."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return 1000
 
 
 def _preset(prog: str, arguments: Sequence[str], flags: Mapping[str, _Flag]) -> tuple[str, str]:
@@ -264,7 +297,7 @@ def _preset(prog: str, arguments: Sequence[str], flags: Mapping[str, _Flag]) -> 
         if not word.startswith("-"):
             return word, f"The values shown are those of {word}."
         flag = flags.get(_flag(word))
-        if flag and flag.takes_value and "=" not in word:
+        if flag and bool not in flag.types and "=" not in word:
             next(words, None)
     if not _asks_for_help(arguments):
         raise UserError(f"{prog} needs a preset first; expected one of: {', '.join(PRESETS)}")
@@ -292,24 +325,13 @@ def _current_flag(argument: str, renamed: Mapping[str, str]) -> str:
 
 def _one_line(box: str) -> str:
     """Turn tyro's framed message into one line: its first paragraph, without the frame."""
-    lines = [re.sub(r"[─━╭╮╰╯│┃]", " ", line).strip() for line in box.splitlines()]
+    lines = [re.sub(r"[─━╭╮╰╯│┃]|-{3,}", " ", line).strip() for line in box.splitlines()]
     kept: list[str] = []
     for line in lines[1:]:
-        if not line or line.startswith(("For full helptext", "Argument helptext")):
+        if (kept and not line) or line.startswith(("For full helptext", "Argument helptext")):
             break
         kept.append(line)
-    text = " ".join(" ".join(kept).split()) or "the options do not fit"
-    if number := re.search(r"(--\S+): invalid literal for int\(\) with base 10: '(.*)'", text):
-        text = f"{number[1]} {number[2]}: expected a whole number, such as {_whole(number[2])}"
-    return text
-
-
-def _whole(text: str) -> int:
-    """Return the whole number that was perhaps meant by 1e3 or 2.5; 1000 where none can be seen."""
-    try:
-        return int(float(text))
-    except (ValueError, OverflowError):
-        return 1000
+    return " ".join(" ".join(kept).split()) or "the options do not fit"
 
 
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")  # tyro's names
