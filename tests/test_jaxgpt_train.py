@@ -175,7 +175,7 @@ def test_flags_are_taken_under_their_old_names(flag: str, value: object, name: s
     for given in ([flag, str(value)], [f"{flag}={value}"]):
         options = parse(TrainOptions, "jaxgpt train", [*required, *given])
         assert getattr(options.training, name) == value
-        assert options.given == {name}
+        assert name in options.given
 
 
 def test_every_renamed_flag_exists_and_help_shows_its_name_of_now_alone(

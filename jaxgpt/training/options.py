@@ -186,11 +186,11 @@ def _model_of_init(init_source: "InitSource", options: TrainOptions) -> ModelCon
     """Return the model of --init, with what may differ; UserError when an option asks for another shape."""
     asked, there = options.model, init_source.model
     for name in ("n_layer", "n_head", "n_embd", "positions", "tied"):
-        value, wanted = getattr(there, name), getattr(asked, name)
-        if name in options.given and wanted != value:
-            flag = f"--{name.replace('_', '-')}"
+        if name in options.given and getattr(asked, name) != getattr(there, name):
+            flag = _as_given(name, getattr(asked, name))
+            has = _as_given(name, getattr(there, name)).split()[-1]
             raise UserError(
-                f"{flag} {wanted}: the model of --init {init_source.folder} has {value}; leave {flag} out"
+                f"{flag}: the model of --init {init_source.folder} has {has}; leave {flag.split()[0]} out"
             )
     block_size = asked.block_size if "block_size" in options.given else there.block_size
     if block_size > there.block_size:
@@ -199,6 +199,14 @@ def _model_of_init(init_source: "InitSource", options: TrainOptions) -> ModelCon
             f"positions; give at most {there.block_size}, or leave --block-size out"
         )
     return dataclasses.replace(there, block_size=block_size, dropout=asked.dropout, qat=asked.qat)
+
+
+def _as_given(name: str, value: object) -> str:
+    """Return a setting as the command line has it: --n-layer 2, --no-tied."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def with_precision(config: "RunConfig", folder: Path) -> "RunConfig":
