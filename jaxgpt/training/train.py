@@ -9,14 +9,16 @@ same command again resumes from the last checkpoint, bit for bit. The loop is in
 import contextlib
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.console import Result
-from jaxgpt.shared.dataset import Dataset, open_dataset, windows
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.training.options import TrainOptions, run_config, with_precision
-from jaxgpt.training.run.folder import create_run, lock_run, require_same_training
+
+if TYPE_CHECKING:
+    from jaxgpt.shared.dataset import Dataset
 
 
 def train(options: TrainOptions) -> Result:
@@ -25,9 +27,11 @@ def train(options: TrainOptions) -> Result:
     Raises:
       UserError: options, data or an earlier run that do not fit.
     """
+    from jaxgpt.shared.dataset import open_dataset
     from jaxgpt.training.devices.malloc import keep_freed_memory
     from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
     from jaxgpt.training.devices.processes import join_processes, on_main_process
+    from jaxgpt.training.run.folder import create_run, lock_run, require_same_training
     from jaxgpt.training.run.init_from import open_init_source
     from jaxgpt.training.trainer import Trainer
 
@@ -70,8 +74,10 @@ def train(options: TrainOptions) -> Result:
         return trainer.run()
 
 
-def _require_whole_windows(dataset: Dataset, block_size: int) -> None:
+def _require_whole_windows(dataset: "Dataset", block_size: int) -> None:
     """Raise UserError unless both splits hold block_size + 1 tokens."""
+    from jaxgpt.shared.dataset import windows
+
     windows(dataset.val, block_size)  # says now what would fail at the first validation
     if len(dataset.train) < block_size + 1:
         raise UserError(
@@ -80,7 +86,7 @@ def _require_whole_windows(dataset: Dataset, block_size: int) -> None:
         )
 
 
-def _load_tokenizer_of(dataset: Dataset) -> Tokenizer:
+def _load_tokenizer_of(dataset: "Dataset") -> Tokenizer:
     tokenizer = load_tokenizer(dataset.folder, str(dataset.manifest["tokenizer"]["name"]))
     if tokenizer.sha256 != dataset.tokenizer_sha256:
         raise UserError(f"tokenizer files in {dataset.folder} do not match its manifest; prepare it again")
