@@ -174,7 +174,9 @@ def test_a_run_of_format_version_2_is_read_and_resumes_to_the_same_bits(
 def test_flags_are_taken_under_their_old_names(flag: str, value: object, name: str) -> None:
     required = ["tiny", "--data", "DATA", "--out", "RUN"]
     for given in ([flag, str(value)], [f"{flag}={value}"]):
-        assert getattr(parse(TrainOptions, "jaxgpt train", [*required, *given]), name) == value
+        options = parse(TrainOptions, "jaxgpt train", [*required, *given])
+        assert getattr(options.training, name) == value
+        assert name in options.given
 
 
 def test_every_renamed_flag_exists_and_help_shows_its_name_of_now_alone(

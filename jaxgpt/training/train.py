@@ -9,10 +9,7 @@ same command again resumes from the last checkpoint, bit for bit. The loop is in
 import functools
 
 from jaxgpt.shared.console import Result
-from jaxgpt.shared.dataset import open_dataset
-from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.options import TrainOptions, run_config, with_precision
-from jaxgpt.training.run.folder import require_same_training
 
 
 def train(options: TrainOptions) -> Result:
@@ -21,29 +18,31 @@ def train(options: TrainOptions) -> Result:
     Raises:
       UserError: options, data or an earlier run that do not fit.
     """
+    from jaxgpt.shared.dataset import open_dataset
     from jaxgpt.training.devices.malloc import keep_freed_memory
     from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
     from jaxgpt.training.devices.processes import join_processes, on_main_process
+    from jaxgpt.training.run.folder import require_same_training
     from jaxgpt.training.run.init_from import open_init_source
     from jaxgpt.training.run.training import Training
     from jaxgpt.training.trainer import Trainer
 
-    find_preset(options.preset)
     dataset = open_dataset(options.data)
     init_source = None if options.init is None else open_init_source(options.init)
     config = run_config(options, dataset, init_source)
-    use_cpu_devices(options.cpu_devices)
-    keep_freed_memory(config.model, config.train, max(options.cpu_devices, 1))
+    devices = options.devices
+    use_cpu_devices(devices.cpu_devices)
+    keep_freed_memory(config.model, config.train, max(devices.cpu_devices, 1))
     join_processes(
-        options.coordinator,
-        options.process_count,
-        options.process_index,
-        options.distributed,
-        options.join_timeout,
+        devices.coordinator,
+        devices.process_count,
+        devices.process_index,
+        devices.distributed,
+        devices.join_timeout,
     )
-    if options.precision is None:
+    if "precision" not in options.given:
         config = with_precision(config, options.out)
-    mesh = make_mesh(options.mesh, options.cpu_devices)
+    mesh = make_mesh(devices.mesh, devices.cpu_devices)
     training = Training(config.model, config.train, dataset, mesh, init=init_source, preset=config.preset)
     trainer = Trainer(training, options.out)
     on_main_process(functools.partial(require_same_training, options.out, training.config))
