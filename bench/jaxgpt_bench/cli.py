@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "jaxgpt_bench.training.command:TrainingOptions:train",
     "resume-proof": "jaxgpt_bench.training.resume_proof:ResumeProofOptions:resume_proof",
     "report": "jaxgpt_bench.report.command:ReportOptions:report",
+    "pages": "jaxgpt_bench.pages.command:PagesOptions:pages",
     "reproduce": "jaxgpt_bench.reproduce.command:ReproduceOptions:reproduce",
 }
 
