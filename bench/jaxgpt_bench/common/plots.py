@@ -27,9 +27,7 @@ NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 # Without a background: the colours of text have a contrast of 4 to white and to GitHub's dark page.
 TEXT, STRONG, CALM = "#727b85", "#1f7ae0", "#8c959f"
-CEILING_NOTE = (
-    "light bar: what the memory allows, read bandwidth / bytes a token; in brackets: the share reached"
-)
+CEILING_NOTE = "light bar: what memory allows, read bandwidth / bytes a token; in brackets the share reached"
 
 # Steps with values; read back from JSON, the pairs are lists.
 Points = Sequence[Sequence[int | float]]
