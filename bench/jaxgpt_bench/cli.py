@@ -41,6 +41,10 @@ COMMANDS = {
         "jaxgpt_bench.report.command:ReportOptions:report",
         "Put the measured figures on one page.",
     ),
+    "pages": Command(
+        "jaxgpt_bench.pages.command:PagesOptions:pages",
+        "Write the tables and the picture of the README and of docs/ from committed results.",
+    ),
     "reproduce": Command(
         "jaxgpt_bench.reproduce.command:ReproduceOptions:reproduce",
         "Train a GPT-2, quantize it by every method and put what was measured on one page; again, to go on.",
