@@ -11,7 +11,7 @@ COMMANDS = {
     ),
     "import-hf": Command(
         "jaxgpt_export.interchange.import_hf:ImportHfOptions:import_hf",
-        "Turn a Hugging Face GPT-2 folder into a float32 artifact.",
+        "Turn a Hugging Face GPT-2 into a float32 artifact.",
     ),
     "import-nanogpt": Command(
         "jaxgpt_export.interchange.import_nanogpt:ImportNanogptOptions:import_nanogpt",
