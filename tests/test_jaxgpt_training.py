@@ -174,3 +174,10 @@ def test_importing_jaxgpt_imports_neither_jax_nor_torch() -> None:
     line, environment = python(code)
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_imports_that_the_page_shows_are_there() -> None:
+    text = (ROOT / "docs" / "training-scripts.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("from jaxgpt")]
+    assert len(lines) >= 4
+    exec("\n".join(lines), {})

@@ -87,7 +87,7 @@ class Training:
         self.parameter_count = sum(math.prod(leaf.shape) for leaf in abstract_params(model).values())
         self.tokens_per_step = train.batch_size * model.block_size
         self.input_wait_s = 0.0
-        self._last_loss: jax.Array | None = None
+        self._last_loss: Any = None  # an array of the devices, of the last step
 
     def first_state(self) -> TrainState:
         """Return the state before the first step, on the devices."""
