@@ -162,3 +162,47 @@ def test_a_completion_for_no_shell_or_no_file_is_one_line(
     command: Command, arguments: tuple[str, ...]
 ) -> None:
     assert_one_line_error(command("jaxgpt", *arguments), arguments[0], "bash, zsh, fish")
+
+
+# Commands whose options stand in a file that computes with arrays: their help takes 0.1 s more.
+WITH_NUMPY = {
+    "jaxgpt": {"prepare", "sample"},
+    "jaxgpt-export": {"convert", "quantize", "generate", "gguf"},
+    "jaxgpt-bench": {"agreement"},
+}
+HEAVY = [
+    "jax",
+    "flax",
+    "optax",
+    "orbax",
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "matplotlib",
+    "pandas",
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_of_most_commands_imports_nothing_that_computes(program: str) -> None:
+    code = f"""
+import contextlib, io, sys
+from {PROGRAMS[program]} import COMMANDS, main
+main(["--help"])
+assert not {{"tyro", "numpy"}} & set(sys.modules), "help of the program"
+for name in COMMANDS:
+    if name not in {WITH_NUMPY[program]!r}:
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+            main([name, "--help"])
+        assert "usage: {program} " + name in shown.getvalue()
+        found = [module for module in ["numpy", "jaxtyping", *{HEAVY!r}] if module in sys.modules]
+        assert not found, (name, found)
+for name in COMMANDS:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main([name, "--help"])
+    assert not [module for module in {HEAVY!r} if module in sys.modules], name
+"""
+    line, environment = python(code)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]

@@ -203,7 +203,8 @@ def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
                 "(a value that begins with dashes is given as --option=VALUE)"
             )
     _check_numbers(arguments, flags)
-    constructor, about = options, None
+    constructor: Callable[..., Any] = options
+    about = None
     if hasattr(options, "of_preset"):
         preset, about = _preset(prog, arguments, flags)
         settings = frozenset(flags[flag].setting for flag in given if flag in flags)
@@ -250,7 +251,7 @@ def _flags_of(options: type[Any], pairs: bool) -> dict[str, _Flag]:
     flags: dict[str, _Flag] = {}
     for name, whole in get_type_hints(options, include_extras=True).items():
         hint, *marks = get_args(whole) if get_origin(whole) is Annotated else (whole,)
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             flags |= _flags_of(hint, pairs)
         elif get_origin(hint) is not ClassVar and not {tyro.conf.Suppress, tyro.conf.Positional} & set(marks):
             flag = _Flag(name, get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
@@ -269,16 +270,13 @@ def _check_numbers(arguments: Sequence[str], flags: Mapping[str, _Flag]) -> None
             continue  # no value: tyro says so
         if value == "None" and types.NoneType in flag.types:
             continue
+        kinds = [kind for kind in flag.types if kind is not types.NoneType]
         try:
-            if int in flag.types:
-                int(value)
-            elif float in flag.types:
-                float(value)
+            if kinds in ([int], [float]):
+                kinds[0](value)
         except ValueError:
-            expected = (
-                f"whole number, such as {_near(value)}" if int in flag.types else "number, such as 0.001"
-            )
-            raise UserError(f"{name} {value}: expected a {expected}") from None
+            number = f"whole number, such as {_near(value)}" if kinds == [int] else "number, such as 0.001"
+            raise UserError(f"{name} {value}: expected a {number}") from None
 
 
 def _near(text: str) -> int:
@@ -296,13 +294,13 @@ def _preset(prog: str, arguments: Sequence[str], flags: Mapping[str, _Flag]) -> 
     words = iter(arguments)
     for word in words:
         if not word.startswith("-"):
-            return word, f"The values shown are those of {word}."
+            return word, f"Values shown are {word}'s."
         flag = flags.get(_flag(word))
         if flag and bool not in flag.types and "=" not in word:
             next(words, None)
     if not _asks_for_help(arguments):
         raise UserError(f"{prog} needs a preset first; expected one of: {', '.join(PRESETS)}")
-    return "tiny", f"The values shown are those of tiny; {prog} gpt2 --help shows those of gpt2."
+    return "tiny", f"Values shown are tiny's; {prog} gpt2 --help shows gpt2's."
 
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:
@@ -360,7 +358,8 @@ def _complete(prog: str, commands: Mapping[str, Command], arguments: Sequence[st
         choices.append(Annotated[(Any, subcommand, *_markers(options))])
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
-        tyro.cli(functools.reduce(operator.or_, choices), prog=prog, args=[COMPLETION[0], rest[0]])
+        every_command: Any = functools.reduce(operator.or_, choices)
+        tyro.cli(every_command, prog=prog, args=[COMPLETION[0], rest[0]])
     if to_file:
         write_atomic(Path(rest[1]), script.getvalue())
     else:

@@ -135,7 +135,7 @@ def train_options(preset: str, *, data: Path, out: Path, **settings: Any) -> Tra
     """
     given = {name: value for name, value in settings.items() if value is not None}
     options = TrainOptions.of_preset(preset)(preset=preset, data=data, out=out, given=frozenset(given))
-    changed = {name: given.pop(name) for name in ("init", "json") if name in given}
+    changed: dict[str, Any] = {name: given.pop(name) for name in ("init", "json") if name in given}
     names = {"init", "json"}
     for group in ("model", "training", "devices"):
         before = getattr(options, group)
