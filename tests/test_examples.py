@@ -201,7 +201,7 @@ def test_the_notebook_s_own_training_is_float16_over_two_devices(data: Path) -> 
     words = ("--data", str(data), "--out", "run", "--max-steps", str(given["STEPS"]), *given["TRAIN"].split())
     options = parse(TrainOptions, "jaxgpt train", [given["PRESET"], *words])
     config = run_config(options, open_dataset(data))
-    assert (config.train.precision, options.mesh) == ("fp16", "data=2")
+    assert (config.train.precision, options.devices.mesh) == ("fp16", "data=2")
     assert config.train.batch_size // config.train.grad_accum_steps % 2 == 0
     assert given["NEW_TOKENS"] == 250
     assert given["SOURCE"] == "hub:flytech/python-codes-25k"
