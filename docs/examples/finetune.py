@@ -11,8 +11,6 @@ import dataclasses
 from pathlib import Path
 
 from jaxgpt_export.convert import ConvertOptions, convert
-from jaxgpt_export.generation.command import GenerateOptions
-from jaxgpt_export.generation.command import run as generate
 from jaxgpt_export.interchange.import_hf import ImportHfOptions, import_hf
 from jaxgpt_export.quantize.command import QuantizeOptions, quantize
 
@@ -50,8 +48,8 @@ def main() -> None:
     print(f"validation loss: {before:.4f} before, {after:.4f} after, INT8 changes it by {cost:+.4f}")
     for model in (base, fp32, int8):
         size = (model / "model.safetensors").stat().st_size
-        print(f"\n--- {model.name}, {size / 1e6:.1f} MB ---\n{args.prompt}", end="", flush=True)
-        generate(GenerateOptions(artifact=model, prompt=args.prompt, max_new_tokens=60))
+        sample = jaxgpt.LLM.load(model).generate(args.prompt, max_new_tokens=60)
+        print(f"\n--- {model.name}, {size / 1e6:.1f} MB ---\n{args.prompt}{sample}")
 
 
 def make_training(args: argparse.Namespace, base: Path, data: Path) -> jaxgpt.Training:
