@@ -191,7 +191,7 @@ def test_a_number_that_is_none_is_one_line(command: Command, arguments: tuple[st
         ("--beta2", 1, "beta2 (1.0) must lie in [0, 1)"),
         ("--momentum", -0.5, "momentum (-0.5) must lie in [0, 1)"),
         ("--grad-clip", 0, "grad_clip (0.0) must be above 0"),
-        ("--learning-rate", "nan", "learning_rate (nan) must be a finite number"),
+        ("--learning-rate", "nan", "learning_rate (nan) must be above 0, and finite"),
         ("--lr-schedule", "bad", "'bad'"),
         ("--n-embd", 33, "n_embd (33)"),
     ],

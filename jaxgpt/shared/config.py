@@ -25,7 +25,7 @@ CLIPPING_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def _require_types(config: Any, cls: type[Any]) -> None:
-    """Raise UserError unless every field has a value of its type; NaN and infinity are of none."""
+    """Raise UserError unless every field has a value of its type."""
     for field in dataclasses.fields(cls):
         value, choices = getattr(config, field.name), get_args(field.type)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -36,7 +36,7 @@ def _require_types(config: Any, cls: type[Any]) -> None:
         elif field.type is int:
             right, expected = is_number and isinstance(value, int), "a whole number"
         elif field.type is float:
-            right, expected = is_number and abs(value) <= sys.float_info.max, "a finite number"
+            right, expected = is_number, "a number"
         else:
             right, expected = isinstance(value, str), "a name"
         if not right:
@@ -214,11 +214,11 @@ class TrainConfig:
             "spike_guard",
             "max_skipped",
         ):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} ({quoted(getattr(self, name))}) must be 0 or more")
+            if not 0 <= getattr(self, name) <= sys.float_info.max:
+                raise UserError(f"{name} ({quoted(getattr(self, name))}) must be 0 or more, and finite")
         for name in ("learning_rate", "embedding_learning_rate", "grad_clip"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} ({quoted(getattr(self, name))}) must be above 0")
+            if not 0 < getattr(self, name) <= sys.float_info.max:
+                raise UserError(f"{name} ({quoted(getattr(self, name))}) must be above 0, and finite")
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} ({quoted(getattr(self, name))}) must lie in [0, 1)")
