@@ -1,12 +1,17 @@
+import dataclasses
 import importlib
 import importlib.metadata
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import Command, assert_one_line_error, python, rows, write_jsonl
+
+from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.training.options import DeviceOptions
 
 
 @pytest.mark.parametrize("program", ["jaxgpt", "jaxgpt-export", "jaxgpt-bench"])
@@ -206,3 +211,19 @@ for name in COMMANDS:
     line, environment = python(code)
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-1000:]
+
+
+def documented() -> dict[str, type]:
+    """Return the classes whose docstrings help shows, by their names."""
+    named: list[type] = [ModelConfig, TrainConfig, DeviceOptions]
+    for module in PROGRAMS.values():
+        for entry in importlib.import_module(module).COMMANDS.values():
+            module_name, options_name, _ = entry.target.split(":")
+            named += getattr(importlib.import_module(module_name), options_name).__mro__
+    return {cls.__name__: cls for cls in named if dataclasses.is_dataclass(cls)}
+
+
+@pytest.mark.parametrize("name", documented())
+def test_no_line_of_an_option_s_words_begins_with_what_tyro_takes_for_a_new_paragraph(name: str) -> None:
+    lines = documented()[name].__doc__.splitlines()
+    assert [line for line in lines if re.match(r" {8}[^A-Za-z\s]", line)] == []

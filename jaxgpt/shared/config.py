@@ -139,8 +139,8 @@ class TrainConfig:
       max_steps: optimizer steps.
       batch_size: sequences an optimizer step, all devices together.
       grad_accum_steps: micro-batches that a step's batch is cut into, to save memory.
-      optimizer: of the blocks' matrices, adamw or muon (a file of jaxgpt/training/optimizers); AdamW for the
-        rest.
+      optimizer: of the blocks' matrices, such as adamw or muon (a file of jaxgpt/training/optimizers); AdamW
+        for the rest.
       learning_rate: peak, of the blocks' matrices.
       embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
         share of them).

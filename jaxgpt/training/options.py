@@ -87,7 +87,7 @@ class TrainOptions:
       init: begin with the model of this folder: a run (its best checkpoint), or a float32 artifact, which is
         a Hugging Face GPT-2 folder; the shape comes from it, the training settings don't.
       json: print one JSON document with all figures on stdout.
-      model: the shape of the model.
+      model: the shape of the model, which with --init is that model's; the vocabulary is the data's.
       training: how it is trained.
       devices: on what, and how several processes find each other.
       given: names of the settings that were given; the others are the preset's.
