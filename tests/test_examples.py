@@ -1,9 +1,11 @@
 """What lies in docs/examples runs, on two simulated devices at a tiny size."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -235,3 +237,41 @@ def test_the_notebook_trains_quantizes_and_shows_both_models_side_by_side(tmp_pa
         heading, _, below = done.stdout.partition(f"=== {prompt}\n")[2].partition("\n")
         assert re.fullmatch("float32 +[|] INT8", heading)
         assert " | " in below.splitlines()[0]
+
+
+def free_job_id() -> int:
+    """An Open MPI job id of which JAX derives a port that is free: 61440 + (id / 4096) mod 4096."""
+    for number in range(os.getpid() % 4096, os.getpid() % 4096 + 4096):
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", 61440 + number % 4096))
+            return number % 4096 * 4096
+    raise AssertionError("no port is free")
+
+
+@pytest.mark.slow
+def test_the_training_script_in_two_processes_trains_what_it_trains_in_one(
+    command: Command, script_run: Path, data: Path, tmp_path: Path
+) -> None:
+    """As mpirun starts them, a device each; the conversion is left to a command afterwards."""
+    out, uri = tmp_path / "run", f"{free_job_id()}.0;tcp://127.0.0.1:1"
+    arguments = ("--data", data, "--out", out, *TRAIN, "--distributed")
+    processes = [
+        start(
+            "train_data_parallel.py",
+            *arguments,
+            JAX_NUM_CPU_DEVICES="1",
+            OMPI_MCA_orte_hnp_uri=uri,
+            OMPI_COMM_WORLD_SIZE="2",
+            OMPI_COMM_WORLD_RANK=str(index),
+            OMPI_COMM_WORLD_LOCAL_RANK=str(index),
+        )
+        for index in range(2)
+    ]
+    assert "2 cpu device(s) as {'data': 2, 'fsdp': 1}" in finish(processes[0])[1]
+    finish(processes[1])
+    found, expected = losses(out), losses(script_run)
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    differences = [abs(a - b) for (*_, a), (*_, b) in zip(found, expected, strict=True)]
+    assert max(differences) <= FLOAT32_LOSS_TOLERANCE
+    assert not (out / "fp32").exists()
+    assert command("jaxgpt-export", "convert", "--run", out, "--out", tmp_path / "fp32")[0] == 0

@@ -22,7 +22,7 @@ FIRST_SCREEN = 12  # lines: the claim, what to type, the picture
 MODULES = {"jaxgpt": "jaxgpt", "jaxgpt-export": "jaxgpt_export", "jaxgpt-bench": "jaxgpt_bench"}
 
 # Pages that are written elsewhere and not here yet; each leaves this list when it comes.
-COMING = ("docs/examples/train_data_parallel.py", "docs/tokenizers.md", "docs/training-scripts.md")
+COMING = ("docs/tokenizers.md",)
 
 # Of the README's numbers, those that no Python version and no CPU changes.
 STABLE = (
