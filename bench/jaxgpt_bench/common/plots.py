@@ -238,7 +238,7 @@ def _program_bar(axes: Axes, place: int, bar: Bar, edge: float) -> None:
 
 
 def _at_left(axes: Axes, place: int, text: str, weight: str, colour: str = TEXT) -> None:
-    beside = offset_copy(axes.transData, axes.figure, x=-0.08)
+    beside = offset_copy(axes.transData, axes.get_figure(root=True), x=-0.08)
     axes.text(
         0, place, text, ha="right", va="center", fontsize=9, weight=weight, color=colour, transform=beside
     )
