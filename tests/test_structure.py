@@ -48,7 +48,7 @@ MAX_FILES = 12
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 SOURCES = (".py", ".cpp", ".h", ".inl", ".jinja")
-LARGE_FOLDERS: dict[str, str] = {}  # folder: reason
+LARGE_FOLDERS: dict[str, str] = {"docs": "a page a task, found by the README's list"}  # folder: reason
 LONG_FILES: dict[str, str] = {}  # path: reason
 LONG_FUNCTIONS: dict[str, str] = {}  # "path:function": reason
 
