@@ -30,7 +30,8 @@ if not stderr.is_terminal:
 # What a command may lack, and the extra of pyproject.toml that brings it.
 EXTRA_OF = {
     "jax": "train", "flax": "train", "optax": "train", "orbax": "train", "tensorboardX": "train",
-    "datasets": "train", "tokenizers": "train", "huggingface_hub": "train",
+    "datasets": "train", "huggingface_hub": "train",
+    "tokenizers": "hf",
     "torch": "export",
     "gguf": "gguf",
     "jinja2": "bench", "matplotlib": "bench", "transformers": "bench",

@@ -1,6 +1,6 @@
 """`jaxgpt-export import-hf`: a Hugging Face GPT-2 folder -> a float32 artifact.
 
-    jaxgpt-export import-hf --source FOLDER --out ART [--data DATA]
+    jaxgpt-export import-hf --source FOLDER --out ART [--data DATA] [--tokenizer gpt2|FOLDER]
 
 hf_folder.py says what such a folder may be.
 """
@@ -22,6 +22,7 @@ class ImportHfOptions:
     Attributes:
       source: the folder: config.json, weights, and vocab.json with merges.txt or tokenizer.json.
       out: the artifact folder to write.
+      tokenizer: gpt2, or a folder with a tokenizer; only for a source that holds none.
       data: dataset folder whose validation split is compared on; random tokens if not given.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
@@ -29,6 +30,7 @@ class ImportHfOptions:
 
     source: Path
     out: Path
+    tokenizer: str | None = None
     data: Path | None = None
     overwrite: bool = False
     json: bool = False
@@ -42,8 +44,10 @@ def import_hf(options: ImportHfOptions) -> Result:
     from jaxgpt_export.model.build import as_tensors
 
     inputs = [options.source, *([options.data] if options.data else [])]
+    if options.tokenizer not in (None, "gpt2"):
+        inputs.append(Path(options.tokenizer))
     check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
-    model = read_hf(options.source)
+    model = read_hf(options.source, options.tokenizer)
     tokens, text = choose_tokens(model, options.data)
     if importlib.util.find_spec("transformers") is not None:
         reference: Reference = transformers_reference(options.source, model.config.vocab_size)
