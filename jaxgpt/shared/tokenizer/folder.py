@@ -47,6 +47,8 @@ def load_tokenizer(folder: Path, name: str = "bpe") -> Tokenizer:
     if len(set(bpe.merges)) != len(bpe.merges):
         raise twice(f"in {folder}")
     layout = _layout(bpe, settings, folder)
+    if "tokenizer.json" in files and "vocab.json" in files:
+        _check_agreement(files, bpe, layout, settings, folder)
     is_gpt2 = layout.is_gpt2(bpe.merges)
     return Tokenizer(bpe.merges, name, None if is_gpt2 else layout, files)
 
@@ -112,25 +114,35 @@ def _as_written_here(files: Mapping[str, bytes], settings: TokenSettings, folder
 
 
 def _read_bpe(files: Mapping[str, bytes], folder: Path) -> BpeFile:
-    """Read the BPE; where it is written twice, both must say the same."""
+    """Read the BPE, of tokenizer.json where there is one."""
     if "tokenizer.json" not in files:
         vocab = _vocab(_parse(files["vocab.json"], folder / "vocab.json"), folder / "vocab.json")
         return BpeFile(merges=_read_merges(files, folder), vocab=vocab)
     path = folder / "tokenizer.json"
     bpe = read_tokenizer_json(_parse(files["tokenizer.json"], path), path)
     _vocab(bpe.vocab, path)
-    if "vocab.json" in files:
-        vocab, merges = _parse(files["vocab.json"], folder / "vocab.json"), _read_merges(files, folder)
-        if len(set(merges)) != len(merges):
-            raise twice(f"in {folder}")
-        whole = bpe.vocab | {token.content: token.id for token in bpe.added}
-        if merges != bpe.merges or not bpe.vocab.items() <= vocab.items() <= whole.items():
-            raise UserError(
-                f"tokenizer in {folder}: vocab.json ({len(vocab)} tokens) does not follow from merges.txt "
-                f"and tokenizer.json ({len(whole)} tokens); restore them from the same place, or remove "
-                "vocab.json and merges.txt"
-            )
     return bpe
+
+
+def _check_agreement(
+    files: Mapping[str, bytes], bpe: BpeFile, layout: Layout, settings: TokenSettings, folder: Path
+) -> None:
+    """Raise UserError unless vocab.json and merges.txt say what tokenizer.json says.
+
+    Special tokens may be written in one of them only, if the files beside them name them.
+    """
+    vocab, merges = _parse(files["vocab.json"], folder / "vocab.json"), _read_merges(files, folder)
+    if len(set(merges)) != len(merges):
+        raise twice(f"in {folder}")
+    whole = layout.whole_vocab
+    beside = settings.special_names | {token.content for token in settings.listed}
+    missing = bpe.vocab.keys() - vocab.keys() - beside
+    if merges != bpe.merges or missing or not vocab.items() <= whole.items():
+        raise UserError(
+            f"tokenizer in {folder}: vocab.json ({len(vocab)} tokens) does not follow from merges.txt "
+            f"and tokenizer.json ({len(whole)} tokens); restore them from the same place, or remove "
+            "vocab.json and merges.txt"
+        )
 
 
 def _vocab(vocab: dict[str, Any], path: Path) -> dict[str, int]:
@@ -211,9 +223,13 @@ def _added_tokens(bpe: BpeFile, settings: TokenSettings, folder: Path) -> tuple[
         add(added_token(entry, settings.path, 0, special=True), said=False)
         added[entry["content"]] = dataclasses.replace(added[entry["content"]], special=True)
     endoftext = _endoftext(bpe, settings, added, folder)
-    add(AddedToken(content=endoftext, id=0), said=False)
-    added[endoftext] = dataclasses.replace(added[endoftext], special=True)
-    bos = settings.named["bos_token"]["content"] if "bos_token" in settings.named else endoftext
+    ends = [endoftext]
+    if settings.takes_gpt2_defaults and bpe.works_as_gpt2 and ENDOFTEXT in {*bpe.vocab, *added}:
+        ends.append(ENDOFTEXT)
+    for content in ends:
+        add(AddedToken(content=content, id=0), said=False)
+        added[content] = dataclasses.replace(added[content], special=True)
+    bos = settings.named["bos_token"]["content"] if "bos_token" in settings.named else ends[-1]
     return list(added.values()), endoftext, bos
 
 

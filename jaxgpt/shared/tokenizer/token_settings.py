@@ -43,6 +43,12 @@ class TokenSettings:
         """Contents of all that it calls special."""
         return {entry["content"] for entry in (*self.named.values(), *self.extra)}
 
+    @property
+    def takes_gpt2_defaults(self) -> bool:
+        """Whether transformers' class takes <|endoftext|> for a role that no file names."""
+        unnamed = any(role not in self.named for role in ("bos_token", "eos_token", "unk_token"))
+        return unnamed and self.tokenizer_class in (None, *GPT2_CLASSES)
+
     def adds_nothing_to_gpt2(self, endoftext: int) -> bool:
         """Whether <|endoftext|>, with that id, is the only special or added token."""
         plain = [dataclasses.replace(token, normalized=False) for token in self.listed]

@@ -33,6 +33,11 @@ class BpeFile:
     pre_tokenizer: tuple[Mapping[str, Any], ...] = (BYTE_LEVEL,)
     bpe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(BPE_OPTIONS))
 
+    @property
+    def works_as_gpt2(self) -> bool:
+        """See Layout."""
+        return self.pre_tokenizer == (BYTE_LEVEL,) and self.bpe == BPE_OPTIONS
+
 
 def read_tokenizer_json(value: dict[str, Any], path: Path) -> BpeFile:
     """Read a parsed tokenizer.json.
