@@ -30,8 +30,8 @@ PIECES = [
     *(chr(n) for n in range(33)), "\x7f", "\x85", "\xa0", "\u2003", "\u2028", "\u3000", "\ufeff", "\u200b",
     "  ", "    ", "\n\n", "\r\n", "\t\t", " " * 17, "a", "B", "the", " return", "'s", "'LL", "don't", "1",
     "2024", "½", "Ⅻ", "٣", "é", "e\u0301", "日本", "рус", "ไท", "ال", "🎉", "👨\u200d👩", "_", "==", "```",
-    "\\", '"', "Ġ", "Ċ", "<|", "|>", "<|endoftext", ENDOFTEXT, "<|user|>", "<|user|>x", "<pad>", "<s>", "</s>",
-    "LIST", "<mask>",
+    "\\", '"', "Ġ", "Ċ", "<|", "|>", "<|endoftext", ENDOFTEXT, "<|user|>", "<|user|>x", "<pad>", "<s>",
+    "</s>", "LIST", "<mask>",
 ]  # fmt: skip
 
 
@@ -321,7 +321,8 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "other class": (
         "tokenizer_config.json", lambda v: v.update(tokenizer_class="LlamaTokenizer"), "'LlamaTokenizer'"
     ),
-    "not JSON": ("tokenizer_config.json", lambda v: v.update(eos_token=7), "is damaged"),
+    "half a character": ("tokenizer.json", lambda v: v["model"]["vocab"].update({"\ud83d": 7}), "lone surr"),
+    "not a text": ("tokenizer_config.json", lambda v: v.update(eos_token=7), "is damaged"),
     "number far off": (
         "tokenizer_config.json",
         lambda v: v.update(added_tokens_decoder={"500": {"content": "<x>", "special": True}}),

@@ -38,10 +38,8 @@ def check_tokenizer_name(name: str, special: Sequence[str] = ()) -> None:
             f"tokenizer {name!r} is unknown; expected gpt2, bpe:N, such as bpe:4096, "
             "or a folder with tokenizer.json, or with merges.txt and vocab.json"
         )
-    if name != "gpt2":
+    if name != "gpt2" or special:
         _named(name, special)
-    else:
-        Tokenizer([], name).with_special(special)  # checks the names; GPT-2's files are not read for that
 
 
 def make_tokenizer(name: str, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:

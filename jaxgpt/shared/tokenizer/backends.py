@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import tiktoken
@@ -59,10 +60,8 @@ class TiktokenBackend:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
         """Return the tokens of several texts, encoded in parallel."""
-        if any(len(text) >= LONGEST_SPACE for text in texts):
-            return [self.encode(text) for text in texts]
-        with refused_text(*texts):
-            return self._encoding.encode_ordinary_batch(list(texts), num_threads=num_threads)
+        with ThreadPoolExecutor(num_threads) as pool:
+            return list(pool.map(self.encode, texts))
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of a token; KeyError for a number that is none."""
@@ -99,7 +98,9 @@ class TokenizersBackend:
         text = json.dumps({**value, "added_tokens": []})
         try:
             self._fast = FastTokenizer.from_str(text)
-        except Exception as error:  # the library raises no narrower class
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise  # else: the library raises no narrower class
             line = " ".join(str(error).split())[:200]
             raise UserError(f"the tokenizer can't be read by tokenizers ({line}); fetch it again") from None
 
@@ -113,6 +114,11 @@ class TokenizersBackend:
         with refused_text(*texts):
             found = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
             return [list(each.ids) for each in found]
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked; pyo3's class for it can't be imported."""
+    return type(error).__name__ == "PanicException"
 
 
 @contextlib.contextmanager
@@ -134,7 +140,7 @@ def refused_text(*texts: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if not _is_panic(error):
             raise
         longest = max(texts, key=len)
         line = " ".join(str(error).split())[:100]

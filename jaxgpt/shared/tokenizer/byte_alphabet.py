@@ -25,14 +25,13 @@ def spell(token: bytes) -> str:
 
 def bytes_of(token: str) -> bytes:
     """Return the bytes of a token in that spelling; one with other characters stands for itself, in UTF-8."""
-    try:
-        return token.translate(_LATIN).encode("latin-1") if _is_spelled(token) else token.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return b""
+    spelled = all(ord(character) in _LATIN for character in token)
+    return token.translate(_LATIN).encode("latin-1") if spelled else token.encode()
 
 
-def _is_spelled(token: str) -> bool:
-    return all(ord(character) in _LATIN for character in token)
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a character, which UTF-8 can't."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def all_bytes_of(tokens: Sequence[str]) -> list[bytes]:

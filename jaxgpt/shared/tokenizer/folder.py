@@ -13,7 +13,13 @@ from typing import Any
 from jaxgpt.shared.config import MAX_VOCAB_SIZE
 from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.tokenizer.added_tokens import AddedToken
-from jaxgpt.shared.tokenizer.byte_alphabet import ENDOFTEXT, gpt2_vocab, parse_merges, spelled_tokens
+from jaxgpt.shared.tokenizer.byte_alphabet import (
+    ENDOFTEXT,
+    gpt2_vocab,
+    has_lone_surrogate,
+    parse_merges,
+    spelled_tokens,
+)
 from jaxgpt.shared.tokenizer.layout import Layout, gpt2_layout, tokenizer_json
 from jaxgpt.shared.tokenizer.token_settings import GPT2_CLASSES, TokenSettings, read_token_settings
 from jaxgpt.shared.tokenizer.tokenizer import Tokenizer, twice
@@ -150,6 +156,8 @@ def _vocab(vocab: dict[str, Any], path: Path) -> dict[str, int]:
     wrong = next((token for token, i in vocab.items() if type(i) is not int or i < 0), None)
     if wrong is not None:
         raise UserError(f"{path} gives {quoted(wrong)} the id {quoted(vocab[wrong])}, expected 0, 1, ...")
+    if has_lone_surrogate("".join(vocab)):
+        raise UserError(f"{path} has a token that is no UTF-8 text (a lone surrogate); fetch it again")
     if len(set(vocab.values())) != len(vocab):
         raise UserError(f"{path} gives two tokens the same id; fetch it again")
     return vocab

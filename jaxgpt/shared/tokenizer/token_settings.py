@@ -17,7 +17,7 @@ from jaxgpt.shared.tokenizer.tokenizer_json import added_token
 ROLES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 EXTRA_ROLES = ("additional_special_tokens", "extra_special_tokens")
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
-CLASSES = (*GPT2_CLASSES, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
+CLASSES = (*GPT2_CLASSES, "PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,10 @@ def read_token_settings(values: Mapping[str, dict[str, Any]], folder: Path) -> T
         if decoder is None:
             config |= values.get("special_tokens_map.json", {})
         named = {role: _entry(config[role]) for role in ROLES if config.get(role) is not None}
-        extra: list[Mapping[str, Any]] = []
+        own = [
+            name for name in config if name.endswith("_token") and name not in ROLES
+        ]  # such as image_token
+        extra = [_entry(config[name]) for name in own if isinstance(config[name], str)]
         for role in EXTRA_ROLES:
             tokens = config.get(role) or []
             extra += [_entry(each) for each in (tokens.values() if isinstance(tokens, dict) else tokens)]
@@ -103,7 +106,7 @@ def _refuse(config: Mapping[str, Any], path: Path) -> None:
     if kind is not None and kind not in CLASSES:
         raise UserError(
             f"{path} has tokenizer_class {quoted(kind)}, which is not computed here; expected one of "
-            f"{', '.join(CLASSES[:4])} (the last two go by tokenizer.json)"
+            f"{', '.join(CLASSES)} (the last two go by tokenizer.json)"
         )
 
 

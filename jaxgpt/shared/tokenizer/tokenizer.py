@@ -16,6 +16,7 @@ from jaxgpt.shared.tokenizer.byte_alphabet import (
     ENDOFTEXT,
     all_bytes_of,
     bytes_of,
+    has_lone_surrogate,
     merges_text,
     spelled_tokens,
 )
@@ -190,11 +191,7 @@ class Tokenizer:
         layout, vocab = self.layout, self.vocab()
         new = [name for name in names if name not in layout.special_tokens]
         for name in names:
-            if (
-                not name.strip()
-                or list(names).count(name) > 1
-                or name.encode(errors="replace") != name.encode(errors="ignore")
-            ):
+            if not name.strip() or list(names).count(name) > 1 or has_lone_surrogate(name):
                 raise UserError(f"special token {name!r} must be a text of its own; got {', '.join(names)}")
             if layout.special_tokens.get(name) == self.endoftext:
                 raise UserError(f"special token {name!r} separates documents as it is; leave it out")

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError, damaged, quoted
 from jaxgpt.shared.tokenizer.added_tokens import AddedToken
-from jaxgpt.shared.tokenizer.byte_alphabet import ALPHABET, parse_merges
+from jaxgpt.shared.tokenizer.byte_alphabet import ALPHABET, has_lone_surrogate, parse_merges
 from jaxgpt.shared.tokenizer.layout import BPE_OPTIONS, BYTE_LEVEL
 
 # Pre-tokenizers that may stand beside ByteLevel, as long as they keep the whole text.
@@ -83,10 +83,11 @@ def added_token(entry: Mapping[str, Any], path: Path, number: int, special: bool
             "does not compute; set it to false"
         )
     is_special = bool(entry.get("special", False)) if special is None else special
-    if type(entry["content"]) is not str or not entry["content"] or type(number) is not int:
-        raise UserError(f"{path} has an added token {quoted(entry['content'])} with id {quoted(number)}")
+    content = entry["content"]
+    if type(content) is not str or not content or has_lone_surrogate(content) or type(number) is not int:
+        raise UserError(f"{path} has an added token {quoted(content)} with id {quoted(number)}")
     return AddedToken(
-        content=entry["content"],
+        content=content,
         id=number,
         special=is_special,
         lstrip=bool(entry.get("lstrip", False)),
