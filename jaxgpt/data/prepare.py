@@ -36,11 +36,11 @@ class PrepareOptions:
       out: the dataset folder to write.
       tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder with a tokenizer
         (of an artifact, a data set, of Hugging Face), which is taken.
-      special: reserved tokens, such as '<|user|>': each is one token where a document has it written out;
-        bpe:N counts them in N, other tokenizers get them after their last token.
       val_fraction: share of the groups (files for code, else documents) that go into validation.
       text_column: column of a table that holds the text.
       threads: threads that encode; 0 takes one for each core that this process may use.
+      special: reserved tokens, such as '<|user|>': each is one token where a document has it written out;
+        bpe:N counts them in N, other tokenizers get them after their last token.
       overwrite: replace an earlier dataset folder.
       json: print one JSON document with all figures on stdout.
     """
@@ -48,10 +48,10 @@ class PrepareOptions:
     out: Path
     source: str = "hub"
     tokenizer: str = "gpt2"
-    special: tuple[str, ...] = ()
     val_fraction: float = 0.05
     text_column: str = "text"
     threads: int = 0
+    special: tuple[str, ...] = ()
     overwrite: bool = False
     json: bool = False
 

@@ -272,7 +272,8 @@ def twice(name: str) -> UserError:
 
 def _files_with(files: Mapping[str, bytes], added: Sequence[AddedToken]) -> dict[str, bytes]:
     """Return the files that stay when tokens are added: settings, which name the tokens, and templates."""
-    kept = {name: files[name] for name in (SETTINGS_FILE, "chat_template.jinja") if name in files}
+    names = (SETTINGS_FILE, "special_tokens_map.json", "chat_template.jinja")
+    kept = {name: files[name] for name in names if name in files}
     if SETTINGS_FILE in kept:
         value = json.loads(kept[SETTINGS_FILE])
         if "added_tokens_decoder" in value:
