@@ -2,14 +2,26 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import run
+from jaxgpt.shared.console import Command, run
 
 COMMANDS = {
-    "prepare": "jaxgpt.data.prepare:PrepareOptions:prepare",
-    "train": "jaxgpt.training.train:TrainOptions:train",
-    "evaluate": "jaxgpt.training.evaluate:EvaluateOptions:evaluate",
-    "sample": "jaxgpt.training.sample:SampleOptions:sample",
-    "plan": "jaxgpt.training.plan:PlanOptions:plan",
+    "prepare": Command(
+        "jaxgpt.data.prepare:PrepareOptions:prepare",
+        "Turn source text into a dataset folder of tokens.",
+    ),
+    "train": Command(
+        "jaxgpt.training.train:TrainOptions:train",
+        "Train a GPT-2; running the same command again resumes.",
+    ),
+    "evaluate": Command(
+        "jaxgpt.training.evaluate:EvaluateOptions:evaluate",
+        "Measure a run's validation loss over the whole validation split.",
+    ),
+    "sample": Command("jaxgpt.training.sample:SampleOptions:sample", "Continue a prompt with a trained run."),
+    "plan": Command(
+        "jaxgpt.training.plan:PlanOptions:plan",
+        "Say what a training takes on each device, and the largest micro-batch that fits.",
+    ),
 }
 
 

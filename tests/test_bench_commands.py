@@ -405,9 +405,9 @@ def test_models_that_do_not_belong_together_are_one_line(
     )
 
 
-def test_readme_s_table_comes_from_committed_results() -> None:
-    """Every row of the README's tables stands in a results file of the same name and figures."""
-    text = (ROOT / "README.md").read_text()
+def test_the_results_page_s_table_comes_from_committed_results() -> None:
+    """Every row of the tables stands in a results file of the same name and figures."""
+    text = (ROOT / "docs" / "results.md").read_text()
     table = text.partition("<!-- table: begin -->")[2].partition("<!-- table: end -->")[0]
     report = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
     from jaxgpt_bench.report.page import ReportFigures, markdown_block

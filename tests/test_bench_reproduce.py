@@ -20,7 +20,7 @@ from test_bench_reproduce_page import speed_figures
 from jaxgpt.shared.console import Result
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.training.options import TrainOptions, run_config
+from jaxgpt.training.options import run_config, train_options
 
 
 def options_of(flags: tuple[Any, ...]) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def test_a_given_run_brings_its_data_and_must_be_finished(run: Path, data: Path,
 def test_every_preset_is_a_training_that_can_be(name: str, data: Path, tmp_path: Path) -> None:
     dataset, chosen = open_dataset(data), RECIPES[name]
     for settings in (chosen.train, chosen.qat or {}):
-        config = run_config(TrainOptions(data=data, out=tmp_path, **settings), dataset)
+        config = run_config(train_options(data=data, out=tmp_path, **settings), dataset)
         assert config.train.max_steps == settings["max_steps"]
         assert config.model.block_size >= chosen.tokens  # the speed measurement fits
         if name == "gpu":  # a micro-batch splits over one, two, four or eight GPUs

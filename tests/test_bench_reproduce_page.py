@@ -149,7 +149,7 @@ def said(report: dict[str, Any], macro: str) -> list[str]:
 
 
 def claim_rows(report: dict[str, Any]) -> list[list[str]]:
-    """The table of claims, as the README has it."""
+    """The table of claims, as docs/reproduction.md has it."""
     lines = markdown_block(report).split("\n")
     at = next(index for index, line in enumerate(lines) if line.startswith("| float32 to INT8"))
     return [line.strip("| ").split(" | ") for line in lines[at + 2 : at + 8]]
@@ -335,8 +335,8 @@ def test_the_page_does_not_scroll_sideways_on_a_desktop_or_a_phone(
     assert all(scroll <= width for width, scroll in found.items()), found
 
 
-def test_the_readme_s_reproduction_comes_from_committed_results() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_reproduction_page_comes_from_committed_results() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text()
     table = text.partition("<!-- reproduction: begin -->")[2].partition("<!-- reproduction: end -->")[0]
     report = committed_report()
     assert table.strip() == markdown_block(report).strip()

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,8 @@ import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_export.format.probe import probe_positions
 from safetensors.torch import load_file, save_file
+
+from jaxgpt.shared.config import ModelConfig
 
 
 def verify(command: Command, folder: Path, *more: object) -> tuple[int, dict[str, object]]:
@@ -83,12 +86,21 @@ def test_certificate_of_an_unknown_version_or_none_is_one_line(
 
 
 def test_probe_positions_fit_the_size_and_hold_both_ends() -> None:
-    assert probe_positions(1024, 1000).tolist() == list(range(1024))
-    positions = probe_positions(4096, 50257)
+    gpt2 = ModelConfig(vocab_size=50_257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+    positions = probe_positions(4096, gpt2)
     assert positions[0] == 0
     assert positions[-1] == 4095
     assert len(positions) * 50257 * 4 <= 8_000_000
     assert len(set(positions.tolist())) == len(positions)
+    wide = dataclasses.replace(gpt2, vocab_size=1000)
+    assert probe_positions(1024, wide).tolist() == list(range(1024))
+
+
+def test_the_probe_of_a_small_model_takes_a_quarter_of_its_float_weights() -> None:
+    tiny = ModelConfig(vocab_size=2048, block_size=256, n_layer=2, n_head=2, n_embd=128)
+    weight_bytes = 4 * 691_712  # of the preset tiny, counted by its training
+    count = len(probe_positions(1024, tiny))
+    assert weight_bytes / 5 < count * 2048 * 4 <= weight_bytes / 4
 
 
 @pytest.mark.parametrize(

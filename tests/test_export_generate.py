@@ -1,7 +1,10 @@
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +209,75 @@ def test_python_dash_m_is_the_console_command() -> None:
             capture_output=True,
         )
         assert b"usage: jaxgpt" in done.stderr
+
+
+def test_a_prompt_of_dash_is_read_from_stdin(int8_dynamic: Path, run: Path, command: Command) -> None:
+    arguments = ("--max-new-tokens", "8")
+    folder = ("--artifact", str(int8_dynamic))
+    expected = command("jaxgpt-export", "generate", *folder, "--prompt", f"{PROMPT}\n", *arguments)[1]
+    code = "import sys; from jaxgpt_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    line, environment = python(code)
+    line += ["generate", *folder, "--prompt", "-", *arguments]
+    given = f"{PROMPT}\n".encode()
+    done = subprocess.run(line, env=environment, input=given, capture_output=True, check=True)
+    assert done.stdout.decode() == expected
+    bad = subprocess.run(line, env=environment, input=b"\xff\xfe", capture_output=True, check=False)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith(b"error: the prompt on stdin is not UTF-8")
+
+
+def test_without_a_prompt_and_a_terminal_a_new_document_is_begun(
+    command: Command, int8_dynamic: Path
+) -> None:
+    arguments = ("--artifact", int8_dynamic, "--max-new-tokens", 8)
+    _, out, _ = command("jaxgpt-export", "generate", *arguments, "--prompt", "")
+    assert command("jaxgpt-export", "generate", *arguments)[:2] == (0, out)
+
+
+class Terminal:
+    """A process on a pseudo-terminal, as a person has it."""
+
+    def __init__(self, line: list[str], environment: dict[str, str]) -> None:
+        self._fd, end = pty.openpty()
+        self._process = subprocess.Popen(line, env=environment, stdin=end, stdout=end, stderr=end)
+        os.close(end)
+        self._unread = ""
+
+    def wait_for(self, text: str, seconds: float = 60) -> str:
+        """Read until a text is shown; return what was shown since the last call, up to it."""
+        until = time.monotonic() + seconds
+        while text not in self._unread:
+            ready, _, _ = select.select([self._fd], [], [], max(until - time.monotonic(), 0))
+            assert ready, f"{text!r} was not shown: {self._unread!r}"
+            try:
+                self._unread += os.read(self._fd, 4096).decode("utf-8", "replace")
+            except OSError:  # the other end is closed
+                raise AssertionError(f"{text!r} was not shown before the end: {self._unread!r}") from None
+        shown, found, self._unread = self._unread.partition(text)
+        return shown + found
+
+    def type(self, keys: str) -> None:
+        os.write(self._fd, keys.encode())
+
+    def exit_code(self) -> int:
+        code = self._process.wait(60)
+        os.close(self._fd)
+        return code
+
+
+def test_on_a_terminal_it_asks_again_and_again_until_ctrl_d(int8_dynamic: Path, command: Command) -> None:
+    folder, more = ("--artifact", str(int8_dynamic)), ("--max-new-tokens", "6", "--temperature", "0")
+    expected = command("jaxgpt-export", "generate", *folder, *more, "--prompt", "total")[1].splitlines()[0]
+    line, environment = python("import sys; from jaxgpt_export.cli import main; sys.exit(main(sys.argv[1:]))")
+    terminal = Terminal([*line, "generate", *folder, *more], {**environment, "TERM": "dumb"})
+    terminal.wait_for("Ctrl-D ends")
+    terminal.wait_for("> ")
+    for _ in range(2):  # the model stays loaded
+        terminal.type("total\n")
+        assert expected in terminal.wait_for("6 tokens (length)")
+        terminal.wait_for("> ")
+    terminal.type("xyz " * 200 + "\n")
+    terminal.wait_for("context holds 64")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.exit_code() == 0

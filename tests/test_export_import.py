@@ -207,7 +207,7 @@ def edit_config(folder: Path, **changes: object) -> None:
         ({"activation_function": "gelu"}, ("activation_function 'gelu'", "'gelu_new' only")),
         ({"activation_function": "relu"}, ("activation_function 'relu'",)),
         ({"n_inner": 64}, ("n_inner 64", "= 128")),
-        ({"scale_attn_by_inverse_layer_idx": True}, ("scale_attn_by_inverse_layer_idx True",)),
+        ({"scale_attn_by_inverse_layer_idx": "yes"}, ("scale_attn_by_inverse_layer_idx 'yes'",)),
         ({"scale_attn_weights": False}, ("scale_attn_weights False",)),
         ({"layer_norm_epsilon": 1e-6}, ("layer_norm_epsilon 1e-06", "1e-05 only")),
         ({"n_layer": None}, ("lacks n_layer",)),

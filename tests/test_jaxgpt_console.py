@@ -1,10 +1,17 @@
+import dataclasses
+import importlib
 import importlib.metadata
 import json
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import Command, assert_one_line_error, python, rows, write_jsonl
+
+from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.training.options import DeviceOptions
 
 
 @pytest.mark.parametrize("program", ["jaxgpt", "jaxgpt-export", "jaxgpt-bench"])
@@ -95,3 +102,128 @@ def test_a_reader_that_leaves_is_no_traceback(fp32: Path) -> None:
     assert process.wait() == 1
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
+
+
+PROGRAMS = {"jaxgpt": "jaxgpt.cli", "jaxgpt-export": "jaxgpt_export.cli", "jaxgpt-bench": "jaxgpt_bench.cli"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_of_a_program_says_of_each_command_what_the_command_says_of_itself(
+    command: Command, program: str
+) -> None:
+    code, _, err = command(program, "--help")
+    assert code == 0
+    assert max(map(len, err.splitlines())) <= 80
+    words = " ".join(err.split())
+    for name, entry in importlib.import_module(PROGRAMS[program]).COMMANDS.items():
+        module_name, options_name, _ = entry.target.split(":")
+        options = getattr(importlib.import_module(module_name), options_name)
+        assert entry.about == options.__doc__.partition("\n")[0]
+        assert f" {name} {entry.about}" in words.replace("micro- batch", "micro-batch")
+    assert f"{program} --version" in words
+    assert f"{program} --tyro-write-completion bash FILE" in words
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_bash_completes_commands_and_flags_by_the_script_that_a_program_writes(
+    command: Command, program: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "completion"
+    assert command(program, "--tyro-write-completion", "bash", script) == (0, "", "")
+
+    def completed(*words: str) -> set[str]:
+        typed = " ".join(map(shlex.quote, (program, *words)))
+        call = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _tyro_{program.replace('-', '_')}"
+        line = f'source {script}; {call}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    commands = importlib.import_module(PROGRAMS[program]).COMMANDS
+    assert set(commands) <= completed("")
+    first = {"jaxgpt": "train", "jaxgpt-export": "quantize", "jaxgpt-bench": "generate"}[program]
+    assert first in completed(first[:3])
+    flag = {"jaxgpt": "--beta1", "jaxgpt-export": "--method", "jaxgpt-bench": "--rounds"}[program]
+    assert flag in completed(first, flag[:4])
+    if program == "jaxgpt":
+        assert completed("train", "tiny", "--beta") == {"--beta1", "--beta2"}
+        assert completed("train", "tiny", "--no-") == {"--no-tied", "--no-qat", "--no-remat"}
+        assert completed("train", "--precision", "") == {"fp32", "bf16", "fp16"}
+
+
+def test_a_completion_is_printed_for_each_shell_as_it_is_written(command: Command, tmp_path: Path) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        code, out, _ = command("jaxgpt", "--tyro-print-completion", shell)
+        assert code == 0
+        assert "grad-accum-steps" in out
+        command("jaxgpt", "--tyro-write-completion", shell, tmp_path / shell)
+        assert (tmp_path / shell).read_text() == out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--tyro-print-completion",), ("--tyro-print-completion", "csh"), ("--tyro-write-completion", "bash")],
+)
+def test_a_completion_for_no_shell_or_no_file_is_one_line(
+    command: Command, arguments: tuple[str, ...]
+) -> None:
+    assert_one_line_error(command("jaxgpt", *arguments), arguments[0], "bash, zsh, fish")
+
+
+# Commands whose options stand in a file that computes with arrays: their help takes 0.1 s more.
+WITH_NUMPY = {
+    "jaxgpt": {"prepare", "sample"},
+    "jaxgpt-export": {"convert", "quantize", "generate", "gguf"},
+    "jaxgpt-bench": {"agreement"},
+}
+HEAVY = [
+    "jax",
+    "flax",
+    "optax",
+    "orbax",
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "matplotlib",
+    "pandas",
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_of_most_commands_imports_nothing_that_computes(program: str) -> None:
+    code = f"""
+import contextlib, io, sys
+from {PROGRAMS[program]} import COMMANDS, main
+main(["--help"])
+assert not {{"tyro", "numpy"}} & set(sys.modules), "help of the program"
+for name in COMMANDS:
+    if name not in {WITH_NUMPY[program]!r}:
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+            main([name, "--help"])
+        assert "usage: {program} " + name in shown.getvalue()
+        found = [module for module in ["numpy", "jaxtyping", *{HEAVY!r}] if module in sys.modules]
+        assert not found, (name, found)
+for name in COMMANDS:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main([name, "--help"])
+    assert not [module for module in {HEAVY!r} if module in sys.modules], name
+"""
+    line, environment = python(code)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
+def documented() -> dict[str, type]:
+    """Return the classes whose docstrings help shows, by their names."""
+    named: list[type] = [ModelConfig, TrainConfig, DeviceOptions]
+    for module in PROGRAMS.values():
+        for entry in importlib.import_module(module).COMMANDS.values():
+            module_name, options_name, _ = entry.target.split(":")
+            named += getattr(importlib.import_module(module_name), options_name).__mro__
+    return {cls.__name__: cls for cls in named if dataclasses.is_dataclass(cls)}
+
+
+@pytest.mark.parametrize("name", documented())
+def test_no_line_of_an_option_s_words_begins_with_what_tyro_takes_for_a_new_paragraph(name: str) -> None:
+    lines = documented()[name].__doc__.splitlines()
+    assert [line for line in lines if re.match(r" {8}[^A-Za-z\s]", line)] == []

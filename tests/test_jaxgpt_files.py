@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -105,3 +106,21 @@ def test_a_lock_is_held_until_its_block_ends(tmp_path: Path) -> None:
         raise AssertionError("a second one took it")
     with lock(path, "busy here"):
         pass
+
+
+def test_tensors_that_the_system_cannot_write_are_an_error_of_the_system_with_their_path(
+    tmp_path: Path,
+) -> None:
+    code = f"""
+import resource, numpy as np
+from pathlib import Path
+from jaxgpt.shared.tensor_file import write_tensor_file
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_tensor_file(Path({str(tmp_path / "a.safetensors")!r}), {{"a": np.zeros(10_000)}})
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+    line, environment = python(code)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(errno.EFBIG), str(tmp_path / "a.safetensors")]

@@ -283,6 +283,7 @@ def test_a_folder_that_can_not_be_begun_with_is_one_line_and_leaves_no_run(
         (("--n-head", 1), ("--n-head 1", "has 2")),
         (("--n-embd", 32), ("--n-embd 32", "has 16")),
         (("--positions", "rotary"), ("--positions rotary", "has learned")),
+        (("--no-tied",), ("--no-tied:", "has --tied", "leave --no-tied out")),
         (("--block-size", 65), ("--block-size 65", "64 positions", "at most 64")),
     ],
 )

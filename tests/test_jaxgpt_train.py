@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
+import jaxgpt.training.run.run_folder
 import jaxgpt.training.trainer
 from jaxgpt.shared.architecture import flops_per_token
 from jaxgpt.shared.console import parse
@@ -69,7 +70,7 @@ def test_every_step_records_its_rates(run: Path) -> None:
 def test_mfu_is_the_share_of_the_devices_peak(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jaxgpt.training.trainer, "peak_flops", lambda kind, precision: 1e12)
+    monkeypatch.setattr(jaxgpt.training.run.run_folder, "peak_flops", lambda kind, precision: 1e12)
     arguments = (*train_command(data, tmp_path / "run"), "--max-steps", 5, "--sample-every", 0)
     code, _, err = command(*arguments)
     assert code == 0
@@ -173,7 +174,9 @@ def test_a_run_of_format_version_2_is_read_and_resumes_to_the_same_bits(
 def test_flags_are_taken_under_their_old_names(flag: str, value: object, name: str) -> None:
     required = ["tiny", "--data", "DATA", "--out", "RUN"]
     for given in ([flag, str(value)], [f"{flag}={value}"]):
-        assert getattr(parse(TrainOptions, "jaxgpt train", [*required, *given]), name) == value
+        options = parse(TrainOptions, "jaxgpt train", [*required, *given])
+        assert getattr(options.training, name) == value
+        assert name in options.given
 
 
 def test_every_renamed_flag_exists_and_help_shows_its_name_of_now_alone(

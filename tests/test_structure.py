@@ -34,7 +34,7 @@ JAXGPT_ORDER = (("__main__",), ("cli",), ("training", "data"), ("generation",), 
 EXPORT_ORDER = (
     ("__main__", "pytest_plugin"),
     ("cli",),
-    ("__init__", "convert", "verify", "llm", "serve"),
+    ("__init__", "convert", "verify", "llm", "pretrained", "serve"),
     ("generation", "interchange", "quantize"),
     ("parity",),
     ("flax_run", "model", "native"),

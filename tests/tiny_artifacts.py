@@ -59,7 +59,7 @@ def _write(folder: Path, kind: str, config: ModelConfig) -> Path:
 def _probe(config: ModelConfig, tensors: Tensors) -> Probe:
     tokens = torch.arange(2 * config.block_size, dtype=torch.int32).reshape(2, -1)
     logits = float_model(config, tensors)(tokens.long()).flatten(0, 1)
-    positions = probe_positions(tokens.numel(), config.vocab_size)
+    positions = probe_positions(tokens.numel(), config)
     return Probe(tokens.numpy(), positions, logits[positions].detach().numpy())
 
 

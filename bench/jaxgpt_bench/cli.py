@@ -2,19 +2,53 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import run
+from jaxgpt.shared.console import Command, run
 
 COMMANDS = {
-    "quality": "jaxgpt_bench.quality.command:QualityOptions:quality",
-    "outliers": "jaxgpt_bench.quality.outliers:OutliersOptions:outliers",
-    "integers": "jaxgpt_bench.quality.integers:IntegersOptions:integers",
-    "agreement": "jaxgpt_bench.quality.agreement:AgreementOptions:agreement",
-    "generate": "jaxgpt_bench.speed.command:SpeedOptions:generate",
-    "native": "jaxgpt_bench.speed.native:NativeOptions:native",
-    "train": "jaxgpt_bench.training.command:TrainingOptions:train",
-    "resume-proof": "jaxgpt_bench.training.resume_proof:ResumeProofOptions:resume_proof",
-    "report": "jaxgpt_bench.report.command:ReportOptions:report",
-    "reproduce": "jaxgpt_bench.reproduce.command:ReproduceOptions:reproduce",
+    "quality": Command(
+        "jaxgpt_bench.quality.command:QualityOptions:quality",
+        "Compare models on identical tokens.",
+    ),
+    "outliers": Command(
+        "jaxgpt_bench.quality.outliers:OutliersOptions:outliers",
+        "Scale channels without changing the model, then quantize it.",
+    ),
+    "integers": Command(
+        "jaxgpt_bench.quality.integers:IntegersOptions:integers",
+        "Compare the integers of a quantization-aware training with those of its artifact.",
+    ),
+    "agreement": Command(
+        "jaxgpt_bench.quality.agreement:AgreementOptions:agreement",
+        "Compare greedy texts of programs that read the same model.",
+    ),
+    "generate": Command(
+        "jaxgpt_bench.speed.command:SpeedOptions:generate",
+        "Measure generation speed, batch 1, greedy.",
+    ),
+    "native": Command(
+        "jaxgpt_bench.speed.native:NativeOptions:native",
+        "Measure the native engine on a trained model.",
+    ),
+    "train": Command(
+        "jaxgpt_bench.training.command:TrainingOptions:train",
+        "Measure training steps beside PyTorch's.",
+    ),
+    "resume-proof": Command(
+        "jaxgpt_bench.training.resume_proof:ResumeProofOptions:resume_proof",
+        "Kill a small training at random moments and compare it with an undisturbed one, bit for bit.",
+    ),
+    "report": Command(
+        "jaxgpt_bench.report.command:ReportOptions:report",
+        "Put the measured figures on one page.",
+    ),
+    "pages": Command(
+        "jaxgpt_bench.pages.command:PagesOptions:pages",
+        "Write the tables and the picture of the README and of docs/ from committed results.",
+    ),
+    "reproduce": Command(
+        "jaxgpt_bench.reproduce.command:ReproduceOptions:reproduce",
+        "Train a GPT-2, quantize it by every method and put what was measured on one page; again, to go on.",
+    ),
 }
 
 

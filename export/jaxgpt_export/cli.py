@@ -2,18 +2,45 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import run
+from jaxgpt.shared.console import Command, run
 
 COMMANDS = {
-    "convert": "jaxgpt_export.convert:ConvertOptions:convert",
-    "import-hf": "jaxgpt_export.interchange.import_hf:ImportHfOptions:import_hf",
-    "import-nanogpt": "jaxgpt_export.interchange.import_nanogpt:ImportNanogptOptions:import_nanogpt",
-    "quantize": "jaxgpt_export.quantize.command:QuantizeOptions:quantize",
-    "compare": "jaxgpt_export.parity.command:CompareOptions:compare_command",
-    "verify": "jaxgpt_export.verify:VerifyOptions:verify",
-    "generate": "jaxgpt_export.generation.command:GenerateOptions:run",
-    "gguf": "jaxgpt_export.interchange.gguf_file:GgufOptions:gguf_command",
-    "program": "jaxgpt_export.interchange.program:ProgramOptions:program_command",
+    "convert": Command(
+        "jaxgpt_export.convert:ConvertOptions:convert",
+        "Turn a run's checkpoint into a float32 artifact, a Hugging Face GPT-2 folder with a certificate.",
+    ),
+    "import-hf": Command(
+        "jaxgpt_export.interchange.import_hf:ImportHfOptions:import_hf",
+        "Turn a Hugging Face GPT-2 into a float32 artifact.",
+    ),
+    "import-nanogpt": Command(
+        "jaxgpt_export.interchange.import_nanogpt:ImportNanogptOptions:import_nanogpt",
+        "Turn a nanoGPT or minGPT checkpoint into a float32 artifact.",
+    ),
+    "quantize": Command(
+        "jaxgpt_export.quantize.command:QuantizeOptions:quantize",
+        "Make a quantized artifact from a float32 one.",
+    ),
+    "compare": Command(
+        "jaxgpt_export.parity.command:CompareOptions:compare_command",
+        "Compare a model with a reference; exit code 1 when a bound that was given is passed.",
+    ),
+    "verify": Command(
+        "jaxgpt_export.verify:VerifyOptions:verify",
+        "Measure an artifact's certificate anew; exit code 1 when a gate fails.",
+    ),
+    "generate": Command(
+        "jaxgpt_export.generation.command:GenerateOptions:run",
+        "Continue a prompt with an artifact; the text streams to stdout.",
+    ),
+    "gguf": Command(
+        "jaxgpt_export.interchange.gguf_file:GgufOptions:gguf_command",
+        "Write a float32 artifact as a GGUF file for llama.cpp.",
+    ),
+    "program": Command(
+        "jaxgpt_export.interchange.program:ProgramOptions:program_command",
+        "Write an artifact as a torch.export program.",
+    ),
 }
 
 

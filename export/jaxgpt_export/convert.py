@@ -19,6 +19,7 @@ from jaxgpt.shared.tensor_file import Arrays, write_tensor_file
 
 from jaxgpt_export.format.artifact import write_artifact
 from jaxgpt_export.format.certificate import TRAINED_FILE, versions, write_certificate
+from jaxgpt_export.format.model_card import write_model_card
 from jaxgpt_export.format.probe import Probe, probe_positions, probe_tokens, write_probe
 from jaxgpt_export.format.tensors import from_hf_layout
 
@@ -70,7 +71,7 @@ def convert(options: ConvertOptions) -> Result:
             f"at most {MAX_FP32_LOGIT_DIFF:.0e} is allowed; no artifact was written"
         )
         return Result({"step": checkpoint.step, "parity": parity}, passed=False)
-    positions = probe_positions(tokens.size, model.vocab_size)
+    positions = probe_positions(tokens.size, model)
     probe = Probe(tokens, positions, reference[positions])
     certificate, size = _write(options, checkpoint, tensors, probe, parity)
     say(
@@ -101,5 +102,6 @@ def _write(
             rounded = checkpoint.logits(probe.tokens, rounded=True)[probe.positions]
             write_tensor_file(folder / TRAINED_FILE, {**checkpoint.input_scales(), "logits": rounded})
         certificate = write_certificate(folder, "fp32", origin, figures)
+        write_model_card(folder, checkpoint.model, certificate)
         size = (folder / "model.safetensors").stat().st_size
     return certificate, size

@@ -5,15 +5,17 @@ jaxgpt-export verify --artifact ART [--run RUN]
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
 
-from jaxgpt_export.format.artifact import Artifact, read_artifact
 from jaxgpt_export.format.certificate import altered_files, read_certificate
-from jaxgpt_export.format.probe import Probe, read_probe
+
+if TYPE_CHECKING:
+    from jaxgpt_export.format.artifact import Artifact
+    from jaxgpt_export.format.probe import Probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class VerifyOptions:
 
 def verify(options: VerifyOptions) -> Result:
     """Run `jaxgpt-export verify`."""
+    from jaxgpt_export.format.artifact import read_artifact
+    from jaxgpt_export.format.probe import read_probe
     from jaxgpt_export.model.build import build_model
     from jaxgpt_export.model.int8_kernels import exact_kernels
     from jaxgpt_export.parity.probe_gates import fp32_bound, measure, parity_gates
@@ -68,7 +72,7 @@ def verify(options: VerifyOptions) -> Result:
 
 
 def _against_run(
-    run: Path, artifact: Artifact, certificate: dict[str, Any], probe: Probe
+    run: Path, artifact: "Artifact", certificate: dict[str, Any], probe: "Probe"
 ) -> tuple[float, dict[str, bool]]:
     """Compute the probe's logits from the run anew; return the largest difference and its gate.
 

@@ -34,8 +34,8 @@ class PrepareOptions:
       source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a .jsonl, .json, .parquet, .txt or .py
         file or a folder of such files (.py files give docstring -> code pairs).
       out: the dataset folder to write.
-      tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder with a tokenizer
-        (of an artifact, a data set, of Hugging Face), which is taken.
+      tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder whose tokenizer is
+        taken (an artifact, a data set, a folder of Hugging Face).
       val_fraction: share of the groups (files for code, else documents) that go into validation.
       text_column: column of a table that holds the text.
       threads: threads that encode; 0 takes one for each core that this process may use.

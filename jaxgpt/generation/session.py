@@ -31,12 +31,21 @@ class Session(Protocol):
 
 
 @runtime_checkable
-class RewindableSession(Session, Protocol):
-    """A session that takes several tokens at once, chooses greedily itself, and can forget the last ones."""
+class ScoringSession(Session, Protocol):
+    """A session that takes several tokens at once, tells each one's logits, and can forget the last ones."""
 
     def forward(self, tokens: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.float32]:
         """Take M tokens; return the logits after the last one (1, V), or after each (M, V)."""
         ...
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        ...
+
+
+@runtime_checkable
+class RewindableSession(ScoringSession, Protocol):
+    """A scoring session that also chooses greedily itself."""
 
     def greedy(self, tokens: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.int32]:
         """Take M tokens; return the most probable next one, (1,) or after each (M,), the first of equals."""
@@ -48,10 +57,6 @@ class RewindableSession(Session, Protocol):
         Returns:
           Up to `max_tokens` tokens, none behind a `stop_token`; the last of them is not taken yet.
         """
-        ...
-
-    def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on."""
         ...
 
 

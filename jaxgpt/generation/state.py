@@ -53,6 +53,9 @@ class GenerationState:
       prompt: its tokens.
       tokens: the generated ones.
       finish_reason: None until it is finished.
+      endoftext: the token that ends it.
+      drafted: draft tokens that were tried; whoever drafts counts them.
+      accepted: how many of them the model would have chosen itself.
 
     Raises:
       UserError: the prompt leaves no room for a token, or max_new_tokens is below 1.
@@ -74,10 +77,11 @@ class GenerationState:
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.sampler = Sampler(sampling)
+        self.drafted = self.accepted = 0
         room = block_size - len(self.prompt) + 1  # the last token needs no place
         self._max_tokens = min(max_new_tokens, room)
         self._reason_at_max: FinishReason = "context" if room < max_new_tokens else "length"
-        self._endoftext = tokenizer.endoftext
+        self.endoftext = tokenizer.endoftext
         self._stream = TextStream(tokenizer, stop)
         self._show = on_text or (lambda text: None)
         self._started = self._first = time.perf_counter()
@@ -96,7 +100,7 @@ class GenerationState:
         if not self.tokens:
             self._first = time.perf_counter()
         self.tokens.append(token)
-        if token == self._endoftext:
+        if token == self.endoftext:
             self.finish_reason = "endoftext"
         else:
             self._show(self._stream.push(token))
@@ -107,11 +111,12 @@ class GenerationState:
         if self._stream.stopped:
             self.finish_reason = "stop"
 
-    def result(self, drafted: int = 0, accepted: int = 0) -> Generation:
+    def result(self) -> Generation:
         """Return what was generated."""
         assert self.finish_reason is not None
         times = (self._first - self._started, time.perf_counter() - self._first)
-        return Generation(self._stream.text, self.tokens, self.finish_reason, *times, drafted, accepted)
+        text = self._stream.text
+        return Generation(text, self.tokens, self.finish_reason, *times, self.drafted, self.accepted)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[int]:

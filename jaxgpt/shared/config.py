@@ -1,18 +1,21 @@
 """What a model and a training are: ModelConfig and TrainConfig, every field checked.
 
+Their docstrings are the one place where a setting is documented: `jaxgpt train PRESET --help` shows them.
 Standard library only, so that every part may read it.
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, quoted
 
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_BLOCK_SIZE = 2**20
 MAX_LAYERS = 4096
 MAX_CHANNELS = 2**15  # the sums of 4 C products of bytes fit 32 bits
+MAX_INT32 = 2**31 - 1  # steps and seeds are int32
 Precision = Literal["fp32", "bf16", "fp16"]
 Positions = Literal["learned", "rotary"]
 ROTARY_BASE = 10_000.0
@@ -21,13 +24,33 @@ ROTARY_BASE = 10_000.0
 CLIPPING_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name} ({value}) must be at least 1")
+def _require_types(config: Any, cls: type[Any]) -> None:
+    """Raise UserError unless every field has a value of its type; NaN and infinity are of none."""
+    for field in dataclasses.fields(cls):
+        value, choices = getattr(config, field.name), get_args(field.type)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if choices:
+            right, expected = isinstance(value, str) and value in choices, " or ".join(choices)
+        elif field.type is bool:
+            right, expected = isinstance(value, bool), "true or false"
+        elif field.type is int:
+            right, expected = is_number and isinstance(value, int), "a whole number"
+        elif field.type is float:
+            right, expected = is_number and abs(value) <= sys.float_info.max, "a finite number"
+        else:
+            right, expected = isinstance(value, str), "a name"
+        if not right:
+            raise UserError(f"{field.name} ({quoted(value)}) must be {expected}")
 
 
-def _exact_fields(cls: type[Any], value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a dataclass's fields from a JSON object; UserError names missing and unknown ones."""
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} ({quoted(getattr(config, name))}) must be at least 1")
+
+
+def _from_json(cls: type[Any], value: Mapping[str, Any], where: str) -> Any:
+    """Make a configuration from a JSON object; UserError names what it lacks, has besides, or has wrong."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(value) - set(fields))
     missing = sorted(
@@ -38,7 +61,10 @@ def _exact_fields(cls: type[Any], value: Mapping[str, Any], where: str) -> dict[
             f"{where} does not fit this version: unknown fields {unknown or 'none'}, "
             f"missing fields {missing or 'none'}"
         )
-    return dict(value)
+    try:
+        return cls(**value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +80,8 @@ class ModelConfig:
       dropout: share of activations dropped in training, in [0, 1).
       positions: "learned" (an embedding, as in GPT-2), or "rotary" (queries and keys are turned).
       tied: the head is the token embedding; else it has a matrix of its own.
-      qat: quantization-aware training: weights and inputs of every linear layer are rounded as a static INT8
-        artifact rounds them; each layer has an input scale, which is trained.
+      qat: quantization-aware training, usually of a trained model: weights and inputs of every linear layer
+        are rounded as a static INT8 artifact rounds them; each layer has an input scale, which is trained.
 
     Raises:
       UserError: a value that no GPT-2 can have.
@@ -72,8 +98,8 @@ class ModelConfig:
     qat: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            _require_positive(name, getattr(self, name))
+        _require_types(self, ModelConfig)
+        _require_positive(self, "vocab_size", "block_size", "n_layer", "n_head", "n_embd")
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise UserError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB_SIZE}")
         if self.block_size > MAX_BLOCK_SIZE:
@@ -89,8 +115,6 @@ class ModelConfig:
                 f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}); "
                 f"nearest valid n_embd: {valid}"
             )
-        if self.positions not in ("learned", "rotary"):
-            raise UserError(f"positions ({self.positions}) must be learned or rotary")
         if self.positions == "rotary" and self.head_size % 2:
             raise UserError(f"rotary positions need an even head size, n_embd / n_head is {self.head_size}")
         if not 0.0 <= self.dropout < 1.0:
@@ -103,19 +127,20 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> "ModelConfig":
-        """Read the fields from a JSON object; UserError names a missing or unknown one."""
-        return cls(**_exact_fields(cls, value, where))
+        """Read the fields from a JSON object; UserError names a missing, unknown or impossible one."""
+        return _from_json(cls, value, where)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. Counts of sequences are global: all devices together.
+    """How a model is trained.
 
     Attributes:
       max_steps: optimizer steps.
-      batch_size: sequences an optimizer step.
-      grad_accum_steps: micro-batches that a step's batch is cut into.
-      optimizer: of the blocks' matrices, a file of jaxgpt/training/optimizers; AdamW for the rest.
+      batch_size: sequences an optimizer step, all devices together.
+      grad_accum_steps: micro-batches that a step's batch is cut into, to save memory.
+      optimizer: of the blocks' matrices, such as adamw or muon (a file of jaxgpt/training/optimizers); AdamW
+        for the rest.
       learning_rate: peak, of the blocks' matrices.
       embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
         share of them).
@@ -124,13 +149,13 @@ class TrainConfig:
       lr_schedule: how the rate falls from its peak, "cosine" or "linear".
       decay_fraction: share of the steps after warm-up over which it falls; before, it stays at its peak.
       weight_decay: of matrices only, times the learning rate.
-      beta1: momentum of AdamW.
-      beta2: second-moment decay of AdamW.
-      momentum: momentum of Muon.
+      beta1: momentum of AdamW, in [0, 1).
+      beta2: second-moment decay of AdamW, in [0, 1).
+      momentum: momentum of Muon, in [0, 1).
       grad_clip: largest global norm of a gradient.
       precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
         optimizer state and sums stay float32.
-      remat: keep only the stream between blocks for the backward pass.
+      remat: keep only the stream between blocks for the backward pass, to save memory.
       loss_chunks: pieces in which the logits are computed, so that all of them never exist at once.
       vocab_multiple: the token table is padded with rows of zeros to a multiple, which tensor cores like; the
         logits of those rows count for nothing, and what is read from a checkpoint is without them.
@@ -169,7 +194,9 @@ class TrainConfig:
     sample_every: int = 250
 
     def __post_init__(self) -> None:
-        for name in (
+        _require_types(self, TrainConfig)
+        _require_positive(
+            self,
             "max_steps",
             "batch_size",
             "grad_accum_steps",
@@ -177,8 +204,7 @@ class TrainConfig:
             "vocab_multiple",
             "eval_every",
             "checkpoint_every",
-        ):
-            _require_positive(name, getattr(self, name))
+        )
         for name in (
             "warmup_steps",
             "weight_decay",
@@ -188,13 +214,17 @@ class TrainConfig:
             "spike_guard",
             "max_skipped",
         ):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} ({getattr(self, name)}) must be 0 or more, and finite")
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} ({quoted(getattr(self, name))}) must be 0 or more")
         for name in ("learning_rate", "embedding_learning_rate", "grad_clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"{name} ({getattr(self, name)}) must be above 0, and finite")
-        if self.seed >= 2**31:
-            raise UserError(f"seed ({self.seed}) must be below 2^31")
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} ({quoted(getattr(self, name))}) must be above 0")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} ({quoted(getattr(self, name))}) must lie in [0, 1)")
+        for field in dataclasses.fields(TrainConfig):
+            if field.type is int and getattr(self, field.name) > MAX_INT32:
+                raise UserError(f"{field.name} ({quoted(getattr(self, field.name))}) must be below 2^31")
         if self.vocab_multiple > MAX_VOCAB_SIZE:
             raise UserError(f"vocab_multiple ({self.vocab_multiple}) must be at most {MAX_VOCAB_SIZE}")
         if self.batch_size % self.grad_accum_steps:
@@ -204,12 +234,8 @@ class TrainConfig:
             )
         if not 0 < self.decay_fraction <= 1:
             raise UserError(f"decay_fraction ({self.decay_fraction}) must lie in (0, 1]")
-        if self.lr_schedule not in ("cosine", "linear"):
-            raise UserError(f"lr_schedule ({self.lr_schedule}) must be cosine or linear")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise UserError(f"precision ({self.precision}) must be fp32, bf16 or fp16")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> "TrainConfig":
-        """Read the fields from a JSON object; UserError names a missing or unknown one."""
-        return cls(**_exact_fields(cls, value, where))
+        """Read the fields from a JSON object; UserError names a missing, unknown or impossible one."""
+        return _from_json(cls, value, where)

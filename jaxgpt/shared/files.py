@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,23 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(refusal) from None
+        yield
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
+    """Hold a lock as `lock` does, but wait for a process that holds it.
+
+    Args:
+      path: the lock's file, made if it is not there; its folder must exist.
+      waiting: called once when another process holds it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

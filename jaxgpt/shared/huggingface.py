@@ -30,13 +30,13 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
     "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
     "quantization_config": (None,),
 }
 WRITTEN_SETTINGS = {
     "n_inner": None,
-    **{name: SETTINGS[name][0] for name in list(SETTINGS)[:4]},
+    **{name: SETTINGS[name][0] for name in list(SETTINGS)[:3]},
+    "scale_attn_by_inverse_layer_idx": False,
 }
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 
@@ -50,12 +50,15 @@ class HfConfig:
       dropout: where its three dropouts are the same one, else 0.
       model_type: gpt2, or this project's own.
       quantization: the section of that name as it stands; None without one.
+      scales_by_layer: layer i's attention scores are also divided by i + 1, which this project's GPT-2 does
+        not do (scale_attn_by_inverse_layer_idx): an import puts the factors into the weights.
     """
 
     model: ModelConfig
     dropout: float
     model_type: str
     quantization: Any
+    scales_by_layer: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -63,12 +66,13 @@ class HfConfig:
         return self.model_type == MODEL_TYPE
 
 
-def read_hf_config(path: Path, what: str) -> HfConfig:
+def read_hf_config(path: Path, what: str, may_scale_by_layer: bool = False) -> HfConfig:
     """Read and check a config.json.
 
     Args:
       path: the file.
       what: its role, for messages.
+      may_scale_by_layer: whoever reads it can deal with scales_by_layer; else it is refused.
 
     Raises:
       UserError: it is missing, damaged, not GPT-2's, or has a setting that changes the computation.
@@ -84,12 +88,18 @@ def read_hf_config(path: Path, what: str) -> HfConfig:
     if positions not in get_args(Positions):
         raise UserError(f"{path} has positions {quoted(positions)}, expected learned or rotary")
     _check_settings(value, path)
+    scales_by_layer = value.get("scale_attn_by_inverse_layer_idx", False)
+    if scales_by_layer not in (False, True)[: 1 + may_scale_by_layer]:
+        raise UserError(
+            f"{path} has scale_attn_by_inverse_layer_idx {quoted(scales_by_layer)}, which changes the "
+            "computation; jaxgpt-export import-hf puts true into the weights, then it is false"
+        )
     with damaged(path, "fetch it again"):
         dropouts = {float(value.get(name, 0.1)) for name in DROPOUTS}
         dropout = dropouts.pop() if len(dropouts) == 1 else 0.0
         model = ModelConfig(**shape, positions=positions, tied=tied)
         dataclasses.replace(model, dropout=dropout)  # checks it
-    return HfConfig(model, dropout, kind, value.get("quantization"))
+    return HfConfig(model, dropout, kind, value.get("quantization"), bool(scales_by_layer))
 
 
 def _shape(value: Mapping[str, Any], path: Path) -> dict[str, Any]:

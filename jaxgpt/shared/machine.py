@@ -10,6 +10,13 @@ from pathlib import Path
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
+def user_cache_folder() -> Path:
+    """Return the folder for what can be made again: JAXGPT_CACHE, else ~/.cache/jaxgpt (XDG_CACHE_HOME)."""
+    if own := os.environ.get("JAXGPT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt"
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use: its affinity, and the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -33,7 +33,7 @@ _LARGE = TrainConfig(
     checkpoint_every=250,
 )
 PRESETS: dict[str, Preset] = {
-    # Tuned for two CPU cores and some minutes; README.md gives the baselines.
+    # Tuned for two CPU cores and some minutes; docs/training.md gives the baselines.
     "tiny": Preset(
         block_size=256,
         n_layer=2,

@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -88,6 +89,7 @@ def write_tensor_file(path: Path, arrays: Mapping[str, Array]) -> None:
 
     Raises:
       TypeError: a dtype that such a file does not have.
+      OSError: the system can't write it: no space left, say.
     """
     for name, array in arrays.items():
         if array.dtype not in _NAME_OF:
@@ -99,7 +101,13 @@ def write_tensor_file(path: Path, arrays: Mapping[str, Array]) -> None:
         )
         for name, array in whole.items()
     }
-    serialize_file(entries, str(path), {"format": "pt"})
+    try:
+        serialize_file(entries, str(path), {"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.training.run.folder import check_tokenizer, open_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +45,11 @@ def evaluate(options: EvaluateOptions) -> Result:
     """
     import jax
 
+    from jaxgpt.shared.dataset import open_dataset
     from jaxgpt.training.devices.mesh import make_mesh, replicated, use_cpu_devices
     from jaxgpt.training.model.params import graph_of
     from jaxgpt.training.run.checkpoints import load_params
+    from jaxgpt.training.run.folder import check_tokenizer, open_run
     from jaxgpt.training.step.train_step import make_eval_step
     from jaxgpt.training.validation import validation_loss
 

@@ -5,26 +5,43 @@
 Parameters and optimizer state follow from shapes and shardings. What a step needs at its peak is the
 compiler's own count: the step is compiled for simulated CPU devices, for the micro-batches that divide the
 batch, until the largest that fits is found. A GPU's compiler fuses and orders differently, so leave it some
-room. Rematerialization has no option here: the CPU's compiler undoes it.
+room. Settings are those of `jaxgpt train`, but for two: micro-batches are what is looked for, and
+rematerialization is undone by the CPU's compiler.
 """
 
 import dataclasses
+import functools
 import math
 import re
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import tyro
 
-from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
+from jaxgpt.training.optimizers import check_optimizer
+from jaxgpt.training.options import (
+    GPT2_VOCAB_SIZE,
+    ModelSettings,
+    TrainSettings,
+    model_config,
+    train_config,
+)
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TB": 1e12, "TIB": 2**40}
 MAX_DEVICES = 1024  # simulated at once
 
 
 @dataclasses.dataclass(frozen=True)
+class _PlannedSettings(TrainSettings):
+    grad_accum_steps: tyro.conf.Suppress[int] = 1
+    remat: tyro.conf.Suppress[bool] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """Say what a training takes on each device, and the largest micro-batch that fits.
 
@@ -32,23 +49,30 @@ class PlanOptions:
       preset: tiny, small, gpt2, gpt2-medium, gpt2-large or gpt2-xl.
       mesh: layout of the devices, such as data=4,fsdp=2; its product is their number.
       memory: of one device, such as 16GB.
-      vocab_size: number of tokens.
-      batch_size: sequences an optimizer step; the preset's if not given.
-      block_size: longest context; the preset's if not given.
-      precision: of matrix products.
-      loss_chunks: pieces in which logits are computed; the preset's if not given.
       json: print one JSON document with all figures on stdout.
+      model: the shape of the model.
+      training: how it is trained.
+      given: names of the settings that were given; the others are the preset's.
     """
 
-    preset: tyro.conf.Positional[str]
+    preset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRESET")]
     mesh: str = "data=1"
     memory: str = "16GB"
-    vocab_size: int = 50_257
-    batch_size: int | None = None
-    block_size: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    loss_chunks: int | None = None
-    json: bool = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    model: ModelSettings
+    training: _PlannedSettings
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+
+    @classmethod
+    def of_preset(cls, name: str) -> Callable[..., "PlanOptions"]:
+        """Return the constructor with the settings of a preset as its defaults."""
+        preset = find_preset(name)
+        train = dataclasses.replace(preset.train, grad_accum_steps=1)
+        return functools.partial(
+            cls,
+            model=ModelSettings(**dataclasses.asdict(preset.model(GPT2_VOCAB_SIZE))),
+            training=_PlannedSettings(**dataclasses.asdict(train)),
+        )
 
 
 def parse_memory(text: str) -> float:
@@ -64,13 +88,12 @@ def plan(options: PlanOptions) -> Result:
     from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, use_cpu_devices
     from jaxgpt.training.step_memory import StepMemory, format_bytes
 
-    find_preset(options.preset)
     memory = parse_memory(options.memory)
     devices = _device_count(options.mesh)
     layout = ",".join(f"{axis}={size}" for axis, size in parse_mesh(options.mesh, devices).items())
     use_cpu_devices(devices)
     mesh = make_mesh(options.mesh, devices)
-    model, train = _planned(options, devices)
+    model, train = model_config(options.model), _planned_training(options, devices)
     step = StepMemory(model, train, mesh)
     say(
         f"each of {devices} device(s) as {dict(mesh.shape)}: parameters {format_bytes(step.params_bytes)}, "
@@ -95,7 +118,7 @@ def plan(options: PlanOptions) -> Result:
             f"fits into {format_bytes(memory)}, {format_bytes(step.peak(largest))} a device: "
             f"--mesh {layout} --batch-size {train.batch_size} --grad-accum-steps {accumulate} "
             f"--block-size {model.block_size} --loss-chunks {train.loss_chunks} "
-            f"--precision {options.precision}"
+            f"--precision {train.precision}"
         )
     else:
         say(
@@ -113,23 +136,12 @@ def _device_count(mesh: str) -> int:
     return devices
 
 
-def _planned(options: PlanOptions, devices: int) -> tuple[ModelConfig, TrainConfig]:
-    """Return the preset's model and training with what the options change."""
-    preset = find_preset(options.preset)
-    model = preset.model(options.vocab_size)
-    if options.block_size is not None:
-        model = dataclasses.replace(model, block_size=options.block_size)
-    batch = preset.train.batch_size if options.batch_size is None else options.batch_size
-    if batch < 1:
-        raise UserError(f"batch_size ({batch}) must be at least 1")
-    if batch % devices:
-        raise UserError(f"batch {batch} does not divide over {devices} devices; choose a multiple of them")
-    chunks = preset.train.loss_chunks if options.loss_chunks is None else options.loss_chunks
-    train = dataclasses.replace(
-        preset.train,
-        batch_size=batch,
-        grad_accum_steps=1,
-        precision=options.precision,
-        loss_chunks=chunks,
-    )
-    return model, train
+def _planned_training(options: PlanOptions, devices: int) -> TrainConfig:
+    """Return the settings of the training; UserError where its batch does not divide over the devices."""
+    train = train_config(options.training)
+    check_optimizer(train.optimizer)
+    if train.batch_size % devices:
+        raise UserError(
+            f"batch {train.batch_size} does not divide over {devices} devices; choose a multiple of them"
+        )
+    return train

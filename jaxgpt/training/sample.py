@@ -30,8 +30,9 @@ def sample(options: SampleOptions) -> Result:
     from jaxgpt.training.run.checkpoints import load_params
 
     options.sampling()  # a bad value is said before anything is loaded
+    prompt = options.prompt_text()
     run = open_run(options.run)
     step, params = load_params(run, options.step)
-    done = generate_shown(FlaxSession(run.config.model, params), run.tokenizer, options)
+    done = generate_shown(FlaxSession(run.config.model, params), run.tokenizer, options, prompt)
     say(f"step {step}: {len(done.tokens)} tokens ({done.finish_reason})")
     return Result({"step": step, **dataclasses.asdict(done)})

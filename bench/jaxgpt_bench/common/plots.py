@@ -1,5 +1,6 @@
 """The plots: the report's as SVG text, a measurement's as files too."""
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib.transforms import offset_copy
 
 from jaxgpt.shared.files import write_atomic
 from jaxgpt_bench.common.formatting import counted, rate_text, signed
-from jaxgpt_bench.common.rows import SpeedFigures, SpeedRow, SpeedSettings
+from jaxgpt_bench.common.rows import SpeedFigures, SpeedRow, SpeedSettings, Spread
 
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
 SMOOTH_STEPS = 20
@@ -23,6 +24,10 @@ PNG_DPI = 150
 BAR_INCHES = 0.3
 EDGE = 1.2  # of the fastest bar, where the axis ends
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+# Without a background: the colours of text have a contrast of 4 to white and to GitHub's dark page.
+TEXT, STRONG, CALM = "#727b85", "#1f7ae0", "#8c959f"
+CEILING_NOTE = "light bar: what memory allows, read bandwidth / bytes a token; in brackets the share reached"
 
 # Steps with values; read back from JSON, the pairs are lists.
 Points = Sequence[Sequence[int | float]]
@@ -171,3 +176,69 @@ def loss_bars(rows: Sequence[tuple[str, float, float | None]], title: str) -> st
     _bar_axes(axes, [name for name, _, _ in rows], title)
     axes.set_xlabel("nats per token", fontsize=9)
     return _svg(figure)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A program's rate in front of its ceiling.
+
+    Attributes:
+      label: stands beside it.
+      rate: tokens a second.
+      ceiling: tokens a second that the memory allows.
+      share: of the ceiling that was reached.
+      highlighted: drawn in the strong colour.
+    """
+
+    label: str
+    rate: Spread
+    ceiling: float
+    share: float
+    highlighted: bool
+
+
+def program_bars(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
+    """Draw programs under headings, as wide as GitHub's column, on no background; return SVG.
+
+    Args:
+      groups: a heading and its bars, in the order in which they are drawn.
+      title: what was measured.
+    """
+    return _svg(program_figure(groups, title))
+
+
+def program_figure(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> Figure:
+    """Draw what `program_bars` returns."""
+    lines = sum(len(bars) + 1 for _, bars in groups)
+    figure, axes = plt.subplots(figsize=(8.6, 0.22 * lines + 0.75))
+    edge = max(bar.ceiling for _, bars in groups for bar in bars)
+    place = 0
+    for heading, bars in groups:
+        _at_left(axes, place, heading, weight="bold")
+        for bar in bars:
+            place += 1
+            _program_bar(axes, place, bar, edge)
+        place += 1
+    axes.set_ylim(place - 0.4, -0.6)
+    axes.set_xlim(0, edge)
+    axes.axis("off")
+    axes.set_title(title, fontsize=10, color=TEXT, loc="left")
+    axes.text(0, place, CEILING_NOTE, fontsize=8.5, color=TEXT, va="center")
+    return figure
+
+
+def _program_bar(axes: Axes, place: int, bar: Bar, edge: float) -> None:
+    colour = STRONG if bar.highlighted else CALM
+    weight = "bold" if bar.highlighted else "normal"
+    _at_left(axes, place, bar.label, weight, STRONG if bar.highlighted else TEXT)
+    axes.barh(place, bar.ceiling, height=0.78, color=CALM, alpha=0.28)
+    axes.barh(place, bar.rate.median, height=0.78, color=colour)
+    text = f"{rate_text(bar.rate.median)}  ({bar.share:.0%})"
+    axes.text(edge * 1.015, place, text, va="center", fontsize=9, weight=weight, color=TEXT)
+
+
+def _at_left(axes: Axes, place: int, text: str, weight: str, colour: str = TEXT) -> None:
+    beside = offset_copy(axes.transData, axes.get_figure(root=True), x=-0.08)
+    axes.text(
+        0, place, text, ha="right", va="center", fontsize=9, weight=weight, color=colour, transform=beside
+    )

@@ -107,6 +107,10 @@ SAME_TOKENS = Column[SpeedRow](
     "same greedy tokens",
     lambda row: "" if row.greedy_agrees is None else f"{row.greedy_agrees} of {len(row.greedy_tokens)}",
 )
+BUSY = Column[SpeedRow](
+    "share kept beside busy processes",
+    lambda row: "" if row.busy_share is None else f"{row.busy_share:.0%}",
+)
 FILE_SIZE = Column[SpeedRow]("file MB", lambda row: f"{row.file_mb:.1f}")
 PEAK = Column[SpeedRow]("peak MB", lambda row: f"{row.peak_rss_mb:.0f}")
 SPEED = (ENGINE, SECONDS, RATE, CEILING, FILE_SIZE, PEAK)

@@ -14,7 +14,6 @@ import dataclasses
 from pathlib import Path
 
 from jaxgpt.shared.console import Result, stderr
-from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 
@@ -51,6 +50,7 @@ class QualityOptions:
 
 def quality(options: QualityOptions) -> Result:
     """Run `jaxgpt-bench quality`."""
+    from jaxgpt.shared.dataset import open_dataset
     from jaxgpt_bench.common.markdown_blocks import write_between_markers
     from jaxgpt_bench.common.tables import QUALITY, table
     from jaxgpt_bench.quality.contestants import open_models

@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 
@@ -39,6 +38,7 @@ def integers(options: IntegersOptions) -> Result:
     from jaxgpt_export.parity import open_model
     from jaxgpt_export.parity.integers import compare_integers
 
+    from jaxgpt.shared.dataset import open_dataset, windows
     from jaxgpt_bench.common.provenance import provenance
 
     if options.tokens < 2:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.shared.console import Result, say, stderr
-from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 from jaxgpt_bench.common.tables import Column, table
@@ -61,6 +60,7 @@ def outliers(options: OutliersOptions) -> Result:
     from jaxgpt_export.format.artifact import read_artifact
     from jaxgpt_export.model.build import as_arrays, as_tensors
 
+    from jaxgpt.shared.dataset import open_dataset
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.quality.outlier_channels import measured, with_outliers
 

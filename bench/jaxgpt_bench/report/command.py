@@ -1,4 +1,4 @@
-"""`jaxgpt-bench report`: one self-contained page, report.json, and the README's table.
+"""`jaxgpt-bench report`: one self-contained page, report.json, and a table for docs/.
 
     jaxgpt-bench report --run RUN --fp32 ART --quality quality.json --speed speed.json ... --out FOLDER
 
@@ -24,7 +24,7 @@ class ReportOptions:
       quality: JSON file of `jaxgpt-bench quality --out`.
       speed: JSON files of `jaxgpt-bench generate --out`; the first is the trained model's.
       out: folder for report.html and report.json.
-      readme: README whose table is written anew; left alone if not given.
+      readme: text whose table between the markers `<!-- table: begin -->` and `end` is written anew.
       json: print report.json on stdout.
     """
 

@@ -1,4 +1,4 @@
-"""The page of `jaxgpt-bench report`, its report.json and the README's table."""
+"""The page of `jaxgpt-bench report`, its report.json and the table of docs/results.md."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -168,7 +168,7 @@ def _distinct(texts: Sequence[tuple[str, WrittenText]]) -> list[tuple[str, Writt
 
 
 def markdown_block(figures: ReportFigures) -> str:
-    """Return the README's results table."""
+    """Return the tables of docs/results.md."""
     train, machine = figures.train, figures.machine
     lines = [
         f"Preset {train['preset']}, {train['parameters']:,} parameters, {train['steps']} steps, "

@@ -1,4 +1,4 @@
-"""report.json of a reproduction, typed: the page and the README's tables are functions of it alone."""
+"""report.json of a reproduction, typed: the page and the blocks of docs/ are functions of it alone."""
 
 import dataclasses
 from typing import Any

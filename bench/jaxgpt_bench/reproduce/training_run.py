@@ -27,11 +27,11 @@ def trained(stages: Stages, name: str, out: Path, settings: dict[str, Any], data
       UserError: the folder holds another training, or is damaged.
       StoppedError: the training was asked to stop, or failed.
     """
-    from jaxgpt.training.options import TrainOptions
+    from jaxgpt.training.options import train_options
     from jaxgpt.training.run.folder import read_run_config
     from jaxgpt.training.train import train
 
-    options = TrainOptions(data=dataset.folder, out=out, **settings)
+    options = train_options(data=dataset.folder, out=out, **settings)
     if (out / "config.json").exists():
         with made_by_removing(out):
             read_run_config(out)
@@ -114,7 +114,7 @@ def is_finished(options: Any, dataset: Dataset) -> bool:
         return False
     initial = None if options.init is None else open_init_source(options.init)
     config = run_config(options, dataset, initial)
-    if options.precision is None:
+    if "precision" not in options.given:
         config = with_precision(config, options.out)
     if initial is not None:
         config = dataclasses.replace(config, init=initial.read(config.model)[1])

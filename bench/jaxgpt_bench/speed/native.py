@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 
@@ -67,6 +66,7 @@ def native(options: NativeOptions) -> Result:
     from jaxgpt_export.generation.open_session import choose_threads
     from jaxgpt_export.native.native_model import NativeModel
 
+    from jaxgpt.shared.dataset import open_dataset
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.speed.native_figures import load_figures, parity_figures
     from jaxgpt_bench.speed.native_rounds import NativeRounds

@@ -21,8 +21,8 @@ class SpeedOptions:
         with a KV cache generate three times what takes them a second when free; 0 leaves it out.
       prefill: tokens of a prompt that is timed as well in each round; a shorter context bounds it.
       peers: also every other program that is installed, with the same float32 weights: see the folder peers.
-        transformers' GPT-2 runs with its cache, without, and without and with the logits of every position
-        (`model(ids).logits[:, -1]`, the earlier project's way).
+        transformers' GPT-2 runs with its cache, without, and without and with the logits of every
+        position (`model(ids).logits[:, -1]`, the earlier project's way).
       peer: only these of them, by their engine names.
       out: also write the figures into this JSON file, and a plot beside it (.svg, .png).
       json: print one JSON document with all figures on stdout.

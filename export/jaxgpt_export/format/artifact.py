@@ -5,6 +5,7 @@
     tokenizer.json  vocab.json  merges.txt  tokenizer_config.json  generation_config.json
     certificate.json         where it came from and what was measured; see certificate.py
     probe.safetensors        tokens and the logits of the run they came from; see probe.py
+    README.md                the model card; see model_card.py
 
 A float32 artifact IS a Hugging Face GPT-2 folder: names `transformer.h.0.attn.c_attn.weight`, Conv1D layout
 (I, O), a tied head not stored. One with rotary positions has the same names and layout, no wpe,

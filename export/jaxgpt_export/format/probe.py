@@ -8,10 +8,12 @@ So the distance of an artifact from its run is measured anew without JAX. No PyT
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.dataset import Tokens, windows
 from jaxgpt.shared.errors import UserError
@@ -21,6 +23,7 @@ from jaxgpt_export.format.artifact import Artifact
 
 PROBE_SEQUENCES = 4
 MAX_PROBE_BYTES = 8_000_000  # a GPT-2 vocabulary takes 0.2 MB a position
+MAX_PROBE_SHARE = 4  # and at most a quarter of the float32 weights: a small model stays a small folder
 FIELDS = ("tokens", "positions", "logits")
 
 
@@ -41,9 +44,11 @@ def probe_tokens(val: Tokens, block_size: int) -> npt.NDArray[np.int32]:
     return full[chosen]
 
 
-def probe_positions(tokens: int, vocab_size: int) -> npt.NDArray[np.int32]:
-    """Choose flat positions (P,), evenly spread with first and last, whose logits fit into 8 MB."""
-    count = max(min(tokens, MAX_PROBE_BYTES // (4 * vocab_size)), 2)
+def probe_positions(tokens: int, config: ModelConfig) -> npt.NDArray[np.int32]:
+    """Choose flat positions (P,), evenly spread with first and last, whose logits fit into a probe."""
+    weight_bytes = 4 * sum(math.prod(each.shape) for each in parameters(config))
+    most = min(MAX_PROBE_BYTES, weight_bytes // MAX_PROBE_SHARE) // (4 * config.vocab_size)
+    count = max(min(tokens, most), 2)
     # From both ends in float32, as torch.linspace does: the positions of artifacts stay what they were.
     spacing = np.float32(tokens - 1) / np.float32(count - 1)
     places = np.arange(count, dtype=np.float32)

@@ -2,19 +2,26 @@
 
 jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompt "Return the mean of a list."
 jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompts prompts.jsonl --batch 8
+jaxgpt-export generate --artifact runs/demo/int8-dynamic --prompt - < prompt.txt
+jaxgpt-export generate --artifact runs/demo/int8-dynamic          # on a terminal: asks for prompts
 """
 
+import contextlib
 import dataclasses
+import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
-from jaxgpt.generation.generate import PromptOptions, generate_shown
+from jaxgpt.generation.generate import DRAFT_TOKENS, PromptOptions, generate_shown
+from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import read_certified_artifact
-from jaxgpt_export.generation.open_session import choose_threads, open_session
+from jaxgpt_export.generation.open_session import Engine, choose_threads, open_session
 from jaxgpt_export.generation.request_file import generate_all, read_prompts
 from jaxgpt_export.native.native_session import CacheKind
 
@@ -22,6 +29,8 @@ from jaxgpt_export.native.native_session import CacheKind
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateOptions(PromptOptions):
     """Continue a prompt with an artifact; the text streams to stdout.
+
+    Without --prompt and --prompts, on a terminal, it asks for prompts, again and again.
 
     Attributes:
       artifact: the artifact folder.
@@ -39,10 +48,10 @@ class GenerateOptions(PromptOptions):
     RENAMED: ClassVar[dict[str, str]] = {"--guess": "--draft-tokens"}
 
     artifact: Path
-    engine: Literal["auto", "native", "torch"] = "auto"
+    engine: Engine = "auto"
     threads: int = 0
     kv_cache: CacheKind = "fp16"
-    draft_tokens: int = 8
+    draft_tokens: int = DRAFT_TOKENS
     prompts: Path | None = None
     batch: int = 8
 
@@ -53,6 +62,9 @@ def run(options: GenerateOptions) -> Result:
     if options.draft_tokens < 0 or options.batch < 1:
         raise UserError("--draft-tokens must not be negative, --batch must be at least 1")
     requests = None if options.prompts is None else read_prompts(options.prompts, options)
+    terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    asks = options.prompt is None and requests is None and not options.json and terminal
+    prompt = options.prompt_text()
     threads = choose_threads(options.threads)
     artifact = read_certified_artifact(options.artifact)
     tokenizer = artifact.tokenizer()
@@ -61,10 +73,46 @@ def run(options: GenerateOptions) -> Result:
     artifact.tensors.clear()  # whatever runs has its own copy
     if requests is not None:
         return generate_all(session, tokenizer, requests, options, sys.stdout, name)
-    done = generate_shown(session, tokenizer, options, options.draft_tokens)
+    title = f"{artifact.kind}, {name}"
+    if asks:
+        return ask(lambda prompt: _one(session, tokenizer, options, prompt, title), title)
+    figures = _one(session, tokenizer, options, prompt, title)
+    return Result({"kind": artifact.kind, "engine": name, **figures})
+
+
+def _one(
+    session: Session, tokenizer: Tokenizer, options: GenerateOptions, prompt: str, title: str
+) -> dict[str, Any]:
+    """Continue a prompt on stdout and say how it went; return its figures."""
+    done = generate_shown(session, tokenizer, options, prompt, options.draft_tokens)
     rate = (len(done.tokens) - 1) / done.decode_s if len(done.tokens) > 1 else None
     speed = f", {rate:.1f} tokens/s" if rate else ""
     ahead = f", {done.accepted} of {done.guessed} draft tokens were accepted" if done.guessed else ""
-    say(f"{artifact.kind}, {name}: {len(done.tokens)} tokens ({done.finish_reason}){speed}{ahead}")
-    figures = {"kind": artifact.kind, "engine": name, "tokens_per_s": rate}
-    return Result({**figures, **dataclasses.asdict(done)})
+    say(f"{title}: {len(done.tokens)} tokens ({done.finish_reason}){speed}{ahead}")
+    return {"tokens_per_s": rate, **dataclasses.asdict(done)}
+
+
+def ask(answer: Callable[[str], object], title: str) -> Result:
+    """Ask for prompts on a terminal and answer each, until Ctrl-D; Ctrl-C ends a text that is being written.
+
+    Args:
+      answer: prints what follows a prompt; UserError for one that is too long, say.
+      title: what answers.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # arrow keys and history for input()
+    say(f"{title}: a line is a prompt, an empty one starts a new document; Ctrl-D ends")
+    count = 0
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            sys.stdout.write("\n")
+            return Result({"texts": count})
+        try:
+            answer(prompt)
+            count += 1
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+        except UserError as error:
+            say(f"error: {error}")

@@ -3,14 +3,20 @@
 PyTorch is imported only where the module is to run.
 """
 
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, get_args
+
 from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, nearest
 from jaxgpt.shared.machine import usable_cores
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
 from jaxgpt_export.native.native_session import CacheKind, NativeSession
+
+Engine = Literal["auto", "native", "torch"]
 
 
 def choose_threads(count: int) -> int:
@@ -27,31 +33,55 @@ def choose_threads(count: int) -> int:
     return count or cores
 
 
-def open_session(
-    artifact: Artifact, engine: str, threads: int, cache: CacheKind = "fp16", slots: int = 1
-) -> tuple[Session, str]:
-    """Return a session of an artifact and the name of its engine.
+@dataclasses.dataclass(frozen=True)
+class OpenModel:
+    """An artifact's weights in memory, ready to compute.
+
+    Attributes:
+      engine: its name, such as "jaxgpt-native (avx512-vnni)" or "jaxgpt-torch".
+      new_session: makes a session with so many slots; the module's has one, whatever is asked.
+    """
+
+    engine: str
+    new_session: Callable[[int], Session]
+
+
+def open_model(artifact: Artifact, engine: str, threads: int, cache: CacheKind = "fp16") -> OpenModel:
+    """Bring an artifact's weights into the form in which they are computed with.
 
     Args:
-      artifact: that was read.
+      artifact: that was read; its tensors may be dropped afterwards.
       engine: "native", "torch", or "auto": native where it can, else the module, which is said.
       threads: that compute.
       cache: what the native engine keeps keys and values as; an exact module rounds them to float16 too.
-      slots: texts side by side; the native engine only.
 
     Raises:
       UserError: "native" was asked for and cannot be.
     """
+    for name, value, known in (
+        ("engine", engine, get_args(Engine)),
+        ("kv_cache", cache, get_args(CacheKind)),
+    ):
+        if value not in known:
+            raise UserError(f"{name} {value!r} is unknown; {nearest(value, known)}")
     reason = unsupported_reason(artifact) if engine == "auto" else None
     if engine != "torch" and reason is None:
         model = NativeModel(artifact, threads)
-        return NativeSession(model, slots, cache), f"jaxgpt-native ({model.isa})"
+        return OpenModel(f"jaxgpt-native ({model.isa})", lambda slots: NativeSession(model, slots, cache))
     if reason is not None and artifact.quantization is not None:
         say(f"the PyTorch module runs, which is slower; not the native engine, because {reason}")
-    return _torch_session(artifact, threads, cache), "jaxgpt-torch"
+    return _torch_model(artifact, threads, cache)
 
 
-def _torch_session(artifact: Artifact, threads: int, cache: CacheKind) -> Session:
+def open_session(
+    artifact: Artifact, engine: str, threads: int, cache: CacheKind = "fp16", slots: int = 1
+) -> tuple[Session, str]:
+    """Return a session of an artifact and the name of its engine; arguments and errors are open_model's."""
+    model = open_model(artifact, engine, threads, cache)
+    return model.new_session(slots), model.engine
+
+
+def _torch_model(artifact: Artifact, threads: int, cache: CacheKind) -> OpenModel:
     import torch
 
     from jaxgpt_export.generation.torch_session import TorchSession
@@ -60,4 +90,5 @@ def _torch_session(artifact: Artifact, threads: int, cache: CacheKind) -> Sessio
     torch.set_num_threads(threads)
     module = build_model(artifact)
     as_native = module.exact and cache == "fp16"  # then both give the same text
-    return TorchSession(module, torch.float16 if as_native else torch.float32)
+    rounded_to = torch.float16 if as_native else torch.float32
+    return OpenModel("jaxgpt-torch", lambda slots: TorchSession(module, rounded_to))

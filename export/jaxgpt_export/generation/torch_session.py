@@ -10,7 +10,7 @@ from jaxgpt_export.model.gpt import GPT
 
 
 class TorchSession:
-    """Generates with a module and a KV cache, one text at a time; an `Session` of `shared.generation`.
+    """Generates with a module and a KV cache, one text at a time; a `ScoringSession` of jaxgpt.generation.
 
     Args:
       model: the module.
@@ -22,21 +22,25 @@ class TorchSession:
         self._model = model
         self._cache = model.new_cache(rounded_to=rounded_to)
 
-    @torch.inference_mode()
     def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt of 1 to block_size tokens; return the logits (V,) after it."""
-        self._cache.length = 0
-        return self._logits(list(tokens))
+        self.truncate(0)
+        return self.forward(tokens)[0]
 
-    @torch.inference_mode()
     def decode(self, token: int) -> npt.NDArray[np.float32]:
         """Take one more token; return the logits (V,) after it."""
-        return self._logits([token])
+        return self.forward([token])[0]
 
-    def _logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:
-        logits = self._model(torch.tensor([tokens]), self._cache, last_only=True)
-        array: npt.NDArray[np.float32] = logits[0, -1].numpy()
+    @torch.inference_mode()
+    def forward(self, tokens: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.float32]:
+        """Take M tokens; return the logits after the last one (1, V), or after each (M, V)."""
+        logits = self._model(torch.tensor([list(tokens)]), self._cache, last_only=not all_logits)
+        array: npt.NDArray[np.float32] = logits[0].numpy()
         return array
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        self._cache.length = min(self._cache.length, length)
 
 
 class UncachedTorchSession:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 from jaxgpt.shared.architecture import HEAD, HF_PREFIX, parameters
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json
 from jaxgpt.shared.huggingface import MODEL_TYPE, read_hf_config
+from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, named_tokenizer
 from safetensors import SafetensorError
 from torch import Tensor
@@ -52,8 +54,10 @@ def read_hf(folder: Path, tokenizer_name: str | None = None) -> ImportedModel:
       UserError: it is none, is damaged, or computes something else than this program.
     """
     if not folder.is_dir():
-        raise UserError(f"source folder {folder} is missing; check the path")
-    said = read_hf_config(folder / "config.json", "model configuration")
+        raise UserError(
+            f"source folder {folder} is missing; check the path, or write hub:{folder} for the hub"
+        )
+    said = read_hf_config(folder / "config.json", "model configuration", may_scale_by_layer=True)
     if not said.is_plain:
         raise UserError(f"{folder / 'config.json'} has model_type {said.model_type!r}, expected {MODEL_TYPE}")
     tokenizer = hf_tokenizer(folder, tokenizer_name)
@@ -64,6 +68,8 @@ def read_hf(folder: Path, tokenizer_name: str | None = None) -> ImportedModel:
     padded = dataclasses.replace(said.model, dropout=said.dropout, tied=said.model.tied and not stored_head)
     expected = {each.name: (FLOAT32_DTYPE, each.hf_shape) for each in parameters(padded)}
     check_layout(tensors, expected, where, "(I, O), as Conv1D does")
+    if said.scales_by_layer:
+        _scale_queries(tensors, padded)
     tensors, tied = tie_equal_head(trim_vocabulary(tensors, tokenizer, where))
     if not tied and said.model.tied:
         say(f"{where}: the head is stored and is not the embedding; it stays its own, as in transformers")
@@ -71,6 +77,20 @@ def read_hf(folder: Path, tokenizer_name: str | None = None) -> ImportedModel:
     stored = {each.hf_name: tensors[each.name] for each in parameters(config)}
     read = [folder / "config.json", *files]
     return ImportedModel(folder, "huggingface", read, config, from_hf_layout(stored, config), tokenizer)
+
+
+def _scale_queries(tensors: Arrays, config: ModelConfig) -> None:
+    """Divide the queries of layer i by i + 1, as scale_attn_by_inverse_layer_idx divides its scores q k.
+
+    What is computed stays the same but for float32's rounding of the quotients.
+    """
+    C = config.n_embd
+    for layer in range(1, config.n_layer):
+        for part in ("weight", "bias"):
+            name = f"h.{layer}.attn.c_attn.{part}"
+            scaled = tensors[name].copy()
+            scaled[..., :C] /= layer + 1  # (I, O) and (O,), queries first
+            tensors[name] = scaled
 
 
 def hf_tokenizer(folder: Path, other: str | None = None) -> Tokenizer:

@@ -1,7 +1,7 @@
 """What imports end with: the comparison with an independent reading, then the artifact and its evidence."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jaxgpt_export.format.artifact import write_artifact
 from jaxgpt_export.format.certificate import write_certificate
+from jaxgpt_export.format.model_card import write_model_card
 from jaxgpt_export.format.probe import PROBE_SEQUENCES, Probe, probe_positions, probe_tokens, write_probe
 from jaxgpt_export.format.tensors import to_hf_layout
 from jaxgpt_export.model.build import as_tensors, float_model
@@ -41,6 +42,7 @@ class ImportedModel:
       config: shape.
       tensors: by module name, matrices (O, I), float32; a tied head is left out.
       tokenizer: of the model.
+      provenance: more for the certificate's origin; it may name the source otherwise.
     """
 
     source: Path
@@ -49,6 +51,7 @@ class ImportedModel:
     config: ModelConfig
     tensors: Arrays
     tokenizer: Tokenizer
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[npt.NDArray[np.int32], str]:
@@ -107,7 +110,7 @@ def certify_and_write(
       The certificate; not passed, and no artifact, when the logits differ by more than rounding.
     """
     module = float_model(model.config, as_tensors(model.tensors))
-    positions = probe_positions(tokens.size, model.config.vocab_size)
+    positions = probe_positions(tokens.size, model.config)
     parity = dataclasses.asdict(compare_rows(module, tokens, reference))
     probe = Probe(tokens, positions, np.concatenate(reference).astype(np.float32)[positions])
     difference, bound = parity["max_abs_logit_diff"], fp32_bound(probe)
@@ -125,11 +128,13 @@ def certify_and_write(
         "run": None,
         "step": None,
         "versions": versions,
+        **model.provenance,
     }
     with new_folder(out, overwrite, "certificate.json") as folder:
         write_artifact(folder, model.config, None, to_hf_layout(model.tensors, model.config), model.tokenizer)
         write_probe(folder, probe)
         certificate = write_certificate(folder, "fp32", origin, figures)
+        write_model_card(folder, model.config, certificate)
         size = (folder / "model.safetensors").stat().st_size
     head = "tied" if model.config.tied else "of its own"
     say(

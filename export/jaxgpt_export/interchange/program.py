@@ -14,9 +14,6 @@ from typing import Any
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.files import check_new_file, new_file, sha256_of
 
-from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.format.probe import read_probe
-
 # The program calls the operators that the module calls, so the logits are equal bit for bit here. Where a
 # PyTorch fuses a float operator differently, float32 logits of size 10 move by 1e-6; a wrong layer by 1e-1.
 MAX_PROGRAM_DIFF = 1e-5
@@ -43,6 +40,8 @@ def program_command(options: ProgramOptions) -> Result:
     """Run `jaxgpt-export program`; exit code 1, and no file, when the program computes something else."""
     import torch
 
+    from jaxgpt_export.format.artifact import read_artifact
+    from jaxgpt_export.format.probe import read_probe
     from jaxgpt_export.interchange.torch_export import exported, largest_difference
     from jaxgpt_export.model.build import build_model
 

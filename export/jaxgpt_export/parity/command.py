@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ class CompareOptions:
 def compare_command(options: CompareOptions) -> Result:
     """Run `jaxgpt-export compare`."""
     import torch
+    from jaxgpt.shared.dataset import open_dataset, windows
 
     from jaxgpt_export.parity.comparison import compare_models
     from jaxgpt_export.parity.models import open_model

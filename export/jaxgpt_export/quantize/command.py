@@ -20,6 +20,7 @@ from rich.table import Table
 
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
 from jaxgpt_export.format.certificate import altered_files, read_certificate, versions, write_certificate
+from jaxgpt_export.format.model_card import write_model_card
 from jaxgpt_export.format.probe import Probe, read_probe, write_probe
 
 if TYPE_CHECKING:
@@ -40,18 +41,18 @@ class QuantizeOptions:
       artifact: the float32 artifact.
       method: int8-dynamic (8 bits, a scale a token, at run time), int8-static (8 bits, a calibrated scale a
         layer), int8-static-qat (8 bits, scales from `jaxgpt train --qat`), int8-weight-only,
-        int4-weight-only (by GPTQ), int4-weight-only-head (the head too), or auto (the cheapest within
-        --max-loss).
+        int4-weight-only (by GPTQ), int4-weight-only-head (the head too), or auto (the cheapest
+        within --max-loss).
       out: the quantized artifact folder to write.
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
         Only int8-static-qat, and int8-dynamic and int8-weight-only, which are then neither smoothed nor
         rounded by GPTQ, do without.
       max_loss: for auto: how much the validation loss may rise, nats.
       observer: take this candidate instead of the one nearest to float: plain or smoothed (int8-dynamic),
-        min-max, clipped or clipped-smoothed (int8-static), gptq or nearest (4 bits), nearest
-        (int8-weight-only).
-      high_precision_layers: so many of the layers that cost most stay in higher precision (8 bits instead of
-        4, float32 else); int4-weight-only-head keeps others than the head.
+        min-max, clipped or clipped-smoothed (int8-static), gptq or nearest (4 bits),
+        nearest (int8-weight-only).
+      high_precision_layers: so many of the layers that cost most stay in higher precision (8 bits instead
+        of 4, float32 else); int4-weight-only-head keeps others than the head.
       sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
@@ -238,6 +239,7 @@ def _write(
         write_artifact(folder, artifact.config, quantization, tensors, artifact.tokenizer())
         write_probe(folder, probe)
         certificate = write_certificate(folder, quantization.method, origin, certified)
+        write_model_card(folder, artifact.config, certificate)
         size = (folder / "model.safetensors").stat().st_size
     return certificate, size
 

@@ -71,7 +71,11 @@ class InitSource:
 
         Returns:
           The parameters in the memory of the host, and what the new run's config.json says of them.
+
+        Raises:
+          UserError: a model of another shape, or parameters that are not finite.
         """
+        self._require_same_shape(model)
         step = None
         if self.run is None:
             params = _read_tensors(self.folder / "model.safetensors", self.model)
@@ -86,6 +90,20 @@ class InitSource:
             params = without_scales(params)
         entry = {"folder": str(self.folder), "kind": self.kind, "step": step, "sha256": self.sha256}
         return params, entry
+
+    def _require_same_shape(self, model: ModelConfig) -> None:
+        for name in ("vocab_size", "n_layer", "n_head", "n_embd", "positions", "tied"):
+            there, given = getattr(self.model, name), getattr(model, name)
+            if given != there:
+                raise UserError(
+                    f"{name} is {given!r}, the model of {self.folder} has {there!r}; take the shape of the "
+                    "model that the training begins with"
+                )
+        if model.block_size > self.model.block_size:
+            raise UserError(
+                f"block_size is {model.block_size}, the model of {self.folder} has {self.model.block_size} "
+                "positions; give at most so many"
+            )
 
 
 def open_init_source(folder: Path) -> InitSource:

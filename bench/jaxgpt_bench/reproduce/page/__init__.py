@@ -1,1 +1,1 @@
-"""report.json as a page and as the README's tables; sentences stand in templates, figures in claims.py."""
+"""report.json as a page and as blocks of docs/; sentences stand in templates, figures in claims.py."""

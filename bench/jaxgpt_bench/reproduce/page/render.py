@@ -1,6 +1,6 @@
-"""The page of a reproduction, its report.json and the README's tables: nothing on them is typed in.
+"""The page of a reproduction, its report.json and its blocks in docs/: nothing on them is typed in.
 
-The page is a function of report.json alone.
+Each is a function of report.json alone.
 """
 
 import shlex
@@ -24,6 +24,7 @@ from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, Recipe
 
 TEMPLATES = Path(__file__).resolve().parents[2]
 CURVE_POINTS = 200
+SHOWN_CHARACTERS = 500  # of a sample in docs/samples.md
 QUALITY = (
     "reference", "val_tokens", "val_bytes", "windows", "parse_held_out", "xz_bits_per_byte", "date", "commit",
     "machine",
@@ -168,12 +169,49 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def markdown_block(report: Mapping[str, Any]) -> str:
-    """Return the README's tables, and what was measured in words."""
+    """Return the tables of docs/reproduction.md, and what was measured in words."""
     return (
         templates(escape=False)
         .get_template("reproduce/page/readme.md.jinja")
         .render(report=read_report(report))
     )
+
+
+def samples_block(report: Mapping[str, Any]) -> str:
+    """Return the samples of docs/samples.md."""
+    found = read_report(report)
+    environment = templates(escape=False)
+    for function in (beginning, greedy_alike, parse_counts):
+        environment.globals[function.__name__] = function
+    template = environment.get_template("reproduce/page/samples.md.jinja")
+    return template.render(report=found, prompts=by_prompt(found.samples)).strip()
+
+
+def beginning(text: str) -> str:
+    """Cut a sample where the page ends it; lines end without spaces."""
+    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} [...]"
+    return "\n".join(line.rstrip() for line in shown.rstrip().split("\n"))
+
+
+def greedy_alike(samples: Sequence[Sample]) -> dict[str, int]:
+    """Count prompts, greedy texts, those cut at the limit, and prompts after which all texts are alike."""
+    greedy = [row for row in samples if row.temperature == 0]
+    prompts = {row.prompt for row in greedy}
+    alike = [prompt for prompt in prompts if len({row.text for row in greedy if row.prompt == prompt}) == 1]
+    return {
+        "prompts": len(prompts),
+        "greedy": len(greedy),
+        "cut": sum(row.finish_reason == "length" for row in greedy),
+        "alike": len(alike),
+    }
+
+
+def parse_counts(report: Reproduction) -> dict[str, int]:
+    """Return how many samples of each model parse, where that was counted."""
+    samples = report.quality.parse_samples
+    return {
+        row.name: round(row.parse_share * samples) for row in report.models if row.parse_share is not None
+    }
 
 
 def commands(report: Reproduction) -> list[str]:

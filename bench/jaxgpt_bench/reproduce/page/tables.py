@@ -1,4 +1,4 @@
-"""The tables of a reproduction, for the page and for the README alike."""
+"""The tables of a reproduction, for the page and for docs/ alike."""
 
 from jaxgpt_bench.common.formatting import difference_text
 from jaxgpt_bench.common.rows import ParseCount

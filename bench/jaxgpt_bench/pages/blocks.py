@@ -1,0 +1,101 @@
+"""Which block stands on which page, and which file of bench/results/ it comes from."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxgpt.shared.errors import damaged
+from jaxgpt.shared.files import read_json
+from jaxgpt_bench.common.tables import BUSY, CEILING, ENGINE, PREFILL, RATE, table
+from jaxgpt_bench.pages import headline
+from jaxgpt_bench.quality import measure
+from jaxgpt_bench.report import page
+from jaxgpt_bench.report.command import read_quality, read_speed
+from jaxgpt_bench.reproduce.page import render
+
+RESULTS = "bench/results"
+PICTURE = "docs/images/speed.svg"
+SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """What stands between two markers.
+
+    Attributes:
+      page: path from the repository's folder.
+      marker: name of the markers.
+      content: makes the block from the folder of results.
+    """
+
+    page: str
+    marker: str
+    content: Callable[[Path], str]
+
+
+def claim(results: Path) -> str:
+    """Return the README's first figures, in words."""
+    first, second = (read_speed(results / name) for name in ("generate_gpt2.json", "generate_gpt2_zen4.json"))
+    return headline.claim(first, second)
+
+
+def summary(results: Path) -> str:
+    """Return the README's small table, and what INT8 costs."""
+    speed = read_speed(results / "generate_gpt2.json")
+    return headline.summary(speed, read_quality(results / "reference_quality.json"))
+
+
+def picture(results: Path) -> str:
+    """Return the README's picture as SVG."""
+    return headline.picture(read_speed(results / "generate_gpt2.json"))
+
+
+def demo(results: Path) -> str:
+    """Return the tables of `make demo`, with GPT-2's shape."""
+    path = results / "demo.json"
+    found = read_json(path, "report")
+    with damaged(path, "give what `jaxgpt-bench report` wrote"):
+        return page.markdown_block(page.ReportFigures.from_json(found))
+
+
+def speed_table(name: str) -> Callable[[Path], str]:
+    """Return what makes the table of a speed file: rate, prompts, and beside busy processes."""
+
+    def content(results: Path) -> str:
+        found = read_speed(results / name)
+        columns = [
+            column
+            for column in SPEED_COLUMNS
+            if column is not BUSY or any(row.busy_share is not None for row in found.rows)
+        ]
+        return table(columns, found.rows).markdown()
+
+    return content
+
+
+def quality(results: Path) -> str:
+    """Return the table of all methods on the reference model."""
+    return measure.markdown_block(read_quality(results / "reference_quality.json"))
+
+
+def reproduction(results: Path) -> str:
+    """Return the tables of the earlier project's experiment."""
+    return render.markdown_block(read_json(results / "reproduce_reference.json", "report"))
+
+
+def samples(results: Path) -> str:
+    """Return what the reference model writes, float32 and INT8."""
+    return render.samples_block(read_json(results / "reproduce_reference.json", "report"))
+
+
+BLOCKS = (
+    Block("README.md", "claim", claim),
+    Block("README.md", "summary", summary),
+    Block("docs/results.md", "table", demo),
+    Block("docs/results.md", "xeon", speed_table("generate_gpt2.json")),
+    Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
+    Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
+    Block("docs/reproduction.md", "reproduction", reproduction),
+    Block("docs/samples.md", "samples", samples),
+    Block("docs/quantization.md", "quality", quality),
+)

@@ -1,0 +1,149 @@
+"""The README's first screen: a claim, a picture, a small table. Each is a function of measured figures."""
+
+from collections.abc import Iterable
+
+from jaxgpt.shared.errors import UserError
+from jaxgpt_bench.common.formatting import difference_text, rate_text
+from jaxgpt_bench.common.plots import Bar, program_bars
+from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures, SpeedRow
+from jaxgpt_bench.common.tables import Table
+from jaxgpt_bench.speed.programs import NATIVE, own_engines
+
+METHOD = "int8-dynamic"  # of this project, the one that the README shows
+FLOAT32 = "torch-fp32"
+LLAMA_CPP, QUANTIZE_DYNAMIC, TRANSFORMERS = "llama.cpp", "torch-quantize-dynamic", "transformers"
+NAMES = {
+    "jaxgpt-native": "jaxgpt",
+    "jaxgpt-torch": "jaxgpt, PyTorch module",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ctranslate2": "CTranslate2",
+    QUANTIZE_DYNAMIC: "PyTorch quantize_dynamic",
+    LLAMA_CPP: "llama.cpp",
+}
+PRECISIONS = {
+    "fp32": "float32",
+    "int8-dynamic": "INT8",
+    "int8-static": "INT8 static",
+    "int8-weight-only": "INT8 weights only",
+}
+
+
+def label(row: SpeedRow) -> str:
+    """Name a program and its precision as people say it."""
+    name = NAMES.get(row.engine, row.engine)
+    if row.engine == LLAMA_CPP and row.precision == "int8-weight-only":
+        return f"{name} Q8_0"  # its own name of its 8 bits
+    return f"{name}, {PRECISIONS.get(row.precision, row.precision)}"
+
+
+def int8_rows(figures: SpeedFigures) -> list[SpeedRow]:
+    """Return one INT8 row a program, fastest first: METHOD's of this project, the fastest of others."""
+    best: dict[str, SpeedRow] = {}
+    for row in figures.rows:
+        counts = row.precision == METHOD if row.engine in own_engines() else row.precision.startswith("int8")
+        if counts and row.cached and not row.isa:
+            best[row.engine] = max(row, best.get(row.engine, row), key=_rate)
+    return sorted(best.values(), key=_rate, reverse=True)
+
+
+def float32_rows(figures: SpeedFigures) -> list[SpeedRow]:
+    """Return the float32 rows with a KV cache, fastest first."""
+    found = [row for row in figures.rows if row.precision == "fp32" and row.cached]
+    return sorted(found, key=_rate, reverse=True)
+
+
+def _rate(row: SpeedRow) -> float:
+    return row.decode_tokens_per_s.median
+
+
+def _of(engine: str, rows: Iterable[SpeedRow]) -> SpeedRow:
+    for row in rows:
+        if row.engine == engine:
+            return row
+    raise UserError(f"the speed figures have no row of {engine}; measure it with `jaxgpt-bench generate`")
+
+
+def _best_other(figures: SpeedFigures) -> SpeedRow:
+    return next(row for row in int8_rows(figures) if row.engine not in own_engines())
+
+
+def claim(figures: SpeedFigures, second: SpeedFigures) -> str:
+    """Return the README's claim about speed.
+
+    Args:
+      figures: the first machine's, GPT-2's shape.
+      second: the same on another machine.
+    """
+    rows, best, best_there = int8_rows(figures), _best_other(figures), _best_other(second)
+    ours, torch, there = (
+        _rate(_of(engine, found))
+        for engine, found in (
+            (NATIVE.engine, rows), (QUANTIZE_DYNAMIC, rows), (NATIVE.engine, int8_rows(second)),
+        )
+    )  # fmt: skip
+    sizes = [row.file_mb for row in (_of(NATIVE.engine, rows), _of(TRANSFORMERS, float32_rows(figures)))]
+    sentences = (
+        f"A GPT-2 of 124M parameters (random weights) writes **{rate_text(ours)} tokens/s** on "
+        f"{figures.settings.threads} CPU cores.",
+        f"{NAMES[best.engine]} writes {rate_text(_rate(best))}, PyTorch's own INT8 {rate_text(torch)}.",
+        f"On a second machine it is {rate_text(there)} against {rate_text(_rate(best_there))} of "
+        f"{NAMES[best_there.engine]}.",
+        f"The INT8 file is {sizes[0]:.0f} MB, the float32 one {sizes[1]:.0f} MB.",
+    )
+    return " ".join(sentences)
+
+
+def summary(figures: SpeedFigures, quality: QualityFigures) -> str:
+    """Return the README's table of speed, and a line on what INT8 costs a trained model."""
+    rows = int8_rows(figures)
+    others = (LLAMA_CPP, QUANTIZE_DYNAMIC)
+    shown = [
+        _of(NATIVE.engine, rows),
+        _best_other(figures),
+        *sorted((_of(engine, rows) for engine in others), key=_rate, reverse=True),
+        _of(TRANSFORMERS, float32_rows(figures)),
+    ]
+    cells = [
+        (label(row), rate_text(_rate(row)), f"{row.ceiling_share:.0%}", f"{row.file_mb:.0f}") for row in shown
+    ]
+    first = tuple(f"<b>{cell}</b>" for cell in cells[0])  # Markdown's own stars are escaped in tables
+    titles = ("program", "tokens/s", "of what the memory allows", "file, MB")
+    speeds = Table(titles, (first, *cells[1:])).markdown()
+    models = {row.name: row for row in quality.rows}
+    before, after = models[FLOAT32], models[METHOD]
+    cost = difference_text(after.loss_increase, after.difference_error)
+    sentences = (
+        f"What INT8 costs a trained model, on {quality.val_tokens:,} held-out tokens: the loss goes from "
+        f"{before.val_loss:.4f} to {after.val_loss:.4f} nats a token ({cost}).",
+        f"The most likely token stays the same at {after.top1_agreement:.1%} of the positions.",
+        f"The file shrinks from {before.size_mb:.1f} to {after.size_mb:.1f} MB.",
+    )
+    return f"{speeds}\n\n{' '.join(sentences)}"
+
+
+def picture(figures: SpeedFigures) -> str:
+    """Return the README's picture: every program's INT8, then every program's float32."""
+    groups = [
+        ("INT8", [_bar(row) for row in int8_rows(figures)]),
+        ("float32", [_bar(row) for row in float32_rows(figures)]),
+    ]
+    settings, machine = figures.settings, figures.machine
+    return program_bars(
+        groups,
+        f"tokens/s, GPT-2's shape (124M, random weights), batch 1, {settings.tokens} tokens, "
+        f"{settings.threads} threads of an {machine.cpu}",
+    )
+
+
+def _bar(row: SpeedRow) -> Bar:
+    name = label(row)
+    for heading in ("INT8", "float32"):  # stands above the bars
+        name = name.removesuffix(f", {heading}").replace(f", {heading} ", ", ")
+    return Bar(
+        label=name,
+        rate=row.decode_tokens_per_s,
+        ceiling=row.ceiling_tokens_per_s,
+        share=row.ceiling_share,
+        highlighted=row.engine == NATIVE.engine,
+    )

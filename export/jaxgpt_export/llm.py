@@ -1,0 +1,244 @@
+"""`from jaxgpt import LLM`: a model that writes and scores text, from an artifact or by its name on the hub.
+
+    llm = LLM.load("runs/tiny-int8")
+    print(llm.generate("Return the mean of a list. mean(values)", max_new_tokens=60))
+
+It runs what `jaxgpt-export generate` runs, after the same checks: the native engine where it can, without
+PyTorch; the PyTorch module else.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+from jaxgpt.generation.generate import DRAFT_TOKENS, decode_steps, generate
+from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.scheduler import Request, generate_many
+from jaxgpt.generation.scoring import log_probabilities
+from jaxgpt.generation.session import ScoringSession
+from jaxgpt.generation.state import GenerationState
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.tokenizer import Tokenizer
+
+from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
+from jaxgpt_export.generation.open_session import Engine, OpenModel, choose_threads, open_model
+from jaxgpt_export.native.native_session import CacheKind
+from jaxgpt_export.pretrained import DEFAULT_METHOD, load_pretrained, names_hub_model
+
+SIDE_BY_SIDE = 8  # texts of a list that are generated at once
+
+
+class LLM:
+    """A model that writes and scores text; made by `LLM.load`.
+
+    Several threads may use one: they take turns, a stream at each piece.
+
+    Attributes:
+      tokenizer: text <-> tokens.
+      kind: fp32, int8-dynamic, int4-weight-only, ...
+      engine: what computes, such as "jaxgpt-native (avx512-vnni)" or "jaxgpt-torch".
+      context_tokens: how many tokens a prompt and its continuation may have together.
+      folder: the artifact folder.
+    """
+
+    def __init__(self, artifact: Artifact, tokenizer: Tokenizer, model: OpenModel) -> None:
+        self.tokenizer = tokenizer
+        self.kind = artifact.kind
+        self.engine = model.engine
+        self.context_tokens = artifact.config.block_size
+        self.folder = artifact.folder
+        self._model = model
+        self._session = model.new_session(1)
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        method: str | None = None,
+        refresh: bool = False,
+        engine: Engine = "auto",
+        threads: int = 0,
+        kv_cache: CacheKind = "fp16",
+    ) -> "LLM":
+        """Load a model.
+
+        Args:
+          source: an artifact folder; or the name of a GPT-2 on the Hugging Face hub, ORGANIZATION/NAME or
+            ORGANIZATION/NAME@REVISION. A folder that exists is taken as a folder; hub:NAME is always a name.
+          method: of a model of the hub: "fp32", or how it is quantized; "int8-dynamic" if not given. What was
+            downloaded and quantized once is kept in the user's cache folder and loaded at once.
+          refresh: of a model of the hub: ask again which revision is the current one.
+          engine: "native", "torch", or "auto": native where it can.
+          threads: that compute; 0 takes all cores that this process may use.
+          kv_cache: what the native engine keeps keys and values as: "fp32", "fp16" or "int8".
+
+        Raises:
+          UserError: no such folder or model, a file that was altered, a hub that can't be reached, ...; one
+            line that says what to do.
+        """
+        threads = choose_threads(threads)
+        if names_hub_model(str(source)):
+            folder = load_pretrained(str(source), method or DEFAULT_METHOD, refresh)
+        else:
+            folder = Path(source)
+            if method is not None or refresh:
+                raise UserError(
+                    f"{folder} is a folder here; method and refresh are for models of the hub: leave them "
+                    f"out, or write hub:{source} for the model of that name"
+                )
+        artifact = read_certified_artifact(folder)
+        llm = cls(artifact, artifact.tokenizer(), open_model(artifact, engine, threads, kv_cache))
+        artifact.tensors.clear()  # what runs has its own copy
+        return llm
+
+    def __repr__(self) -> str:
+        return f"LLM({str(self.folder)!r}, {self.kind}, {self.engine})"
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        seed: int = ...,
+        stop: str | Sequence[str] = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        seed: int = ...,
+        stop: str | Sequence[str] = ...,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> str | list[str]:
+        """Continue a prompt, or several side by side.
+
+        Args:
+          prompt: text to continue, or a list of texts; an empty one starts a new document.
+          max_new_tokens: tokens to generate at most.
+          temperature: divides the logits; 0 takes the most probable token.
+          top_k: keep the k most probable tokens; 0 keeps all.
+          top_p: keep the fewest tokens whose probabilities reach p.
+          seed: of the random numbers; the same seed gives the same text.
+          stop: a text, or several, that ends the generation and is not part of it.
+
+        Returns:
+          What was generated, the prompt not included; for a list the list of texts, each the one that it
+          would be alone.
+
+        Raises:
+          UserError: a prompt leaves no room for a token, or a value is out of range.
+        """
+        sampling, stops = Sampling(temperature, top_k, top_p, seed), _as_tuple(stop)
+        if isinstance(prompt, str):
+            with self._turn:
+                arguments = (self._session, self.tokenizer, prompt, max_new_tokens, sampling, stops)
+                return generate(*arguments, draft_tokens=DRAFT_TOKENS).text
+        requests = [Request(text, max_new_tokens, sampling) for text in prompt]
+        for request in requests:  # all are checked before any is begun
+            GenerationState(self.tokenizer, request.prompt, self.context_tokens, max_new_tokens, sampling)
+        texts = [""] * len(requests)
+        with self._turn:
+            session = self._model.new_session(max(1, min(len(requests), SIDE_BY_SIDE)))
+            for index, done in generate_many(session, self.tokenizer, requests, stops):
+                texts[index] = done.text
+        return texts
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Continue a prompt, piece by piece; the pieces together are the text that `generate` returns.
+
+        Args:
+          prompt: text to continue; an empty one starts a new document.
+          max_new_tokens: as the next ones, see `generate`.
+          temperature: see `generate`.
+          top_k: see `generate`.
+          top_p: see `generate`.
+          seed: see `generate`.
+          stop: see `generate`.
+
+        Returns:
+          An iterator over text as soon as it is certain: whole characters, and nothing that may become a stop
+          text.
+
+        Raises:
+          UserError: as `generate`, at the call and not at the first piece.
+        """
+        pieces: list[str] = []
+        state = GenerationState(
+            self.tokenizer,
+            prompt,
+            self.context_tokens,
+            max_new_tokens,
+            Sampling(temperature, top_k, top_p, seed),
+            _as_tuple(stop),
+            pieces.append,
+        )
+        return self._pieces(state, pieces)
+
+    def _pieces(self, state: GenerationState, pieces: list[str]) -> Iterator[str]:
+        steps = decode_steps(self._model.new_session(1), state, DRAFT_TOKENS)
+        while not state.finished():
+            with self._turn:
+                next(steps)
+            text = "".join(pieces)
+            pieces.clear()
+            if text:
+                yield text
+
+    def logprobs(self, text: str) -> npt.NDArray[np.float64]:
+        """Return how likely the model finds a text at the start of a document.
+
+        Args:
+          text: of at most `context_tokens` tokens.
+
+        Returns:
+          (N,), for each token of `tokenizer.encode(text)` the natural logarithm of its probability, given
+          <|endoftext|> and the tokens before it; their sum is the text's log-probability in nats.
+
+        Raises:
+          UserError: the text has more tokens than the context holds.
+        """
+        tokens = self.tokenizer.encode(text)
+        assert isinstance(self._session, ScoringSession)
+        with self._turn:
+            return log_probabilities(self._session, tokens, self.tokenizer.endoftext)
+
+
+def _as_tuple(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)

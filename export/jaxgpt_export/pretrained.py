@@ -1,0 +1,117 @@
+"""A model of the hub by its name: downloaded, converted, certified and quantized once, then kept.
+
+    LLM.load("openai-community/gpt2", method="int8-dynamic")
+
+What is kept lies in the user's cache folder (JAXGPT_CACHE, else ~/.cache/jaxgpt):
+
+    models/ORGANIZATION--NAME/COMMIT/METHOD/   the artifact
+    models/ORGANIZATION--NAME/refs/REVISION    the commit that a branch or tag was when it was last asked for
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import wait_for_lock, write_atomic
+from jaxgpt.shared.machine import user_cache_folder
+
+from jaxgpt_export.interchange.hub import COMMIT, NAME, PREFIX, fetch, parse_name
+
+DEFAULT_METHOD = "int8-dynamic"
+FLOAT = "fp32"
+METHODS = (FLOAT, DEFAULT_METHOD, "int8-weight-only")  # the others need text: `jaxgpt-export quantize --data`
+
+
+def names_hub_model(source: str) -> bool:
+    """Whether a source is a model of the hub: hub:NAME, or ORGANIZATION/NAME where no such folder is."""
+    if source.startswith(PREFIX):
+        return True
+    name = source.partition("@")[0]
+    return name.count("/") == 1 and bool(NAME.fullmatch(name)) and not Path(source).exists()
+
+
+def load_pretrained(source: str, method: str = DEFAULT_METHOD, refresh: bool = False) -> Path:
+    """Return the artifact folder of a model of the hub; it is made when it is not in the cache.
+
+    Args:
+      source: [hub:]ORGANIZATION/NAME[@REVISION].
+      method: one of METHODS.
+      refresh: ask the hub which commit the revision is now, instead of taking the one that is known.
+
+    Raises:
+      UserError: no such model or method, a hub that can't be reached, a folder that can't be written; nothing
+        half-made is left.
+    """
+    name, revision = parse_name(source)
+    if method not in METHODS:
+        raise UserError(
+            f"method {method!r} is none of {', '.join(METHODS)}, which need no text; for others: "
+            f"jaxgpt-export import-hf --source {PREFIX}{name}, then jaxgpt-export quantize with --data"
+        )
+    home = user_cache_folder() / "models" / name.replace("/", "--")
+    known = None if refresh else _known(home, revision, method)
+    if known is not None:
+        return known
+    with _saying_where(home, source):
+        (home / "refs").mkdir(parents=True, exist_ok=True)
+        with wait_for_lock(home / ".lock", lambda: say(f"another process is loading {name}; waiting for it")):
+            known = None if refresh else _known(home, revision, method)
+            return _make(home, name, revision, method) if known is None else known
+
+
+def _known(home: Path, revision: str, method: str) -> Path | None:
+    """Return the artifact of a revision that was loaded before; None without one."""
+    commit = _last_commit(home, revision)
+    if commit is None:
+        return None
+    folder = home / commit / method
+    return folder if (folder / "certificate.json").is_file() else None
+
+
+def _last_commit(home: Path, revision: str) -> str | None:
+    """Return the commit that a revision was when it was last asked for; None if it never was."""
+    if COMMIT.fullmatch(revision):
+        return revision
+    ref = home / "refs" / quote(revision, safe="")
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
+
+
+def _make(home: Path, name: str, revision: str, method: str) -> Path:
+    """Download, convert and quantize; return the artifact's folder."""
+    from jaxgpt_export.interchange.import_hf import import_folder
+    from jaxgpt_export.quantize.command import QuantizeOptions, quantize
+
+    model, source = fetch(name, revision, _last_commit(home, revision))
+    folder = home / model.commit / method
+    if not (folder / "certificate.json").is_file():
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=home) as scratch:
+            out = folder if method == FLOAT else Path(scratch) / FLOAT
+            done = import_folder(source, out, hub=model)
+            if done.passed and method != FLOAT:
+                done = quantize(QuantizeOptions(artifact=out, method=method, out=folder))
+        if not done.passed:
+            raise UserError(f"{name} was not loaded: what this program computes of it differs (see above)")
+    write_atomic(home / "refs" / quote(revision, safe=""), model.commit + "\n")
+    return folder
+
+
+@contextlib.contextmanager
+def _saying_where(home: Path, source: str) -> Iterator[None]:
+    """Turn what the system says of the cache folder, and missing packages, into one line."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or home
+        raise UserError(
+            f"{source} can't be kept in the cache: {where}: {error.strerror or error}; free space there, or "
+            "set JAXGPT_CACHE (and HF_HOME, the hub's own cache) to another folder"
+        ) from None
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{source} is not in the cache yet, and to download and convert it {error.name} is needed; "
+            "pip install -c constraints.txt -e '.[hf,export]', or load an artifact made elsewhere"
+        ) from None

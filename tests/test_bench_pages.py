@@ -1,0 +1,162 @@
+"""`jaxgpt-bench pages`: what the README and docs/ say in figures is what bench/results/ holds."""
+
+import json
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import Command, assert_one_line_error
+from jaxgpt_bench.common.rows import SpeedFigures
+from jaxgpt_bench.pages import blocks, headline
+from jaxgpt_bench.pages.blocks import BLOCKS, PICTURE, RESULTS, Block
+from jaxgpt_bench.reproduce.page.render import beginning, samples_block
+
+from jaxgpt.shared.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_PICTURE_BYTES = 30_000
+
+
+def results(name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((ROOT / RESULTS / name).read_text())
+    return found
+
+
+def texts(svg: str) -> list[str]:
+    """The words of a picture; where they stand may differ by the version of matplotlib."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page} {block.marker}")
+def test_every_block_comes_from_committed_results(block: Block) -> None:
+    text = (ROOT / block.page).read_text(encoding="utf-8")
+    found = text.partition(f"<!-- {block.marker}: begin -->")[2].partition(f"<!-- {block.marker}: end -->")[0]
+    assert found.strip() == block.content(ROOT / RESULTS).strip()
+
+
+def test_no_page_has_a_block_that_the_command_does_not_write() -> None:
+    pages = (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+    marked = {
+        (str(page.relative_to(ROOT)), name)
+        for page in pages
+        for name in re.findall(r"(?m)^<!-- ([\w-]+): begin -->$", page.read_text(encoding="utf-8"))
+    }
+    assert marked == {(block.page, block.marker) for block in BLOCKS}
+
+
+def test_the_picture_is_that_of_the_committed_results() -> None:
+    committed = (ROOT / PICTURE).read_text(encoding="utf-8")
+    drawn = blocks.picture(ROOT / RESULTS)
+    assert texts(committed) == texts(drawn)
+    if f"matplotlib=={version('matplotlib')}" in (ROOT / "constraints.txt").read_text().split():
+        assert committed == drawn
+    assert drawn == blocks.picture(ROOT / RESULTS)
+
+
+def test_the_picture_fetches_nothing_and_is_small() -> None:
+    committed = (ROOT / PICTURE).read_text(encoding="utf-8")
+    assert len(committed.encode()) <= MAX_PICTURE_BYTES
+    assert "<script" not in committed
+    assert "<image" not in committed
+    assert not re.search(r'href="(?!#)', committed)
+    # No background: it stands on GitHub's white page as on its dark one.
+    assert "#ffffff" not in committed
+
+
+def test_the_picture_has_every_program_s_int8_first_and_this_project_s_engine_in_colour() -> None:
+    figures = SpeedFigures.from_json(results("generate_gpt2.json"))
+    words = texts((ROOT / PICTURE).read_text(encoding="utf-8"))
+    programs = {row.engine for row in figures.rows if row.cached and row.precision.startswith("int8")}
+    int8 = words[words.index("INT8") : words.index("float32")]
+    assert sum("%" in word for word in int8) == len(programs)
+    float32 = words[words.index("float32") :]
+    rows = [row for row in figures.rows if row.precision == "fp32" and row.cached]
+    assert sum(word.endswith("%)") for word in float32) == len(rows)
+    ours = next(row for row in figures.rows if row.name == "jaxgpt-native int8-dynamic")
+    assert f"{ours.decode_tokens_per_s.median:.0f}  ({ours.ceiling_share:.0%})" in int8
+
+
+def test_the_claim_names_the_fastest_other_program_of_each_machine() -> None:
+    """Computed here from the files alone."""
+    claim = blocks.claim(ROOT / RESULTS)
+    for name in ("generate_gpt2.json", "generate_gpt2_zen4.json"):
+        rows = SpeedFigures.from_json(results(name)).rows
+        rates = {
+            row.name: row.decode_tokens_per_s.median for row in rows if row.precision.startswith("int8-")
+        }
+        best = max(rate for row, rate in rates.items() if not row.startswith("jaxgpt"))
+        assert f"{rates['jaxgpt-native int8-dynamic']:.0f}" in claim
+        assert f" {best:.0f}" in claim
+    assert "random weights" in claim
+
+
+def test_a_program_that_was_not_measured_is_a_user_s_error() -> None:
+    found = results("generate_gpt2.json")
+    figures = SpeedFigures.from_json(found)
+    rows = tuple(row for row in figures.rows if row.engine != "torch-quantize-dynamic")
+    from dataclasses import replace
+
+    with pytest.raises(UserError, match="no row of torch-quantize-dynamic"):
+        headline.claim(replace(figures, rows=rows), figures)
+
+
+def copy_of_pages(folder: Path) -> Path:
+    """The pages with empty blocks, without the picture, and the results."""
+    shutil.copytree(ROOT / RESULTS, folder / RESULTS)
+    (folder / "docs").mkdir()
+    for name in {block.page for block in BLOCKS}:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        emptied = re.sub(r"(?s)(<!-- ([\w-]+): begin -->\n).*?(<!-- \2: end -->)", r"\1old\n\3", text)
+        assert emptied != text
+        (folder / name).write_text(emptied, encoding="utf-8")
+    return folder
+
+
+def test_the_command_writes_every_page_and_the_picture(command: Command, tmp_path: Path) -> None:
+    folder = copy_of_pages(tmp_path)
+    code, out, _ = command("jaxgpt-bench", "pages", "--root", folder, "--json")
+    assert code == 0
+    written = json.loads(out)["files"]
+    assert set(written) == {PICTURE, *(block.page for block in BLOCKS)}
+    for name in written:
+        if name != PICTURE:
+            assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
+    assert texts((folder / PICTURE).read_text()) == texts((ROOT / PICTURE).read_text())
+
+
+def test_nothing_is_written_where_markers_or_results_are_missing(command: Command, tmp_path: Path) -> None:
+    folder = copy_of_pages(tmp_path)
+    samples = folder / "docs" / "samples.md"
+    whole = samples.read_text(encoding="utf-8")
+    samples.write_text("no markers")
+    before = (folder / "README.md").read_bytes()
+    assert_one_line_error(command("jaxgpt-bench", "pages", "--root", folder), "samples: begin")
+    samples.write_text(whole)
+    (folder / RESULTS / "reference_quality.json").unlink()
+    assert_one_line_error(command("jaxgpt-bench", "pages", "--root", folder), "reference_quality.json")
+    assert (folder / "README.md").read_bytes() == before
+    assert not (folder / PICTURE).exists()
+
+
+def test_the_samples_say_first_that_they_are_poor_and_hold_every_text() -> None:
+    report = results("reproduce_reference.json")
+    page = samples_block(report)
+    assert "repeats words" in page.split("\n")[0]
+    samples = report["samples"]
+    assert isinstance(samples, list)
+    for sample in samples:
+        assert beginning(sample["text"]) in page
+        assert f"\n## {sample['prompt']}\n" in page
+    greedy = {
+        (sample["prompt"], sample["model"]): sample["text"] for sample in samples if not sample["temperature"]
+    }
+    prompts = {prompt for prompt, _ in greedy}
+    alike = sum(greedy[prompt, "torch-fp32"] == greedy[prompt, "int8-dynamic"] for prompt in prompts)
+    assert f"after {alike} of {len(prompts)} prompts" in page
+
+
+def test_a_long_sample_is_cut_where_the_page_says_so() -> None:
+    assert beginning("a \nb\n") == "a\nb"
+    assert beginning("x" * 600) == "x" * 500 + " [...]"
