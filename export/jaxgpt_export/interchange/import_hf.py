@@ -1,7 +1,8 @@
 """`jaxgpt-export import-hf`: a Hugging Face GPT-2, from a folder or by its name -> a float32 artifact.
 
     jaxgpt-export import-hf --source FOLDER|hub:NAME[@REVISION] --out ART [--data DATA]
-    jaxgpt-export import-hf --source FOLDER --tokenizer gpt2|FOLDER --out ART    (where FOLDER holds none)
+    jaxgpt-export import-hf --source FOLDER --tokenizer gpt2|FOLDER --out ART    (a source without one)
+
 hf_folder.py says what such a folder may be, hub.py how a model of the hub is downloaded.
 """
 
