@@ -183,8 +183,13 @@ def test_tokenizer_json_alone_is_enough(
 
     refused(lambda v: v["model"].update(type="Unigram"), "Unigram", "is BPE after")
     refused(lambda v: v.update(normalizer={"type": "NFC"}), "normalizer")
-    refused(lambda v: v["model"]["vocab"].update({"<pad>": 900}), "GPT-2's layout")
     refused(lambda v: v["model"].pop("merges"), "damaged")
+    # A token without a row in the table: its id is what is wrong, wherever the file has it.
+    path.write_text(
+        json.dumps({**value, "model": value["model"] | {"vocab": value["model"]["vocab"] | {"<pad>": 900}}})
+    )
+    call = command("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "b")
+    assert_one_line_error(call, "the model has 300 tokens, the tokenizer 901")
     path.unlink()
     call = command("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "b")
     assert_one_line_error(call, "holds no tokenizer", "merges.txt")

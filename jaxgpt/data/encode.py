@@ -1,6 +1,6 @@
 """Turns documents into tokens, on several cores, and joins them to the stream that a .bin file holds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,7 +12,9 @@ from jaxgpt.shared.tokenizer import Tokenizer
 ENCODE_CHUNK = 2000  # documents encoded between two movements of the progress bar
 
 
-def encode(texts: Sequence[str], tokenizer: Tokenizer, threads: int, title: str) -> list[Tokens]:
+def encode(
+    texts: Sequence[str], tokenizer: Tokenizer, threads: int, title: str, special: Collection[str] = ()
+) -> list[Tokens]:
     """Encode documents in parallel, with a progress bar on stderr.
 
     Args:
@@ -20,6 +22,7 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer, threads: int, title: str)
       tokenizer: that encodes them.
       threads: at least 1.
       title: what the bar says.
+      special: special tokens that are read where they are written out; others are ordinary text.
 
     Returns:
       The tokens of each.
@@ -30,7 +33,8 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer, threads: int, title: str)
         task = progress.add_task(title, total=len(texts))
         for start in range(0, len(texts), ENCODE_CHUNK):
             batch = texts[start : start + ENCODE_CHUNK]
-            encoded += [np.array(tokens, TOKEN_DTYPE) for tokens in tokenizer.encode_batch(batch, threads)]
+            found = tokenizer.encode_batch(batch, threads, special)
+            encoded += [np.array(tokens, TOKEN_DTYPE) for tokens in found]
             progress.advance(task, len(batch))
     return encoded
 

@@ -9,6 +9,7 @@ training, write. The folder appears whole or not at all; shared/dataset.py reads
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ class PrepareOptions:
       source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a .jsonl, .json, .parquet, .txt or .py
         file or a folder of such files (.py files give docstring -> code pairs).
       out: the dataset folder to write.
-      tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder with merges.txt and
-        vocab.json (of an artifact, a data set), whose tokenizer is taken.
+      tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder whose tokenizer is
+        taken (an artifact, a data set, a folder of Hugging Face).
       val_fraction: share of the groups (files for code, else documents) that go into validation.
       text_column: column of a table that holds the text.
       threads: threads that encode; 0 takes one for each core that this process may use.
+      special: reserved tokens, such as '<|user|>': each is one token where a document has it written out;
+        bpe:N counts them in N, other tokenizers get them after their last token.
       overwrite: replace an earlier dataset folder.
       json: print one JSON document with all figures on stdout.
     """
@@ -48,6 +51,7 @@ class PrepareOptions:
     val_fraction: float = 0.05
     text_column: str = "text"
     threads: int = 0
+    special: tuple[str, ...] = ()
     overwrite: bool = False
     json: bool = False
 
@@ -70,11 +74,13 @@ def prepare(options: PrepareOptions) -> Result:
     source = open_source(options.source, options.text_column)
     counts: Counter[str] = Counter()
     train_texts, val_texts = _split_documents(source, options, counts)
-    tokenizer = _make_tokenizer(options.tokenizer, train_texts)
+    tokenizer = _make_tokenizer(options.tokenizer, train_texts, options.special)
     threads = options.threads or usable_cores()
     splits = {
-        "train": Split(texts=train_texts, tokens=encode(train_texts, tokenizer, threads, "encoding train")),
-        "val": Split(texts=val_texts, tokens=encode(val_texts, tokenizer, threads, "encoding val")),
+        name: Split(
+            texts=texts, tokens=encode(texts, tokenizer, threads, f"encoding {name}", options.special)
+        )
+        for name, texts in (("train", train_texts), ("val", val_texts))
     }
     splits["val"] = _drop_overlap(splits["train"], splits["val"], tokenizer.endoftext, counts)
     manifest = _write(options, source.revision, tokenizer, splits, counts)
@@ -90,7 +96,7 @@ def prepare(options: PrepareOptions) -> Result:
 
 def _check_options(options: PrepareOptions) -> None:
     """Raise UserError for what can be seen before the source is opened."""
-    check_tokenizer_name(options.tokenizer)
+    check_tokenizer_name(options.tokenizer, options.special)
     inputs = [Path(options.source or ".")]
     if options.tokenizer != "gpt2" and not is_bpe(options.tokenizer):
         inputs.append(Path(options.tokenizer))
@@ -121,8 +127,8 @@ def _split_documents(
     return train, val
 
 
-def _make_tokenizer(name: str, train: list[str]) -> Tokenizer:
-    tokenizer = make_tokenizer(name, train)
+def _make_tokenizer(name: str, train: list[str], special: Sequence[str]) -> Tokenizer:
+    tokenizer = make_tokenizer(name, train, special)
     if is_bpe(name) and tokenizer.vocab_size < int(name.partition(":")[2]):
         say(f"{name}: the text has pairs for {tokenizer.vocab_size} tokens only")
     return tokenizer
@@ -175,6 +181,7 @@ def _manifest(
             "name": tokenizer.name,
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
+            **({"special": list(options.special)} if options.special else {}),
         },
         "split": {
             "rule": "sha256(group)[:8] / 2^64 < val_fraction; a group is a file for code, else a document",

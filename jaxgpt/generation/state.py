@@ -122,10 +122,12 @@ class GenerationState:
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[int]:
     """Return the tokens of a prompt, or of a document's start for an empty one.
 
+    Special tokens that are written out are read as such.
+
     Raises:
       UserError: the prompt is longer than the context.
     """
-    tokens = tokenizer.encode(prompt) or [tokenizer.endoftext]
+    tokens = tokenizer.encode(prompt, special=True) or [tokenizer.endoftext]
     if len(tokens) > block_size:
         raise UserError(
             f"the prompt has {len(tokens)} tokens, the model's context holds {block_size}; shorten the prompt"

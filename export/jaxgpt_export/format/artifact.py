@@ -2,7 +2,7 @@
 
     config.json              shape, and for quantized artifacts the section `quantization`; see scheme.py
     model.safetensors        the tensors; see tensors.py
-    tokenizer.json  vocab.json  merges.txt  generation_config.json
+    tokenizer.json  vocab.json  merges.txt  tokenizer_config.json  generation_config.json
     certificate.json         where it came from and what was measured; see certificate.py
     probe.safetensors        tokens and the logits of the run they came from; see probe.py
     README.md                the model card; see model_card.py
@@ -171,8 +171,8 @@ def write_artifact(
     check_tensors(tensors, expected_tensors(config, quantization), folder / "model.safetensors")
     write_tensor_file(folder / "model.safetensors", tensors)
     section = None if quantization is None else quantization.to_json()
-    value = hf_config_json(config, tokenizer.endoftext, section)
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.endoftext}
+    value = hf_config_json(config, tokenizer.endoftext, section) | ids
     write_json(folder / "config.json", value)
-    ids = {"bos_token_id": tokenizer.endoftext, "eos_token_id": tokenizer.endoftext}
     write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-    tokenizer.save(folder)
+    tokenizer.save(folder, config.block_size)

@@ -33,7 +33,9 @@ CERTIFIED_FILES = (
     "merges.txt",
     "probe.safetensors",
 )
-OPTIONAL_FILES = (TRAINED_FILE, "generation_config.json")
+# They decide ids too; artifacts of before have none that is certified.
+TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+OPTIONAL_FILES = (TRAINED_FILE, "generation_config.json", *TOKEN_FILES, "chat_template.jinja")
 PARITY_FIGURES = ("max_abs_logit_diff", "kl_mean", "kl_max", "top1_agreement")
 
 
@@ -89,7 +91,8 @@ def read_certificate(folder: Path) -> dict[str, Any]:
 def altered_files(folder: Path, certificate: dict[str, Any]) -> list[str]:
     """Return the names of files that are not those that were certified."""
     files = certificate["files"]
-    added = {TRAINED_FILE} if os.path.lexists(folder / TRAINED_FILE) else set()
+    uncertified = (TRAINED_FILE, *(TOKEN_FILES if TOKEN_FILES[0] in files else ()))
+    added = {name for name in uncertified if os.path.lexists(folder / name)}
     return [
         name
         for name in (*CERTIFIED_FILES, *OPTIONAL_FILES)

@@ -51,8 +51,10 @@ def gguf_command(options: GgufOptions) -> Result:
     check_new_file(options.out, options.overwrite, ".gguf")
     artifact = read_artifact(options.artifact)
     _check(artifact, options.type)
+    tokenizer = artifact.tokenizer()
+    check_gguf_tokenizer(tokenizer, options.artifact)
     with new_file(options.out) as path:
-        write_gguf(artifact, artifact.tokenizer(), path, options.type)
+        write_gguf(artifact, tokenizer, path, options.type)
     size = options.out.stat().st_size
     say(f"{options.out}: {options.type}, {size / 1e6:.2f} MB; run it with: llama-cli -m {options.out}")
     return Result({"type": options.type, "size_mb": size / 1e6})
@@ -73,6 +75,24 @@ def _check(artifact: Artifact, kind: FileType) -> None:
         raise UserError(
             f"n_embd ({config.n_embd}) must be divisible by {Q8_0_BLOCK} for q8_0; take --type f16"
         )
+
+
+def check_gguf_tokenizer(tokenizer: Tokenizer, where: Path) -> None:
+    """Raise UserError for a tokenizer that llama.cpp would run otherwise.
+
+    Args:
+      tokenizer: to write.
+      where: of the artifact, for messages.
+    """
+    layout = tokenizer.layout
+    reasons = {
+        "splits text otherwise than GPT-2": not layout.works_as_gpt2,
+        "lacks some of the 256 bytes": not layout.has_every_byte,
+        "has no merges, and llama.cpp loads no such file": tokenizer.merges_text().count("\n") < 2,
+        "has added tokens that take white space with them": any(t.lstrip or t.rstrip for t in layout.added),
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise UserError(f"the tokenizer of {where} {', '.join(found)}; gguf can't write it")
 
 
 def _gguf() -> Any:
@@ -135,14 +155,17 @@ def _as_float16(array: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.flo
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, token_type: Any) -> None:
     """Add tokens and merges as llama.cpp's byte-level BPE reads them."""
-    vocab = tokenizer.vocab()
-    kinds = [token_type.NORMAL] * len(vocab)
-    kinds[tokenizer.endoftext] = token_type.CONTROL
+    tokens = [f"[UNUSED{i}]" for i in range(tokenizer.vocab_size)]
+    kinds = [token_type.UNUSED] * len(tokens)
+    for token, i in tokenizer.vocab().items():
+        tokens[i], kinds[i] = token, token_type.NORMAL
+    for added in tokenizer.layout.added:
+        kinds[added.id] = token_type.CONTROL if added.special else token_type.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(sorted(vocab, key=vocab.__getitem__))
+    writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(tokenizer.merges_text().splitlines()[1:])
-    writer.add_bos_token_id(tokenizer.endoftext)
+    writer.add_bos_token_id(tokenizer.bos)
     writer.add_eos_token_id(tokenizer.endoftext)
     writer.add_add_bos_token(False)

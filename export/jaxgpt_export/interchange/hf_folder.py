@@ -6,18 +6,18 @@ its values are the embedding's, which is what transformers goes by.
 """
 
 import dataclasses
+import importlib.util
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxgpt.shared.architecture import HEAD, HF_PREFIX, parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json
 from jaxgpt.shared.huggingface import MODEL_TYPE, read_hf_config
 from jaxgpt.shared.tensor_file import Arrays
-from jaxgpt.shared.tokenizer import ENDOFTEXT, Tokenizer, load_tokenizer, parse_merges
+from jaxgpt.shared.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, named_tokenizer
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -35,9 +35,20 @@ from jaxgpt_export.interchange.weight_files import (
     trim_vocabulary,
 )
 
+# A tokenizer is compared with transformers' on this: words, numbers, runs of spaces, controls, scripts.
+HARD_TEXT = (
+    "Hello  world, it's 2024!\tdef f(x):\n    return x ** 2  # don't\r\n\n\n   \u00a0\u3000 \u2028end   "
+    "na\u00efve cafe\u0301 \u65e5\u672c\u8a9e \u0440\u0443\u0441 \u0627\u0644 \u0e44\u0e17 "
+    "\u00bd\u0661\u216b \U0001f389\U0001f468\u200d\U0001f469 \x00\x1c\x7f\x85\ufeff'S 'll "
+)
 
-def read_hf(folder: Path) -> ImportedModel:
+
+def read_hf(folder: Path, tokenizer_name: str | None = None) -> ImportedModel:
     """Read a Hugging Face GPT-2 folder.
+
+    Args:
+      folder: to read.
+      tokenizer_name: gpt2 or a folder, for one that holds no tokenizer.
 
     Raises:
       UserError: it is none, is damaged, or computes something else than this program.
@@ -49,7 +60,7 @@ def read_hf(folder: Path) -> ImportedModel:
     said = read_hf_config(folder / "config.json", "model configuration", may_scale_by_layer=True)
     if not said.is_plain:
         raise UserError(f"{folder / 'config.json'} has model_type {said.model_type!r}, expected {MODEL_TYPE}")
-    tokenizer = hf_tokenizer(folder)
+    tokenizer = hf_tokenizer(folder, tokenizer_name)
     found, files = read_folder(folder)
     where = files[0] if len(files) == 1 else folder
     tensors = as_float32(plain_names(found, (HF_PREFIX,), where), where)
@@ -82,54 +93,58 @@ def _scale_queries(tensors: Arrays, config: ModelConfig) -> None:
             tensors[name] = scaled
 
 
-def hf_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer: vocab.json with merges.txt, else tokenizer.json.
+def hf_tokenizer(folder: Path, other: str | None = None) -> Tokenizer:
+    """Read the tokenizer of a folder, or take another one for a folder without any.
+
+    Args:
+      folder: of the model.
+      other: gpt2 or a folder; None where the folder has its own.
 
     Raises:
-      UserError: there is none, or it is no byte-level BPE in GPT-2's layout.
+      UserError: there is none, there are two, or it is no byte-level BPE that gives transformers' tokens.
     """
-    settings = folder / "tokenizer_config.json"
-    if settings.exists() and read_json(settings, "tokenizer settings").get("add_prefix_space"):
-        raise UserError(f"{settings} has add_prefix_space true; GPT-2's tokenizer adds no space")
-    if (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
-        return load_tokenizer(folder, "imported")
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"{folder} holds no tokenizer; expected vocab.json and merges.txt, or tokenizer.json")
-    value = read_json(path, "tokenizer")
-    with damaged(path, "fetch it again"):
-        return _from_tokenizer_json(value, path)
-
-
-def _from_tokenizer_json(value: dict[str, Any], path: Path) -> Tokenizer:
-    model, before = value["model"], value.get("pre_tokenizer") or {}
-    if model.get("type") != "BPE" or before.get("type") != "ByteLevel":
+    if other is not None:
+        if has_tokenizer(folder):
+            raise UserError(f"{folder} has a tokenizer of its own; leave --tokenizer out")
+        return named_tokenizer(other)
+    if not has_tokenizer(folder):
         raise UserError(
-            f"{path} is {model.get('type')} after {before.get('type')}; GPT-2's is BPE after ByteLevel"
+            f"{folder} holds no tokenizer; expected vocab.json and merges.txt, or tokenizer.json; give the "
+            "one that the model was trained with: --tokenizer gpt2, or --tokenizer FOLDER"
         )
-    other = [
-        name
-        for name, differs in {
-            "normalizer": value.get("normalizer"),
-            "add_prefix_space": before.get("add_prefix_space"),
-            "use_regex false": not before.get("use_regex", True),
-            "continuing_subword_prefix": model.get("continuing_subword_prefix"),
-            "end_of_word_suffix": model.get("end_of_word_suffix"),
-            "ignore_merges": model.get("ignore_merges"),
-        }.items()
-        if differs
-    ]
-    if other:
-        raise UserError(f"{path} has {', '.join(other)}; GPT-2's tokenizer has none of these")
-    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    tokenizer = Tokenizer(parse_merges("\n".join(lines), path), "imported")
-    added = {entry["content"]: entry["id"] for entry in value.get("added_tokens") or []}
-    if {**model["vocab"], **added} != tokenizer.vocab():
-        raise UserError(
-            f"{path}: its vocabulary is not in GPT-2's layout (256 bytes in its order, one token a merge, "
-            f"{ENDOFTEXT} last); a model of another vocabulary can't be imported"
+    tokenizer = load_tokenizer(folder, "imported")
+    settings = folder / "tokenizer_config.json"
+    said = read_json(settings, "tokenizer settings") if settings.exists() else {}
+    if tokenizer.layout.works_as_gpt2 or said.get("tokenizer_class"):
+        _check_against_transformers(tokenizer, folder)
+    else:
+        say(
+            f"{settings} names no tokenizer_class: tokenizer.json decides how text is split (transformers 5 "
+            "would split it as GPT-2 does); the artifact says PreTrainedTokenizerFast"
         )
     return tokenizer
+
+
+def _check_against_transformers(tokenizer: Tokenizer, folder: Path) -> None:
+    """Raise UserError where transformers, if it is installed, reads a hard text otherwise."""
+    if importlib.util.find_spec("transformers") is None:
+        return
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    text = HARD_TEXT + " x".join(["", *tokenizer.special_tokens, *tokenizer.special_tokens])
+    try:
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)(text).input_ids
+    except Exception as error:  # whatever its classes and the Rust library raise on a file
+        line = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"transformers can't load the tokenizer of {folder} ({line}); fetch it again"
+        ) from None
+    if list(theirs) != tokenizer.encode(text, special=True):
+        raise UserError(
+            f"the tokenizer of {folder} gives other tokens in transformers than here; save it anew with "
+            "transformers' PreTrainedTokenizerFast"
+        )
 
 
 def transformers_reference(folder: Path, vocab_size: int) -> Reference:

@@ -1,6 +1,7 @@
 """`jaxgpt-export import-hf`: a Hugging Face GPT-2, from a folder or by its name -> a float32 artifact.
 
     jaxgpt-export import-hf --source FOLDER|hub:NAME[@REVISION] --out ART [--data DATA]
+    jaxgpt-export import-hf --source FOLDER --tokenizer gpt2|FOLDER --out ART    (a source without one)
 
 hf_folder.py says what such a folder may be, hub.py how a model of the hub is downloaded.
 """
@@ -25,6 +26,7 @@ class ImportHfOptions:
       source: the folder: config.json, weights, and vocab.json with merges.txt or tokenizer.json; or
         hub:ORGANIZATION/NAME[@REVISION], a model of the Hugging Face hub.
       out: the artifact folder to write.
+      tokenizer: gpt2, or a folder with a tokenizer; only for a source that holds none.
       data: dataset folder whose validation split is compared on; random tokens if not given.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
@@ -32,6 +34,7 @@ class ImportHfOptions:
 
     source: Path
     out: Path
+    tokenizer: str | None = None
     data: Path | None = None
     overwrite: bool = False
     json: bool = False
@@ -43,15 +46,22 @@ def import_hf(options: ImportHfOptions) -> Result:
     inputs = [options.data] if options.data else []
     if not source.startswith(PREFIX):
         inputs.append(Path(source))
+    if options.tokenizer not in (None, "gpt2"):
+        inputs.append(Path(options.tokenizer))
     check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
     folder = Path(source)
     if source.startswith(PREFIX):
         hub, folder = fetch(*parse_name(source))
-    return import_folder(folder, options.out, options.data, options.overwrite, hub)
+    return import_folder(folder, options.out, options.data, options.overwrite, hub, options.tokenizer)
 
 
 def import_folder(
-    folder: Path, out: Path, data: Path | None = None, overwrite: bool = False, hub: HubModel | None = None
+    folder: Path,
+    out: Path,
+    data: Path | None = None,
+    overwrite: bool = False,
+    hub: HubModel | None = None,
+    tokenizer: str | None = None,
 ) -> Result:
     """Turn a folder into an artifact; see ImportHfOptions.
 
@@ -61,13 +71,14 @@ def import_folder(
       data: dataset folder to compare on; random tokens if not given.
       overwrite: replace an earlier artifact.
       hub: the model of the hub that the folder was downloaded from, for the certificate.
+      tokenizer: gpt2 or a folder, where the folder holds none.
     """
     from jaxgpt_export.interchange.float64_gpt import Float64GPT
     from jaxgpt_export.interchange.hf_folder import read_hf, transformers_reference
     from jaxgpt_export.interchange.imported_model import Reference, certify_and_write, choose_tokens, rows_of
     from jaxgpt_export.model.build import as_tensors
 
-    model = read_hf(folder)
+    model = read_hf(folder, tokenizer)
     if hub is not None:
         model = dataclasses.replace(model, provenance=_provenance(hub))
     tokens, text = choose_tokens(model, data)

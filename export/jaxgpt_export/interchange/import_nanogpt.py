@@ -11,9 +11,8 @@ import dataclasses
 from pathlib import Path
 
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable
-from jaxgpt.shared.tokenizer import Tokenizer, gpt2_tokenizer, load_tokenizer
+from jaxgpt.shared.tokenizer import named_tokenizer
 
 from jaxgpt_export.format.certificate import versions
 
@@ -24,7 +23,7 @@ class ImportNanogptOptions:
 
     Attributes:
       source: ckpt.pt of nanoGPT, a state dict of minGPT, or a .safetensors file with the same names.
-      tokenizer: gpt2, or a folder with vocab.json and merges.txt (an artifact, a data set).
+      tokenizer: gpt2, or a folder with a tokenizer (an artifact, a data set, of Hugging Face).
       out: the artifact folder to write.
       n_head: attention heads; needed where the checkpoint has no model_args, as tensors do not tell.
       data: dataset folder whose validation split is compared on; random tokens if not given.
@@ -52,7 +51,7 @@ def import_nanogpt(options: ImportNanogptOptions) -> Result:
     if options.tokenizer != "gpt2":
         inputs.append(Path(options.tokenizer))
     check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
-    model = read_nanogpt(options.source, _tokenizer(options.tokenizer), options.n_head)
+    model = read_nanogpt(options.source, named_tokenizer(options.tokenizer), options.n_head)
     tokens, text = choose_tokens(model, options.data)
     tanh, erf = (
         rows_of(Float64GPT(as_tensors(model.tensors), model.config.n_head, gelu), tokens)
@@ -68,11 +67,3 @@ def import_nanogpt(options: ImportNanogptOptions) -> Result:
     against = "a float64 forward pass with tanh GELU"
     used = versions("torch", "safetensors")
     return certify_and_write(model, tokens, tanh, against, used, options.out, options.overwrite, figures)
-
-
-def _tokenizer(name: str) -> Tokenizer:
-    if name == "gpt2":
-        return gpt2_tokenizer()
-    if not Path(name).is_dir():
-        raise UserError(f"tokenizer {name!r} is neither gpt2 nor a folder with vocab.json and merges.txt")
-    return load_tokenizer(Path(name), "imported")

@@ -18,7 +18,7 @@ from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json
 from jaxgpt.shared.tensor_file import Arrays
-from jaxgpt.shared.tokenizer import Tokenizer
+from jaxgpt.shared.tokenizer import MIN_BYTE_LEVEL, OF_CHARACTERS, Tokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -158,6 +158,8 @@ def trim_vocabulary(tensors: Arrays, tokenizer: Tokenizer, path: Path) -> Arrays
       UserError: the tokenizer has more tokens than there are rows.
     """
     rows, wanted = len(tensors["wte.weight"]), tokenizer.vocab_size
+    if rows < min(wanted, MIN_BYTE_LEVEL):
+        raise UserError(f"{path}: the model has {rows} tokens, {OF_CHARACTERS}")
     if rows < wanted:
         raise UserError(
             f"{path}: the model has {rows} tokens, the tokenizer {wanted}; give the tokenizer of this model"
