@@ -20,9 +20,6 @@ MAX_WORDS = 1200
 FIRST_SCREEN = 12  # lines: the claim, what to type, the picture
 MODULES = {"jaxgpt": "jaxgpt", "jaxgpt-export": "jaxgpt_export", "jaxgpt-bench": "jaxgpt_bench"}
 
-# Pages that are written elsewhere and not here yet; each leaves this list when it comes.
-COMING = ("docs/tokenizers.md",)
-
 # Of the README's numbers, those that no Python version and no CPU changes.
 STABLE = (
     "vocabulary 2048", "691,712 parameters", "2,048 tokens a step", "60 steps done", "step 60, 2.77 MB",
@@ -258,17 +255,13 @@ def test_docs_structure_names_every_room() -> None:
 
 
 def test_every_file_that_a_page_links_to_exists() -> None:
-    coming = {ROOT / path for path in COMING}
     missing = [
         f"{page.relative_to(ROOT)}: {link}"
         for page in PAGES
         for link in re.findall(r"\]\(([^)#\s]+)", prose(page))
-        if "://" not in link
-        and not (page.parent / link).exists()
-        and (page.parent / link).resolve() not in coming
+        if "://" not in link and not (page.parent / link).exists()
     ]
     assert missing == []
-    assert [path for path in COMING if (ROOT / path).exists()] == [], "is here now: take it out of COMING"
 
 
 def prose(page: Path) -> str:

@@ -228,13 +228,14 @@ class LLM:
           text: of at most `context_tokens` tokens.
 
         Returns:
-          (N,), for each token of `tokenizer.encode(text)` the natural logarithm of its probability, given
-          <|endoftext|> and the tokens before it; their sum is the text's log-probability in nats.
+          (N,), for each token of `tokenizer.encode(text, special=True)`, as a prompt is read, the natural
+          logarithm of its probability, given <|endoftext|> and the tokens before it; their sum is the text's
+          log-probability in nats.
 
         Raises:
           UserError: the text has more tokens than the context holds.
         """
-        tokens = self.tokenizer.encode(text)
+        tokens = self.tokenizer.encode(text, special=True)
         assert isinstance(self._session, ScoringSession)
         with self._turn:
             return log_probabilities(self._session, tokens, self.tokenizer.endoftext)

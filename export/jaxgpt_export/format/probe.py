@@ -23,7 +23,8 @@ from jaxgpt_export.format.artifact import Artifact
 
 PROBE_SEQUENCES = 4
 MAX_PROBE_BYTES = 8_000_000  # a GPT-2 vocabulary takes 0.2 MB a position
-MAX_PROBE_SHARE = 4  # and at most a quarter of the float32 weights: a small model stays a small folder
+# And at most a quarter of the float32 weights, or this where they are tiny: a small model stays a small folder.
+MAX_PROBE_SHARE, SMALL_PROBE_BYTES = 4, 500_000
 FIELDS = ("tokens", "positions", "logits")
 
 
@@ -47,8 +48,8 @@ def probe_tokens(val: Tokens, block_size: int) -> npt.NDArray[np.int32]:
 def probe_positions(tokens: int, config: ModelConfig) -> npt.NDArray[np.int32]:
     """Choose flat positions (P,), evenly spread with first and last, whose logits fit into a probe."""
     weight_bytes = 4 * sum(math.prod(each.shape) for each in parameters(config))
-    most = min(MAX_PROBE_BYTES, weight_bytes // MAX_PROBE_SHARE) // (4 * config.vocab_size)
-    count = max(min(tokens, most), 2)
+    small = max(weight_bytes // MAX_PROBE_SHARE, SMALL_PROBE_BYTES)
+    count = max(min(tokens, min(MAX_PROBE_BYTES, small) // (4 * config.vocab_size)), 2)
     # From both ends in float32, as torch.linspace does: the positions of artifacts stay what they were.
     spacing = np.float32(tokens - 1) / np.float32(count - 1)
     places = np.arange(count, dtype=np.float32)
