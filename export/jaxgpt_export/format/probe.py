@@ -23,7 +23,7 @@ from jaxgpt_export.format.artifact import Artifact
 
 PROBE_SEQUENCES = 4
 MAX_PROBE_BYTES = 8_000_000  # a GPT-2 vocabulary takes 0.2 MB a position
-# And at most a quarter of the float32 weights, or this where they are tiny: a small model stays a small folder.
+# At most a quarter of the float32 weights, or this where they are tiny: a small model stays a small folder.
 MAX_PROBE_SHARE, SMALL_PROBE_BYTES = 4, 500_000
 FIELDS = ("tokens", "positions", "logits")
 
