@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: PyTorch's threads 
 else:  # what is compiled once serves all workers and the commands that tests start
     COMPILED = tempfile.mkdtemp(prefix="jaxgpt-tests-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax
 import pytest

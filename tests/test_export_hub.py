@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import python, rows
+from conftest import Command, python, rows
+from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.native.library import instruction_sets
+from jaxgpt_export.pretrained import load_pretrained
 from small_hub import Model, SmallHub, small_hub
 from test_export_import import gpt2, save
 
@@ -101,6 +103,18 @@ def load(hub: SmallHub | None, scratch: Path, source: str, **settings: Any) -> d
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture
+def here(hub: SmallHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process asks the small hub and has caches of its own, as one with environment_of has."""
+    from huggingface_hub import constants
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("JAXGPT_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def loaded(hub: SmallHub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A scratch folder with the caches after some/gpt2 was loaded, and what was said of it."""
@@ -132,17 +146,20 @@ def test_another_method_takes_the_hub_s_cache_where_the_hub_is_gone(
     assert load(None, loaded[0], "hub:some/gpt2@main", method="fp32")["kind"] == "fp32"
 
 
+@pytest.mark.usefixtures("here")
 def test_a_revision_that_moved_is_loaded_when_asked_to(
     hub: SmallHub, source: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     hub.models["some/moving"] = Model(source)
-    first = load(hub, tmp_path, "some/moving", method="fp32")
+    first = load_pretrained("some/moving", "fp32")
     moved = save(gpt2(tokenizer.vocab_size, tie_word_embeddings=False), tokenizer, tmp_path / "moved")
     hub.models["some/moving"] = Model(moved, commit="b" * 40)
-    assert load(hub, tmp_path, "some/moving", method="fp32") == first
-    fresh = load(hub, tmp_path, "some/moving", method="fp32", refresh=True)
-    assert "b" * 40 in fresh["folder"]
-    assert load(hub, tmp_path, f"some/moving@{'a' * 40}", method="fp32") == first
+    assert load_pretrained("some/moving", "fp32") == first
+    fresh = load_pretrained("some/moving", "fp32", refresh=True)
+    assert fresh.parent.name == "b" * 40
+    assert read_artifact(fresh).config.tied is False
+    assert load_pretrained(f"some/moving@{'a' * 40}", "fp32") == first
+    assert load_pretrained("some/moving", "fp32") == fresh
 
 
 def test_two_processes_that_load_the_same_name_make_it_once(hub: SmallHub, tmp_path: Path) -> None:
@@ -161,18 +178,18 @@ def test_two_processes_that_load_the_same_name_make_it_once(hub: SmallHub, tmp_p
     assert said.count("another process is loading some/gpt2; waiting for it") == 1
 
 
+@pytest.mark.usefixtures("here")
 def test_a_scaled_model_is_imported_and_computes_what_transformers_does(
-    hub: SmallHub, tmp_path: Path
+    command: Command, tmp_path: Path
 ) -> None:
-    done = import_hf(hub, tmp_path, "hub:some/scaled")
-    assert done.returncode == 0, done.stderr
-    certificate = read_certificate(tmp_path / "art")
+    out = tmp_path / "art"
+    code, _, err = command("jaxgpt-export", "import-hf", "--source", "hub:some/scaled", "--out", out)
+    assert code == 0, err
+    certificate = read_certificate(out)
     assert certificate["parity"]["against"] == "transformers fp32"
     assert certificate["parity"]["max_abs_logit_diff"] < 1e-5
     assert certificate["origin"]["source"] == "hub:some/scaled"
-    assert (
-        json.loads((tmp_path / "art" / "config.json").read_text())["scale_attn_by_inverse_layer_idx"] is False
-    )
+    assert json.loads((out / "config.json").read_text())["scale_attn_by_inverse_layer_idx"] is False
 
 
 @pytest.mark.parametrize(

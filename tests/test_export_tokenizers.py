@@ -320,7 +320,8 @@ def test_reserved_tokens_follow_those_of_gpt2_and_of_a_folder(
 def test_reserved_tokens_go_through_training_conversion_and_generation(
     command: Command, chat_data: Path, tmp_path: Path
 ) -> None:
-    base = ("tiny", "--data", chat_data, *TINY_SHAPE, *TINY_TRAIN, "--max-steps", 4)
+    brief = (*TINY_TRAIN, "--max-steps", 4, "--sample-every", 0)
+    base = ("tiny", "--data", chat_data, *TINY_SHAPE, *brief)
     assert command("jaxgpt", "train", *base, "--out", tmp_path / "run")[0] == 0
     sampled = ("--prompt", f"{USER}a list", "--max-new-tokens", 2)
     assert command("jaxgpt", "sample", "--run", tmp_path / "run", *sampled)[0] == 0
@@ -341,5 +342,5 @@ def test_reserved_tokens_go_through_training_conversion_and_generation(
         done = json.loads(out)
         assert done["text"] == tokenizer.decode(done["tokens"])
     # Trained on: the artifact's tokenizer is the data set's.
-    more = ("--init", tmp_path / "a", "--out", tmp_path / "more", *TINY_TRAIN, "--max-steps", 4)
+    more = ("--init", tmp_path / "a", "--out", tmp_path / "more", *brief)
     assert command("jaxgpt", "train", "tiny", "--data", chat_data, *more)[0] == 0

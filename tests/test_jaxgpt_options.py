@@ -15,6 +15,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import PRESETS
 from jaxgpt.training.options import TrainOptions, train_options
 from jaxgpt.training.plan import PlanOptions
+from jaxgpt.training.step_memory import StepMemory
 
 FIELDS = [field.name for cls in (ModelConfig, TrainConfig) for field in dataclasses.fields(cls)]
 NO_OPTION = {"train": {"vocab_size"}, "plan": {"grad_accum_steps", "remat"}}
@@ -205,14 +206,19 @@ def test_settings_that_can_not_be_are_one_line_of_train_and_plan(
     assert_one_line_error(command("jaxgpt", "plan", "tiny", flag, value), part)
 
 
-def test_plan_takes_the_settings_of_a_training_into_account(command: Command) -> None:
-    small = ("plan", "tiny", "--vocab-size", 512, "--block-size", 32, "--batch-size", 1, "--json")
+def test_plan_takes_the_settings_of_a_training_into_account(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes of parameters and optimizer, which need no compiled step."""
+    monkeypatch.setattr(StepMemory, "peak", lambda self, sequences: self.peaks.setdefault(sequences, 1.0))
+    shape = ("--n-layer", 1, "--n-embd", 32, "--n-head", 2, "--vocab-size", 512, "--block-size", 32)
+    small = ("plan", "tiny", *shape, "--batch-size", 1, "--json")
     sizes = []
-    for more in ((), ("--n-layer", 3), ("--no-tied",), ("--optimizer", "adamw")):
+    for more in ((), ("--n-layer", 2), ("--no-tied",), ("--optimizer", "adamw")):
         figures = json.loads(command("jaxgpt", *small, *more)[1])
         sizes.append((figures["params_bytes"], figures["optimizer_bytes"]))
     plain, deeper, untied, adamw = sizes
-    block = 12 * 128**2 + 13 * 128
+    block = 12 * 32**2 + 13 * 32
     assert deeper[0] - plain[0] == 4 * block
-    assert untied[0] - plain[0] == 4 * 512 * 128
+    assert untied[0] - plain[0] == 4 * 512 * 32
     assert adamw[1] > plain[1]  # two moments of every matrix where Muon has one

@@ -1,8 +1,10 @@
 """The README and docs/: commands run as they stand and print what is shown, links lead somewhere."""
 
 import contextlib
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,6 +64,16 @@ def run_line(line: str, folder: Path) -> str:
     )
     assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
     return f"{done.stdout}\n{done.stderr}"
+
+
+def run_line_here(line: str, folder: Path) -> str:
+    """The same in this process, which has imported JAX and PyTorch already."""
+    program, *words = shlex.split(line)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_command(program, *words)
+    assert code == 0, f"{line}\n{err.getvalue()[-2000:]}"
+    return f"{out.getvalue()}\n{err.getvalue()}"
 
 
 def shape(line: str) -> str:
@@ -136,7 +148,7 @@ def test_the_commands_of_a_page_print_what_it_shows(name: str, tried: tuple[Path
     found = list(sessions(page_text(name)))
     assert found
     for command, shown in found:
-        assert_prints(command, shown, run_line(command, tried[0]))
+        assert_prints(command, shown, run_line_here(command, tried[0]))
 
 
 def test_no_page_shows_commands_that_no_test_runs() -> None:
