@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 from jaxgpt.shared.console import Command, run
 
+ABOUT = (
+    "Train a GPT-2 in JAX on the devices you have. What was trained is converted, quantized and run by "
+    "jaxgpt-export, and measured by jaxgpt-bench."
+)
 COMMANDS = {
     "prepare": Command(
         "jaxgpt.data.prepare:PrepareOptions:prepare",
@@ -27,4 +31,4 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt`; return its exit code."""
-    return run("jaxgpt", "Train a GPT-2 in JAX on the devices you have.", COMMANDS, argv)
+    return run("jaxgpt", ABOUT, COMMANDS, argv)

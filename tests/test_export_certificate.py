@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.model_card import write_model_card
 from jaxgpt_export.format.probe import probe_positions
 from safetensors.torch import load_file, save_file
 
@@ -162,3 +164,19 @@ def test_another_generation_config_is_noticed(command: Command, fp32: Path, tmp_
     code, _, err = command("jaxgpt-export", "verify", "--artifact", tmp_path / "a")
     assert code == 1
     assert "generation_config.json" in err
+
+
+def test_a_card_written_elsewhere_cannot_add_to_the_model_card(int8_dynamic: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    shutil.copytree(int8_dynamic, folder)
+    certificate = json.loads((folder / "certificate.json").read_text())
+    certificate["origin"] |= {
+        "license": "mit\n---\n# other\n![x](http://a)",
+        "datasets": ["*x", "2020-01-01", "<script>", "- y: z"],
+    }
+    write_model_card(folder, read_artifact(folder).config, certificate)
+    _, front, body = (folder / "README.md").read_text().split("---\n", 2)
+    assert "license: mit--- otherxhttp//a\n" in front
+    assert "- x\n- '2020-01-01'\n- script\n- y z\n" in front
+    assert "<" not in body
+    assert "![" not in body

@@ -1,7 +1,9 @@
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -224,6 +226,11 @@ def test_a_prompt_of_dash_is_read_from_stdin(int8_dynamic: Path, run: Path, comm
     bad = subprocess.run(line, env=environment, input=b"\xff\xfe", capture_output=True, check=False)
     assert bad.returncode == 2
     assert bad.stderr.startswith(b"error: the prompt on stdin is not UTF-8")
+    for closed in ("<&-", ">&-"):
+        shell = f"{shlex.join(line)} {closed}"
+        done = subprocess.run(shell, shell=True, env=environment, capture_output=True, check=False)
+        assert done.returncode == 2
+        assert re.fullmatch(rb"error: .* closed.*\n", done.stderr), done.stderr
 
 
 def test_without_a_prompt_and_a_terminal_a_new_document_is_begun(

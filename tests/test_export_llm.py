@@ -143,6 +143,28 @@ def test_values_out_of_range_are_one_line_in_every_call(
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["b'def'", "None", "3", "range(3)", "['a', None]", "{'a': 1}", "[b'x']"])
+def test_what_is_no_text_is_one_line_in_every_call(int8_dynamic: Path, value: str) -> None:
+    """In a process of its own: here the types of all arguments are checked before."""
+    code = f"""
+from jaxgpt_export.llm import LLM
+llm, value = LLM.load({str(int8_dynamic)!r}), {value}
+calls = [llm.generate, llm.stream, llm.logprobs, lambda stop: llm.generate("a", stop=stop)]
+for name in ("seed", "top_k", "top_p") if type(value) is not int else ():
+    calls.append(lambda number, name=name: llm.generate("a", **{{name: number}}))
+for call in calls:
+    try:
+        print("answered", call(value))
+    except ValueError as error:
+        print(type(error).__name__, error)
+"""
+    line, environment = python(code)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 4
+    assert all(line.startswith("UserError ") for line in lines), done.stdout
+
+
 def test_texts_that_are_too_long_are_one_line(llm: LLM) -> None:
     for call in (llm.generate, llm.stream, llm.logprobs, lambda text: llm.generate(["a", text])):
         with pytest.raises(UserError, match="context holds 64"):

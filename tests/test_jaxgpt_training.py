@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def test_a_caller_s_own_figures_are_written_down(run: Path, data: Path, tmp_path
         folder.record(1, {"loss": metrics["loss"], "temperature": 0.5})
     (row,) = read_metrics(tmp_path / "own")
     assert row["temperature"] == 0.5
+
+
+def test_a_loss_that_is_no_number_leaves_the_best_checkpoint(run: Path, data: Path, tmp_path: Path) -> None:
+    training = training_of(run, data)
+    with RunFolder(tmp_path / "own", training) as folder:
+        state = folder.begin_or_resume()
+        for step, loss in enumerate((6.0, 5.0, math.nan, 5.5, math.inf, None), 1):
+            state, metrics = training.step(state, training.batch(step))
+            folder.record(step, {**metrics, "step": 99})
+            folder.save(state, loss)
+        assert folder.best_val_loss() == 5.0
+    assert [row["step"] for row in read_metrics(tmp_path / "own")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_folder_of_another_training_or_in_use_is_refused(run: Path, data: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8, help="sequences a step, all devices together")
     parser.add_argument("--block-size", type=int, default=256, help="longest context, tokens")
+    parser.add_argument("--val-fraction", type=float, default=0.1, help="share of the text to measure on")
     parser.add_argument("--prompt", default="", help="that the samples continue")
     args = parser.parse_args()
     base, data, fp32, int8 = (args.out / name for name in ("base", "data", "fp32", "int8"))
@@ -36,7 +37,8 @@ def main() -> None:
     if not base.exists():
         import_hf(ImportHfOptions(source=args.model, out=base))
     if not data.exists():
-        prepare(PrepareOptions(source=args.text, tokenizer=str(base), out=data))
+        share = args.val_fraction
+        prepare(PrepareOptions(source=args.text, tokenizer=str(base), out=data, val_fraction=share))
     training = make_training(args, base, data)
     before = training.evaluate(training.first_state())["val_loss"]
     after = fine_tune(training, args.out / "run")

@@ -21,7 +21,7 @@ from jaxgpt.generation.scheduler import Request, generate_many
 from jaxgpt.generation.scoring import log_probabilities
 from jaxgpt.generation.session import ScoringSession
 from jaxgpt.generation.state import GenerationState
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
@@ -83,8 +83,10 @@ class LLM:
             line that says what to do.
         """
         threads = choose_threads(threads)
+        if not str(source):
+            raise UserError("the source of a model is empty; give an artifact folder, or a name of the hub")
         if names_hub_model(str(source)):
-            folder = load_pretrained(str(source), method or DEFAULT_METHOD, refresh)
+            folder = load_pretrained(str(source), DEFAULT_METHOD if method is None else method, refresh)
         else:
             folder = Path(source)
             if method is not None or refresh:
@@ -156,6 +158,8 @@ class LLM:
           UserError: a prompt leaves no room for a token, or a value is out of range.
         """
         sampling, stops = Sampling(temperature, top_k, top_p, seed), _as_tuple(stop)
+        if not isinstance(prompt, str):
+            _require_texts("prompt", prompt)
         if isinstance(prompt, str):
             with self._turn:
                 arguments = (self._session, self.tokenizer, prompt, max_new_tokens, sampling, stops)
@@ -199,6 +203,7 @@ class LLM:
         Raises:
           UserError: as `generate`, at the call and not at the first piece.
         """
+        _require_texts("prompt", (prompt,))
         pieces: list[str] = []
         state = GenerationState(
             self.tokenizer,
@@ -235,6 +240,7 @@ class LLM:
         Raises:
           UserError: the text has more tokens than the context holds.
         """
+        _require_texts("text", (text,))
         tokens = self.tokenizer.encode(text, special=True)
         assert isinstance(self._session, ScoringSession)
         with self._turn:
@@ -242,4 +248,13 @@ class LLM:
 
 
 def _as_tuple(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+    if isinstance(stop, str):
+        return (stop,)
+    _require_texts("stop", stop)
+    return tuple(stop)
+
+
+def _require_texts(name: str, texts: object) -> None:
+    """Raise UserError unless texts are a list or tuple of str: bytes, say, would be walked through."""
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{name} is {quoted(texts)}; expected text (str), or a list of texts")

@@ -9,6 +9,7 @@ What is kept lies in the user's cache folder (JAXGPT_CACHE, else ~/.cache/jaxgpt
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def names_hub_model(source: str) -> bool:
     if source.startswith(PREFIX):
         return True
     name = source.partition("@")[0]
-    return name.count("/") == 1 and bool(NAME.fullmatch(name)) and not Path(source).exists()
+    return name.count("/") == 1 and bool(NAME.fullmatch(name)) and not os.path.exists(source)
 
 
 def load_pretrained(source: str, method: str = DEFAULT_METHOD, refresh: bool = False) -> Path:
@@ -56,7 +57,7 @@ def load_pretrained(source: str, method: str = DEFAULT_METHOD, refresh: bool = F
     known = None if refresh else _known(home, revision, method)
     if known is not None:
         return known
-    with _saying_where(home, source):
+    with _saying_where(home, source), _saying_that_no_folder_is_here(source):
         (home / "refs").mkdir(parents=True, exist_ok=True)
         with wait_for_lock(home / ".lock", lambda: say(f"another process is loading {name}; waiting for it")):
             known = None if refresh else _known(home, revision, method)
@@ -97,6 +98,17 @@ def _make(home: Path, name: str, revision: str, method: str) -> Path:
             raise UserError(f"{name} was not loaded: what this program computes of it differs (see above)")
     write_atomic(home / "refs" / quote(revision, safe=""), model.commit + "\n")
     return folder
+
+
+@contextlib.contextmanager
+def _saying_that_no_folder_is_here(source: str) -> Iterator[None]:
+    """Put first what a mistyped path means: it looks like a name of the hub."""
+    try:
+        yield
+    except UserError as error:
+        if source.startswith(PREFIX):
+            raise
+        raise UserError(f"no folder {source} is here, and as a model of the hub: {error}") from None
 
 
 @contextlib.contextmanager

@@ -49,6 +49,10 @@ class PromptOptions:
         """Return the prompt, read from stdin for "-"; UserError when that is not UTF-8."""
         if self.prompt != "-":
             return self.prompt or ""
+        if sys.stdin is None:
+            raise UserError(
+                "--prompt - reads stdin, which is closed; give the prompt itself, or a file: < FILE"
+            )
         try:
             return sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:

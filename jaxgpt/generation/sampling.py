@@ -5,11 +5,12 @@ the same logits, so that samples of two models differ only where their distribut
 """
 
 import dataclasses
+import numbers
 
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, quoted
 
 SORTED_FIRST = 64  # most probable tokens that are sorted first; the whole vocabulary only if they do not do
 
@@ -34,6 +35,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            require_number(name, getattr(self, name), whole=name in ("top_k", "seed"))
         if not 0.0 <= self.temperature < float("inf"):
             raise UserError(f"temperature ({self.temperature}) must be 0 (greedy) or a positive number")
         if self.top_k < 0:
@@ -42,6 +45,12 @@ class Sampling:
             raise UserError(f"top_p ({self.top_p}) must lie in (0, 1]")
         if self.seed < 0:
             raise UserError(f"seed ({self.seed}) must not be negative")
+
+
+def require_number(name: str, value: object, *, whole: bool) -> None:
+    """Raise UserError unless a value is a number, and a whole one where that is asked for."""
+    if not isinstance(value, numbers.Integral if whole else numbers.Real):
+        raise UserError(f"{name} ({quoted(value)}) must be a {'whole ' if whole else ''}number")
 
 
 class Sampler:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from jaxgpt.generation.sampling import Sampler, Sampling
+from jaxgpt.generation.sampling import Sampler, Sampling, require_number
 from jaxgpt.generation.text_stream import TextStream
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
@@ -72,6 +72,7 @@ class GenerationState:
         on_text: Callable[[str], object] | None = None,
     ) -> None:
         self.prompt = prompt_tokens(tokenizer, prompt, block_size)
+        require_number("max_new_tokens", max_new_tokens, whole=True)
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least 1")
         self.tokens: list[int] = []

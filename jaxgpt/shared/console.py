@@ -93,6 +93,9 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     Returns:
       The exit code.
     """
+    if sys.stdout is None:
+        say("error: stdout is closed, and results go there; open it, or send it to /dev/null")
+        return 2
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -130,17 +133,21 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         )
         return 2
     except OSError as error:
-        where = error.filename or "while writing"
-        if error.errno == errno.ENOSPC:
-            say(f"error: no space left on the device ({where}); free some and run again")
-        else:
-            reason = " ".join((error.strerror or str(error)).split())
-            say(f"error: {where}: {reason}; check the path and its permissions")
+        _say_system_error(error)
         return 2
     except KeyboardInterrupt:
         say("interrupted; nothing half-written is left under a final name")
         return 130
     return 0 if result.passed else 1
+
+
+def _say_system_error(error: OSError) -> None:
+    where = error.filename or "while writing"
+    if error.errno == errno.ENOSPC:
+        say(f"error: no space left on the device ({where}); free some and run again")
+    else:
+        reason = " ".join((error.strerror or str(error)).split())
+        say(f"error: {where}: {reason}; check the path and its permissions")
 
 
 def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:
@@ -156,7 +163,7 @@ def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:
         [
             f"usage: {prog} COMMAND [options]",
             "",
-            about,
+            textwrap.fill(about, 80),
             "",
             *lines,
             "",

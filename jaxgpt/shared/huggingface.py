@@ -79,6 +79,11 @@ def read_hf_config(path: Path, what: str, may_scale_by_layer: bool = False) -> H
     """
     value = read_json(path, what)
     kind, positions = value.get("model_type"), value.get("positions", "learned")
+    if kind is None and "preset" in value:
+        raise UserError(
+            f"{path} has no model_type: {path.parent} is a run; make an artifact of it with: jaxgpt-export "
+            f"convert --run {path.parent} --out FOLDER"
+        )
     if kind not in (MODEL_TYPE, OWN_MODEL_TYPE) or (kind == MODEL_TYPE and "positions" in value):
         raise UserError(f"{path} has model_type {quoted(kind)}, expected {MODEL_TYPE} or {OWN_MODEL_TYPE}")
     shape = _shape(value, path)

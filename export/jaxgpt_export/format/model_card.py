@@ -4,6 +4,7 @@ What it says stands in certificate.json and config.json too; it is for people, a
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.files import write_atomic
 
 FLOAT = "fp32"
+LONGEST = 100  # characters of a licence's or data set's name
 
 
 def write_model_card(folder: Path, config: ModelConfig, certificate: Mapping[str, Any]) -> None:
@@ -44,12 +46,18 @@ def write_model_card(folder: Path, config: ModelConfig, certificate: Mapping[str
 def _front_matter(origin: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: jaxgpt", "pipeline_tag: text-generation"]
     if origin.get("license"):
-        lines.append(f"license: {origin['license']}")
+        lines.append(f"license: {_plain(origin['license'])}")
     if origin.get("datasets"):
-        lines += ["datasets:", *(f"- {name}" for name in origin["datasets"])]
+        lines += ["datasets:", *(f"- {_plain(name)}" for name in origin["datasets"])]
     if str(origin.get("source", "")).startswith("hub:"):
         lines.append(f"base_model: {origin['source'].removeprefix('hub:')}")
     return "\n".join([*lines, "---"])
+
+
+def _plain(text: object) -> str:
+    """Return a text written elsewhere without what YAML or Markdown would read as more than text."""
+    kept = re.sub(r"[^A-Za-z0-9./_ ,+-]", "", str(text)).strip(" ,+-")[:LONGEST]
+    return kept if re.search("[A-Za-z]", kept) else f"'{kept}'"
 
 
 def _what_it_is(config: ModelConfig, kind: str, size_mb: float) -> str:
@@ -68,8 +76,9 @@ def _what_it_is(config: ModelConfig, kind: str, size_mb: float) -> str:
 
 def _origin(origin: Mapping[str, Any]) -> str:
     if origin.get("run"):
-        preset = f", begun from the preset {origin['preset']}" if origin.get("preset") else ""
-        return f"Trained by jaxgpt: step {origin['step']} of the run `{origin['run']}`{preset}."
+        named = origin.get("preset") not in (None, "custom")
+        preset = f", begun from the preset {origin['preset']}" if named else ""
+        return f"Trained by jaxgpt: step {origin['step']} of the run `{Path(origin['run']).name}`{preset}."
     commit = f", commit `{origin['commit']}`" if origin.get("commit") else ""
     return f"Imported from `{origin.get('source', 'an unnamed source')}`{commit}."
 
@@ -117,11 +126,13 @@ def _loading(config: ModelConfig, kind: str) -> str:
 def _licence(origin: Mapping[str, Any]) -> str:
     data = origin.get("data") or {}
     if origin.get("datasets"):
-        trained_on = f"Trained on {', '.join(origin['datasets'])}, as its card on the hub says."
+        trained_on = f"Trained on {', '.join(map(_plain, origin['datasets']))}, as its card on the hub says."
     elif data.get("folder"):
-        trained_on = f"Trained on the data set `{data['folder']}`."
+        trained_on = f"Trained on the data set `{Path(data['folder']).name}`."
     else:
         trained_on = "What it was trained on is not known here."
     licence = origin.get("license")
-    said = f"Its source is under the licence {licence}." if licence else "Its licence is not known here."
+    said = (
+        f"Its source is under the licence {_plain(licence)}." if licence else "Its licence is not known here."
+    )
     return f"{trained_on} {said}"

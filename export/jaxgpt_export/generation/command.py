@@ -101,7 +101,7 @@ def ask(answer: Callable[[str], object], title: str) -> Result:
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # arrow keys and history for input()
-    say(f"{title}: a line is a prompt, an empty one starts a new document; Ctrl-D ends")
+    say(f"{title}: each line is a prompt of its own; an empty one begins a text from nothing. Ctrl-D ends")
     count = 0
     while True:
         try:
@@ -109,6 +109,9 @@ def ask(answer: Callable[[str], object], title: str) -> Result:
         except EOFError:
             sys.stdout.write("\n")
             return Result({"texts": count})
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            raise SystemExit(130) from None
         try:
             answer(prompt)
             count += 1

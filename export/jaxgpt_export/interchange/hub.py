@@ -105,14 +105,13 @@ def find_model(name: str, revision: str) -> HubModel:
         )
     hashes = {file: _hash_of(siblings[file]) for file in (*OTHER_FILES, *weights) if file in siblings}
     card: Any = found.card_data or {}
-    datasets = card.get("datasets") or ()
     return HubModel(
         found.id,
         revision,
         str(found.sha),
         hashes,
-        _text(card.get("license")),
-        (datasets,) if isinstance(datasets, str) else tuple(map(str, datasets)),
+        ", ".join(_texts(card.get("license"))) or None,
+        _texts(card.get("datasets")),
     )
 
 
@@ -165,8 +164,10 @@ def _hash_of(sibling: Any) -> str:
     return str(lfs.sha256 if lfs is not None else sibling.blob_id or "")
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return what a card says as texts: one, several, or what else stands there as none."""
+    found = value if isinstance(value, list) else [value]
+    return tuple(text for text in found if isinstance(text, str))
 
 
 @contextmanager

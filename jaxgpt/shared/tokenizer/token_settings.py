@@ -102,6 +102,8 @@ def _refuse(config: Mapping[str, Any], path: Path) -> None:
     for name in ("add_bos_token", "add_eos_token"):
         if config.get(name):
             raise UserError(f"{path} has {name} true; this program adds no tokens to a text")
+    if config.get("split_special_tokens"):
+        raise UserError(f"{path} has split_special_tokens true; this program reads them as single tokens")
     kind = config.get("tokenizer_class")
     if kind is not None and kind not in CLASSES:
         raise UserError(

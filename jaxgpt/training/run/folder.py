@@ -192,7 +192,8 @@ def _require_same(old: RunConfig, new: RunConfig, folder: Path) -> None:
     if pairs:
         text = "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in pairs.items())
         raise UserError(
-            f"{folder} holds another training ({text}); choose another --out, or the old settings"
+            f"{folder} holds another training ({text}); choose another --out, or the old settings; to go on "
+            f"from its model with new ones: --init {folder} --out ANOTHER"
         )
 
 

@@ -13,6 +13,7 @@ folder.py says what lies in it, and reads it.
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -126,7 +127,8 @@ class RunFolder:
 
         Args:
           state: after the last step.
-          val_loss: nats per token, measured on this very state; None when it was not.
+          val_loss: nats per token, measured on this very state; None when it was not. One that is not finite
+            counts as none: the best checkpoint stays.
         """
         self.pause()
         step = int(state.step)
@@ -135,7 +137,8 @@ class RunFolder:
             "tokens_seen": step * self.training.tokens_per_step,
             "cpu_seconds": self.cpu_seconds_before + cpu_seconds(),
         }
-        self.checkpoints.save(state, position, val_loss)
+        known = val_loss is not None and math.isfinite(val_loss)
+        self.checkpoints.save(state, position, val_loss if known else None)
 
     def best_val_loss(self) -> float | None:
         """Return the val_loss of the checkpoint that evaluate and convert take; None where none has one."""
@@ -160,7 +163,7 @@ class RunFolder:
             return
         step, metrics = self._last
         self._last = None
-        values = {name: np.asarray(value).item() for name, value in metrics.items()}
+        values = {name: np.asarray(value).item() for name, value in metrics.items() if name != "step"}
         self.skipped_in_row = int(values.pop("skipped_in_row", 0))
         if self.skipped_in_row:
             say(

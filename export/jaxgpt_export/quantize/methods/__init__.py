@@ -122,7 +122,7 @@ def find_method(name: str) -> Method:
     aliases = {alias: method for method in methods.values() for alias in method.aliases}
     found = methods.get(name) or aliases.get(name)
     if found is None:
-        raise UserError(f"method {name!r} is unknown; {nearest(name, methods)}")
+        raise UserError(f"method {name!r} is unknown; {nearest(name, [*methods, 'auto'])}")
     return found
 
 
