@@ -109,12 +109,12 @@ def test_every_instruction_set_gives_the_module_s_logits(
     artifact = artifact_of(kind, config, tmp_path / "a")
     module = build_model(artifact)
     assert module.exact == (kind in EXACT_KINDS)
+    texts = [text_of(config, config.block_size if seed == 0 else 33, seed) for seed in range(TEXTS)]
+    with torch.inference_mode():
+        module_logits = [module(torch.tensor([text]))[0].numpy() for text in texts]
     for isa in instruction_sets():
         model = NativeModel(artifact, 1, isa)
-        for seed in range(TEXTS):
-            text = text_of(config, config.block_size if seed == 0 else 33, seed)
-            with torch.inference_mode():
-                expected = module(torch.tensor([text]))[0].numpy()
+        for seed, (text, expected) in enumerate(zip(texts, module_logits, strict=True)):
             logits = NativeSession(model, cache="fp32").forward(text, all_logits=True)
             if module.exact:
                 assert np.array_equal(logits, expected), (isa, seed)
