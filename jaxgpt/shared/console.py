@@ -11,7 +11,6 @@ takes the names of the settings that the command line gives.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import importlib
 import io
@@ -29,7 +28,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 
 from rich.console import Console
 
-from jaxgpt.shared.errors import UserError, nearest
+from jaxgpt.shared.errors import UserError, nearest, system_error_line
+from jaxgpt.shared.files import require_local_paths
+from jaxgpt.shared.jax_settings import leave_out_settings, missing_platform
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:
@@ -96,6 +97,9 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     if sys.stdout is None:
         say("error: stdout is closed, and results go there; open it, or send it to /dev/null")
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model writes characters that not every encoding holds
+    leave_out_settings()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -133,21 +137,17 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         )
         return 2
     except OSError as error:
-        _say_system_error(error)
+        say(f"error: {system_error_line(error)}")
+        return 2
+    except (RuntimeError, AssertionError) as error:
+        if (line := missing_platform(error)) is None:
+            raise
+        say(f"error: {line}")
         return 2
     except KeyboardInterrupt:
         say("interrupted; nothing half-written is left under a final name")
         return 130
     return 0 if result.passed else 1
-
-
-def _say_system_error(error: OSError) -> None:
-    where = error.filename or "while writing"
-    if error.errno == errno.ENOSPC:
-        say(f"error: no space left on the device ({where}); free some and run again")
-    else:
-        reason = " ".join((error.strerror or str(error)).split())
-        say(f"error: {where}: {reason}; check the path and its permissions")
 
 
 def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:
@@ -235,6 +235,7 @@ def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
         raise UserError(f"{_one_line(captured.getvalue())}; {prog} --help tells the options") from None
     if unknown:
         raise UserError(f"{prog} can't use {unknown[0]!r}; {prog} --help tells the options")
+    require_local_paths(value)
     return value
 
 

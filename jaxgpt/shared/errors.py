@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,17 @@ def damaged(path: Path, remedy: str) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({type(error).__name__}: {line}); {remedy}") from None
+
+
+def system_error_line(error: OSError) -> str:
+    """Return in one line what the system says of a file, and what to do."""
+    where = error.filename or "while writing"
+    reason = " ".join((error.strerror or str(error)).split())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{where}: {reason[:1].lower()}{reason[1:]}; free some space, or write elsewhere, and run again"
+        )
+    return f"{where}: {reason}; check the path and its permissions"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
