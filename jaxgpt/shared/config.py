@@ -144,14 +144,20 @@ class TrainConfig:
       learning_rate: peak, of the blocks' matrices.
       embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
         share of them).
+      vector_learning_rate: peak, of gains and biases; 0 for that of embeddings.
       final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
       lr_schedule: how the rate falls from its peak, "cosine" or "linear".
       decay_fraction: share of the steps after warm-up over which it falls; before, it stays at its peak.
       weight_decay: of matrices only, times the learning rate.
+      cautious_weight_decay: only where it moves a weight the way that its update does.
       beta1: momentum of AdamW, in [0, 1).
       beta2: second-moment decay of AdamW, in [0, 1).
       momentum: momentum of Muon, in [0, 1).
+      momentum_warmup_steps: steps over which it rises from 0.85; 0 for none.
+      split_qkv: Muon makes query, key and value of attention orthogonal apart, not as one matrix.
+      zero_projections: begin with residual projections (c_proj) of zeros.
+      document_windows: windows of training text begin with a document where one begins in reach.
       grad_clip: largest global norm of a gradient.
       precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
         optimizer state and sums stay float32.
@@ -173,14 +179,20 @@ class TrainConfig:
     optimizer: str = "adamw"
     learning_rate: float = 6e-4
     embedding_learning_rate: float = 6e-4
+    vector_learning_rate: float = 0.0
     final_lr_fraction: float = 0.1
     warmup_steps: int = 100
     lr_schedule: Literal["cosine", "linear"] = "cosine"
     decay_fraction: float = 1.0
     weight_decay: float = 0.1
+    cautious_weight_decay: bool = False
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
+    momentum_warmup_steps: int = 0
+    split_qkv: bool = False
+    zero_projections: bool = False
+    document_windows: bool = False
     grad_clip: float = 1.0
     precision: Precision = "fp32"
     remat: bool = False
@@ -207,6 +219,8 @@ class TrainConfig:
         )
         for name in (
             "warmup_steps",
+            "momentum_warmup_steps",
+            "vector_learning_rate",
             "weight_decay",
             "final_lr_fraction",
             "sample_every",
