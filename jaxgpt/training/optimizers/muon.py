@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal by Newton-Schulz iterations.
 
 In float32 each matrix is iterated by itself. In bfloat16 and float16 matrices of equal shape are stacked, so
-that a GPU starts one product for all of them. The state is that of optax.contrib.muon, which checkpoints hold.
+that a GPU starts one product for all of them. The state is optax.contrib.muon's, which checkpoints hold.
 
 Source: Jordan et al. 2024, Muon, https://kellerjordan.github.io/posts/muon (and optax.contrib.muon).
 """
