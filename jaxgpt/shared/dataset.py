@@ -137,23 +137,3 @@ def windows(tokens: Tokens, block_size: int) -> tuple[npt.NDArray[np.int32], npt
     inputs = np.maximum(padded[:-1], 0).reshape(count, block_size)
     targets = padded[1:].reshape(count, block_size)
     return inputs, targets
-
-
-def document_windows(tokens: Tokens, block_size: int, endoftext: int) -> npt.NDArray[np.int64]:
-    """Return where windows begin that begin with a document where they can.
-
-    A window ends with its last token, or goes over into a document that then begins the next window too; only
-    a document longer than a window is continued in the middle.
-
-    Args:
-      tokens: (N,), a split.
-      block_size: T.
-      endoftext: token that stands before every document.
-    """
-    documents = np.flatnonzero(tokens == endoftext)
-    found, begin = [], 0
-    while begin < len(tokens) - 1:
-        found.append(begin)
-        last = int(documents[np.searchsorted(documents, begin + block_size, side="right") - 1])
-        begin = last if last > begin else begin + block_size
-    return np.array(found, np.int64)

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.shared.dataset import Tokens, document_windows
+from jaxgpt.shared.dataset import Tokens
 
 IGNORED = -1
 
@@ -26,23 +26,16 @@ class Batches:
       block_size: T.
       batch_size: sequences an optimizer step, all processes together.
       seed: of the order.
-      endoftext: token that stands before every document; where given, a window begins with a document if one
-        begins in reach, and what the window before it holds of that document is predicted there too.
     """
 
     tokens: Tokens
     block_size: int
     batch_size: int
     seed: int
-    endoftext: int | None = None
 
     def __post_init__(self) -> None:
-        self._starts = None
-        if self.endoftext is not None:
-            self._starts = document_windows(self.tokens, self.block_size, self.endoftext)
         # Enough windows to cover the stream at every offset, so that epochs are equally long.
-        whole = -(-(len(self.tokens) - 1) // self.block_size) + 1
-        self.windows_per_epoch = whole if self._starts is None else len(self._starts)
+        self.windows_per_epoch = -(-(len(self.tokens) - 1) // self.block_size) + 1
         self._epoch = -1
         self._offset = 0
         self._order = np.zeros(0, np.int64)
@@ -90,10 +83,7 @@ class Batches:
             self._epoch = epoch
             self._offset = int(random.integers(self.block_size))
             self._order = random.permutation(self.windows_per_epoch)
-        if self._starts is None:
-            begin = int(self._order[position]) * self.block_size - self._offset
-        else:
-            begin = int(self._starts[self._order[position]])
+        begin = int(self._order[position]) * self.block_size - self._offset
         low, high = max(begin, 0), min(begin + self.block_size, len(self.tokens) - 1)
         if low < high:
             inputs[low - begin : high - begin] = self.tokens[low:high]

@@ -41,8 +41,7 @@ def train(run: Run, shape: dict[str, int], dataset: Dataset) -> Outcome:
     program = CompiledTraining(model, config, mesh, FLOAT32)
     step = program.compile_step()
     reserve_memory(peak_bytes(step))
-    separator = int(dataset.train[0]) if config.document_windows else None
-    batches = Batches(dataset.train, model.block_size, config.batch_size, config.seed, separator)
+    batches = Batches(dataset.train, model.block_size, config.batch_size, config.seed)
     state = program.first_state()
     averaged, first_averaged = None, run.steps - max(round(run.average_last * run.steps), 1)
     add = jax.jit(lambda total, params: jax.tree.map(jax.numpy.add, total, params))

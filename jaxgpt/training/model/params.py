@@ -29,14 +29,6 @@ def init_params(config: ModelConfig, seed: int, dtype: Any = jnp.float32) -> Par
     return params_of(GPT(config, nnx.Rngs(seed), Numerics(dtype, dtype)))
 
 
-def zero_projections(params: Params) -> Params:
-    """Return parameters whose residual projections are zero: every block begins as the identity."""
-    return {
-        name: jnp.zeros_like(leaf) if name.endswith("c_proj.kernel") else leaf
-        for name, leaf in params.items()
-    }
-
-
 def pad_vocabulary(params: Params, multiple: int) -> Params:
     """Return parameters whose tables have rows of zeros up to a multiple."""
     tables = {name: params[name] for name in TABLES if name in params}

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 from jaxgpt.shared.config import TrainConfig
 from jaxgpt.training.lr_schedule import Schedule
-from jaxgpt.training.optimizers.adamw import add_decayed_weights
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -32,7 +31,7 @@ def matrices(config: TrainConfig, learning_rate: Schedule) -> optax.GradientTran
     muon = optax.chain(
         scale_by_muon(config),
         optax.stateless(_scale_by_shape),
-        add_decayed_weights(config.weight_decay, config.cautious_weight_decay),
+        optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
     # optax.contrib.muon has an AdamW beside, which has nothing to do here, but a place in its state.

@@ -83,8 +83,7 @@ class Training:
         numerics, self.attention = choose_numerics(model, train.precision, platform, capability)
         self.compiled = CompiledTraining(model, train, mesh, numerics)
         self._eval_step = jax.jit(make_eval_step(self.compiled.graph, train.loss_chunks))
-        separator = int(dataset.train[0]) if train.document_windows else None  # a split begins with it
-        self._batches = Batches(dataset.train, model.block_size, train.batch_size, train.seed, separator)
+        self._batches = Batches(dataset.train, model.block_size, train.batch_size, train.seed)
         self.parameter_count = sum(math.prod(leaf.shape) for leaf in abstract_params(model).values())
         self.tokens_per_step = train.batch_size * model.block_size
         self.input_wait_s = 0.0

@@ -10,15 +10,7 @@ from jax.sharding import Mesh
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.training.devices.mesh import batch_sharding, state_shardings
 from jaxgpt.training.model.numerics import Numerics
-from jaxgpt.training.model.params import (
-    HostParam,
-    HostParams,
-    Params,
-    graph_of,
-    init_params,
-    pad_vocabulary,
-    zero_projections,
-)
+from jaxgpt.training.model.params import HostParam, HostParams, Params, graph_of, init_params, pad_vocabulary
 from jaxgpt.training.step.optimizer import make_optimizer
 from jaxgpt.training.step.state import TrainState, first_state
 from jaxgpt.training.step.train_step import make_train_step
@@ -56,10 +48,7 @@ class CompiledTraining:
 
     def _first_state(self, params: Params | None = None) -> TrainState:
         if params is None:
-            params = init_params(self._model, self._train.seed)
-            if self._train.zero_projections:
-                params = zero_projections(params)
-            params = pad_vocabulary(params, self._train.vocab_multiple)
+            params = pad_vocabulary(init_params(self._model, self._train.seed), self._train.vocab_multiple)
         return first_state(params, self._optimizer, self._train.seed, self._train)
 
     def first_state(self, params: HostParams | None = None) -> TrainState:
