@@ -13,7 +13,8 @@ import optax
 import pytest
 
 from jaxgpt.shared.config import Precision, TrainConfig
-from jaxgpt.training.optimizers.muon import COEFFICIENTS, matrices, orthogonalize_all
+from jaxgpt.shared.errors import UserError
+from jaxgpt.training.optimizers.muon import COEFFICIENTS, matrices, orthogonalize_all, scale_by_muon
 
 CONFIG = TrainConfig(optimizer="muon", momentum=0.9, weight_decay=0.3)
 SHAPES = {
@@ -25,6 +26,7 @@ SHAPES = {
 COEFFICIENTS_64 = np.array(COEFFICIENTS)
 # bfloat16 keeps 8 bits; five iterations multiply an error of 2^-8 by at most a few.
 BF16_TOLERANCE = 0.06
+FLOAT32_TOLERANCE = 1e-4
 
 Arrays = dict[str, npt.NDArray[np.float64]]
 
@@ -77,7 +79,7 @@ def test_float32_has_the_state_and_the_bits_of_optax() -> None:
 def test_matrices_alone_or_stacked_follow_the_formula(split_qkv: bool, dtype: Any) -> None:
     given = random_matrices(3)
     found = orthogonal(in_float32(given), split_qkv, dtype)
-    tolerance = 1e-4 if dtype is None else BF16_TOLERANCE
+    tolerance = FLOAT32_TOLERANCE if dtype is None else BF16_TOLERANCE
     assert set(found) == set(SHAPES)
     for name, matrix in given.items():
         parts = np.split(matrix, 3, axis=1) if split_qkv and "c_attn" in name else [matrix]
@@ -110,3 +112,29 @@ def test_products_take_operands_of_the_precision_and_are_stacked(precision: Prec
     # Five square matrices (query, key, value and two projections) and one of the MLP, 5 times 3 products.
     assert len(operands) == 2 * 15
     assert sum("<5x8x8x" in left for left, _ in operands) == 15
+
+
+def test_momentum_rises_from_085_and_then_stays() -> None:
+    """Orthogonalized is beta m + (1 - beta) g, m the average with the step's beta; in float64, three steps."""
+    config = dataclasses.replace(CONFIG, momentum=0.95, momentum_warmup_steps=2)
+    name = "h.0.attn.c_proj.kernel"
+    optimizer = scale_by_muon(config)
+    state, average = optimizer.init({name: jnp.zeros((8, 8))}), np.zeros((8, 8))
+    for step, beta in enumerate((0.85, 0.90, 0.95, 0.95)):
+        gradient = random_matrices(step)[name]
+        found, state = optimizer.update({name: jnp.asarray(gradient, jnp.float32)}, state)
+        average = beta * average + (1 - beta) * gradient
+        expected = by_formula(beta * average + (1 - beta) * gradient)
+        assert np.abs(np.asarray(found[name]) - expected).max() < FLOAT32_TOLERANCE
+
+
+def test_a_configuration_from_before_these_settings_means_what_it_did() -> None:
+    old = dataclasses.asdict(CONFIG)
+    for name in ("split_qkv", "momentum_warmup_steps"):
+        del old[name]
+    assert TrainConfig.from_json(old, "config.json") == CONFIG
+
+
+def test_a_negative_number_of_steps_is_refused() -> None:
+    with pytest.raises(UserError, match=r"momentum_warmup_steps \(-1\) must be 0 or more"):
+        dataclasses.replace(CONFIG, momentum_warmup_steps=-1)

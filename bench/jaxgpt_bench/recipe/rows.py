@@ -22,6 +22,7 @@ class Row:
     Attributes:
       settings: of TrainConfig.
       warmup_share: of the steps.
+      momentum_warmup_share: of the steps.
       lengths: numbers of steps.
       average_last: share of the steps whose weights are averaged at the end; 0 takes the last weights.
       newton_schulz: precision of Muon's products alone.
@@ -29,16 +30,22 @@ class Row:
 
     settings: Mapping[str, Any]
     warmup_share: float = 0.1
+    momentum_warmup_share: float = 0.0
     lengths: tuple[int, ...] = (SINGLE_STEPS,)
     average_last: float = 0.0
     newton_schulz: str = "fp32"
 
 
 LINEAR: dict[str, Any] = {"lr_schedule": "linear", "final_lr_fraction": 0.0, "weight_decay": 0.1}
-ADAMW = {"optimizer": "adamw", "learning_rate": 0.003, "embedding_learning_rate": 0.032, **LINEAR}
-ADAMW_WARMUP_SHARE = 0.3
+ADAMW = {
+    "optimizer": "adamw", "learning_rate": 0.002, "embedding_learning_rate": 0.032, "beta1": 0.6, **LINEAR,
+}  # fmt: skip
+ADAMW_WARMUP_SHARE = 0.4
 MUON = {"optimizer": "muon", "learning_rate": 0.02, "embedding_learning_rate": 0.04, **LINEAR}
-WINNER = {**MUON, "split_qkv": True}
+WINNER = {
+    **MUON, "embedding_learning_rate": 0.02, "beta1": 0.6, "momentum": 0.9, "split_qkv": True,
+    "decay_fraction": 0.65,
+}  # fmt: skip
 
 
 def _changed(**settings: Any) -> Row:
@@ -46,39 +53,59 @@ def _changed(**settings: Any) -> Row:
     return Row(settings={**MUON, **settings})
 
 
+def _adamw(rate: float, embeddings: float, warmup_share: float, beta1: float) -> dict[str, Any]:
+    """Return what a trial of AdamW changes."""
+    rates = {"learning_rate": rate, "embedding_learning_rate": embeddings}
+    return {**rates, "warmup_share": warmup_share, "beta1": beta1}
+
+
 ROWS: dict[str, dict[str, Row]] = {
     "1m": {
-        "adamw": Row(settings=ADAMW, warmup_share=ADAMW_WARMUP_SHARE, lengths=(200, 280, 400)),
+        "adamw": Row(settings=ADAMW, warmup_share=ADAMW_WARMUP_SHARE, lengths=(280, 400)),
         "muon": Row(settings=MUON, lengths=(140, 200, 280)),
         "split-qkv": _changed(split_qkv=True),
         "newton-schulz-bf16": Row(settings=MUON, newton_schulz="bf16"),
         "betas": _changed(beta1=0.6),
         "vector-rate": _changed(vector_learning_rate=0.005),
         "late-decay": _changed(decay_fraction=0.65),
-        "momentum-warmup": _changed(momentum_warmup_steps=100),
+        "momentum-warmup": Row(settings=MUON, momentum_warmup_share=0.5),
         "average": Row(settings=MUON, average_last=0.1),
-        "winner": Row(settings=WINNER, lengths=(140, 200, 280)),
+        "winner": Row(settings=WINNER, momentum_warmup_share=0.5, lengths=(140, 200, 280)),
     },
     "6m": {
-        "adamw": Row(settings=ADAMW, warmup_share=ADAMW_WARMUP_SHARE, lengths=(160,)),
-        "muon": Row(settings=MUON, lengths=(160,)),
-        "winner": Row(settings=WINNER, lengths=(160,)),
+        "adamw": Row(settings=ADAMW, warmup_share=ADAMW_WARMUP_SHARE, lengths=(400,)),
+        "muon": Row(settings=MUON, lengths=(400,)),
+        "winner": Row(settings=WINNER, momentum_warmup_share=0.5, lengths=(400,)),
     },
 }
 
-# Settings tried before the table was measured, one after the other, with TRIAL_SEED; the best stand above.
-TRIAL_STEPS = {"adamw": 400, "muon": 200}
-# Name: learning rate, that of embeddings, share of the steps for warm-up.
-TRIALS: dict[str, tuple[tuple[float, float, float], ...]] = {
+# What was tried before the table was measured, one after the other, with TRIAL_SEED: steps, then what differs
+# from the row. The best stand above.
+TRIALS: dict[str, tuple[tuple[int, dict[str, Any]], ...]] = {
     "adamw": (
-        (0.004, 0.004, 0.05), (0.008, 0.008, 0.05), (0.002, 0.002, 0.05), (0.016, 0.016, 0.05),
-        (0.002, 0.008, 0.05), (0.004, 0.008, 0.05), (0.002, 0.016, 0.05), (0.001, 0.008, 0.05),
-        (0.002, 0.032, 0.05), (0.001, 0.032, 0.05), (0.003, 0.016, 0.2), (0.002, 0.032, 0.2),
-        (0.003, 0.032, 0.3), (0.002, 0.032, 0.4),
+        *((400, _adamw(rate, embeddings, 0.05, 0.9)) for rate, embeddings in (
+            (0.004, 0.004), (0.008, 0.008), (0.002, 0.002), (0.016, 0.016), (0.002, 0.008), (0.004, 0.008),
+            (0.002, 0.016), (0.001, 0.008), (0.002, 0.032), (0.001, 0.032),
+        )),
+        (400, _adamw(0.003, 0.016, 0.2, 0.9)), (400, _adamw(0.002, 0.032, 0.2, 0.9)),
+        (400, _adamw(0.003, 0.032, 0.3, 0.9)), (400, _adamw(0.002, 0.032, 0.4, 0.9)),
+        (400, _adamw(0.002, 0.032, 0.5, 0.9)), (400, _adamw(0.003, 0.032, 0.3, 0.8)),
+        (400, _adamw(0.003, 0.032, 0.4, 0.8)), (400, _adamw(0.002, 0.032, 0.4, 0.6)),
+        (400, _adamw(0.002, 0.016, 0.4, 0.6)),
     ),
     "muon": (
-        (0.02, 0.02, 0.1), (0.03, 0.02, 0.1), (0.02, 0.01, 0.1), (0.02, 0.04, 0.1), (0.02, 0.08, 0.1),
-        (0.02, 0.04, 0.25), (0.03, 0.04, 0.25),
+        *((280, {"learning_rate": rate, "embedding_learning_rate": 0.02, "warmup_share": 1 / 14})
+          for rate in (0.01, 0.02, 0.04)),
+        *((200, {"embedding_learning_rate": rate}) for rate in (0.01, 0.02, 0.04, 0.08)),
+        (200, {"learning_rate": 0.03, "embedding_learning_rate": 0.02}),
+        (200, {"weight_decay": 0.3}), (200, {"warmup_share": 0.25}), (200, {"beta1": 0.6}),
+        (200, {"learning_rate": 0.03, "warmup_share": 0.25}), (200, {"split_qkv": True}),
+    ),
+    "winner": (
+        (200, {"momentum": 0.95}), (200, {"momentum": 0.95, "embedding_learning_rate": 0.04}),
+        (200, {"momentum": 0.95, "embedding_learning_rate": 0.08}),
+        (200, {"momentum": 0.95, "embedding_learning_rate": 0.04, "learning_rate": 0.03}),
+        (200, {"embedding_learning_rate": 0.04}),
     ),
 }  # fmt: skip
 
@@ -86,27 +113,31 @@ TRIALS: dict[str, tuple[tuple[float, float, float], ...]] = {
 def runs_of(name: str, shape: str, seed: int, lengths: tuple[int, ...] = ()) -> list[Run]:
     """Return the trainings of a row with a seed: one a length, the row's own if none is given."""
     row = ROWS[shape][name]
-    return [
-        Run(
-            row=name,
-            shape=shape,
-            steps=steps,
-            seed=seed,
-            settings={**row.settings, "warmup_steps": round(row.warmup_share * steps)},
-            average_last=row.average_last,
-            newton_schulz=row.newton_schulz,
-        )
-        for steps in lengths or row.lengths
-    ]
+    return [_run(name, row, shape, steps, seed) for steps in lengths or row.lengths]
 
 
 def trial_runs(name: str, shape: str) -> list[Run]:
     """Return the trainings that a row was tuned by."""
-    steps = TRIAL_STEPS[name]
-    found = []
-    for rate, embedding_rate, warmup_share in TRIALS[name]:
-        settings = {**ROWS[shape][name].settings, "learning_rate": rate}
-        settings["embedding_learning_rate"] = embedding_rate
-        settings["warmup_steps"] = round(warmup_share * steps)
-        found.append(Run(row=f"{name}-trials", shape=shape, steps=steps, seed=TRIAL_SEED, settings=settings))
+    row, found = ROWS[shape][name], []
+    for steps, changes in TRIALS[name]:
+        settings = {**row.settings, **changes}
+        share = settings.pop("warmup_share", row.warmup_share)
+        tried = dataclasses.replace(row, settings=settings, warmup_share=share)
+        found.append(_run(f"{name}-trials", tried, shape, steps, TRIAL_SEED))
     return found
+
+
+def _run(name: str, row: Row, shape: str, steps: int, seed: int) -> Run:
+    """Return a training of a row, with warm-ups as long as its shares say."""
+    settings = {**row.settings, "warmup_steps": round(row.warmup_share * steps)}
+    if row.momentum_warmup_share:
+        settings["momentum_warmup_steps"] = round(row.momentum_warmup_share * steps)
+    return Run(
+        row=name,
+        shape=shape,
+        steps=steps,
+        seed=seed,
+        settings=settings,
+        average_last=row.average_last,
+        newton_schulz=row.newton_schulz,
+    )

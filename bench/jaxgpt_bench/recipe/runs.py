@@ -11,8 +11,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.json_data import JsonData
+
+DEFAULTS = TrainConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,11 @@ class Run(JsonData):
 
     @property
     def key(self) -> str:
-        """What makes it the same training, whatever its row is called."""
-        return json.dumps({**self.to_json(), "row": None}, sort_keys=True)
+        """What makes it the same training, whatever its row is called; defaults may be said or not."""
+        told = {
+            name: value for name, value in self.settings.items() if value != getattr(DEFAULTS, name, None)
+        }
+        return json.dumps({**self.to_json(), "row": None, "settings": told}, sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
