@@ -12,6 +12,7 @@ from jaxgpt_export.parity.comparison import compare_models
 from jaxgpt_export.parity.models import open_model
 
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import only_writer
 
 MISSING = ("--artifact", "missing")
 # Every command with an --out, and inputs that are not there: what it says of --out comes first.
@@ -52,6 +53,15 @@ def test_an_output_that_can_not_be_written_is_said_first(command: Command, tmp_p
     result = command(program, word, *WRITERS[name], "--out", f"s3://bucket/out{end}")
     assert_one_line_error(result, f"--out s3://bucket/out{end} is an address", "mount it")
     assert not Path("s3:").exists()
+
+
+@pytest.mark.parametrize("word", ["convert", "import-hf", "import-nanogpt", "quantize"])
+def test_a_second_writer_of_a_folder_is_refused(command: Command, tmp_path: Path, word: str) -> None:
+    call = (word, *WRITERS[f"jaxgpt-export {word}"], "--out", tmp_path / "out")
+    with only_writer(tmp_path / "out"):
+        assert_one_line_error(command("jaxgpt-export", *call), f"another process writes {tmp_path / 'out'}")
+    assert "another process" not in command("jaxgpt-export", *call)[2]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

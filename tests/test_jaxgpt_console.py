@@ -284,7 +284,7 @@ def test_an_address_is_no_path(capfd: pytest.CaptureFixture[str], out: str) -> N
 
 def test_a_platform_that_jax_has_not_is_one_line_and_settings_of_other_programs_are_left_out() -> None:
     code = (
-        "from jaxgpt.shared.jax_settings import leave_out_settings, missing_platform\n"
+        "from jaxgpt.shared.machine import leave_out_settings, missing_platform\n"
         "leave_out_settings()\n"
         "import jax\n"
         "assert (jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion) == (False, 'standard')\n"

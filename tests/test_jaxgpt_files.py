@@ -14,12 +14,11 @@ from jaxgpt.shared.files import (
     lock,
     new_file,
     new_folder,
-    prepare_output_file,
-    prepare_output_folder,
     read_json,
     write_atomic,
     write_json,
 )
+from jaxgpt.shared.outputs import prepare_output_file, prepare_output_folder
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

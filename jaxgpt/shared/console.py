@@ -29,8 +29,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 from rich.console import Console
 
 from jaxgpt.shared.errors import UserError, nearest, system_error_line
-from jaxgpt.shared.files import require_local_paths
-from jaxgpt.shared.jax_settings import leave_out_settings, missing_platform
+from jaxgpt.shared.machine import leave_out_settings, missing_platform
+from jaxgpt.shared.outputs import require_local_paths
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import prepare_output_folder, read_json, write_atomic, write_json
+from jaxgpt.shared.files import read_json, write_atomic, write_json
+from jaxgpt.shared.outputs import prepare_output_folder
 from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 
 

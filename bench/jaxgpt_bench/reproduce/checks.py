@@ -1,7 +1,7 @@
 """What `jaxgpt-bench reproduce` refuses at once, before hours of work end there."""
 
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import prepare_output_folder
+from jaxgpt.shared.outputs import prepare_output_folder
 from jaxgpt_bench.common.markdown_blocks import require_markers
 from jaxgpt_bench.reproduce.build import check_folders
 from jaxgpt_bench.reproduce.options import ReproduceOptions

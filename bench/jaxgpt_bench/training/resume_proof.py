@@ -22,7 +22,8 @@ from typing import Any
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import prepare_output_file, prepare_output_folder, write_json
+from jaxgpt.shared.files import write_json
+from jaxgpt.shared.outputs import prepare_output_file, prepare_output_folder
 from jaxgpt_bench.common.provenance import provenance
 
 SHAPE = ("--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "64", "--dropout", "0.1")

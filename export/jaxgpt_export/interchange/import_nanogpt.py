@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.files import check_replaceable
+from jaxgpt.shared.files import check_replaceable, only_writer
 from jaxgpt.shared.tokenizer import named_tokenizer
 
 from jaxgpt_export.format.certificate import versions
@@ -42,15 +42,20 @@ class ImportNanogptOptions:
 
 def import_nanogpt(options: ImportNanogptOptions) -> Result:
     """Run `jaxgpt-export import-nanogpt`; exit code 1, and no artifact, when the logits differ."""
+    inputs = [options.source, *([options.data] if options.data else [])]
+    if options.tokenizer != "gpt2":
+        inputs.append(Path(options.tokenizer))
+    check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
+    with only_writer(options.out):
+        return _import(options)
+
+
+def _import(options: ImportNanogptOptions) -> Result:
     from jaxgpt_export.interchange.float64_gpt import Float64GPT
     from jaxgpt_export.interchange.imported_model import certify_and_write, choose_tokens, rows_of
     from jaxgpt_export.interchange.weights.nanogpt_checkpoint import gelu_figures, read_nanogpt
     from jaxgpt_export.model.build import as_tensors
 
-    inputs = [options.source, *([options.data] if options.data else [])]
-    if options.tokenizer != "gpt2":
-        inputs.append(Path(options.tokenizer))
-    check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
     model = read_nanogpt(options.source, named_tokenizer(options.tokenizer), options.n_head)
     tokens, text = choose_tokens(model, options.data)
     tanh, erf = (

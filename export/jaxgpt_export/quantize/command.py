@@ -15,7 +15,7 @@ from jaxgpt.shared.architecture import matrices
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
+from jaxgpt.shared.files import check_replaceable, new_folder, only_writer, sha256_of
 from rich.table import Table
 
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
@@ -74,12 +74,17 @@ class QuantizeOptions:
 
 def quantize(options: QuantizeOptions) -> Result:
     """Run `jaxgpt-export quantize`; exit code 1, and no artifact, when auto finds none within its bound."""
+    _check(options)
+    with only_writer(options.out):
+        return _quantize(options)
+
+
+def _quantize(options: QuantizeOptions) -> Result:
     from jaxgpt_export.model.int8_kernels import exact_kernels
     from jaxgpt_export.parity.probe_gates import measure
     from jaxgpt_export.quantize.quantizer import Quantizer
     from jaxgpt_export.quantize.sensitivity import sensitivity
 
-    _check(options)
     artifact, parent = _open_parent(options.artifact)
     probe, dataset = read_probe(artifact), _open_dataset(options, artifact)
     quantizer = Quantizer(artifact, dataset)
