@@ -9,16 +9,17 @@ from conftest import python
 
 from jaxgpt.shared.errors import UserError, system_error_line
 from jaxgpt.shared.files import (
+    check_output_folder,
     check_replaceable,
     check_writable,
     lock,
     new_file,
     new_folder,
+    prepare_output_file,
     read_json,
     write_atomic,
     write_json,
 )
-from jaxgpt.shared.outputs import prepare_output_file, prepare_output_folder
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +109,11 @@ def test_an_output_is_refused_before_any_work_and_leaves_nothing(tmp_path: Path)
     with pytest.raises(UserError, match="is a folder, expected a file"):
         prepare_output_file(tmp_path / "new")
     with pytest.raises(UserError, match="is a file, expected a folder"):
-        prepare_output_folder(tmp_path / "file")
+        check_output_folder(tmp_path / "file")
     (tmp_path / "linked").symlink_to("new")
-    prepare_output_folder(tmp_path / "linked")  # is written into, not replaced
+    check_output_folder(tmp_path / "linked")  # is written into, not replaced
+    check_output_folder(tmp_path / "another" / "one")
+    assert not (tmp_path / "another").exists()
     assert os.listdir(tmp_path / "new") == []
 
 

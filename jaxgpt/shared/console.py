@@ -28,9 +28,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 
 from rich.console import Console
 
-from jaxgpt.shared.errors import UserError, nearest, system_error_line
+from jaxgpt.shared.errors import UserError, nearest, require_local_paths, system_error_line
 from jaxgpt.shared.machine import leave_out_settings, missing_platform
-from jaxgpt.shared.outputs import require_local_paths
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:
@@ -126,21 +125,8 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
-            raise
-        extra = EXTRA_OF[package]
-        say(
-            f"error: this command needs {package}, which is not installed; "
-            f"pip install -c constraints.txt -e '.[{extra}]'"
-        )
-        return 2
-    except OSError as error:
-        say(f"error: {system_error_line(error)}")
-        return 2
-    except (RuntimeError, AssertionError) as error:
-        if (line := missing_platform(error)) is None:
+    except (ModuleNotFoundError, OSError, RuntimeError, AssertionError) as error:
+        if (line := _line_for(error)) is None:
             raise
         say(f"error: {line}")
         return 2
@@ -148,6 +134,21 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         say("interrupted; nothing half-written is left under a final name")
         return 130
     return 0 if result.passed else 1
+
+
+def _line_for(error: Exception) -> str | None:
+    """Return what is said of an error that is the user's to mend; None for a fault of the program."""
+    if isinstance(error, OSError):
+        return system_error_line(error)
+    if not isinstance(error, ModuleNotFoundError):
+        return missing_platform(error)
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return (
+        f"this command needs {package}, which is not installed; "
+        f"pip install -c constraints.txt -e '.[{EXTRA_OF[package]}]'"
+    )
 
 
 def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:

@@ -282,6 +282,36 @@ def check_writable(target: Path, option: str = "--out") -> None:
                 folder.rmdir()
 
 
+def prepare_output_file(target: Path | None, option: str = "--out") -> None:
+    """Make the folder of a file that a command writes at its end, and replaces; nothing for None.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    if target is None:
+        return
+    check_writable(target, option)
+    if target.is_dir():
+        raise UserError(f"{option} {target} is a folder, expected a file; choose another {option}")
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_output_folder(target: Path, option: str = "--out") -> None:
+    """Raise UserError unless a folder can be made, or written into where it is; a link to one is one.
+
+    Args:
+      target: the folder, which a command fills file by file (a run's, a report's).
+      option: that gives it, for messages.
+    """
+    target = target.absolute()
+    if not os.path.exists(target):
+        check_writable(target, option)
+    elif not os.path.isdir(target):
+        raise UserError(f"{option} {target} is a file, expected a folder; choose another {option}")
+    else:
+        check_writable(target / "written", option)
+
+
 @contextlib.contextmanager
 def _naming_what_is_full(target: Path, how: Callable[[], str]) -> Iterator[None]:
     """Say of a full device what was not written.

@@ -20,8 +20,7 @@ from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
-from jaxgpt.shared.outputs import prepare_output_file
+from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.common.tables import Table
 from jaxgpt_bench.common.timing import agreeing, timed_generation
 from jaxgpt_bench.peers.llama_cpp_ import LlamaCppSession

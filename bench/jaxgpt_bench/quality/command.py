@@ -15,8 +15,7 @@ from pathlib import Path
 
 from jaxgpt.shared.console import Result, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
-from jaxgpt.shared.outputs import prepare_output_file
+from jaxgpt.shared.files import prepare_output_file, write_json
 
 
 @dataclasses.dataclass(frozen=True)

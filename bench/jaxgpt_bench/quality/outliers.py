@@ -20,8 +20,7 @@ from typing import Any
 
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
-from jaxgpt.shared.outputs import prepare_output_file
+from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.common.tables import Column, table
 
 FLOAT_BOUND = 1e-4  # of the float loss; each weight is multiplied and divided once

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import read_json, write_atomic, write_json
-from jaxgpt.shared.outputs import prepare_output_folder
+from jaxgpt.shared.files import check_output_folder, read_json, write_atomic, write_json
 from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 
 
@@ -44,7 +43,7 @@ def report(options: ReportOptions) -> Result:
     from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
     from jaxgpt_bench.report.page import markdown_block, render, report_figures
 
-    prepare_output_folder(options.out)
+    check_output_folder(options.out)
     if options.readme is not None:
         require_markers(options.readme, "table")
     metrics = read_metrics(options.run)
@@ -57,6 +56,7 @@ def report(options: ReportOptions) -> Result:
     train = read_json(options.run / "summary.json", "summary of a finished run")
     certificate = read_json(options.fp32 / "certificate.json", "certificate")
     figures = report_figures(train, certificate["parity"], quality, speeds)
+    options.out.mkdir(parents=True, exist_ok=True)
     page = render(figures, quality, speeds, metrics, certificate)
     written = figures.to_json()
     write_atomic(options.out / "report.html", page)

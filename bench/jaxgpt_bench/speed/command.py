@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
-from jaxgpt.shared.outputs import prepare_output_file
+from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.speed.options import SpeedOptions
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from typing import ClassVar
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
-from jaxgpt.shared.outputs import prepare_output_file
+from jaxgpt.shared.files import prepare_output_file, write_json
 
 PROMPT_TOKENS = 48
 PARITY_TOKENS = 256

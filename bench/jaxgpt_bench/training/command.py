@@ -11,8 +11,7 @@ rounds; MFU is of the datasheet's peak, where there is one.
 
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
-from jaxgpt.shared.outputs import prepare_output_file
+from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.common.rows import Spread, StepFigures
 from jaxgpt_bench.training.options import TrainingOptions
 
