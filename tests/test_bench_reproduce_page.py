@@ -315,18 +315,16 @@ def test_the_page_begins_with_a_verdict_in_words(report: dict[str, Any]) -> None
     found = claims(read_report(report))
     own = found.speeds["this project's"]
     assert own is not None
-    said = (
-        f"INT8 makes this model {found.size.times_smaller:.1f} times smaller and writes {own.rates.times:.1f} "
-        "times as many tokens a second as float32;"
-    )
+    smaller, faster = found.size.times_smaller, own.rates.times
+    said = f"INT8 makes this model {smaller:.1f} times smaller and writes {faster:.1f} times as many tokens a"
     assert 0 < text.index(said) < text.index("By jaxgpt, which trains")
 
 
 def test_a_verdict_says_what_a_loss_means() -> None:
     arguments = ("INT8", 3.84, 7.24)
     assert verdict_sentence(*arguments, 0.0005, False) == (
-        "INT8 makes this model 3.8 times smaller and writes 7.2 times as many tokens a second as float32; the "
-        "right next token gets 0.05% less likely (+0.00050 nats)."
+        "INT8 makes this model 3.8 times smaller and writes 7.2 times as many tokens a second as float32; "
+        "the right next token gets 0.05% less likely (+0.00050 nats)."
     )
     assert "0.10% more likely (-0.00100 nats)" in verdict_sentence(*arguments, -0.001, False)
     for loss, unclear in ((0.0005, True), (1e-9, False)):
