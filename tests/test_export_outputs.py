@@ -28,7 +28,7 @@ WRITERS: dict[str, tuple[object, ...]] = {
     "jaxgpt-bench integers": (*MISSING, "--data", "missing", "--run", "missing"),
     "jaxgpt-bench agreement": (*MISSING, "--data", "missing"),
     "jaxgpt-bench generate": MISSING,
-    "jaxgpt-bench native": (*MISSING, "--data", "missing"),
+    "jaxgpt-bench native": (*MISSING, "--reference", "missing", "--data", "missing"),
     "jaxgpt-bench report": ("--run", "missing", "--fp32", "x", "--quality", "x", "--speed", "x"),
 }
 ENDS = {"gguf": ".gguf", "program": ".pt2"}
