@@ -115,7 +115,7 @@ def test_products_take_operands_of_the_precision_and_are_stacked(precision: Prec
 
 
 def test_momentum_rises_from_085_and_then_stays() -> None:
-    """Orthogonalized is beta m + (1 - beta) g, m the average with the step's beta; in float64, three steps."""
+    """Orthogonalized is beta m + (1 - beta) g, m the average with the step's beta; compared in float64."""
     config = dataclasses.replace(CONFIG, momentum=0.95, momentum_warmup_steps=2)
     name = "h.0.attn.c_proj.kernel"
     optimizer = scale_by_muon(config)
