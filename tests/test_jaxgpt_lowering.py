@@ -53,7 +53,6 @@ def test_every_product_of_a_step_takes_the_compute_dtype_in_both_directions(
     assert float32_products(text) == []
 
 
-@pytest.mark.xfail(strict=True, reason="Newton-Schulz iterations multiply float32")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_every_product_of_muon_takes_the_compute_dtype(precision: str) -> None:
     text = lowered("gpu", TURING, precision=precision, optimizer="muon", learning_rate=0.02)
