@@ -101,7 +101,7 @@ def test_fsdp_gathers_matrices_again_for_the_backward_pass(
         batch_size=16 * grad_accum_steps, grad_accum_steps=grad_accum_steps, precision=precision
     )
     model = dataclasses.replace(MODEL, qat=qat)
-    numerics, _ = choose_numerics(model, precision, "cpu", 0.0)
+    numerics, _ = choose_numerics(model, train, "cpu", 0.0)
     text = CompiledTraining(model, train, make_mesh("fsdp=8", 8), numerics).lower_step().as_text()
     found = re.findall(r"stablehlo.all_gather.*?-> tensor<([\dx]+)xf32>", text, re.DOTALL)
     gathered = Counter(tuple(map(int, shape.split("x"))) for shape in found)

@@ -26,7 +26,7 @@ def make_step(trainer: Trainer) -> Step:
     if trainer.platform == "cpu":
         keep_freed_memory(model, train, trainer.devices)
         use_cpu_devices(trainer.devices)
-    numerics, _ = choose_numerics(model, train.precision, jax.default_backend(), compute_capability())
+    numerics, _ = choose_numerics(model, train, jax.default_backend(), compute_capability())
     program = CompiledTraining(model, train, make_mesh(f"data={trainer.devices}"), numerics)
     compiled = program.compile_step()
     if trainer.platform == "cpu":

@@ -80,7 +80,7 @@ class Training:
         self.config = RunConfig(preset, model, train, data_entry(dataset), entry)
         self.model, self.train, self.dataset, self.mesh = model, train, dataset, mesh
         platform, capability = jax.default_backend(), compute_capability()
-        numerics, self.attention = choose_numerics(model, train.precision, platform, capability)
+        numerics, self.attention = choose_numerics(model, train, platform, capability)
         self.compiled = CompiledTraining(model, train, mesh, numerics)
         eval_step = make_eval_step(self.compiled.graph, train.loss_chunks)
         self._eval_step = jax.jit(eval_step, compiler_options=self.compiled.compiler_options)
