@@ -93,6 +93,26 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """Keep other processes from making the same folder until the block or the process ends.
+
+    Args:
+      target: the folder; the lock lies beside it.
+
+    Raises:
+      UserError: another process makes it.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.tmp-lock")
+    with lock(path, f"another process writes {target}; wait for it, or choose another --out"):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def wait_for_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
     """Hold a lock as `lock` does, but wait for a process that holds it.
 

@@ -25,7 +25,8 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Request]:
       UserError: the file cannot be read, or a line (named) is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A line of JSON ends at \n alone: str.splitlines cuts at characters that may stand in a string too.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {path} cannot be read: {error}") from None
     requests = []

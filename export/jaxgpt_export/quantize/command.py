@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxgpt.shared.architecture import matrices
 from jaxgpt.shared.console import Result, say, stderr
-from jaxgpt.shared.dataset import Dataset, open_dataset, windows
+from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
 from rich.table import Table
@@ -274,7 +274,7 @@ def _quality(reference: "GPT", model: "GPT", dataset: Dataset) -> tuple["Quality
     from jaxgpt_export.parity.quality import batches, measure_quality
 
     T = reference.config.block_size
-    inputs, targets = windows(dataset.val, T)
+    inputs, targets = dataset.val_windows(T)
     rows = max(QUALITY_TOKENS // T, 1)
     parts = batches(inputs[:rows], targets[:rows], rows=4)
     quality = measure_quality({"float": reference, "quantized": model}, parts)
