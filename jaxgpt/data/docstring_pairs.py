@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxgpt.data.text_files import open_bytes
+
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 DOCSTRING_CHARACTERS = range(15, 301)
@@ -58,7 +60,8 @@ def source_files(folder: Path) -> list[Path]:
 def pairs_of_file(path: Path) -> Iterator[Pair]:
     """Yield the pairs of a source file; a file that does not parse has none."""
     try:
-        source = path.read_bytes().decode("utf-8")
+        with open_bytes(path) as file:
+            source = file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return
     yield from pairs_of_source(source)

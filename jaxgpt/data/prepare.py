@@ -32,7 +32,8 @@ class PrepareOptions:
 
     Attributes:
       source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a .jsonl, .json, .parquet, .txt or .py
-        file or a folder of such files (.py files give docstring -> code pairs).
+        file or a folder of such files (.py files give docstring -> code pairs); all but .parquet may be
+        compressed: .jsonl.xz, .txt.gz, .py.zst.
       out: the dataset folder to write.
       tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder whose tokenizer is
         taken (an artifact, a data set, a folder of Hugging Face).

@@ -3,7 +3,8 @@
 hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
 stdlib                docstring -> code pairs of the running interpreter's standard library
 packages:NAME,...     the same from installed packages
-PATH                  .jsonl, .json, .parquet, .txt, .py, or a folder of such files
+PATH                  .jsonl, .json, .parquet, .txt, .py, or a folder of such files; all but .parquet may be
+                      compressed: .jsonl.xz, .txt.gz, .py.zst
 """
 
 import importlib.metadata
@@ -20,7 +21,8 @@ from jaxgpt.data.docstring_pairs import (
 )
 from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Source
 from jaxgpt.data.hub import hub_source
-from jaxgpt.data.tables import TABLE_SUFFIXES, load_table, table_documents
+from jaxgpt.data.tables import TABLE_SUFFIXES, local_table_documents
+from jaxgpt.data.text_files import COMPRESSED, kind_of, open_text
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
@@ -84,11 +86,16 @@ def _pairs(folder: Path, prefix: str) -> Iterator[Document]:
 
 def _files_of(path: Path) -> list[Path]:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_content(p, path))
-    known = [file for file in files if file.suffix in SUFFIXES]
+    known = [file for file in files if _is_readable(file)]
     if not known:
-        found = sorted({file.suffix or file.name for file in files})[:5]
+        found = sorted({"".join(file.suffixes[-2:]) or file.name for file in files})[:5]
         raise UserError(f"{path} holds no {', '.join(SUFFIXES)} file; found: {', '.join(found) or 'nothing'}")
     return known
+
+
+def _is_readable(file: Path) -> bool:
+    kind = kind_of(file)
+    return kind in SUFFIXES and not (kind == ".parquet" and file.suffix in COMPRESSED)
 
 
 def _is_content(file: Path, root: Path) -> bool:
@@ -100,16 +107,14 @@ def _is_content(file: Path, root: Path) -> bool:
 def _local(files: Sequence[Path], root: Path, text_column: str) -> Iterator[Document]:
     for file in files:
         group = file.relative_to(root).as_posix() if root.is_dir() else file.name
-        if file.suffix == ".py":
+        if kind_of(file) == ".py":
             yield from (Document(pair.text, group) for pair in pairs_of_file(file))
-        elif file.suffix == ".txt":
-            try:
-                text = file.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{file} is not UTF-8 text ({error}); convert it first") from None
+        elif kind_of(file) == ".txt":
+            with open_text(file) as opened:
+                text = opened.read()
             yield from _text_documents(text, group, alone=len(files) == 1)
         else:
-            yield from table_documents(load_table([str(file)]), text_column, str(file))
+            yield from local_table_documents(file, text_column)
 
 
 def _text_documents(text: str, group: str, alone: bool) -> Iterator[Document]:
