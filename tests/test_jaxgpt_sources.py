@@ -49,7 +49,7 @@ def zstd() -> Any:
 
 
 def compress(suffix: str, content: bytes) -> bytes:
-    """By the standard library's other interface, or the command's equal."""
+    """Compress in one go."""
     return {".gz": gzip.compress, ".xz": lzma.compress}.get(suffix, lambda part: zstd().compress(part))(
         content
     )

@@ -1,7 +1,7 @@
 """Reads tables (.jsonl, .json, .parquet, local or on the hub): each row's text column becomes a document.
 
-Local JSON, which may be compressed, is read by Python's own parser, .jsonl line by line; Parquet and the hub's
-files are read by `datasets`.
+Local JSON, which may be compressed, is read by Python's own parser, .jsonl line by line; Parquet and the
+hub's files are read by `datasets`.
 """
 
 import glob
@@ -33,7 +33,7 @@ def local_table_documents(path: Path, text_column: str) -> Iterator[Document]:
 
 
 def _json_rows(path: Path, file: io.TextIOWrapper) -> Iterator[Any]:
-    """Yield the rows of an open file: of .json a list of objects, an object of columns, or lines as of .jsonl."""
+    """Yield the rows of an open file: .json holds a list of objects, an object of columns, or lines."""
     lines: Iterable[str] = file
     if kind_of(path) == ".json":
         text = file.read()

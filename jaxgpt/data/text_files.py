@@ -1,4 +1,4 @@
-"""Opens a text file by its suffix: as it is, or compressed as .gz, .xz or .zst, decompressed while it is read."""
+"""Opens a text file by its suffix: .gz, .xz and .zst are decompressed while they are read."""
 
 import contextlib
 import gzip
@@ -58,7 +58,7 @@ def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
 
 
 def _zstd(path: Path) -> Any:
-    """Return Python's own module for Zstandard, there from 3.14 on, or the package that brings it to others."""
+    """Return the module for Zstandard: Python's own from 3.14 on, else the package of that module."""
     for name in ("compression.zstd", "backports.zstd"):
         with contextlib.suppress(ModuleNotFoundError):
             return importlib.import_module(name)
