@@ -83,7 +83,9 @@ class Training:
         numerics, self.attention = choose_numerics(model, train.precision, platform, capability)
         self.compiled = CompiledTraining(model, train, mesh, numerics)
         self._eval_step = jax.jit(make_eval_step(self.compiled.graph, train.loss_chunks))
-        self._batches = Batches(dataset.train, model.block_size, train.batch_size, train.seed)
+        self._batches = Batches(
+            dataset.train, model.block_size, train.batch_size, train.seed, dataset.train_mask
+        )
         self.parameter_count = sum(math.prod(leaf.shape) for leaf in abstract_params(model).values())
         self.tokens_per_step = train.batch_size * model.block_size
         self.input_wait_s = 0.0
