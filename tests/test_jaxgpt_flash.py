@@ -19,19 +19,6 @@ from jaxgpt.training.step.train_step import make_train_step
 MODEL = ModelConfig(vocab_size=128, block_size=64, n_layer=2, n_head=2, n_embd=128)
 
 
-@pytest.fixture
-def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let JAX lower for a GPU that is not there: its checks of cuDNN and of the device are skipped."""
-    from jax._src.cudnn import fused_attention_stablehlo as fused
-
-    for name, answer in (
-        ("check_cudnn_version", 91000),
-        ("check_compute_capability", None),
-        ("is_cuda_compute_capability_equal", False),
-    ):
-        monkeypatch.setattr(fused, name, lambda *_, answer=answer: answer)
-
-
 def lowered(capability: float, model: ModelConfig = MODEL, **train: Any) -> str:
     settings = TrainConfig(batch_size=4, **train)
     numerics, _ = choose_numerics(model, settings.precision, "gpu", capability)

@@ -144,6 +144,7 @@ class TrainConfig:
       learning_rate: peak, of the blocks' matrices.
       embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
         share of them).
+      vector_learning_rate: peak, of gains and biases; 0 for that of embeddings.
       final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
       lr_schedule: how the rate falls from its peak, "cosine" or "linear".
@@ -152,6 +153,8 @@ class TrainConfig:
       beta1: momentum of AdamW, in [0, 1).
       beta2: second-moment decay of AdamW, in [0, 1).
       momentum: momentum of Muon, in [0, 1).
+      momentum_warmup_steps: steps over which it rises from 0.85; 0 for none.
+      split_qkv: Muon makes query, key and value of attention orthogonal apart, not as one matrix.
       grad_clip: largest global norm of a gradient.
       precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
         optimizer state and sums stay float32.
@@ -173,6 +176,7 @@ class TrainConfig:
     optimizer: str = "adamw"
     learning_rate: float = 6e-4
     embedding_learning_rate: float = 6e-4
+    vector_learning_rate: float = 0.0
     final_lr_fraction: float = 0.1
     warmup_steps: int = 100
     lr_schedule: Literal["cosine", "linear"] = "cosine"
@@ -181,6 +185,8 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
+    momentum_warmup_steps: int = 0
+    split_qkv: bool = False
     grad_clip: float = 1.0
     precision: Precision = "fp32"
     remat: bool = False
@@ -207,6 +213,8 @@ class TrainConfig:
         )
         for name in (
             "warmup_steps",
+            "momentum_warmup_steps",
+            "vector_learning_rate",
             "weight_decay",
             "final_lr_fraction",
             "sample_every",

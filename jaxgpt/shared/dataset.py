@@ -186,3 +186,18 @@ def windows(
         padded[: len(tokens)][~counted(mask, 0, len(tokens))] = -1
     targets = padded[1:].reshape(count, block_size)
     return inputs, targets
+
+
+def check_tokens(largest: int, vocab_size: int, name: str) -> None:
+    """Raise UserError for a token that a model does not have; frameworks fail otherwise each, or not at all.
+
+    Args:
+      largest: id among the tokens.
+      vocab_size: of the model.
+      name: of the model.
+    """
+    if largest >= vocab_size:
+        raise UserError(
+            f"the data holds token {largest}, {name} has tokens 0 to {vocab_size - 1}; give data that was "
+            "prepared with the tokenizer of this model"
+        )

@@ -201,7 +201,9 @@ def word_for_word(
         shared["dropped"] = dataset.manifest["counts"]["val_overlapping"]
     written = [row["tokens"] for row in sampled["samples"]]
     groups = {"held-out": quality["held_out"], **quality["samples"]}
-    lists = {name: [tokenizer.encode(row["text"]) for row in rows] for name, rows in groups.items()}
+    lists = {
+        name: [tokenizer.encode(row["text"], special=True) for row in rows] for name, rows in groups.items()
+    }
     everything = [*written, *(text for texts in lists.values() for text in texts)]
     say(f"looking for the longest run of {len(everything)} texts in {len(corpus.tokens):,} tokens")
     found = longest_runs(corpus, everything)

@@ -11,7 +11,7 @@ rounds; MFU is of the datasheet's peak, where there is one.
 
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
+from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.common.rows import Spread, StepFigures
 from jaxgpt_bench.training.options import TrainingOptions
 
@@ -23,6 +23,7 @@ def train(options: TrainingOptions) -> Result:
     from jaxgpt_bench.common.tables import STEPS, table
     from jaxgpt_bench.training.rounds import measure_steps
 
+    prepare_output_file(options.out)
     figures = measure_steps(options)
     stderr.print(table(STEPS, figures.rows).terminal())
     show(figures)

@@ -85,13 +85,17 @@ class CompiledTraining:
         """
         return self.lower_step().compile()
 
-    def lower_step(self) -> jax.stages.Lowered:
-        """Return the step before XLA optimizes it."""
+    def lower_step(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
+        """Return the step before XLA optimizes it.
+
+        Args:
+          platforms: to lower it for, such as ("cuda",), which need not be there; the mesh's if not given.
+        """
         dropout = self._model.dropout > 0
         step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, dropout)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
         batch = jax.ShapeDtypeStruct(self.batch_shape, jnp.int32, sharding=self.batch_sharding)
-        return jitted.lower(self.sharded_shapes(), batch, batch)
+        return jitted.trace(self.sharded_shapes(), batch, batch).lower(lowering_platforms=platforms)
 
 
 def peak_bytes(compiled: Any) -> float:
