@@ -29,7 +29,8 @@ class NoTableError(UserError):
 def no_column(where: str, name: str, columns: Iterable[str]) -> NoTableError:
     """Return the error that names the columns that there are."""
     return NoTableError(
-        f"{where} has no column {name!r}; it has {', '.join(columns) or 'none'}; name one with --text-column"
+        f"{where} has no column {name!r}; it has {', '.join(columns) or 'none'}; name one with --text-column "
+        "or --template"
     )
 
 
@@ -121,11 +122,18 @@ def _rows_of_value(path: Path, content: bytes) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path, suffix: str, report: ReadReport) -> Iterator[Row]:
-    """Yield the rows of a table of comma- or tab-separated values, whose first line names the columns."""
+    """Yield the rows of a table of separated values, whose first line names the columns.
+
+    The separator of a .tsv is a tab; of a .csv a comma, or a semicolon where the first line has no comma.
+    """
     csv.field_size_limit(sys.maxsize)
     with open_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+        reader: Any = csv.reader(())
         try:
+            first = text.readline()
+            comma = ";" if ";" in first and "," not in first else ","
+            lines = itertools.chain([first], text)
+            reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else comma, strict=True)
             names = next(reader, [])
             for row in reader:
                 if not row:
