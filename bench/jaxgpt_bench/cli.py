@@ -37,6 +37,10 @@ COMMANDS = {
         "jaxgpt_bench.training.command:TrainingOptions:train",
         "Measure training steps beside PyTorch's.",
     ),
+    "recipe": Command(
+        "jaxgpt_bench.recipe.command:RecipeOptions:recipe",
+        "Measure how many steps each change of the training recipe saves.",
+    ),
     "resume-proof": Command(
         "jaxgpt_bench.training.resume_proof:ResumeProofOptions:resume_proof",
         "Kill a small training at random moments and compare it with an undisturbed one, bit for bit.",

@@ -59,9 +59,9 @@ def sample_prompts(texts: Sequence[str], tokenizer: Tokenizer, count: int, longe
     for text in texts:
         head, fence, rest = text.partition(CODE_BEGIN)
         if not fence:
-            tokens = tokenizer.encode(text)
+            tokens = tokenizer.encode(text, special=True)
             head, rest = tokenizer.decode(tokens[: longest // 2]), tokenizer.decode(tokens[longest // 2 :])
-        if len(tokenizer.encode(head + fence)) <= longest:
+        if len(tokenizer.encode(head + fence, special=True)) <= longest:
             found.append(Prompt(head + fence, rest.partition(FENCE)[0]))
     return [found[index] for index in spread_evenly(len(found), count)]
 
@@ -97,7 +97,7 @@ def held_out_texts(prompts: Sequence[Prompt], tokenizer: Tokenizer, longest: int
     """Return how the prompts' documents go on themselves, cut where a sample would be."""
     texts = []
     for prompt in prompts:
-        tokens = tokenizer.encode(prompt.rest)
+        tokens = tokenizer.encode(prompt.rest, special=True)
         text = tokenizer.decode(tokens[:longest])
         finish_reason = "length" if len(tokens) > longest else "stop"
         texts.append(WrittenText(text=text, finish_reason=finish_reason, parses=parses(text)))
