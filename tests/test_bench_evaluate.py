@@ -13,9 +13,7 @@ import pytest
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.evaluate.answers import answer_docstrings, answer_requests, split_document
 from jaxgpt_bench.evaluate.functions import cut_in_the_middle
-from jaxgpt_bench.evaluate.programs import edit_similarity, most_repeated, program_of
 from jaxgpt_bench.evaluate.requests import REQUESTS
-from jaxgpt_bench.evaluate.sandbox import require_sandbox, run_programs
 from jaxgpt_bench.evaluate.statistics import (
     mean_and_error,
     paired_difference,
@@ -24,6 +22,8 @@ from jaxgpt_bench.evaluate.statistics import (
 )
 from jaxgpt_bench.evaluate.tables import samples_markdown
 from jaxgpt_bench.evaluate.writers import Writer
+from jaxgpt_bench.sandbox.programs import edit_similarity, most_repeated, program_of
+from jaxgpt_bench.sandbox.sandbox import require_sandbox, run_programs
 
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer

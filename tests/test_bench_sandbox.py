@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jaxgpt_bench.evaluate.sandbox import Limits, require_sandbox, run_program, run_programs
+from jaxgpt_bench.sandbox.sandbox import Limits, require_sandbox, run_program, run_programs
 
 from jaxgpt.shared.errors import UserError
 

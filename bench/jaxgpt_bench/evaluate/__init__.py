@@ -1,1 +1,1 @@
-"""What a trained model can do: programs for requests and for HumanEval's problems, run in a sandbox."""
+"""What a trained model can do: programs for requests and problems, held-out functions."""

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.state import Generation
-from jaxgpt_bench.evaluate.programs import Program, most_repeated, parses, program_of
 from jaxgpt_bench.evaluate.requests import CodeRequest
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, Speed
-from jaxgpt_bench.evaluate.sandbox import Outcome, run_programs
 from jaxgpt_bench.evaluate.writers import Texts, Writer, write_all
 from jaxgpt_bench.quality.samples import spread_evenly
+from jaxgpt_bench.sandbox.programs import Program, most_repeated, parses, program_of
+from jaxgpt_bench.sandbox.sandbox import Outcome, run_programs
 
 REQUESTED, HELD_OUT = "requests", "held-out docstrings"
 NO_FUNCTION = Outcome(False, "no function whose name fits")

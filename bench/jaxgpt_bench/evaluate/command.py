@@ -74,8 +74,8 @@ def evaluate(options: EvaluateOptions) -> Result:
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.evaluate.human_eval import default_file, read_problems
     from jaxgpt_bench.evaluate.rows import EvaluateFigures
-    from jaxgpt_bench.evaluate.sandbox import require_sandbox
     from jaxgpt_bench.evaluate.writers import open_writers
+    from jaxgpt_bench.sandbox.sandbox import require_sandbox
 
     problems = read_problems(options.problems or default_file()) if "human-eval" in tasks else []
     require_sandbox()

@@ -9,7 +9,10 @@ from jaxgpt.generation.scoring import log_probabilities
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.evaluate.answers import speed_of, split_document
-from jaxgpt_bench.evaluate.programs import (
+from jaxgpt_bench.evaluate.rows import FunctionsRow, Measured
+from jaxgpt_bench.evaluate.statistics import mean_and_error, paired_difference
+from jaxgpt_bench.evaluate.writers import Writer, scorer_of, shown, write_all
+from jaxgpt_bench.sandbox.programs import (
     FENCE,
     MOST_REPEATS,
     edit_similarity,
@@ -17,9 +20,6 @@ from jaxgpt_bench.evaluate.programs import (
     parses,
     program_of,
 )
-from jaxgpt_bench.evaluate.rows import FunctionsRow, Measured
-from jaxgpt_bench.evaluate.statistics import mean_and_error, paired_difference
-from jaxgpt_bench.evaluate.writers import Writer, scorer_of, shown, write_all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ from jaxgpt_bench.evaluate.answers import speed_of
 from jaxgpt_bench.evaluate.functions import measured
 from jaxgpt_bench.evaluate.human_eval import STOPS, Problem
 from jaxgpt_bench.evaluate.rows import HumanEvalRow, PassAt
-from jaxgpt_bench.evaluate.sandbox import run_programs
 from jaxgpt_bench.evaluate.statistics import pass_at_k, smallest_shown
 from jaxgpt_bench.evaluate.writers import Writer, write_all
+from jaxgpt_bench.sandbox.sandbox import run_programs
 
 KS = (1, 10, 100)
 SHOWN_ENDS = 40  # characters of how a program ended, to count by

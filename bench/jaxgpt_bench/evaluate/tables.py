@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from jaxgpt_bench.common.formatting import rate_text
 from jaxgpt_bench.common.tables import Column, Table
 from jaxgpt_bench.evaluate.human_eval import ANCHORS
-from jaxgpt_bench.evaluate.programs import MOST_REPEATS
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, FunctionsRow, HumanEvalRow, Measured
+from jaxgpt_bench.sandbox.programs import MOST_REPEATS
 
 
 def _count(row: AnswersRow, what: str) -> str:
@@ -31,7 +31,7 @@ ANSWERS = (
 )
 
 
-def _share(found: Measured, scale: float = 100, unit: str = "%") -> str:
+def _share(found: Measured, scale: float = 100.0, unit: str = "%") -> str:
     text = f"{found.value * scale:.3g} {unit}".strip()
     if found.difference is None:
         return text if found.error is None else f"{text} ± {found.error * scale:.2g}"
@@ -45,7 +45,7 @@ FUNCTIONS = (
     Column[FunctionsRow]("edit similarity", lambda row: _share(row.edit_similarity)),
     Column[FunctionsRow]("parse", lambda row: _share(row.parses)),
     Column[FunctionsRow]("repeat", lambda row: _share(row.repeats)),
-    Column[FunctionsRow]("bits a byte", lambda row: _share(row.bits_per_byte, 1, "")),
+    Column[FunctionsRow]("bits a byte", lambda row: _share(row.bits_per_byte, 1.0, "")),
     Column[FunctionsRow]("tokens/s", lambda row: rate_text(row.speed.tokens_per_s)),
     Column[FunctionsRow]("characters/s", lambda row: rate_text(row.speed.characters_per_s)),
 )

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -39,12 +40,13 @@ def program_of(text: str) -> Program:
 
 def parses(code: str) -> bool:
     """Whether a text is Python that does something: non-empty and accepted by ast.parse."""
-    return bool(_functions(code) is not None and ast.parse(code).body)
+    return _functions(code) is not None
 
 
 def _functions(code: str) -> tuple[str, ...] | None:
     try:
-        tree = ast.parse(code)
+        with warnings.catch_warnings(action="ignore"):  # of "\\d" in a string, and the like
+            tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     if not tree.body:

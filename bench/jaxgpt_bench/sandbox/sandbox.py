@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import usable_cores
-from jaxgpt_bench.evaluate.sandbox_process import NO_SANDBOX, PASSED, STARTS_S
+from jaxgpt_bench.sandbox.sandbox_process import NO_SANDBOX, PASSED, STARTS_S
 
 PROGRAM = Path(__file__).with_name("sandbox_process.py")
 
