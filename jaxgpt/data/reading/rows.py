@@ -140,7 +140,7 @@ def _csv_rows(path: Path, suffix: str, report: ReadReport) -> Iterator[Row]:
             comma = ";" if ";" in first and "," not in first else ","
             lines = itertools.chain([first], text)
             reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else comma, strict=True)
-            names = next(reader, [])
+            names: list[str] = next(reader, [])
             for row in reader:
                 if not row:
                     continue
