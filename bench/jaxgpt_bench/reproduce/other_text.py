@@ -22,7 +22,7 @@ class OtherText:
     """A table of text from another distribution.
 
     Attributes:
-      path: .jsonl, .json (both perhaps compressed) or .parquet, with a column `text`.
+      path: .jsonl with a column `text`.
       about: what its user says of it.
     """
 
