@@ -169,7 +169,6 @@ class TrainConfig:
       learning_rate: peak, of the blocks' matrices.
       embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
         share of them).
-      vector_learning_rate: peak, of gains and biases; 0 for that of embeddings.
       final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
       lr_schedule: how the rate falls from its peak, "cosine" or "linear".
@@ -210,7 +209,6 @@ class TrainConfig:
     optimizer: str = "adamw"
     learning_rate: float = 6e-4
     embedding_learning_rate: float = 6e-4
-    vector_learning_rate: float = 0.0
     final_lr_fraction: float = 0.1
     warmup_steps: int = 100
     lr_schedule: Literal["cosine", "linear"] = "cosine"
@@ -254,7 +252,6 @@ class TrainConfig:
         for name in (
             "warmup_steps",
             "momentum_warmup_steps",
-            "vector_learning_rate",
             "weight_decay",
             "final_lr_fraction",
             "sample_every",

@@ -51,7 +51,9 @@ class CompiledTraining:
         )
         self.batch_sharding = batch_sharding(mesh, axis=1, ndim=3)
         platform = mesh.devices.flat[0].platform
-        self.compiler_options = DETERMINISTIC_OPTIONS.get(platform, {}) if train.deterministic else {}
+        self.compiler_options: dict[str, str | bool] = dict(
+            DETERMINISTIC_OPTIONS.get(platform, {}) if train.deterministic else {}
+        )
 
     def _first_state(self, params: Params | None = None) -> TrainState:
         if params is None:
