@@ -2,7 +2,7 @@
 
 A command is a frozen dataclass (its options; the docstring is its help text) and a function that takes
 it and returns a `Result`. Progress and prose go to stderr. With --json, exactly one JSON document goes
-to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage or bad input.
+to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage or bad input; 130: Ctrl-C.
 
 Options that begin with a preset have a class method `of_preset`, which returns their constructor with the
 preset's values as defaults. Their settings lie in dataclasses inside, a group in --help each; `given`
@@ -20,6 +20,7 @@ import json
 import operator
 import os
 import re
+import shutil
 import sys
 import textwrap
 import types
@@ -29,6 +30,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 
 from rich.console import Console
 
+from jaxgpt.shared.entry import INTERRUPTED, NOTHING_HALF_WRITTEN, Command
 from jaxgpt.shared.errors import UserError, nearest
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -53,22 +55,12 @@ class Result:
     Attributes:
       figures: every figure that the prose shows; printed with --json.
       passed: False when a check failed (exit code 1).
+      interrupted: Ctrl-C ended it before it was done, though in good order (exit code 130).
     """
 
     figures: Mapping[str, Any]
     passed: bool = True
-
-
-class Command(NamedTuple):
-    """One line of a program's table of commands.
-
-    Attributes:
-      target: "module:OptionsClass:function"; the module is imported when the command is chosen.
-      about: what it does, the first line of the options' docstring.
-    """
-
-    target: str
-    about: str
+    interrupted: bool = False
 
 
 class _Flag(NamedTuple):
@@ -136,18 +128,29 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         _say_system_error(error)
         return 2
     except KeyboardInterrupt:
-        say("interrupted; nothing half-written is left under a final name")
-        return 130
+        say(NOTHING_HALF_WRITTEN)
+        return INTERRUPTED
+    if result.interrupted:
+        return INTERRUPTED
     return 0 if result.passed else 1
 
 
 def _say_system_error(error: OSError) -> None:
     where = error.filename or "while writing"
+    reason = " ".join((error.strerror or str(error)).split())
     if error.errno == errno.ENOSPC:
-        say(f"error: no space left on the device ({where}); free some and run again")
+        reason = f"no space left on the device{reason.removeprefix(os.strerror(errno.ENOSPC))}"
+        say(f"error: {where}: {reason}{_free_bytes(where)}; free some and run again")
     else:
-        reason = " ".join((error.strerror or str(error)).split())
         say(f"error: {where}: {reason}; check the path and its permissions")
+
+
+def _free_bytes(where: str) -> str:
+    """Say what is free on the device of a path that was written to, where that can be told."""
+    for path in (Path(where), *Path(where).parents):
+        with contextlib.suppress(OSError):
+            return f", {shutil.disk_usage(path).free:,} bytes are free"
+    return ""
 
 
 def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:

@@ -34,6 +34,12 @@ def quoted(value: object) -> str:
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
+def require_type(name: str, value: object, kind: type) -> None:
+    """Raise UserError where an argument is something else."""
+    if not isinstance(value, kind):
+        raise UserError(f"{name} is {quoted(value)}, expected a {kind.__name__}")
+
+
 @contextlib.contextmanager
 def damaged(path: Path, remedy: str) -> Iterator[None]:
     """Say that a file is damaged when reading what it holds fails.

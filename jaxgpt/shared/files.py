@@ -10,12 +10,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, quoted
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -63,6 +65,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -205,6 +210,43 @@ def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequen
             f"{target} holds folders of something else ({', '.join(folders)}), so it is not replaced; "
             "choose another --out"
         )
+
+
+def as_path(value: object, what: str) -> Path:
+    """Return a path that was given as one or as a text; UserError for anything else."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value)
+    raise UserError(f"{what} is {quoted(value)}, expected a path, such as Path('runs/mine')")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError unless a folder can be made, or written into where it is; nothing stays behind."""
+    if re.match(r"\w[\w+.-]*:/", str(folder)):
+        raise UserError(
+            f"--out {str(folder).replace(':/', '://', 1)} is an address, expected a folder of this machine; "
+            "write to one and copy it there, or mount that storage as a folder"
+        )
+    try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if _is_there(path))
+        if existing.is_symlink() and not existing.exists():
+            raise UserError(f"--out {folder}: {existing} is a link to nowhere ({os.readlink(existing)})")
+        if not existing.is_dir():
+            raise UserError(f"--out {folder}: {existing} is a file, expected a folder; choose another --out")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {folder} can't be written ({reason}); choose another --out") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path leads to something, be it a link to nowhere."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()
+        return True
+    return False
 
 
 def remove_leftovers(target: Path) -> None:
