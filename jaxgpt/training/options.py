@@ -178,7 +178,7 @@ def with_settings_of_run(options: TrainOptions) -> TrainOptions:
         preset=run.preset,
         model=kept(options.model),
         training=kept(options.training),
-        given=options.given | there.keys(),
+        given=options.given | frozenset(there),
     )
 
 

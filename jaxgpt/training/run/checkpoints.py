@@ -244,7 +244,7 @@ def _beside_params(state: TrainState) -> dict[str, Any]:
     return {**rest, "guard": state.guard._asdict()}
 
 
-class _Best(preservation_policy.PreservationPolicy):  # type: ignore[misc]
+class _Best(preservation_policy.PreservationPolicy):
     """Keeps the best checkpoint, the one that Checkpoints.best names."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
