@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import Command, run
+from jaxgpt.shared.entry import Command, enter
 
 COMMANDS = {
     "quality": Command(
@@ -62,6 +62,6 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt-bench`; return its exit code."""
-    return run(
+    return enter(
         "jaxgpt-bench", "Measure models: quality, speed against the ceiling, and a report.", COMMANDS, argv
     )

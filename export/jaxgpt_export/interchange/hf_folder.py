@@ -133,9 +133,12 @@ def _check_against_transformers(tokenizer: Tokenizer, folder: Path) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    config = read_json(folder / "config.json", "model configuration")
+    # Auto classes go by model_type; a folder without one is a GPT-2's, as read_hf_config has found.
+    kind = transformers.AutoTokenizer if "model_type" in config else transformers.GPT2Tokenizer
     text = HARD_TEXT + " x".join(["", *tokenizer.special_tokens, *tokenizer.special_tokens])
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)(text).input_ids
+        theirs = kind.from_pretrained(folder, local_files_only=True)(text).input_ids
     except Exception as error:  # whatever its classes and the Rust library raise on a file
         line = " ".join(str(error).split())[:200]
         raise UserError(
