@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import Command, run
+from jaxgpt.shared.entry import Command, enter
 
 COMMANDS = {
     "quality": Command(
         "jaxgpt_bench.quality.command:QualityOptions:quality",
         "Compare models on identical tokens.",
+    ),
+    "evaluate": Command(
+        "jaxgpt_bench.evaluate.command:EvaluateOptions:evaluate",
+        "Measure what models can do: requests, held-out functions, HumanEval.",
     ),
     "outliers": Command(
         "jaxgpt_bench.quality.outliers:OutliersOptions:outliers",
@@ -33,6 +37,10 @@ COMMANDS = {
         "jaxgpt_bench.training.command:TrainingOptions:train",
         "Measure training steps beside PyTorch's.",
     ),
+    "recipe": Command(
+        "jaxgpt_bench.recipe.command:RecipeOptions:recipe",
+        "Measure how many steps each change of the training recipe saves.",
+    ),
     "resume-proof": Command(
         "jaxgpt_bench.training.resume_proof:ResumeProofOptions:resume_proof",
         "Kill a small training at random moments and compare it with an undisturbed one, bit for bit.",
@@ -54,6 +62,6 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt-bench`; return its exit code."""
-    return run(
+    return enter(
         "jaxgpt-bench", "Measure models: quality, speed against the ceiling, and a report.", COMMANDS, argv
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import Command, run
+from jaxgpt.shared.entry import Command, enter
 
 COMMANDS = {
     "convert": Command(
@@ -15,7 +15,7 @@ COMMANDS = {
     ),
     "import-nanogpt": Command(
         "jaxgpt_export.interchange.import_nanogpt:ImportNanogptOptions:import_nanogpt",
-        "Turn a nanoGPT or minGPT checkpoint into a float32 artifact.",
+        "Turn a checkpoint of nanoGPT, minGPT or llm.c into a float32 artifact.",
     ),
     "quantize": Command(
         "jaxgpt_export.quantize.command:QuantizeOptions:quantize",
@@ -46,4 +46,4 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt-export`; return its exit code."""
-    return run("jaxgpt-export", "Turn a run into artifacts for the CPU, and use them.", COMMANDS, argv)
+    return enter("jaxgpt-export", "Turn a run into artifacts for the CPU, and use them.", COMMANDS, argv)

@@ -2,7 +2,7 @@
 
 A command is a frozen dataclass (its options; the docstring is its help text) and a function that takes
 it and returns a `Result`. Progress and prose go to stderr. With --json, exactly one JSON document goes
-to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage or bad input.
+to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage or bad input; 130: Ctrl-C.
 
 Options that begin with a preset have a class method `of_preset`, which returns their constructor with the
 preset's values as defaults. Their settings lie in dataclasses inside, a group in --help each; `given`
@@ -11,7 +11,6 @@ takes the names of the settings that the command line gives.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import importlib
 import io
@@ -29,7 +28,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 
 from rich.console import Console
 
-from jaxgpt.shared.errors import UserError, nearest
+from jaxgpt.shared.entry import INTERRUPTED, NOTHING_HALF_WRITTEN, Command
+from jaxgpt.shared.errors import UserError, nearest, require_local_paths, system_error_line
+from jaxgpt.shared.machine import leave_out_settings, missing_platform
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:
@@ -38,7 +39,7 @@ if not stderr.is_terminal:
 # What a command may lack, and the extra of pyproject.toml that brings it.
 EXTRA_OF = {
     "jax": "train", "flax": "train", "optax": "train", "orbax": "train", "tensorboardX": "train",
-    "datasets": "train",
+    "datasets": "train", "pyarrow": "train",
     "huggingface_hub": "hf", "tokenizers": "hf",
     "torch": "export",
     "gguf": "gguf",
@@ -53,22 +54,12 @@ class Result:
     Attributes:
       figures: every figure that the prose shows; printed with --json.
       passed: False when a check failed (exit code 1).
+      interrupted: Ctrl-C ended it before it was done, though in good order (exit code 130).
     """
 
     figures: Mapping[str, Any]
     passed: bool = True
-
-
-class Command(NamedTuple):
-    """One line of a program's table of commands.
-
-    Attributes:
-      target: "module:OptionsClass:function"; the module is imported when the command is chosen.
-      about: what it does, the first line of the options' docstring.
-    """
-
-    target: str
-    about: str
+    interrupted: bool = False
 
 
 class _Flag(NamedTuple):
@@ -96,6 +87,9 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     if sys.stdout is None:
         say("error: stdout is closed, and results go there; open it, or send it to /dev/null")
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model writes characters that not every encoding holds
+    leave_out_settings()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -122,32 +116,32 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
+    except (ModuleNotFoundError, OSError, RuntimeError, AssertionError) as error:
+        if (line := _line_for(error)) is None:
             raise
-        extra = EXTRA_OF[package]
-        say(
-            f"error: this command needs {package}, which is not installed; "
-            f"pip install -c constraints.txt -e '.[{extra}]'"
-        )
-        return 2
-    except OSError as error:
-        _say_system_error(error)
+        say(f"error: {line}")
         return 2
     except KeyboardInterrupt:
-        say("interrupted; nothing half-written is left under a final name")
-        return 130
+        say(NOTHING_HALF_WRITTEN)
+        return INTERRUPTED
+    if result.interrupted:
+        return INTERRUPTED
     return 0 if result.passed else 1
 
 
-def _say_system_error(error: OSError) -> None:
-    where = error.filename or "while writing"
-    if error.errno == errno.ENOSPC:
-        say(f"error: no space left on the device ({where}); free some and run again")
-    else:
-        reason = " ".join((error.strerror or str(error)).split())
-        say(f"error: {where}: {reason}; check the path and its permissions")
+def _line_for(error: Exception) -> str | None:
+    """Return what is said of an error that is the user's to mend; None for a fault of the program."""
+    if isinstance(error, OSError):
+        return system_error_line(error)
+    if not isinstance(error, ModuleNotFoundError):
+        return missing_platform(error)
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return (
+        f"this command needs {package}, which is not installed; "
+        f"pip install -c constraints.txt -e '.[{EXTRA_OF[package]}]'"
+    )
 
 
 def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:
@@ -235,6 +229,7 @@ def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
         raise UserError(f"{_one_line(captured.getvalue())}; {prog} --help tells the options") from None
     if unknown:
         raise UserError(f"{prog} can't use {unknown[0]!r}; {prog} --help tells the options")
+    require_local_paths(value)
     return value
 
 

@@ -69,7 +69,7 @@ def evaluate(options: EvaluateOptions) -> Result:
         losses = validation_loss(eval_step, params, dataset, model.block_size, options.batch_size, mesh)
     figures: dict[str, Any] = {
         "step": step,
-        "val_tokens": len(dataset.val) - 1,
+        "val_tokens": dataset.val_targets,
         "val_bytes": dataset.val_bytes,
         **losses,
     }

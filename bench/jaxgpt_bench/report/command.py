@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import read_json, write_atomic, write_json
+from jaxgpt.shared.files import check_output_folder, read_json, write_atomic, write_json
 from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 
 
@@ -40,9 +40,13 @@ class ReportOptions:
 def report(options: ReportOptions) -> Result:
     """Run `jaxgpt-bench report`."""
     from jaxgpt.training.run.folder import read_metrics  # imports JAX
-    from jaxgpt_bench.common.markdown_blocks import write_between_markers
+    from jaxgpt.training.run.summary import read_summary
+    from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
     from jaxgpt_bench.report.page import markdown_block, render, report_figures
 
+    check_output_folder(options.out)
+    if options.readme is not None:
+        require_markers(options.readme, "table")
     metrics = read_metrics(options.run)
     quality = read_quality(options.quality)
     speeds = [read_speed(path) for path in options.speed]
@@ -50,7 +54,7 @@ def report(options: ReportOptions) -> Result:
         raise UserError(
             f"a report needs --speed figures and a run with metrics; {options.run} has {len(metrics)}"
         )
-    train = read_json(options.run / "summary.json", "summary of a finished run")
+    train = read_summary(options.run)
     certificate = read_json(options.fp32 / "certificate.json", "certificate")
     figures = report_figures(train, certificate["parity"], quality, speeds)
     options.out.mkdir(parents=True, exist_ok=True)
