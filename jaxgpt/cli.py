@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import Command, run
+from jaxgpt.shared.entry import Command, enter
 
 ABOUT = (
     "Train a GPT-2 in JAX on the devices you have. What was trained is converted, quantized and run by "
@@ -31,4 +31,4 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt`; return its exit code."""
-    return run("jaxgpt", ABOUT, COMMANDS, argv)
+    return enter("jaxgpt", ABOUT, COMMANDS, argv)

@@ -20,10 +20,10 @@ from jaxgpt_bench.quality.samples import (
     Prompt,
     held_out_texts,
     parse_count,
-    parses,
     sample_prompts,
     spread_evenly,
 )
+from jaxgpt_bench.sandbox.programs import parses
 from jaxgpt_bench.speed.contestants import Contestant, weight_bytes, with_cache
 from jaxgpt_bench.speed.programs import NATIVE, TORCH
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import Command, run
+from jaxgpt.shared.entry import Command, enter
 
 COMMANDS = {
     "quality": Command(
         "jaxgpt_bench.quality.command:QualityOptions:quality",
         "Compare models on identical tokens.",
+    ),
+    "evaluate": Command(
+        "jaxgpt_bench.evaluate.command:EvaluateOptions:evaluate",
+        "Measure what models can do: requests, held-out functions, HumanEval.",
     ),
     "outliers": Command(
         "jaxgpt_bench.quality.outliers:OutliersOptions:outliers",
@@ -58,6 +62,6 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt-bench`; return its exit code."""
-    return run(
+    return enter(
         "jaxgpt-bench", "Measure models: quality, speed against the ceiling, and a report.", COMMANDS, argv
     )

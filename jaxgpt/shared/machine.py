@@ -29,10 +29,14 @@ def user_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt"
 
 
+def schedulable_cores() -> int:
+    """Return on how many cores the threads of this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use: its affinity, and the quota of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(cores, cpu_quota(CONTROL_GROUP))))
+    return max(1, int(min(schedulable_cores(), cpu_quota(CONTROL_GROUP))))
 
 
 def cpu_quota(root: Path) -> float:

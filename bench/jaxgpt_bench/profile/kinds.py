@@ -22,7 +22,10 @@ KINDS = (FORWARD, BACKWARD, REDUCTIONS, ELEMENTWISE, MOVES, GATHERS, COLLECTIVES
 
 # The first pattern that is found in a kernel's name tells its kind.
 LIBRARY: tuple[tuple[str, str], ...] = (
-    (r"^nccl|^ncclDevKernel", COLLECTIVES),
+    (r"^triton_(red|per)_fused", REDUCTIONS),  # of torch.compile, which names them by what they fuse
+    (r"^triton_poi_fused", ELEMENTWISE),
+    (r"multi_tensor_apply|FusedAdam", OPTIMIZER),  # of PyTorch
+    (r"^nccl", COLLECTIVES),
     (
         r"(?i)(flash|fmha|sdpa|attention|cudnn::fusion).*(bprop|bwd|backward|dgrad|dot_do_o|convert_dq)",
         BACKWARD,
@@ -34,8 +37,8 @@ LIBRARY: tuple[tuple[str, str], ...] = (
 )
 GENERATED: tuple[tuple[str, str], ...] = (
     (r"all[-_]reduce|all[-_]gather|reduce[-_]scatter|collective|all[-_]to[-_]all", COLLECTIVES),
-    (r"^(dot|convolution)\b|^triton_gemm|_dot_", PRODUCTS),
-    (r"scatter|gather", GATHERS),
+    (r"^(dot|convolution)\b|^triton_(gemm|tem)|_dot_", PRODUCTS),
+    (r"scatter|gather|embedding|indexing", GATHERS),
     (r"reduce|triton_softmax", REDUCTIONS),
     (r"^while|^call|^conditional", CONTROL),
     (
@@ -43,7 +46,7 @@ GENERATED: tuple[tuple[str, str], ...] = (
         MOVES,
     ),
     (r"dynamic[-_]update[-_]slice|^(loop_|wrapped_)(copy|transpose|slice|pad|concatenate)", MOVES),
-    (r"^loop_|^wrapped_|^input_|fusion", ELEMENTWISE),
+    (r"^loop_|^wrapped_|^input_|fusion|elementwise", ELEMENTWISE),
 )
 # In what a product multiplies, by its kernel's name. nvjet's three letters are its operands, sums and
 # results: t is bfloat16, h is float16, s float32; 1688 without a dtype is TensorFloat-32.

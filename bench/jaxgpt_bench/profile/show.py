@@ -15,7 +15,7 @@ def show_profiles(rows: Sequence[StepRow]) -> None:
             profiles[row.name] = row.profile
             busy = sum(each.ms for each in row.profile.kinds if each.kernels)
             say(
-                f"{row.name}: {row.step_ms.median:.1f} ms a step; {row.profile.step_ms:.1f} under the profiler, "
+                f"{row.name}: {row.step_ms.median:.1f} ms a step; {row.profile.step_ms:.1f} profiled, "
                 f"of which kernels run {busy:.1f} (the HLO of {row.profile.known:.0%} of that is known)"
             )
     for name, found in list(profiles.items())[:1]:

@@ -1,6 +1,5 @@
 """Prompts, what models write after them, how held-out documents go on, and what of it parses."""
 
-import ast
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from jaxgpt.shared.dataset import Tokens
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.rows import ParseCount, WrittenText
 from jaxgpt_bench.quality.contestants import ComparedModel
+from jaxgpt_bench.sandbox.programs import FENCE, parses
 
-FENCE = "```"
 CODE_BEGIN = "```python\n"
 SAMPLE_TEMPERATURE = 0.7
 
@@ -71,14 +70,6 @@ def val_documents(val: Tokens, tokenizer: Tokenizer) -> list[str]:
     ends = np.flatnonzero(val == tokenizer.endoftext)
     pairs = itertools.pairwise(ends)
     return [tokenizer.decode(val[start + 1 : end].tolist()) for start, end in pairs]
-
-
-def parses(code: str) -> bool:
-    """Whether a text is Python: non-empty and accepted by ast.parse."""
-    try:
-        return bool(ast.parse(code).body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
 
 
 def sample_texts(

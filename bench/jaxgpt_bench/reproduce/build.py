@@ -12,7 +12,7 @@ from jaxgpt_export.verify import VerifyOptions, verify
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, read_json, sha256_of
+from jaxgpt.shared.files import check_replaceable, sha256_of
 from jaxgpt_bench.reproduce.memorization import Corpus
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, Recipe
@@ -94,9 +94,10 @@ def taken_run(run: Path, stages: Stages) -> tuple[Dataset, Path]:
       UserError: it is not finished, or its data set is gone or another one.
     """
     from jaxgpt.training.run.folder import open_run
+    from jaxgpt.training.run.summary import read_summary
 
     data = open_run(run).config.data
-    read_json(run / "summary.json", "summary of a finished run")
+    read_summary(run)
     dataset = open_dataset(Path(data["folder"]))
     if dataset.sha256 != data["manifest_sha256"]:
         raise UserError(

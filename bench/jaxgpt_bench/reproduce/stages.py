@@ -27,9 +27,9 @@ DIFFERENCES_SHOWN = 3
 class StoppedError(Exception):
     """A stage did not come to its end: a check failed, or a training was asked to stop."""
 
-    def __init__(self, figures: dict[str, Any], passed: bool) -> None:
+    def __init__(self, figures: dict[str, Any], passed: bool, interrupted: bool = False) -> None:
         super().__init__()
-        self.result = Result(figures, passed)
+        self.result = Result(figures, passed, interrupted)
 
 
 @dataclasses.dataclass

@@ -41,7 +41,7 @@ def trained(stages: Stages, name: str, out: Path, settings: dict[str, Any], data
     with stages.doing(name, f"training in {out}") as made:
         result = train(options)
         if "stopped" in result.figures or not result.passed:
-            raise StoppedError({"stage": name, **result.figures}, result.passed)
+            raise StoppedError({"stage": name, **result.figures}, result.passed, result.interrupted)
         read_summary(out)
     made["seconds"] = made_of_run(out)["seconds"]  # of all its steps: this call may have done the last ones
     return out
@@ -125,8 +125,9 @@ def is_finished(options: Any, dataset: Dataset) -> bool:
 def best_step(run: Path) -> int:
     """Return the step of a run's best checkpoint."""
     from jaxgpt.training.run.checkpoints import Checkpoints
+    from jaxgpt.training.run.folder import read_run_config
 
-    checkpoints = Checkpoints(run, read_only=True)
+    checkpoints = Checkpoints(run, read_only=True, data_since=read_run_config(run).data_since)
     try:
         return checkpoints.resolve("best")
     finally:

@@ -37,7 +37,8 @@ class JaxgptSteps:
             use_cpu_devices(trainer.devices)
         numerics, _ = choose_numerics(model, train.precision, jax.default_backend(), compute_capability())
         numerics = numerics._replace(flash=numerics.flash and trainer.flash is not False)
-        self._program = CompiledTraining(model, train, make_mesh(f"data={trainer.devices}"), numerics)
+        mesh = make_mesh(f"data={trainer.devices}", trainer.devices if trainer.platform == "cpu" else 0)
+        self._program = CompiledTraining(model, train, mesh, numerics)
         started = time.perf_counter()
         self._compiled = self._program.compile_step()
         self.compile_s: float | None = time.perf_counter() - started

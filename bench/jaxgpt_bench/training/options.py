@@ -50,7 +50,7 @@ class TrainingOptions:
       alone: leave PyTorch out.
       rounds: in each of which every trainer takes its turn.
       steps: of a turn.
-      profile: show where a step's time goes: kernels by kind, and the longest ones.
+      profile: show where a step's time goes: kernels by kind, and the longest ones; on a GPU PyTorch's too.
       out: also write the figures into this JSON file, after each round.
       json: print one JSON document with all figures on stdout.
       model: the shape of the model.

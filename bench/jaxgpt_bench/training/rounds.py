@@ -96,7 +96,7 @@ def _run(options: TrainingOptions, first: Variant, trainers: Sequence[Trainer], 
 def _take_turn(
     trainer: Trainer, options: TrainingOptions, measured: Measured, turns: Turns, number: str, last: bool
 ) -> None:
-    profiled = last and options.profile and trainer.engine == "jaxgpt"
+    profiled = last and options.profile and (trainer.engine == "jaxgpt" or trainer.platform == "gpu")
     more = [{"profile": PROFILED_STEPS}] if profiled else []
     found = turns.ask(trainer, {"steps": options.steps}, *more)
     if found is None:

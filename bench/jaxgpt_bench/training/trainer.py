@@ -5,6 +5,7 @@ with the same optimizer tell whether they do the same work.
 """
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -101,42 +102,45 @@ def random_batches(model: ModelConfig, train: TrainConfig) -> Iterator[Batch]:
 
 
 def serve_steps(prepare: Callable[[Trainer], Steps]) -> None:
-    """Be a trainer's process: compile a step, then take N of them for each {"steps": N} or {"profile": N}.
+    """Be a trainer's process.
 
     Args:
       prepare: compiles.
     """
+    serve(functools.partial(answering, prepare))
 
-    def prepare_order(order: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        trainer = Trainer.of(order)
-        steps = prepare(trainer)
-        batches = random_batches(trainer.model, trainer.train)
 
-        def profile(taken: Sequence[Batch]) -> dict[str, Any]:
-            try:
-                return {"profile": steps.profile(taken)}
-            except Exception as error:  # whatever a profiler lacks, the times that were measured count
-                return {"error_of_profile": f"{type(error).__name__}: {error}"}
+def answering(
+    prepare: Callable[[Trainer], Steps], order: dict[str, Any]
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Compile a step; return what takes N of them for each {"steps": N}, or profiles N for {"profile": N}."""
+    trainer = Trainer.of(order)
+    steps = prepare(trainer)
+    batches = random_batches(trainer.model, trainer.train)
 
-        def answer(question: dict[str, Any]) -> dict[str, Any]:
-            """Take N steps; the losses are fetched at the end, so that no device waits for the host."""
-            if "profile" in question:
-                return profile([next(batches) for _ in range(question["profile"])])
-            taken = [next(batches) for _ in range(question["steps"])]
-            started, cpu_started = time.perf_counter(), time.process_time()
-            found = [steps.start(batch) for batch in taken]
-            losses = [float(loss) for loss in found]
-            return {
-                "losses": losses,
-                "seconds": time.perf_counter() - started,
-                "cpu_seconds": time.process_time() - cpu_started,
-                "compile_s": steps.compile_s,
-                "device_bytes": None if trainer.platform == "cpu" else steps.peak_bytes(),
-            }
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        """Take N steps; the losses are fetched at the end, so that no device waits for the host."""
+        if "profile" in question:
+            return profile([next(batches) for _ in range(question["profile"])])
+        taken = [next(batches) for _ in range(question["steps"])]
+        started, cpu_started = time.perf_counter(), time.process_time()
+        found = [steps.start(batch) for batch in taken]
+        losses = [float(loss) for loss in found]
+        return {
+            "losses": losses,
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - cpu_started,
+            "compile_s": steps.compile_s,
+            "device_bytes": None if trainer.platform == "cpu" else steps.peak_bytes(),
+        }
 
-        return answer
+    def profile(taken: Sequence[Batch]) -> dict[str, Any]:
+        try:
+            return {"profile": steps.profile(taken)}
+        except Exception as error:  # whatever a profiler lacks, the times that were measured count
+            return {"error_of_profile": f"{type(error).__name__}: {error}"}
 
-    serve(prepare_order)
+    return answer
 
 
 def environment(trainer: Trainer, threads: int, caches: Path) -> dict[str, str]:

@@ -48,7 +48,7 @@ def read_rows(path: Path, report: ReadReport, names: Sequence[str] = ()) -> Iter
     """
     suffix = Path(uncompressed_name(path)).suffix.lower()
     if not path.stat().st_size:
-        raise NoTableError(f"{path} is empty; give a {_kind(suffix)} table with text in it")
+        raise _empty(path, suffix)
     if suffix in (".parquet", ".arrow"):
         yield from _arrow_rows(path, suffix, report, names)
     elif suffix in (".csv", ".tsv"):
@@ -58,8 +58,9 @@ def read_rows(path: Path, report: ReadReport, names: Sequence[str] = ()) -> Iter
             yield from _json_rows(path, file, report)
 
 
-def _kind(suffix: str) -> str:
-    return "json" if suffix in (".json", ".jsonl", ".ndjson") else suffix.removeprefix(".")
+def _empty(path: Path, suffix: str) -> NoTableError:
+    kind = "json" if suffix in (".json", ".jsonl", ".ndjson") else suffix.removeprefix(".")
+    return NoTableError(f"{path} is empty; give a {kind} table with text in it")
 
 
 def _json_rows(path: Path, file: io.BufferedReader, report: ReadReport) -> Iterator[Row]:
@@ -70,6 +71,8 @@ def _json_rows(path: Path, file: io.BufferedReader, report: ReadReport) -> Itera
         line = line.removeprefix(codecs.BOM_UTF8) if first == 1 else line
         if line.strip():
             break
+    if not line.strip():
+        raise _empty(path, ".json")
     if line.lstrip().startswith(b"[") or (_may_be_one_value(path) and not _is_json(line)):
         yield from _rows_of_value(path, line + file.read())
         return
@@ -80,9 +83,12 @@ def _json_rows(path: Path, file: io.BufferedReader, report: ReadReport) -> Itera
         try:
             row = json.loads(each)
         except UnicodeDecodeError as error:
-            report.damaged(f"{where} is not UTF-8 ({error}); convert it", "lines that are not UTF-8", where)
+            report.damaged(
+                f"{where} is not UTF-8 text ({error}); convert it", "lines that are not UTF-8", where
+            )
         except (ValueError, RecursionError) as error:
-            report.damaged(f"{where} is no JSON ({error}); mend it", "lines that are no JSON", where)
+            message = f"{path} is no readable json table: line {number}: {error}; mend it"
+            report.damaged(message, "lines that are no JSON", where)
         else:
             if isinstance(row, dict):
                 yield where, row
@@ -134,7 +140,7 @@ def _csv_rows(path: Path, suffix: str, report: ReadReport) -> Iterator[Row]:
             comma = ";" if ";" in first and "," not in first else ","
             lines = itertools.chain([first], text)
             reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else comma, strict=True)
-            names = next(reader, [])
+            names: list[str] = next(reader, [])
             for row in reader:
                 if not row:
                     continue

@@ -19,13 +19,13 @@ from jax.sharding import Mesh
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, windows
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, require_type
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.devices.malloc import reserve_memory
 from jaxgpt.training.devices.precision import compute_capability
 from jaxgpt.training.model.numerics import choose_numerics
-from jaxgpt.training.model.params import abstract_params
+from jaxgpt.training.model.params import unpadded_shape
 from jaxgpt.training.model.qat_scales import with_scales
 from jaxgpt.training.run.folder import RunConfig, data_entry
 from jaxgpt.training.run.init_from import InitSource
@@ -54,6 +54,7 @@ class Training:
       parameter_count: of the model.
       tokens_per_step: of all devices together.
       input_wait_s: seconds, so far, that devices without work waited for a batch.
+      compile_s: seconds that tracing and compiling the step took; 0 before that.
 
     Raises:
       UserError: model, settings, data set, mesh or init do not fit each other.
@@ -69,6 +70,9 @@ class Training:
         init: InitSource | None = None,
         preset: str = "custom",
     ) -> None:
+        given = (("model", model, ModelConfig), ("train", train, TrainConfig), ("dataset", dataset, Dataset))
+        for name, value, kind in (*given, ("mesh", mesh, Mesh)):
+            require_type(name, value, kind)
         _require_fitting_data(model, dataset)
         self.tokenizer = _load_tokenizer_of(dataset)
         _require_even_split(train, mesh.size)
@@ -87,9 +91,12 @@ class Training:
         self._batches = Batches(
             dataset.train, model.block_size, train.batch_size, train.seed, dataset.train_mask
         )
-        self.parameter_count = sum(math.prod(leaf.shape) for leaf in abstract_params(model).values())
+        self.parameter_count = sum(
+            math.prod(unpadded_shape(name, leaf.shape, model.vocab_size))
+            for name, leaf in self.compiled.abstract.params.items()
+        )
         self.tokens_per_step = train.batch_size * model.block_size
-        self.input_wait_s = 0.0
+        self.input_wait_s = self.compile_s = 0.0
         self._last_loss: Any = None  # an array of the devices, of the last step
 
     def first_state(self) -> TrainState:
@@ -133,7 +140,9 @@ class Training:
     def compiled_step(self) -> jax.stages.Compiled:
         """The compiled step; compiling takes seconds to minutes."""
         say("compiling")
+        started = time.perf_counter()
         compiled = self.compiled.compile_step()
+        self.compile_s = time.perf_counter() - started
         if jax.default_backend() == "cpu":
             reserve_memory(peak_bytes(compiled) * jax.local_device_count())
         return compiled

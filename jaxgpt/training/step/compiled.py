@@ -42,7 +42,8 @@ class CompiledTraining:
         self._model, self._train, self._mesh = model, train, mesh
         self.graph = graph_of(model, numerics)
         self._optimizer = make_optimizer(train, model)
-        self.abstract: TrainState = jax.eval_shape(self._first_state)
+        self._first_state = self._new_state  # one object: JAX traces it once for both uses
+        self.abstract: TrainState = jax.eval_shape(self._first_state, None)
         self.shardings: TrainState = state_shardings(mesh, self.abstract)
         self.batch_shape = (
             train.grad_accum_steps,
@@ -51,9 +52,11 @@ class CompiledTraining:
         )
         self.batch_sharding = batch_sharding(mesh, axis=1, ndim=3)
         platform = mesh.devices.flat[0].platform
-        self.compiler_options = DETERMINISTIC_OPTIONS.get(platform, {}) if train.deterministic else {}
+        self.compiler_options: dict[str, str | bool] = dict(
+            DETERMINISTIC_OPTIONS.get(platform, {}) if train.deterministic else {}
+        )
 
-    def _first_state(self, params: Params | None = None) -> TrainState:
+    def _new_state(self, params: Params | None) -> TrainState:
         if params is None:
             params = pad_vocabulary(init_params(self._model, self._train.seed), self._train.vocab_multiple)
         return first_state(params, self._optimizer, self._train.seed, self._train)

@@ -66,7 +66,9 @@ def load_inert(path: Path) -> Any:
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
             unknown = []  # no file of torch.save as it is today: torch.load says what it is
-        stand_ins = [(type("StandIn", (StandIn,), {"qualified_name": name}), name) for name in unknown]
+        stand_ins: list[Any] = [
+            (type("StandIn", (StandIn,), {"qualified_name": name}), name) for name in unknown
+        ]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
 
