@@ -205,7 +205,7 @@ def test_trainers_that_fit_stay_alive(on_gpu: Callable[..., Any]) -> None:
 
 
 def test_the_trainer_that_was_asked_last_makes_room_for_the_next(on_gpu: Callable[..., Any]) -> None:
-    """Of three of 30 GB two stay alive on 80, and half of the turns need no new start; none is tried in vain."""
+    """Of three of 30 GB two stay alive on 80, and half of the turns need no start; none is tried in vain."""
     processes, trainers = on_gpu(30, 30, 30)
     assert all(processes.warm_up(each) for each in trainers)
     assert list(WorkerOnGpu.alive) == ["jaxgpt x1, 0", "jaxgpt x1, 2"]

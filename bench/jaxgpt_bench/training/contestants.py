@@ -49,7 +49,7 @@ def check(options: TrainingOptions, variants: Sequence[Variant], platform: str) 
     if platform == "gpu" and not options.alone and not torch.cuda.is_available():
         raise UserError("JAX sees a GPU, PyTorch does not: install its CUDA build, or give --alone")
     model = variants[0].model
-    if not options.alone and (model.qat or not model.tied or model.positions != "learned" or model.dropout):
+    if not options.alone and (model.qat or not model.tied or model.positions != "learned" or model.drops):
         raise UserError(
             "transformers' GPT-2 has neither qat nor rotary positions nor a head of its own, and is measured "
             "without dropout; leave those options out, or PyTorch by --alone"

@@ -174,7 +174,7 @@ class PyTorchSteps:
         kernels = [
             Kernel(event.name, "", 1e3 * event.time_range.start, 1e3 * event.time_range.end)
             for event in profiler.events() or ()
-            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+            if event.device_type.name == "CUDA" and not event.is_user_annotation
         ]
         program = Program("")
         return summarize(describe(kernels, program, gpu=True), program, len(batches), {}, None, "").to_json()
