@@ -1,6 +1,8 @@
 """Kernels by kind: real names, a step compiled for an H100 (gpu_step.hlo, cut), a profile of a real step."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ from jaxgpt_bench.profile import rates
 from jaxgpt_bench.profile.hlo import Program
 from jaxgpt_bench.profile.kinds import KINDS, PRODUCTS, is_update, kind_of
 from jaxgpt_bench.profile.profile import describe, profile_steps, summarize
-from jaxgpt_bench.profile.trace import Kernel, exclusive_times
+from jaxgpt_bench.profile.trace import Kernel, exclusive_times, record
 from jaxgpt_bench.training.contestants import first_settings
 from jaxgpt_bench.training.options import TrainingOptions
 from test_bench_train_rows import SETTINGS, SHAPE
@@ -199,3 +201,48 @@ def test_the_kinds_of_a_real_step_add_up_to_its_time(monkeypatch: pytest.MonkeyP
     assert profile.memory_gb_s is not None
     assert profile.memory_gb_s > 0
     assert profile.product_tflops["fp32"] > 0
+
+
+GPU_PROFILE = """
+planes {
+  name: "/host:CPU"
+  lines { name: "python" events { metadata_id: 1 duration_ps: 9000000 } }
+  event_metadata { key: 1 value { id: 1 name: "train" } }
+}
+planes {
+  name: "/device:GPU:0"
+  lines {
+    name: "Stream #13(Compute,MemcpyH2D)"
+    timestamp_ns: 1000
+    events { metadata_id: 1 offset_ps: 0 duration_ps: 4000000 stats { metadata_id: 1 ref_value: 2 } }
+    events { metadata_id: 2 offset_ps: 6000000 duration_ps: 1000000 }
+    events { metadata_id: 2 offset_ps: 8000000 duration_ps: 0 }
+  }
+  lines { name: "XLA Ops" events { metadata_id: 3 duration_ps: 4000000 } }
+  event_metadata { key: 1 value { id: 1 name: "input_reduce_fusion" } }
+  event_metadata { key: 2 value { id: 2 name: "MemcpyH2D" } }
+  event_metadata { key: 3 value { id: 3 name: "again" } }
+  stat_metadata { key: 1 value { id: 1 name: "hlo_op" } }
+  stat_metadata { key: 2 value { id: 2 name: "input_reduce_fusion.3" } }
+}
+"""
+
+
+def test_a_gpus_kernels_are_read_from_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As XLA's profiler writes them: kernels by stream, the instruction as a reference to a name."""
+
+    @contextlib.contextmanager
+    def trace(folder: str, **_: object) -> Iterator[None]:
+        yield
+        written = jax.profiler.ProfileData.text_proto_to_serialized_xspace(GPU_PROFILE)
+        (Path(folder) / "gpu.xplane.pb").write_bytes(written)
+
+    monkeypatch.setattr(jax.profiler, "trace", trace)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert record(lambda: None) == [
+        Kernel("input_reduce_fusion", "input_reduce_fusion.3", 1000.0, 5000.0),
+        Kernel("MemcpyH2D", "", 7000.0, 8000.0),
+    ]
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    with pytest.raises(RuntimeError, match="saw no kernel"):
+        record(lambda: None)

@@ -196,27 +196,34 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[turns.Turns, 
 
 
 def test_trainers_that_fit_stay_alive(on_gpu: Callable[..., Any]) -> None:
-    processes, trainers = on_gpu(20, 25, 10)
+    processes, trainers = on_gpu(20, 25, 20)
     assert all(processes.warm_up(each) for each in trainers)
     assert [processes.ask(each, {"steps": 1}) for each in trainers] == 3 * [[{"losses": [0.0]}]]
-    assert (processes.together, len(WorkerOnGpu.started), len(WorkerOnGpu.alive)) == (True, 3, 3)
+    assert (len(WorkerOnGpu.started), len(WorkerOnGpu.alive)) == (3, 3)
     processes.close()
     assert not WorkerOnGpu.alive
 
 
-@pytest.mark.parametrize(
-    "needs", [(30, 30, 30), (20, 70, 20)], ids=["the third is refused", "the second fails"]
-)
-def test_trainers_that_do_not_fit_live_in_their_turns(
-    on_gpu: Callable[..., Any], needs: tuple[int, ...]
-) -> None:
-    """Three of 30 GB on 80: seen before it is tried. One of 70 beside one of 20: it fails, then has all."""
-    processes, trainers = on_gpu(*needs)
+def test_the_trainer_that_was_asked_last_makes_room_for_the_next(on_gpu: Callable[..., Any]) -> None:
+    """Of three of 30 GB two stay alive on 80, and half of the turns need no start; none is tried in vain."""
+    processes, trainers = on_gpu(30, 30, 30)
     assert all(processes.warm_up(each) for each in trainers)
-    assert (processes.together, WorkerOnGpu.alive, processes.left_out) == (False, {}, {})
+    assert list(WorkerOnGpu.alive) == ["jaxgpt x1, 0", "jaxgpt x1, 2"]
+    for each in 2 * trainers:
+        answers = processes.ask(each, {"steps": 2}, {"steps": 1})
+        assert answers == [{"losses": [0.0, 0.0]}, {"losses": [0.0]}]
+        assert len(WorkerOnGpu.alive) == 2
+    assert len(WorkerOnGpu.started) == 3 + 3
+    assert not processes.left_out
+
+
+def test_a_trainer_that_finds_too_little_memory_gets_all_of_it(on_gpu: Callable[..., Any]) -> None:
+    """One of 70 GB after one of 20: nothing told that it needs so much."""
+    processes, trainers = on_gpu(20, 70, 20)
+    assert all(processes.warm_up(each) for each in trainers)
     for each in trainers:
-        assert processes.ask(each, {"steps": 2}, {"steps": 1}) == [{"losses": [0.0, 0.0]}, {"losses": [0.0]}]
-        assert not WorkerOnGpu.alive
+        assert processes.ask(each, {"steps": 1}) == [{"losses": [0.0]}]
+    assert not processes.left_out
 
 
 def test_a_trainer_that_fits_nowhere_is_left_out(on_gpu: Callable[..., Any]) -> None:

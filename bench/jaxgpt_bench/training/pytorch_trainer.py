@@ -171,11 +171,10 @@ class PyTorchSteps:
             for batch in batches:
                 self.start(batch)
             torch.cuda.synchronize()
-        cuda = torch.profiler.DeviceType.CUDA
         kernels = [
             Kernel(event.name, "", 1e3 * event.time_range.start, 1e3 * event.time_range.end)
             for event in profiler.events() or ()
-            if event.device_type == cuda and not event.is_user_annotation
+            if event.device_type.name == "CUDA" and not event.is_user_annotation
         ]
         program = Program("")
         return summarize(describe(kernels, program, gpu=True), program, len(batches), {}, None, "").to_json()

@@ -82,10 +82,9 @@ def _run(options: TrainingOptions, first: Variant, trainers: Sequence[Trainer], 
     figures = None
     for number in range(options.rounds):
         measured.products.append(plain_product(first.train.precision, trainers[0].platform))
-        last = number == options.rounds - 1
         for each in trainers:
             if each.name in measured.answers and each.name not in turns.left_out:
-                _take_turn(each, options, measured, turns, f"{number + 1}/{options.rounds}", last)
+                _take_turn(each, options, measured, turns, number)
         figures = figures_of(options, first, trainers, measured, turns.left_out)
         if options.out is not None:
             write_json(options.out, figures.to_json())
@@ -94,15 +93,17 @@ def _run(options: TrainingOptions, first: Variant, trainers: Sequence[Trainer], 
 
 
 def _take_turn(
-    trainer: Trainer, options: TrainingOptions, measured: Measured, turns: Turns, number: str, last: bool
+    trainer: Trainer, options: TrainingOptions, measured: Measured, turns: Turns, number: int
 ) -> None:
-    profiled = last and options.profile and (trainer.engine == "jaxgpt" or trainer.platform == "gpu")
+    """Take the steps of a round; in the first one a profile too, so that a run that is cut short has it."""
+    profiled = number == 0 and options.profile and (trainer.engine == "jaxgpt" or trainer.platform == "gpu")
     more = [{"profile": PROFILED_STEPS}] if profiled else []
     found = turns.ask(trainer, {"steps": options.steps}, *more)
     if found is None:
         return
     measured.answers[trainer.name].append(found[0])
-    say(f"round {number}  {trainer.name}: {found[0]['seconds'] / options.steps * 1e3:.1f} ms a step")
+    milliseconds = found[0]["seconds"] / options.steps * 1e3
+    say(f"round {number + 1}/{options.rounds}  {trainer.name}: {milliseconds:.1f} ms a step")
     for answer in found[1:]:
         if "profile" in answer:
             measured.profiles[trainer.name] = StepProfile.from_json(answer["profile"])

@@ -1,10 +1,12 @@
-"""Whose turn it is: the trainers' processes, alive together where a GPU's memory holds them all.
+"""Whose turn it is: the trainers' processes, as many alive at a time as a GPU's memory holds.
 
-A process on a GPU keeps what it once took. Where all do not fit, each is started for its turn alone and
-ended after it; what it compiled is kept in files, so that it need not compile again.
+A process on a GPU keeps what it once took. Where all do not fit, the one that was asked last makes room for
+the next, and is started again for its next turn. What it compiled is kept in files, so that it need not
+compile again.
 """
 
 import dataclasses
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -15,7 +17,8 @@ from jaxgpt_bench.common.workers import Worker
 from jaxgpt_bench.training.trainer import Trainer, environment
 
 WARMUP_STEPS = 3
-SPARE = 1.15  # of what the largest process took, that must be free for another one
+SPARE = 1.15  # of what a process is expected to take, that must be free for it
+LACKS_MEMORY = re.compile(r"(?i)memory|RESOURCE_EXHAUSTED|ALLOC_FAILED|initialization failed")
 
 Answer = dict[str, Any]  # of a trainer's process
 
@@ -26,63 +29,73 @@ class Turns:
     Args:
       threads: of the CPU.
       caches: folder for what they compile.
+
+    Attributes:
+      left_out: trainers that stopped, with why.
     """
 
     def __init__(self, threads: int, caches: Path) -> None:
         self._threads, self._caches = threads, caches
-        self._workers: dict[str, Worker] = {}
-        self._largest = 0.0  # bytes that a process took of a GPU
-        self.together = True
+        self._alive: dict[str, Worker] = {}  # the one that was asked last is the last
+        self._taken: dict[str, float] = {}  # bytes of the GPU, by the trainer's name and by its engine
         self.left_out: dict[str, str] = {}
 
     def warm_up(self, trainer: Trainer) -> Answer | None:
         """Start a trainer and take its first steps.
 
         Returns:
-          Their answer, with startup_s; None where it stopped, which left_out explains.
+          Their answer, with startup_s; None where it stopped.
         """
-        free = free_gpu_bytes() if trainer.platform == "gpu" else None
-        if self._workers and free is not None and free < SPARE * self._largest:
-            self._part(f"{free / 1e9:.0f} GB are free and a trainer takes up to {self._largest / 1e9:.0f}")
         try:
-            answer = self._start(trainer)
+            return self._start(trainer)
         except RuntimeError as error:
-            if not self._workers or trainer.platform != "gpu":
-                self._leave_out(trainer, error)
-                return None
-            self._part("beside the others it found no memory, perhaps")
-            try:
-                answer = self._start(trainer)
-            except RuntimeError as again:
-                self._leave_out(trainer, again)
-                return None
-        after = free_gpu_bytes() if trainer.platform == "gpu" else None
-        if free is not None and after is not None:
-            self._largest = max(self._largest, free - after)
-        if not self.together:
-            self._end(trainer)
-        return answer
+            self._leave_out(trainer, error)
+            return None
 
     def ask(self, trainer: Trainer, *questions: dict[str, int]) -> list[Answer] | None:
-        """Let a trainer answer questions in one turn; None where it stopped, which left_out explains."""
+        """Let a trainer answer questions in one turn; None where it stopped."""
         try:
-            if trainer.name not in self._workers:
+            if trainer.name not in self._alive:
                 self._start(trainer)
-            return [self._workers[trainer.name].ask(question) for question in questions]
+            worker = self._alive[trainer.name] = self._alive.pop(trainer.name)
+            return [worker.ask(question) for question in questions]
         except (RuntimeError, BrokenPipeError) as error:
             self._leave_out(trainer, error)
             return None
-        finally:
-            if not self.together:
-                self._end(trainer)
 
     def close(self) -> None:
         """End every process."""
-        for worker in self._workers.values():
-            worker.close()
-        self._workers = {}
+        for name in list(self._alive):
+            self._end(name)
 
     def _start(self, trainer: Trainer) -> Answer:
+        """Start a process where there is room for it; where it finds too little, once more without others."""
+        free = self._make_room(trainer)
+        try:
+            answer = self._start_here(trainer)
+        except RuntimeError as error:
+            if free is None or not self._alive or not LACKS_MEMORY.search(str(error)):
+                raise
+            say(f"{trainer.name} finds too little memory beside the others, which make room for it")
+            self.close()
+            free = self._make_room(trainer)
+            answer = self._start_here(trainer)
+        after = free_gpu_bytes() if free is not None else None
+        if free is not None and after is not None:
+            self._taken[trainer.name] = self._taken[trainer.engine] = free - after
+        return answer
+
+    def _make_room(self, trainer: Trainer) -> float | None:
+        """End processes until a trainer fits; return what is free then, None where that does not matter."""
+        free = free_gpu_bytes() if trainer.platform == "gpu" else None
+        largest = max(self._taken.values(), default=0.0)
+        expected = self._taken.get(trainer.name, self._taken.get(trainer.engine, largest))
+        while free is not None and self._alive and free < SPARE * expected:
+            self._end(list(self._alive)[-1])
+            free = free_gpu_bytes()
+        return free
+
+    def _start_here(self, trainer: Trainer) -> Answer:
         started = time.perf_counter()
         variables = environment(trainer, self._threads, self._caches)
         worker = Worker(trainer.name, trainer.module, dataclasses.asdict(trainer), variables)
@@ -93,24 +106,18 @@ class Turns:
         except BaseException:
             worker.close()
             raise
-        self._workers[trainer.name] = worker
+        self._alive[trainer.name] = worker
         return {**rest, "losses": [*first["losses"], *rest["losses"]], "startup_s": startup_s}
 
-    def _part(self, reason: str) -> None:
-        """Let each process live in its turn only."""
-        say(f"one trainer at a time from here on, started anew for each turn: {reason}")
-        self.close()
-        self.together = False
-
-    def _end(self, trainer: Trainer) -> None:
-        worker = self._workers.pop(trainer.name, None)
+    def _end(self, name: str) -> None:
+        worker = self._alive.pop(name, None)
         if worker is not None:
             worker.close()
 
     def _leave_out(self, trainer: Trainer, error: Exception) -> None:
         self.left_out[trainer.name] = str(error).removeprefix(f"{trainer.name} ")
         say(f"{trainer.name} is left out: it {self.left_out[trainer.name]}")
-        self._end(trainer)
+        self._end(trainer.name)
 
 
 def free_gpu_bytes() -> float | None:
