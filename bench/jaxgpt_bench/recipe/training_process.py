@@ -30,7 +30,7 @@ def train(run: Run, shape: dict[str, int], dataset: Dataset) -> Outcome:
     from jaxgpt.training.step.train_step import make_eval_step
     from jaxgpt.training.validation import validation_loss
 
-    sizes = {name: value for name, value in shape.items() if name != "batch_size"}
+    sizes: dict[str, Any] = {name: value for name, value in shape.items() if name != "batch_size"}
     model = ModelConfig(vocab_size=dataset.vocab_size, **sizes)
     # The optimizer reads the precision of its products from the settings, the model from its numerics.
     settings: dict[str, Any] = {"precision": run.newton_schulz, **run.settings}
