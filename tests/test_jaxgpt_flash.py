@@ -19,19 +19,6 @@ from jaxgpt.training.step.train_step import make_train_step
 MODEL = ModelConfig(vocab_size=128, block_size=64, n_layer=2, n_head=2, n_embd=128)
 
 
-@pytest.fixture
-def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let JAX lower for a GPU that is not there: its checks of cuDNN and of the device are skipped."""
-    from jax._src.cudnn import fused_attention_stablehlo as fused
-
-    for name, answer in (
-        ("check_cudnn_version", 91000),
-        ("check_compute_capability", None),
-        ("is_cuda_compute_capability_equal", False),
-    ):
-        monkeypatch.setattr(fused, name, lambda *_, answer=answer: answer)
-
-
 def lowered(capability: float, model: ModelConfig = MODEL, **train: Any) -> str:
     settings = TrainConfig(batch_size=4, **train)
     numerics, _ = choose_numerics(model, settings.precision, "gpu", capability)
@@ -82,6 +69,8 @@ def test_a_step_lowered_for_cuda_has_its_float16_products_with_float32_sums(qat:
         ({"n_embd": 320, "n_head": 2}, "bf16", "gpu", 9.0, "head size 160"),
         ({"block_size": 65}, "bf16", "gpu", 9.0, "block_size 65 is odd"),
         ({"dropout": 0.1}, "bf16", "gpu", 9.0, "dropout"),
+        ({"attn_dropout": 0.1}, "bf16", "gpu", 9.0, "dropout"),
+        ({"dropout": 0.1, "attn_dropout": 0.0}, "bf16", "gpu", 9.0, "flash attention by cuDNN"),
     ],
 )
 def test_the_reason_is_told(

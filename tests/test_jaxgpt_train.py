@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,7 @@ def test_training_lowers_the_loss_and_records_every_step(run: Path) -> None:
     assert [row["step"] for row in val] == [20, 40]
     assert summary["val_loss"] == val[-1]["val_loss"]
     assert summary["cpu_seconds"] > 0
+    assert 0 < summary["compile_s"] < summary["startup_s"]
     assert list((run / "tensorboard").iterdir())
     assert (run / "samples" / "step_00000040.txt").read_text().strip()
 
@@ -75,6 +77,7 @@ def test_mfu_is_the_share_of_the_devices_peak(
     code, _, err = command(*arguments)
     assert code == 0
     assert "MFU is of 1 TFLOP/s fp32 on each cpu" in err
+    assert re.search(r"\nfirst step after \d+\.\d s, of which compiling \d+\.\d s\nstep 1/5 ", err)
     row = [row for row in read_metrics(tmp_path / "run") if "loss" in row][-1]
     model = read_run_config(tmp_path / "run").model
     assert row["mfu"] == pytest.approx(row["tokens_per_s"] * flops_per_token(model) / 2e12, abs=1e-4)

@@ -9,6 +9,10 @@ COMMANDS = {
         "jaxgpt_bench.quality.command:QualityOptions:quality",
         "Compare models on identical tokens.",
     ),
+    "evaluate": Command(
+        "jaxgpt_bench.evaluate.command:EvaluateOptions:evaluate",
+        "Measure what models can do: requests, held-out functions, HumanEval.",
+    ),
     "outliers": Command(
         "jaxgpt_bench.quality.outliers:OutliersOptions:outliers",
         "Scale channels without changing the model, then quantize it.",

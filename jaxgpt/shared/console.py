@@ -11,7 +11,6 @@ takes the names of the settings that the command line gives.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import importlib
 import io
@@ -29,7 +28,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 
 from rich.console import Console
 
-from jaxgpt.shared.errors import UserError, nearest
+from jaxgpt.shared.errors import UserError, nearest, require_local_paths, system_error_line
+from jaxgpt.shared.machine import leave_out_settings, missing_platform
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:
@@ -38,7 +38,7 @@ if not stderr.is_terminal:
 # What a command may lack, and the extra of pyproject.toml that brings it.
 EXTRA_OF = {
     "jax": "train", "flax": "train", "optax": "train", "orbax": "train", "tensorboardX": "train",
-    "datasets": "train",
+    "datasets": "train", "pyarrow": "train",
     "huggingface_hub": "hf", "tokenizers": "hf",
     "torch": "export",
     "gguf": "gguf",
@@ -96,6 +96,9 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     if sys.stdout is None:
         say("error: stdout is closed, and results go there; open it, or send it to /dev/null")
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model writes characters that not every encoding holds
+    leave_out_settings()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -122,18 +125,10 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
+    except (ModuleNotFoundError, OSError, RuntimeError, AssertionError) as error:
+        if (line := _line_for(error)) is None:
             raise
-        extra = EXTRA_OF[package]
-        say(
-            f"error: this command needs {package}, which is not installed; "
-            f"pip install -c constraints.txt -e '.[{extra}]'"
-        )
-        return 2
-    except OSError as error:
-        _say_system_error(error)
+        say(f"error: {line}")
         return 2
     except KeyboardInterrupt:
         say("interrupted; nothing half-written is left under a final name")
@@ -141,13 +136,19 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     return 0 if result.passed else 1
 
 
-def _say_system_error(error: OSError) -> None:
-    where = error.filename or "while writing"
-    if error.errno == errno.ENOSPC:
-        say(f"error: no space left on the device ({where}); free some and run again")
-    else:
-        reason = " ".join((error.strerror or str(error)).split())
-        say(f"error: {where}: {reason}; check the path and its permissions")
+def _line_for(error: Exception) -> str | None:
+    """Return what is said of an error that is the user's to mend; None for a fault of the program."""
+    if isinstance(error, OSError):
+        return system_error_line(error)
+    if not isinstance(error, ModuleNotFoundError):
+        return missing_platform(error)
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return (
+        f"this command needs {package}, which is not installed; "
+        f"pip install -c constraints.txt -e '.[{EXTRA_OF[package]}]'"
+    )
 
 
 def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:
@@ -235,6 +236,7 @@ def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
         raise UserError(f"{_one_line(captured.getvalue())}; {prog} --help tells the options") from None
     if unknown:
         raise UserError(f"{prog} can't use {unknown[0]!r}; {prog} --help tells the options")
+    require_local_paths(value)
     return value
 
 

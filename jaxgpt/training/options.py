@@ -86,6 +86,8 @@ class TrainOptions:
       out: the run folder.
       init: begin with the model of this folder: a run (its best checkpoint), or a float32 artifact, which is
         a Hugging Face GPT-2 folder; the shape comes from it, the training settings don't.
+      compilation_cache: folder in which compiled programs are kept for the next start; none keeps nothing,
+        auto takes JAX_COMPILATION_CACHE_DIR, else (for a single process) the user's cache folder.
       json: print one JSON document with all figures on stdout.
       model: the shape of the model, which with --init is that model's; the vocabulary is the data's.
       training: how it is trained.
@@ -104,6 +106,7 @@ class TrainOptions:
     data: Path
     out: Path
     init: Path | None = None
+    compilation_cache: str = "auto"
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     model: _ModelOfData
     training: _SettingsOfDevice
@@ -135,8 +138,8 @@ def train_options(preset: str, *, data: Path, out: Path, **settings: Any) -> Tra
     """
     given = {name: value for name, value in settings.items() if value is not None}
     options = TrainOptions.of_preset(preset)(preset=preset, data=data, out=out, given=frozenset(given))
-    changed: dict[str, Any] = {name: given.pop(name) for name in ("init", "json") if name in given}
-    names = {"init", "json"}
+    names = {"init", "compilation_cache", "json"}
+    changed: dict[str, Any] = {name: given.pop(name) for name in names & given.keys()}
     for group in ("model", "training", "devices"):
         before = getattr(options, group)
         fields = {field.name for field in dataclasses.fields(before)} - {"vocab_size"}  # the data's
@@ -198,7 +201,8 @@ def _model_of_init(init_source: "InitSource", options: TrainOptions) -> ModelCon
             f"--block-size {block_size}: the model of --init {init_source.folder} has {there.block_size} "
             f"positions; give at most {there.block_size}, or leave --block-size out"
         )
-    return dataclasses.replace(there, block_size=block_size, dropout=asked.dropout, qat=asked.qat)
+    free = {name: getattr(asked, name) for name in ("dropout", "attn_dropout", "qat")}
+    return dataclasses.replace(there, block_size=block_size, **free)
 
 
 def _as_given(name: str, value: object) -> str:

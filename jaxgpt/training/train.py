@@ -7,6 +7,7 @@ same command again resumes from the last checkpoint, bit for bit. The loop is in
 """
 
 import functools
+import time
 
 from jaxgpt.shared.console import Result
 from jaxgpt.training.options import TrainOptions, run_config, with_precision
@@ -18,9 +19,14 @@ def train(options: TrainOptions) -> Result:
     Raises:
       UserError: options, data or an earlier run that do not fit.
     """
+    started = time.perf_counter()
+    import jax
+
     from jaxgpt.shared.dataset import open_dataset
+    from jaxgpt.training.devices.compilation_cache import compilation_cache
     from jaxgpt.training.devices.malloc import keep_freed_memory
     from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
+    from jaxgpt.training.devices.platform import expected_platform
     from jaxgpt.training.devices.processes import join_processes, on_main_process
     from jaxgpt.training.run.folder import require_same_training
     from jaxgpt.training.run.init_from import open_init_source
@@ -32,7 +38,8 @@ def train(options: TrainOptions) -> Result:
     config = run_config(options, dataset, init_source)
     devices = options.devices
     use_cpu_devices(devices.cpu_devices)
-    keep_freed_memory(config.model, config.train, max(devices.cpu_devices, 1))
+    if expected_platform(jax.config.values["jax_platforms"]) == "cpu":
+        keep_freed_memory(config.model, config.train, max(devices.cpu_devices, 1))
     join_processes(
         devices.coordinator,
         devices.process_count,
@@ -44,8 +51,9 @@ def train(options: TrainOptions) -> Result:
         config = with_precision(config, options.out)
     mesh = make_mesh(devices.mesh, devices.cpu_devices)
     training = Training(config.model, config.train, dataset, mesh, init=init_source, preset=config.preset)
-    trainer = Trainer(training, options.out)
+    trainer = Trainer(training, options.out, started)
     on_main_process(functools.partial(require_same_training, options.out, training.config))
-    if not (options.out / "summary.json").exists():  # else there is nothing left to do
-        trainer.require_room()
-    return trainer.run()
+    with compilation_cache(options.compilation_cache):
+        if not (options.out / "summary.json").exists():  # else there is nothing left to do
+            trainer.require_room()
+        return trainer.run()

@@ -7,6 +7,8 @@ run/run_folder.py; a script has a loop of its own around the same two (docs/trai
 import dataclasses
 import functools
 import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,12 @@ class Trainer:
     Args:
       training: what is trained.
       folder: the run folder.
+      started: time.perf_counter() when the command began.
     """
 
-    def __init__(self, training: Training, folder: Path) -> None:
-        self.training, self.folder = training, folder
+    def __init__(self, training: Training, folder: Path, started: float) -> None:
+        self.training, self.folder, self.started = training, folder, started
+        self.startup_s = 0.0
         self.settings = training.train
         self.stop = StopSignal()
 
@@ -87,6 +91,8 @@ class Trainer:
             run.validate(state)  # where it goes on from
         for step in range(first + 1, self.settings.max_steps + 1):
             state, metrics = self.training.step(state, self.training.batch(step))
+            if step == first + 1:
+                self._note_startup(metrics)
             run.record(step, metrics)
             stopped = self._reason_to_stop(run, step)
             due = self._due(step, stopped is not None)
@@ -98,6 +104,12 @@ class Trainer:
             if stopped:
                 break
         return step, stopped
+
+    def _note_startup(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Wait for the first step, and say how long everything until its end took."""
+        jax.block_until_ready(metrics["loss"])
+        self.startup_s = time.perf_counter() - self.started
+        say(f"first step after {self.startup_s:.1f} s, of which compiling {self.training.compile_s:.1f} s")
 
     def _reason_to_stop(self, run: RunFolder, step: int) -> str | None:
         if self.stop.requested(step):
@@ -161,6 +173,8 @@ class Trainer:
         if first < step:
             figures["tokens_per_s"] = round(run.recorder.tokens_per_s, 1)
             figures["cpu_seconds"] = round(run.cpu_seconds_before + cpu_seconds(), 1)
+            figures["startup_s"] = round(self.startup_s, 2)
+            figures["compile_s"] = round(self.training.compile_s, 2)
         if first < step and is_main_process():
             write_json(self.folder / "summary.json", figures)
         say(

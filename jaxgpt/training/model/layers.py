@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxgpt.shared.architecture import LAYER_NORM_EPSILON
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.training.model.fake_quant import FakeQuantLinear
-from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.numerics import Numerics, matmul
 
 INIT_STD = 0.02
 
@@ -37,12 +37,52 @@ def linear(
     inputs: int, outputs: int, std: float, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """Return a linear layer with weights of N(0, std), as fake quantization computes it where asked for."""
-    init = nnx.initializers.normal(std)
-    kwargs: dict[str, Any] = {"param_dtype": numerics.params, "dtype": numerics.compute}
-    kwargs |= {"kernel_init": init, "rngs": rngs}
-    if config.qat:
-        return FakeQuantLinear(inputs, outputs, numerics.wide_sums, **kwargs)
-    return nnx.Linear(inputs, outputs, **kwargs)
+    kind = FakeQuantLinear if config.qat else Linear
+    return kind(inputs, outputs, numerics, kernel_init=nnx.initializers.normal(std), rngs=rngs)
+
+
+class Linear(nnx.Linear):
+    """A linear layer whose gradients, too, are products of the compute dtype with sums in the parameters'.
+
+    Args:
+      in_features: I.
+      out_features: O.
+      numerics: of the product.
+      kwargs: see nnx.Linear.
+    """
+
+    def __init__(self, in_features: int, out_features: int, numerics: Numerics, **kwargs: Any) -> None:
+        dtypes = {"dtype": numerics.compute, "param_dtype": numerics.params}
+        super().__init__(in_features, out_features, **dtypes, **kwargs)
+        self.numerics = numerics
+
+    def __call__(self, inputs: Float[Array, "N I"], out_sharding: Any = None) -> Float[Array, "N O"]:
+        """Return the output in the compute dtype."""
+        if not self.numerics.is_mixed:
+            return super().__call__(inputs, out_sharding)
+        x = inputs.astype(self.dtype)
+        y = matmul("NI,IO->NO", x, self.kernel[...], self.numerics, self.dtype)
+        return add_bias(y, self.bias[...])
+
+
+@jax.custom_vjp
+def add_bias(y: Float[Array, "N O"], bias: Float[Array, "O"]) -> Float[Array, "N O"]:
+    """Add a bias in y's dtype; its gradient is summed in its own.
+
+    JAX would sum it in y's, and a sum of thousands of bfloat16 numbers soon stands still.
+    """
+    return y + bias.astype(y.dtype)[None]
+
+
+def _add_bias_forward(y: Array, bias: Array) -> tuple[Array, Array]:
+    return add_bias(y, bias), bias
+
+
+def _add_bias_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
+    return gradient, jnp.sum(gradient, axis=0, dtype=bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def apply_to_rows(layer: nnx.Linear, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:

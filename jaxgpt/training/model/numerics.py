@@ -1,7 +1,9 @@
 """In which precision a model is computed, and by which kernels."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -27,6 +29,11 @@ class Numerics(NamedTuple):
     compute: Any = jnp.float32
     flash: bool = False
     wide_sums: bool = True
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether products are computed in another dtype than the parameters'."""
+        return jnp.dtype(self.compute) != jnp.dtype(self.params)
 
 
 FLOAT32 = Numerics()
@@ -55,7 +62,7 @@ def choose_numerics(
         f"head size {size} is no multiple of 8 up to {MAX_FLASH_HEAD_SIZE}": size % 8 > 0
         or size > MAX_FLASH_HEAD_SIZE,
         f"block_size {model.block_size} is odd": model.block_size % 2 > 0,
-        "dropout acts on attention weights": model.dropout > 0,
+        "dropout acts on attention weights": model.attn_rate > 0,
     }
     found = [text for text, true in obstacles.items() if true]
     reason = f"attention by XLA ({found[0]})" if found else "flash attention by cuDNN"
@@ -64,10 +71,70 @@ def choose_numerics(
     return numerics, reason
 
 
-def matmul(equation: str, a: Float[Array, "..."], b: Float[Array, "..."], numerics: Numerics) -> Array:
-    """Multiply in the compute dtype, sum and return in the parameters' dtype."""
-    out = numerics.params if numerics.wide_sums else None
-    product = jnp.einsum(
-        equation, a.astype(numerics.compute), b.astype(numerics.compute), preferred_element_type=out
-    )
-    return product.astype(numerics.params)
+def matmul(
+    equation: str, a: Float[Array, "..."], b: Float[Array, "..."], numerics: Numerics, out: Any = None
+) -> Array:
+    """Multiply in the compute dtype and sum in the parameters' dtype, forward and backward.
+
+    A product of bfloat16 operands with float32 sums has a float32 cotangent, and JAX's own transpose of it
+    multiplies float32: in TF32 on a Hopper, in plain float32 on a T4. Here the cotangent is cast to the
+    compute dtype for the two backward products, whose results have the dtypes of a and b.
+
+    Args:
+      equation: einsum's, such as "NC,VC->NV"; each letter of an operand is in the other one or in the result.
+      a: first operand, in any float dtype.
+      b: second operand.
+      numerics: of the product.
+      out: dtype of the result; the parameters' if not given.
+    """
+    out = numerics.params if out is None else out
+    if not numerics.is_mixed:
+        return _product(equation, a, b, numerics, out)
+    return _mixed_matmul(_Matmul(equation, numerics, out, a.dtype, b.dtype), a, b)
+
+
+class _Matmul(NamedTuple):
+    """What is known of a product before its operands.
+
+    Attributes:
+      equation: einsum's.
+      numerics: of the product.
+      out: dtype of the result.
+      a_dtype: dtype of the first operand, and of its gradient.
+      b_dtype: the same of the second.
+    """
+
+    equation: str
+    numerics: Numerics
+    out: Any
+    a_dtype: Any
+    b_dtype: Any
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mixed_matmul(how: _Matmul, a: Array, b: Array) -> Array:
+    return _product(how.equation, a, b, how.numerics, how.out)
+
+
+def _mixed_matmul_forward(how: _Matmul, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    compute = how.numerics.compute
+    return _mixed_matmul(how, a, b), (a.astype(compute), b.astype(compute))
+
+
+def _mixed_matmul_backward(how: _Matmul, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    a, b = kept
+    operands, result = how.equation.split("->")
+    first, second = operands.split(",")
+    of_a = _product(f"{result},{second}->{first}", gradient, b, how.numerics, how.a_dtype)
+    of_b = _product(f"{first},{result}->{second}", a, gradient, how.numerics, how.b_dtype)
+    return of_a, of_b
+
+
+_mixed_matmul.defvjp(_mixed_matmul_forward, _mixed_matmul_backward)
+
+
+def _product(equation: str, a: Array, b: Array, numerics: Numerics, out: Any) -> Array:
+    """Multiply in the compute dtype; the sums are as wide as `out` and numerics.wide_sums let them be."""
+    operands = a.astype(numerics.compute), b.astype(numerics.compute)
+    sums = out if numerics.wide_sums else None
+    return jnp.einsum(equation, *operands, preferred_element_type=sums).astype(out)

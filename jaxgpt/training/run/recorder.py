@@ -1,18 +1,37 @@
 """What a training shows and records: the display, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
+import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from jaxgpt.shared.console import say, stderr
 from jaxgpt.shared.files import write_atomic
 from jaxgpt.training.devices.processes import is_main_process
 from jaxgpt.training.run.folder import read_metrics
+
+
+@contextlib.contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Let a module that is not loaded yet seem not installed, while this is open."""
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[name]
+
+
+with _hidden("torch"):  # which tensorboardX loads where it is installed, for seconds: nothing here needs it
+    from tensorboardX import SummaryWriter
 
 RATE_STEPS = 50  # tokens/s is the mean over so many steps
 PLAIN_LINES = 20  # lines of progress where stderr is no terminal
