@@ -11,7 +11,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "jaxgpt_bench.evaluate.command:EvaluateOptions:evaluate",
-        "Measure what models can do: requests, held-out functions, HumanEval.",
+        "Measure what models can do, on the same prompts with the same random numbers.",
     ),
     "outliers": Command(
         "jaxgpt_bench.quality.outliers:OutliersOptions:outliers",
