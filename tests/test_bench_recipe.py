@@ -53,6 +53,7 @@ def test_rows_compare_equal_seeds_and_lengths_and_say_the_share_of_adamw() -> No
     ]
     adamw, muon, change = recipe_rows([*outcomes, outcome("change", 400, 0, None)])
     assert (adamw.steps, muon.steps, change.steps) == (400, 400, 200)
+    assert adamw.share_of_adamw == 1.0
     assert muon.share_of_adamw == pytest.approx(0.5, rel=0.01)
     assert change.against_muon is not None
     assert change.against_muon.mean == pytest.approx(-0.25)

@@ -69,6 +69,8 @@ def test_a_step_lowered_for_cuda_has_its_float16_products_with_float32_sums(qat:
         ({"n_embd": 320, "n_head": 2}, "bf16", "gpu", 9.0, "head size 160"),
         ({"block_size": 65}, "bf16", "gpu", 9.0, "block_size 65 is odd"),
         ({"dropout": 0.1}, "bf16", "gpu", 9.0, "dropout"),
+        ({"attn_dropout": 0.1}, "bf16", "gpu", 9.0, "dropout"),
+        ({"dropout": 0.1, "attn_dropout": 0.0}, "bf16", "gpu", 9.0, "flash attention by cuDNN"),
     ],
 )
 def test_the_reason_is_told(

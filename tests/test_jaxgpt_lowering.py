@@ -1,15 +1,17 @@
 """The whole training step, lowered for a GPU or TPU that is not there: which numbers its products take."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator
 
+import jax
 import pytest
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.training.devices.mesh import make_mesh
-from jaxgpt.training.model.numerics import choose_numerics
-from jaxgpt.training.step.compiled import CompiledTraining
+from jaxgpt.training.model.numerics import Numerics, choose_numerics
+from jaxgpt.training.step.compiled import DETERMINISTIC_OPTIONS, CompiledTraining
 
 MODEL = {"vocab_size": 128, "block_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 32}
 HOPPER, TURING = 9.0, 7.5  # compute capabilities: with cuDNN's attention, and without
@@ -51,7 +53,6 @@ def test_every_product_of_a_step_takes_the_compute_dtype_in_both_directions(
     assert float32_products(text) == []
 
 
-@pytest.mark.xfail(strict=True, reason="Newton-Schulz iterations multiply float32")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_every_product_of_muon_takes_the_compute_dtype(precision: str) -> None:
     text = lowered("gpu", TURING, precision=precision, optimizer="muon", learning_rate=0.02)
@@ -77,3 +78,13 @@ def test_float32_has_products_of_float32_only() -> None:
 def test_the_step_lowers_for_a_tpu(optimizer: str) -> None:
     text = lowered("tpu", precision="bf16", optimizer=optimizer)
     assert any(operands == ["bf16", "bf16"] for _, operands, _ in signatures(text, *PRODUCTS))
+
+
+def test_a_deterministic_training_says_so_to_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.jit(lambda x: x).lower(1.0).compile(DETERMINISTIC_OPTIONS["gpu"])  # XLA knows it
+    monkeypatch.setitem(DETERMINISTIC_OPTIONS, "cpu", {"xla_no_such_option": True})
+    model, train, mesh = ModelConfig(**MODEL), TrainConfig(batch_size=2), make_mesh("", 1)
+    assert CompiledTraining(model, train, mesh, Numerics()).compiler_options == {}
+    train = dataclasses.replace(train, deterministic=True)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        CompiledTraining(model, train, mesh, Numerics()).compile_step()

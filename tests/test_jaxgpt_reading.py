@@ -54,6 +54,7 @@ def zstandard(content: bytes) -> bytes:
         ("a.json", json.dumps([{"text": text} for text in TEXTS], indent=1).encode()),
         ("a.json", lines_of(TEXTS).encode()),
         ("a.csv", csv_of(TEXTS).replace("\n", "\r\n").encode()),
+        ("a.csv", csv_of(TEXTS, ";").encode()),
         ("a.tsv", b"\xef\xbb\xbf" + csv_of(TEXTS, "\t").encode()),
         ("a.jsonl.gz", gzip.compress(lines_of(TEXTS).encode())),
         ("a.csv.xz", lzma.compress(csv_of(TEXTS).encode())),

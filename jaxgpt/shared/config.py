@@ -29,7 +29,9 @@ def _require_types(config: Any, cls: type[Any]) -> None:
     for field in dataclasses.fields(cls):
         value, choices = getattr(config, field.name), get_args(field.type)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if choices:
+        if type(None) in choices:  # only numbers may be left open
+            right, expected = value is None or is_number, "a number, or none"
+        elif choices:
             right, expected = isinstance(value, str) and value in choices, " or ".join(choices)
         elif field.type is bool:
             right, expected = isinstance(value, bool), "true or false"
@@ -77,11 +79,14 @@ class ModelConfig:
       n_layer: L, number of blocks.
       n_head: H, attention heads a block.
       n_embd: C, channels.
-      dropout: share of activations dropped in training, in [0, 1).
+      dropout: share of activations dropped in training, in [0, 1): of embeddings, of what attention and MLP
+        add, and of attention weights.
       positions: "learned" (an embedding, as in GPT-2), or "rotary" (queries and keys are turned).
       tied: the head is the token embedding; else it has a matrix of its own.
       qat: quantization-aware training, usually of a trained model: weights and inputs of every linear layer
         are rounded as a static INT8 artifact rounds them; each layer has an input scale, which is trained.
+      attn_dropout: share of attention weights dropped in training, in [0, 1); that of dropout if not given.
+        Flash attention needs 0.
 
     Raises:
       UserError: a value that no GPT-2 can have.
@@ -96,6 +101,7 @@ class ModelConfig:
     positions: Positions = "learned"
     tied: bool = True
     qat: bool = False
+    attn_dropout: float | None = None
 
     def __post_init__(self) -> None:
         _require_types(self, ModelConfig)
@@ -119,11 +125,30 @@ class ModelConfig:
             raise UserError(f"rotary positions need an even head size, n_embd / n_head is {self.head_size}")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout ({self.dropout}) must lie in [0, 1)")
+        if self.attn_dropout is not None and not 0.0 <= self.attn_dropout < 1.0:
+            raise UserError(f"attn_dropout ({quoted(self.attn_dropout)}) must lie in [0, 1)")
+
+    @property
+    def attn_rate(self) -> float:
+        """Share of attention weights dropped in training."""
+        return self.dropout if self.attn_dropout is None else self.attn_dropout
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.dropout > 0 or self.attn_rate > 0
 
     @property
     def head_size(self) -> int:
         """D, channels a head."""
         return self.n_embd // self.n_head
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields; attn_dropout only where it is not that of dropout."""
+        fields = dataclasses.asdict(self)
+        if self.attn_dropout is None:
+            del fields["attn_dropout"]
+        return fields
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> "ModelConfig":
@@ -144,7 +169,6 @@ class TrainConfig:
       learning_rate: peak, of the blocks' matrices.
       embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
         share of them).
-      vector_learning_rate: peak, of gains and biases; 0 for that of embeddings.
       final_lr_fraction: share of the peak rate that is left at the last step.
       warmup_steps: steps of linear rise from 0.
       lr_schedule: how the rate falls from its peak, "cosine" or "linear".
@@ -165,6 +189,8 @@ class TrainConfig:
       spike_guard: skip steps whose loss lies so many standard deviations above its running mean; 0 for none.
       max_skipped: skipped steps in a row after which the training stops.
       seed: of initialization, data order and dropout.
+      deterministic: on a GPU only kernels whose results repeat to the bit, so that a resumed training has the
+        losses of one that ran through; slower. A CPU computes so anyway.
       eval_every: steps between measurements of the validation loss.
       checkpoint_every: steps between checkpoints.
       sample_every: steps between samples; 0 for none.
@@ -176,7 +202,6 @@ class TrainConfig:
     optimizer: str = "adamw"
     learning_rate: float = 6e-4
     embedding_learning_rate: float = 6e-4
-    vector_learning_rate: float = 0.0
     final_lr_fraction: float = 0.1
     warmup_steps: int = 100
     lr_schedule: Literal["cosine", "linear"] = "cosine"
@@ -195,6 +220,7 @@ class TrainConfig:
     spike_guard: float = 0.0
     max_skipped: int = 20
     seed: int = 0
+    deterministic: bool = False
     eval_every: int = 250
     checkpoint_every: int = 250
     sample_every: int = 250
@@ -214,7 +240,6 @@ class TrainConfig:
         for name in (
             "warmup_steps",
             "momentum_warmup_steps",
-            "vector_learning_rate",
             "weight_decay",
             "final_lr_fraction",
             "sample_every",

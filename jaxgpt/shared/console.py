@@ -39,7 +39,7 @@ if not stderr.is_terminal:
 # What a command may lack, and the extra of pyproject.toml that brings it.
 EXTRA_OF = {
     "jax": "train", "flax": "train", "optax": "train", "orbax": "train", "tensorboardX": "train",
-    "datasets": "train",
+    "datasets": "train", "pyarrow": "train",
     "huggingface_hub": "hf", "tokenizers": "hf",
     "torch": "export",
     "gguf": "gguf",

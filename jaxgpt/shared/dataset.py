@@ -101,12 +101,8 @@ def open_dataset(folder: Path) -> Dataset:
             name: _open_file(folder / f"{name}.bin", manifest["files"][f"{name}.bin"], TOKEN_DTYPE)
             for name in SPLITS
         }
-        masks = {
-            f"{name}_mask": _open_mask(folder, f"{name}.mask.bin", manifest, len(splits[name]))
-            for name in SPLITS
-            if manifest["format_version"] == MASKED_FORMAT_VERSION
-        }
-        dataset = Dataset(folder, manifest, **splits, **masks)
+        masks = [_open_mask(folder, name, manifest, len(splits[name])) for name in SPLITS]
+        dataset = Dataset(folder, manifest, splits["train"], splits["val"], *masks)
         _ = dataset.tokenizer_sha256, str(manifest["tokenizer"]["name"])
         largest = max((int(tokens.max()) for tokens in splits.values() if len(tokens)), default=0)
         if largest >= dataset.vocab_size:
@@ -116,7 +112,10 @@ def open_dataset(folder: Path) -> Dataset:
     return dataset
 
 
-def _open_mask(folder: Path, name: str, manifest: dict[str, Any], tokens: int) -> Mask:
+def _open_mask(folder: Path, split: str, manifest: dict[str, Any], tokens: int) -> Mask | None:
+    if manifest["format_version"] != MASKED_FORMAT_VERSION:
+        return None
+    name = f"{split}.mask.bin"
     mask: Mask = _open_file(folder / name, manifest["files"][name], np.dtype(np.uint8))
     if len(mask) != -(-tokens // 8):
         raise ValueError(f"{name} has {len(mask)} bytes for {tokens} tokens")

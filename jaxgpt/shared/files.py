@@ -323,16 +323,18 @@ def _naming_what_is_full(target: Path, how: Callable[[], str]) -> Iterator[None]
     try:
         yield
     except Exception as error:  # libraries put what the system says into classes of their own
-        if not _is_full(error):
+        if not _is_full(error, target.parent):
             raise
         text = f"No space left on the device{how()}"
         raise OSError(errno.ENOSPC, text, str(target)) from error
 
 
-def _is_full(error: BaseException | None) -> bool:
+def _is_full(error: BaseException | None, folder: Path) -> bool:
     while error is not None:
         if (isinstance(error, OSError) and error.errno in FULL) or "No space left" in str(error):
             return True
+        if isinstance(error, OSError) and error.errno is None:  # numpy's, of an array that was cut
+            return shutil.disk_usage(folder).free == 0
         error = error.__cause__ or error.__context__
     return False
 

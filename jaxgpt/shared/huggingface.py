@@ -81,7 +81,8 @@ class HfConfig:
 
     Attributes:
       model: shape; without dropout.
-      dropout: where its three dropouts are the same one, else 0.
+      dropout: of embeddings and residuals, where they are the same one; else 0, and so is attn_dropout.
+      attn_dropout: of attention weights, where it is another one.
       model_type: gpt2, or this project's own.
       quantization: the section of that name as it stands; None without one.
       scales_by_layer: layer i's attention scores are also divided by i + 1, which this project's GPT-2 does
@@ -90,6 +91,7 @@ class HfConfig:
 
     model: ModelConfig
     dropout: float
+    attn_dropout: float | None
     model_type: str
     quantization: Any
     scales_by_layer: bool = False
@@ -177,11 +179,13 @@ def read_hf_config(path: Path, what: str, may_scale_by_layer: bool = False) -> H
             "computation; jaxgpt-export import-hf puts true into the weights, then it is false"
         )
     with damaged(path, "fetch it again"):
-        dropouts = {float(value.get(name, 0.1)) for name in DROPOUTS}
-        dropout = dropouts.pop() if len(dropouts) == 1 else 0.0
+        of_weights, of_embeddings, of_residuals = (float(value.get(name, 0.1)) for name in DROPOUTS)
+        if of_embeddings != of_residuals:
+            of_weights = of_residuals = 0.0
+        dropout, attn_dropout = of_residuals, None if of_weights == of_residuals else of_weights
         model = ModelConfig(**shape, positions=positions, tied=tied)
-        dataclasses.replace(model, dropout=dropout)  # checks it
-    return HfConfig(model, dropout, kind, value.get("quantization"), bool(scales_by_layer))
+        dataclasses.replace(model, dropout=dropout, attn_dropout=attn_dropout)  # checks them
+    return HfConfig(model, dropout, attn_dropout, kind, value.get("quantization"), bool(scales_by_layer))
 
 
 def _shape(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -226,6 +230,7 @@ def hf_config_json(config: ModelConfig, endoftext: int, quantization: Any = None
         "n_head": config.n_head,
         "initializer_range": 0.02,
         **dict.fromkeys(DROPOUTS, config.dropout),
+        "attn_pdrop": config.attn_rate,
         **WRITTEN_SETTINGS,
         "tie_word_embeddings": config.tied,
         "bos_token_id": endoftext,

@@ -198,7 +198,8 @@ def _model_of_init(init_source: "InitSource", options: TrainOptions) -> ModelCon
             f"--block-size {block_size}: the model of --init {init_source.folder} has {there.block_size} "
             f"positions; give at most {there.block_size}, or leave --block-size out"
         )
-    return dataclasses.replace(there, block_size=block_size, dropout=asked.dropout, qat=asked.qat)
+    free = {name: getattr(asked, name) for name in ("dropout", "attn_dropout", "qat")}
+    return dataclasses.replace(there, block_size=block_size, **free)
 
 
 def _as_given(name: str, value: object) -> str:

@@ -23,6 +23,16 @@ def time_span(seconds: Spread, dash: str) -> str:
     return f"{median} {unit} ({low}{dash}{high})"
 
 
+def span_text(ratio: Spread) -> str:
+    """Print a median ratio with its least and its largest."""
+    return f"{ratio.median:.2f} ({ratio.min:.2f}-{ratio.max:.2f})"
+
+
+def shortened(name: str, width: int = 44) -> str:
+    """Print a kernel's name: of a long one the beginning and the end."""
+    return name if len(name) <= width else f"{name[: width - 15]}...{name[-12:]}"
+
+
 def signed(value: float) -> str:
     """Print a difference of losses; what rounds to nothing is "0", without a sign."""
     text = f"{value:+.5f}"

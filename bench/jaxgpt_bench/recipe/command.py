@@ -16,7 +16,7 @@ from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError, damaged, nearest
-from jaxgpt.shared.files import read_json, write_json
+from jaxgpt.shared.files import prepare_output_file, read_json, write_json
 from jaxgpt.shared.presets import PRESETS
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import Provenance
@@ -56,6 +56,7 @@ def recipe(options: RecipeOptions) -> Result:
       UserError: options that don't fit, or a file of another data set or shape.
     """
     wanted = _wanted(options)
+    prepare_output_file(options.out)
     dataset = open_dataset(options.data)
     about = {"source": dataset.manifest["source"], "tokenizer": dataset.manifest["tokenizer"]["name"]}
     about["sha256"] = dataset.sha256

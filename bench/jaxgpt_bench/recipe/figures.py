@@ -2,8 +2,8 @@
 
 A schedule ends with its training, so a loss on the way says nothing of a shorter training: the curve of a row
 is the final losses of trainings of several lengths. Between two lengths the loss is taken as linear in the
-logarithm of the steps. A row of one length takes Muon's curve: it has the loss that Muon has after s steps,
-and so needs length / s of Muon's steps.
+logarithm of the steps. A row of one length takes Muon's curve, the mean over seeds: with a loss d above
+Muon's (of the same seed and length N) it has what Muon has after s steps, and needs N / s of Muon's steps.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from jaxgpt_bench.recipe.runs import Outcome
 
 REFERENCE, BASE = "adamw", "muon"
 Curve = Mapping[int, float]  # final losses by number of steps
+Curves = Mapping[int, Curve]  # by seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class RecipeRow(JsonData):
       against_muon: loss minus Muon's, of the same seed and number of steps; None where that is not there.
       steps_to_target: to AdamW's loss at its longest; None where nothing tells.
       share_of_adamw: the same as a share of AdamW's steps.
-      extrapolated: whether the target lies outside the row's lengths.
+      extrapolated: whether the target lies beyond the lengths of a row that has several.
       cpu_seconds_a_step: median over its trainings.
       cpu_seconds_to_target: steps to the target times that.
     """
@@ -93,59 +94,59 @@ def recipe_rows(outcomes: Sequence[Outcome]) -> tuple[RecipeRow, ...]:
         curves.setdefault(each.run.row, {})
         if each.val_loss is not None:
             curves[each.run.row].setdefault(each.run.seed, {})[each.run.steps] = each.val_loss
-    target = _target(curves.get(REFERENCE, {}))
-    return tuple(_row(name, curves, target, outcomes) for name in curves if curves[name])
+    return tuple(_row(name, curves, outcomes) for name in curves if curves[name])
 
 
-def _common(curves: Mapping[int, Curve]) -> list[int]:
-    """Return the lengths that every seed of a row has."""
-    return sorted(set.intersection(*(set(curve) for curve in curves.values()))) if curves else []
-
-
-def _target(reference: Mapping[int, Curve]) -> tuple[float, int] | None:
-    """Return AdamW's mean loss at its longest, and that length."""
-    if not (lengths := _common(reference)):
-        return None
-    return statistics.fmean(curve[lengths[-1]] for curve in reference.values()), lengths[-1]
-
-
-def _row(
-    name: str,
-    curves: Mapping[str, Mapping[int, Curve]],
-    target: tuple[float, int] | None,
-    outcomes: Sequence[Outcome],
-) -> RecipeRow:
-    own, base = curves[name], curves.get(BASE, {})
+def _row(name: str, curves: Mapping[str, Curves], outcomes: Sequence[Outcome]) -> RecipeRow:
+    own, base, reference = curves[name], curves.get(BASE, {}), curves.get(REFERENCE, {})
     lengths = _common(own)
-    steps = lengths[-1]
-    if name not in (REFERENCE, BASE) and (shared := [s for s in lengths if s in _common(base)]):
-        steps = shared[-1]
+    shared = [steps for steps in lengths if steps in _common(base)]
+    steps = (shared or lengths)[-1]
     differences = [own[seed][steps] - base[seed][steps] for seed in own if steps in base.get(seed, {})]
-    needed = [] if target is None else [_needed(own[seed], base.get(seed, {}), target[0]) for seed in own]
-    needed = [found for found in needed if math.isfinite(found)]
-    of_target = Estimate.of(needed) if needed else None
+    needed = _steps_to_target(name, own, base, reference, differences, steps)
     cost = statistics.median(o.cpu_seconds / o.run.steps for o in outcomes if o.run.row == name)
-    mean_needed = of_target.mean if of_target else None
-    outside = mean_needed is not None and not lengths[0] <= mean_needed <= lengths[-1]
+    taken = sorted({length for curve in own.values() for length in curve})
+    several = len(taken) > 1 and name != REFERENCE
     return RecipeRow(
         name=name,
         seeds=len(own),
         steps=steps,
         val_loss=Estimate.of([curve[steps] for curve in own.values()]),
         against_muon=Estimate.of(differences) if differences and name != BASE else None,
-        steps_to_target=of_target,
-        share_of_adamw=None if target is None or mean_needed is None else mean_needed / target[1],
-        extrapolated=outside and len(lengths) > 1,
+        steps_to_target=needed,
+        share_of_adamw=None if needed is None else needed.mean / _common(reference)[-1],
+        extrapolated=several and needed is not None and not taken[0] <= needed.mean <= taken[-1],
         cpu_seconds_a_step=cost,
-        cpu_seconds_to_target=None if mean_needed is None else mean_needed * cost,
+        cpu_seconds_to_target=None if needed is None else needed.mean * cost,
     )
 
 
-def _needed(curve: Curve, base: Curve, target: float) -> float:
-    """Return the steps to the target: by the row's own curve, or by Muon's where it has one length."""
-    if len(curve) > 1:
-        return steps_to(curve, target)
-    if len(base) < 2:
-        return math.nan
-    ((steps, loss),) = curve.items()
-    return steps_to(base, target) * steps / steps_to(base, loss)
+def _common(curves: Curves) -> list[int]:
+    """Return the lengths that every seed of a row has."""
+    return sorted(set.intersection(*(set(curve) for curve in curves.values()))) if curves else []
+
+
+def _mean_curve(curves: Curves) -> Curve:
+    """Return the mean over the seeds that have every length of the row."""
+    every = {steps for curve in curves.values() for steps in curve}
+    whole = [curve for curve in curves.values() if set(curve) == every]
+    return {steps: statistics.fmean(curve[steps] for curve in whole) for steps in every} if whole else {}
+
+
+def _steps_to_target(
+    name: str, own: Curves, base: Curves, reference: Curves, differences: Sequence[float], steps: int
+) -> Estimate | None:
+    """Return the steps to AdamW's mean loss at its longest: AdamW's by definition, others' by a curve."""
+    if not (lengths := _common(reference)):
+        return None
+    if name == REFERENCE:
+        return Estimate(mean=lengths[-1], error=None)
+    target = statistics.fmean(curve[lengths[-1]] for curve in reference.values())
+    by_own = [steps_to(curve, target) for curve in own.values() if len(curve) > 1]
+    if by_own:
+        return Estimate.of(by_own)
+    curve, of_base = _mean_curve(base), [steps_to(curve, target) for curve in base.values() if len(curve) > 1]
+    if not differences or not of_base or steps not in curve:
+        return None
+    shares = [steps / steps_to(curve, curve[steps] + difference) for difference in differences]
+    return Estimate.of([share * statistics.fmean(of_base) for share in shares])

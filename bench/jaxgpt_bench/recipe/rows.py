@@ -61,12 +61,11 @@ def _adamw(rate: float, embeddings: float, warmup_share: float, beta1: float) ->
 
 ROWS: dict[str, dict[str, Row]] = {
     "1m": {
-        "adamw": Row(settings=ADAMW, warmup_share=ADAMW_WARMUP_SHARE, lengths=(280, 400)),
+        "adamw": Row(settings=ADAMW, warmup_share=ADAMW_WARMUP_SHARE, lengths=(200, 280, 400)),
         "muon": Row(settings=MUON, lengths=(140, 200, 280)),
         "split-qkv": _changed(split_qkv=True),
         "newton-schulz-bf16": Row(settings=MUON, newton_schulz="bf16"),
         "betas": _changed(beta1=0.6),
-        "vector-rate": _changed(vector_learning_rate=0.005),
         "late-decay": _changed(decay_fraction=0.65),
         "momentum-warmup": Row(settings=MUON, momentum_warmup_share=0.5),
         "average": Row(settings=MUON, average_last=0.1),

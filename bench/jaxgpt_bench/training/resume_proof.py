@@ -67,7 +67,8 @@ class Training:
         self.run, self.processes, self.steps = run, processes, steps
         settings = ("--max-steps", steps, "--checkpoint-every", SAVE_EVERY, "--eval-every", steps // 4)
         given = ("--data", data, "--out", run, "--sample-every", 0, "--cpu-devices", 2 // processes)
-        self._arguments = [*SHAPE, *(str(argument) for argument in (*given, *settings))]
+        options = (*given, *settings, "--deterministic")
+        self._arguments = [*SHAPE, *(str(option) for option in options)]
         self._running: list[subprocess.Popen[str]] = []
 
     def start(self) -> None:

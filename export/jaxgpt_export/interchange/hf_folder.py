@@ -65,7 +65,8 @@ def read_hf(folder: Path, tokenizer_name: str | None = None) -> ImportedModel:
     where = files[0] if len(files) == 1 else folder
     tensors = as_float32(plain_names(found, where), where)
     stored_head = f"{HEAD}.weight" in tensors
-    padded = dataclasses.replace(said.model, dropout=said.dropout, tied=said.model.tied and not stored_head)
+    tied = said.model.tied and not stored_head
+    padded = dataclasses.replace(said.model, dropout=said.dropout, attn_dropout=said.attn_dropout, tied=tied)
     expected = {each.name: (FLOAT32_DTYPE, each.hf_shape) for each in parameters(padded)}
     check_layout(tensors, expected, where, "(I, O), as Conv1D does")
     if said.scales_by_layer:

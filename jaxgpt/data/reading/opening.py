@@ -37,9 +37,8 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             if path.suffix.lower() not in COMPRESSED:
                 raise
-            raise DamagedFileError(
-                f"{path} is damaged or no {path.suffix} file ({error}); fetch it again"
-            ) from None
+            cause = str(error) or type(error).__name__
+            raise DamagedFileError(f"{path} is damaged or cut ({cause}); compress it again") from None
 
 
 def _uncompressed(stored: io.BufferedReader, suffix: str) -> io.BufferedReader:

@@ -29,7 +29,8 @@ class NoTableError(UserError):
 def no_column(where: str, name: str, columns: Iterable[str]) -> NoTableError:
     """Return the error that names the columns that there are."""
     return NoTableError(
-        f"{where} has no column {name!r}; it has {', '.join(columns) or 'none'}; name one with --text-column"
+        f"{where} has no column {name!r}; it has {', '.join(columns) or 'none'}; name one with --text-column "
+        "or --template"
     )
 
 
@@ -47,7 +48,7 @@ def read_rows(path: Path, report: ReadReport, names: Sequence[str] = ()) -> Iter
     """
     suffix = Path(uncompressed_name(path)).suffix.lower()
     if not path.stat().st_size:
-        raise NoTableError(f"{path} is empty; give a {_kind(suffix)} table with text in it")
+        raise _empty(path, suffix)
     if suffix in (".parquet", ".arrow"):
         yield from _arrow_rows(path, suffix, report, names)
     elif suffix in (".csv", ".tsv"):
@@ -57,8 +58,9 @@ def read_rows(path: Path, report: ReadReport, names: Sequence[str] = ()) -> Iter
             yield from _json_rows(path, file, report)
 
 
-def _kind(suffix: str) -> str:
-    return "json" if suffix in (".json", ".jsonl", ".ndjson") else suffix.removeprefix(".")
+def _empty(path: Path, suffix: str) -> NoTableError:
+    kind = "json" if suffix in (".json", ".jsonl", ".ndjson") else suffix.removeprefix(".")
+    return NoTableError(f"{path} is empty; give a {kind} table with text in it")
 
 
 def _json_rows(path: Path, file: io.BufferedReader, report: ReadReport) -> Iterator[Row]:
@@ -69,6 +71,8 @@ def _json_rows(path: Path, file: io.BufferedReader, report: ReadReport) -> Itera
         line = line.removeprefix(codecs.BOM_UTF8) if first == 1 else line
         if line.strip():
             break
+    if not line.strip():
+        raise _empty(path, ".json")
     if line.lstrip().startswith(b"[") or (_may_be_one_value(path) and not _is_json(line)):
         yield from _rows_of_value(path, line + file.read())
         return
@@ -79,9 +83,12 @@ def _json_rows(path: Path, file: io.BufferedReader, report: ReadReport) -> Itera
         try:
             row = json.loads(each)
         except UnicodeDecodeError as error:
-            report.damaged(f"{where} is not UTF-8 ({error}); convert it", "lines that are not UTF-8", where)
+            report.damaged(
+                f"{where} is not UTF-8 text ({error}); convert it", "lines that are not UTF-8", where
+            )
         except (ValueError, RecursionError) as error:
-            report.damaged(f"{where} is no JSON ({error}); mend it", "lines that are no JSON", where)
+            message = f"{path} is no readable json table: line {number}: {error}; mend it"
+            report.damaged(message, "lines that are no JSON", where)
         else:
             if isinstance(row, dict):
                 yield where, row
@@ -121,11 +128,18 @@ def _rows_of_value(path: Path, content: bytes) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path, suffix: str, report: ReadReport) -> Iterator[Row]:
-    """Yield the rows of a table of comma- or tab-separated values, whose first line names the columns."""
+    """Yield the rows of a table of separated values, whose first line names the columns.
+
+    The separator of a .tsv is a tab; of a .csv a comma, or a semicolon where the first line has no comma.
+    """
     csv.field_size_limit(sys.maxsize)
     with open_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+        reader: Any = csv.reader(())
         try:
+            first = text.readline()
+            comma = ";" if ";" in first and "," not in first else ","
+            lines = itertools.chain([first], text)
+            reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else comma, strict=True)
             names = next(reader, [])
             for row in reader:
                 if not row:

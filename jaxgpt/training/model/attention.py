@@ -30,7 +30,8 @@ class Attention(nnx.Module):
     """Causal multi-head self-attention."""
 
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.n_head, self.head_size, self.rate = config.n_head, config.head_size, config.dropout
+        self.n_head, self.head_size = config.n_head, config.head_size
+        self.rate, self.weights_rate = config.dropout, config.attn_rate
         self.numerics, self.rotary = numerics, config.positions == "rotary"
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
         self.c_attn = linear(config.n_embd, 3 * config.n_embd, INIT_STD, config, numerics, rngs)
@@ -82,7 +83,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T H D"]:
         """Mix values by the softmax of their scores, with dropout of these weights."""
         weights = attention_weights(query, keys, start, self.numerics)  # (B, H, T, S)
-        weights = dropout(weights, self.rate, key)
+        weights = dropout(weights, self.weights_rate, key)
         return matmul("BHTS,BSHD->BTHD", weights, values, self.numerics)
 
     def _project(self, mixed: Float[Array, "B T H D"]) -> Float[Array, "B T C"]:

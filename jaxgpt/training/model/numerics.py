@@ -62,7 +62,7 @@ def choose_numerics(
         f"head size {size} is no multiple of 8 up to {MAX_FLASH_HEAD_SIZE}": size % 8 > 0
         or size > MAX_FLASH_HEAD_SIZE,
         f"block_size {model.block_size} is odd": model.block_size % 2 > 0,
-        "dropout acts on attention weights": model.dropout > 0,
+        "dropout acts on attention weights": model.attn_rate > 0,
     }
     found = [text for text, true in obstacles.items() if true]
     reason = f"attention by XLA ({found[0]})" if found else "flash attention by cuDNN"

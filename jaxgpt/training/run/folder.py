@@ -53,7 +53,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return what config.json holds."""
-        return {"format_version": RUN_FORMAT_VERSION, **dataclasses.asdict(self)}
+        fields = {**dataclasses.asdict(self), "model": self.model.to_json()}
+        return {"format_version": RUN_FORMAT_VERSION, **fields}
 
 
 @dataclasses.dataclass(frozen=True)

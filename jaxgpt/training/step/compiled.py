@@ -15,6 +15,10 @@ from jaxgpt.training.step.optimizer import make_optimizer
 from jaxgpt.training.step.state import TrainState, first_state
 from jaxgpt.training.step.train_step import make_train_step
 
+# What makes a platform's compiler take kernels whose results repeat to the bit, in another process, too: XLA
+# then leaves out atomic sums (cuDNN's backward attention has them) and chooses no kernel by its time.
+DETERMINISTIC_OPTIONS: dict[str, dict[str, bool]] = {"gpu": {"xla_gpu_deterministic_ops": True}}
+
 
 class CompiledTraining:
     """A training as compiled functions over a mesh; making one allocates nothing.
@@ -31,6 +35,7 @@ class CompiledTraining:
       shardings: how it lies on the mesh.
       batch_shape: (A, B, T), micro-batches of an optimizer step.
       batch_sharding: how they lie on the mesh.
+      compiler_options: what the compiler is told besides; empty for its own choice.
     """
 
     def __init__(self, model: ModelConfig, train: TrainConfig, mesh: Mesh, numerics: Numerics) -> None:
@@ -45,6 +50,8 @@ class CompiledTraining:
             model.block_size,
         )
         self.batch_sharding = batch_sharding(mesh, axis=1, ndim=3)
+        platform = mesh.devices.flat[0].platform
+        self.compiler_options = DETERMINISTIC_OPTIONS.get(platform, {}) if train.deterministic else {}
 
     def _first_state(self, params: Params | None = None) -> TrainState:
         if params is None:
@@ -83,7 +90,7 @@ class CompiledTraining:
 
         The state is donated; inputs and targets have batch_shape and lie as batch_sharding says.
         """
-        return self.lower_step().compile()
+        return self.lower_step().compile(self.compiler_options)
 
     def lower_step(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
         """Return the step before XLA optimizes it.
@@ -91,8 +98,7 @@ class CompiledTraining:
         Args:
           platforms: to lower it for, such as ("cuda",), which need not be there; the mesh's if not given.
         """
-        dropout = self._model.dropout > 0
-        step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, dropout)
+        step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, self._model.drops)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
         batch = jax.ShapeDtypeStruct(self.batch_shape, jnp.int32, sharding=self.batch_sharding)
         return jitted.trace(self.sharded_shapes(), batch, batch).lower(lowering_platforms=platforms)

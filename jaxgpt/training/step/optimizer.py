@@ -12,7 +12,7 @@ import optax
 
 from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig, TrainConfig
-from jaxgpt.training.lr_schedule import Schedule, schedule
+from jaxgpt.training.lr_schedule import schedule
 from jaxgpt.training.model.fake_quant import INPUT_SCALE
 from jaxgpt.training.model.params import Params
 from jaxgpt.training.optimizers import find_optimizer
@@ -38,15 +38,14 @@ def make_optimizer(config: TrainConfig, model: ModelConfig) -> optax.GradientTra
     """
     matrix_rate = schedule(config, config.learning_rate)
     other_rate = schedule(config, config.embedding_learning_rate)
-    vector_rate = schedule(config, config.vector_learning_rate or config.embedding_learning_rate)
 
-    def adamw(rate: Schedule, decay: float) -> optax.GradientTransformation:
-        return optax.adamw(rate, config.beta1, config.beta2, weight_decay=decay)
+    def adamw(decay: float) -> optax.GradientTransformation:
+        return optax.adamw(other_rate, config.beta1, config.beta2, weight_decay=decay)
 
     transforms: dict[str, optax.GradientTransformation] = {
         "kernel": find_optimizer(config.optimizer).matrices(config, matrix_rate),
-        "embedding": adamw(other_rate, config.weight_decay),
-        "vector": adamw(vector_rate, 0.0),
+        "embedding": adamw(config.weight_decay),
+        "vector": adamw(0.0),
     }
     if model.qat:
         adam = optax.adam(other_rate, config.beta1, config.beta2)
