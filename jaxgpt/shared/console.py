@@ -2,7 +2,8 @@
 
 A command is a frozen dataclass (its options; the docstring is its help text) and a function that takes
 it and returns a `Result`. Progress and prose go to stderr. With --json, exactly one JSON document goes
-to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage or bad input; 130: Ctrl-C.
+to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage or bad input; 75: not done,
+and the same command goes on; 130: Ctrl-C.
 
 Options that begin with a preset have a class method `of_preset`, which returns their constructor with the
 preset's values as defaults. Their settings lie in dataclasses inside, a group in --help each; `given`
@@ -46,6 +47,8 @@ EXTRA_OF = {
     "jinja2": "bench", "matplotlib": "bench", "transformers": "bench",
 }  # fmt: skip
 
+UNFINISHED = os.EX_TEMPFAIL
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -55,11 +58,14 @@ class Result:
       figures: every figure that the prose shows; printed with --json.
       passed: False when a check failed (exit code 1).
       interrupted: Ctrl-C ended it before it was done, though in good order (exit code 130).
+      unfinished: it left in good order before it was done; the same command goes on (exit code 75,
+        EX_TEMPFAIL of sysexits.h).
     """
 
     figures: Mapping[str, Any]
     passed: bool = True
     interrupted: bool = False
+    unfinished: bool = False
 
 
 class _Flag(NamedTuple):
@@ -126,7 +132,9 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         return INTERRUPTED
     if result.interrupted:
         return INTERRUPTED
-    return 0 if result.passed else 1
+    if not result.passed:
+        return 1
+    return UNFINISHED if result.unfinished else 0
 
 
 def _line_for(error: Exception) -> str | None:
