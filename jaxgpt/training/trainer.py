@@ -23,7 +23,7 @@ from jaxgpt.training.devices.processes import all_agree, is_main_process, on_mai
 from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.flax_session import FlaxSession
 from jaxgpt.training.model.params import trim_vocabulary
-from jaxgpt.training.run.folder import read_metrics, require_same_training
+from jaxgpt.training.run.folder import read_metrics, read_run_config, require_same_training
 from jaxgpt.training.run.override import changes
 from jaxgpt.training.run.run_folder import RunFolder
 from jaxgpt.training.run.summary import finished_steps, losses_figures
@@ -191,6 +191,9 @@ class Trainer:
             "cpu_seconds": round(seconds, 1),
             **losses,
         }
+        overrides = read_run_config(self.folder).overrides
+        if overrides:
+            figures["overrides"] = list(overrides)
         if is_main_process() and (first < step or finished_steps(self.folder) != step):
             write_json(self.folder / "summary.json", figures)
         say(
