@@ -113,6 +113,21 @@ def assert_one_line_error(result: tuple[int, str, str], *parts: str) -> None:
         assert part in lines[0], f"{part!r} is not in {lines[0]!r}"
 
 
+@pytest.fixture
+def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let JAX lower for a GPU that is not there: its checks of cuDNN and device are replaced."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    answers = {
+        "check_cudnn_version": 91000,
+        "check_compute_capability": None,
+        "is_cuda_compute_capability_equal": False,
+    }
+    for name, answer in answers.items():
+        if not hasattr(fused, name):
+            pytest.skip(f"this JAX has no {name}, which the test would replace")
+        monkeypatch.setattr(fused, name, lambda *_, answer=answer: answer)
+
+
 TINY_SHAPE = ("--n-layer", 2, "--n-head", 2, "--n-embd", 32, "--block-size", 64)
 TINY_TRAIN = (
     "--batch-size", 8, "--max-steps", 40, "--learning-rate", 0.01, "--embedding-learning-rate", 0.005,

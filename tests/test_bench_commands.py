@@ -20,10 +20,10 @@ from jaxgpt_bench.quality.samples import (
     Prompt,
     held_out_texts,
     parse_count,
-    parses,
     sample_prompts,
     spread_evenly,
 )
+from jaxgpt_bench.sandbox.programs import parses
 from jaxgpt_bench.speed.contestants import Contestant, weight_bytes, with_cache
 from jaxgpt_bench.speed.programs import NATIVE, TORCH
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer
@@ -251,6 +251,14 @@ def test_report_is_one_page_with_every_figure_from_its_files(
     assert "<script" not in page
     for model in report["models"]:
         assert f"{model['val_loss']:.4f}" in page
+    before, after = report["models"][1:3]
+    smaller, faster = before["size_mb"] / after["size_mb"], after["tokens_per_s"] / before["tokens_per_s"]
+    said = f"int8-dynamic makes this model {smaller:.1f} times smaller and writes {faster:.1f} times as many"
+    assert said in page
+    assert page.index(said) < page.index("Preset")
+    assert f"<b>{smaller:.1f} times smaller</b>" in page
+    assert f"<b>{faster:.1f} times the speed</b>" in page
+    assert str(run.parent) not in page
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")

@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxgpt_bench.common.formatting import difference_text, rate_text, signed
+from jaxgpt_bench.common.formatting import (
+    difference_text,
+    rate_text,
+    signed,
+    verdict_sentence,
+    without_folders,
+)
 from jaxgpt_bench.common.rows import SpeedRow
 from jaxgpt_bench.quality.samples import FIXED_PROMPTS
 from jaxgpt_bench.reproduce.page.claims import best_row, claims
 from jaxgpt_bench.reproduce.page.render import commands, markdown_block, read_report, render, templates
-from jaxgpt_bench.reproduce.page.tables import quality_table, speed_table, stage_table
+from jaxgpt_bench.reproduce.page.tables import engine_table, quality_table, speed_table, stage_table
+from matplotlib.textpath import TextPath
 
 from jaxgpt.shared.errors import UserError
 
@@ -19,6 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "bench" / "results" / "reproduce_reference.json"
 WIDTHS = (1280, 390)
 LONG = "a" * 90
+FONT_PIXELS, PADDING = 0.82 * 16, 0.8 * 16  # of a table with the class tight
+PAGE_WIDTH = (60 - 2 * 1.2) * 16
+SMALLEST_TEXT = 8  # points, in charts
 MACHINE = {
     "cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux", "python": "3.11",
     "packages": {"jax": "1"}, "instruction_sets": ["avx2", "avx512_vnni"],
@@ -146,6 +156,11 @@ def said(report: dict[str, Any], macro: str) -> list[str]:
     """The lines of a macro of sentences.jinja."""
     template = templates(escape=False).get_template("reproduce/page/sentences.jinja")
     return str(getattr(template.module, macro)(read_report(report))).split("\n")
+
+
+def text_width(text: str) -> float:
+    """Pixels of a text in a table, in DejaVu Sans, which is wider than the page's fonts."""
+    return float(TextPath((0, 0), text, size=FONT_PIXELS).get_extents().width) if text.strip() else 0.0
 
 
 def claim_rows(report: dict[str, Any]) -> list[list[str]]:
@@ -301,6 +316,53 @@ def test_the_page_says_where_it_fails_and_what_bounds_it() -> None:
     assert "fails" not in text
     assert "can't be told from none." not in text
     assert "No engine was left out." in text
+
+
+def test_the_page_begins_with_a_verdict_in_words(report: dict[str, Any]) -> None:
+    text = plain(render(report))
+    found = claims(read_report(report))
+    own = found.speeds["this project's"]
+    assert own is not None
+    smaller, faster = found.size.times_smaller, own.rates.times
+    said = f"INT8 makes this model {smaller:.1f} times smaller and writes {faster:.1f} times as many tokens a"
+    assert 0 < text.index(said) < text.index("By jaxgpt, which trains")
+
+
+def test_a_verdict_says_what_a_loss_means() -> None:
+    arguments = ("INT8", 3.84, 7.24)
+    assert verdict_sentence(*arguments, 0.0005, False) == (
+        "INT8 makes this model 3.8 times smaller and writes 7.2 times as many tokens a second as float32; "
+        "the right next token gets 0.05% less likely (+0.00050 nats)."
+    )
+    assert "0.10% more likely (-0.00100 nats)" in verdict_sentence(*arguments, -0.001, False)
+    for loss, unclear in ((0.0005, True), (1e-9, False)):
+        assert "costs in quality can't be told from nothing" in verdict_sentence(*arguments, loss, unclear)
+    assert "tokens a second" not in verdict_sentence("INT8", 3.84, None, 0.0005, False)
+
+
+def test_pages_and_figures_name_no_folder_of_a_machine() -> None:
+    command = (
+        "jaxgpt-bench quality --out /home/a/b.json --x=/q/r tokens/s hub:a/b runs/x '/a/b c' 5 / 3 file:/x"
+    )
+    assert without_folders(command) == (
+        "jaxgpt-bench quality --out b.json --x=r tokens/s hub:a/b runs/x 'b c' 5 / 3 file:/x"
+    )
+    report = small_report()
+    report["data"]["source"] = "/home/somebody/texts"
+    assert "/home/somebody" not in render(report)
+
+
+def test_tables_and_charts_fit_their_page(report: dict[str, Any]) -> None:
+    """Widths by a wide font: at 1280 pixels a page is 60 rem, less its margins; on a phone 350 pixels."""
+    typed = read_report(report)
+    for table in (quality_table(typed), speed_table(typed), engine_table(typed), stage_table(typed)):
+        columns = zip(table.titles, *table.cells, strict=True)
+        widths = [max(map(text_width, [*title.split(), *cells])) + PADDING for title, *cells in columns]
+        assert sum(widths) <= PAGE_WIDTH
+    page = render(report)
+    assert "min-width: 38rem" not in page
+    for width in re.findall(r'<svg[^>]* width="([\d.]+)pt"', page):
+        assert SMALLEST_TEXT * 350 / float(width) >= 8  # pixels of a chart's smallest text there
 
 
 def test_what_runs_it_again_is_whole_and_the_other_text_optional() -> None:

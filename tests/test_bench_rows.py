@@ -16,8 +16,8 @@ from jaxgpt_bench.common.rows import (
     SpeedFigures,
     SpeedRow,
     Spread,
-    StepFigures,
 )
+from jaxgpt_bench.common.step_rows import StepFigures
 
 RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results"
 ADDED_LATER = {"isa": ""}  # keys of today's rows that the oldest files lack

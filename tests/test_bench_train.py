@@ -12,6 +12,7 @@ def test_both_trainers_do_the_same_work_and_are_timed_in_turns(command: Command,
     """Losses of the same steps agree: same weights, batches, optimizer. PyTorch's step is compiled."""
     out = tmp_path / "train.json"
     more = ("--grad-accum-steps", 2, "--rounds", 2, "--steps", 3, "--devices", 1, 2, "--out", out)
+    more = ("--optimizer", "adamw", *more)
     code, _, err = command("jaxgpt-bench", "train", *SMALL, *more)
     assert code == 0
     assert "no MFU" in err

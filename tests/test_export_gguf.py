@@ -15,10 +15,12 @@ import torch
 from conftest import Command, assert_one_line_error, rows
 from jaxgpt_export.format.artifact import read_artifact, write_artifact
 from jaxgpt_export.format.tensors import expected_tensors
+from jaxgpt_export.interchange.gguf_file import write_gguf
 from jaxgpt_export.model.build import load
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf")
@@ -209,6 +211,25 @@ def test_llama_cpp_cuts_text_into_the_same_tokens(
         assert model.tokenize(TEXT.encode(), add_bos=False, special=False) == tokenizer.encode(TEXT)
         assert model.detokenize(tokenizer.encode(TEXT)).decode() == TEXT
         assert model.token_eos() == tokenizer.endoftext
+
+
+def test_what_the_library_leaves_out_is_no_file(
+    command: Command, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("gguf", "--artifact", artifact, "--out", tmp_path / "x.gguf", "--type", "f32")
+    for method, part in (("add_token_merges", "merges"), ("add_token_types", "token_type")):
+        with monkeypatch.context() as patch:
+            patch.setattr(gguf.GGUFWriter, method, lambda self, values: None)
+            assert_one_line_error(command("jaxgpt-export", *call), f"lacks or changes {part}; it is not kept")
+    assert not list(tmp_path.glob("*.gguf*")) + list(tmp_path.glob(".*.tmp*"))
+
+
+def test_a_tokenizer_that_llama_cpp_runs_otherwise_is_refused_whoever_writes(
+    artifact: Path, tmp_path: Path
+) -> None:
+    bytes_alone = make_tokenizer("bpe:257", ["a"])
+    with pytest.raises(UserError, match=r"has no merges, and llama\.cpp loads no such file"):
+        write_gguf(read_artifact(artifact), bytes_alone, tmp_path / "x.gguf", "f32")
 
 
 def test_what_llama_cpp_does_not_compute_is_one_line(

@@ -1,5 +1,6 @@
 """Models of other programs become artifacts that compute the same."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,22 @@ from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.format.probe import read_probe
 from jaxgpt_export.model.build import build_model
+from jaxgpt_export.parity.comparison import compare_models
+from jaxgpt_export.parity.models import open_model, transformers_model
 from jaxgpt_export.parity.probe_gates import MAX_FP32_LOGIT_DIFF
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.huggingface import (
+    ALIASES,
+    FIELD_TYPES,
+    SETTINGS,
+    SHAPE_FIELDS,
+    WRITTEN_SETTINGS,
+    read_hf_config,
+)
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -217,6 +229,8 @@ def edit_config(folder: Path, **changes: object) -> None:
         ({"n_positions": 12}, ("wpe.weight is float32 (16, 32)", "(12, 32)")),
         ({"vocab_size": 999}, ("wte.weight is float32 (300, 32)", "(999, 32)")),
         ({"tie_word_embeddings": False}, ("missing tensors: lm_head.weight",)),
+        ({"hidden_size": 64}, ("n_embd 32 and hidden_size 64", "leave one out")),
+        ({"model_type": None}, ("model_type None",)),
     ],
 )
 def test_configuration_that_does_not_fit_is_one_line(
@@ -238,6 +252,68 @@ def test_settings_that_change_nothing_are_accepted(
     assert_same(gpt2(tokenizer.vocab_size), tmp_path / "a", tokenizer, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("initializer_range", 1, "a number with a point, such as 0.02"),
+        ("use_cache", None, "true or false"),
+        ("pad_token_id", "299", "a whole number or null"),
+        ("eos_token_id", 299.0, "a whole number, several, or null"),
+        ("eos_token_id", ["299"], "a whole number, several, or null"),
+        ("n_inner", 128.0, "a whole number or null"),
+        ("summary_type", None, "a text"),
+        ("resid_pdrop", "0.1", "a number"),
+    ],
+)
+def test_a_field_of_another_type_is_one_line_for_the_reader_and_for_transformers(
+    source: Path, name: str, value: object, expected: str
+) -> None:
+    edit_config(source, **{name: value})
+    for reader in (lambda folder: read_hf_config(folder / "config.json", "it"), transformers_model):
+        with pytest.raises(UserError) as raised:
+            reader(source)
+        assert f"config.json has {name} {value!r}, expected {expected}; correct" in str(raised.value)
+
+
+def test_every_type_that_transformers_checks_is_checked_here() -> None:
+    theirs = {field.name for field in dataclasses.fields(transformers.GPT2Config)}
+    inherited = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
+    elsewhere = {*SHAPE_FIELDS.values(), *SETTINGS, *WRITTEN_SETTINGS, "tie_word_embeddings"}
+    assert theirs - inherited - elsewhere <= set(FIELD_TYPES)
+
+
+def test_names_of_other_models_and_no_model_type_are_read(
+    command: Command, source: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = source / "config.json"
+    value = json.loads(path.read_text())
+    del value["model_type"]
+    for alias, name in ALIASES.items():
+        value[alias] = value.pop(name)
+    path.write_text(json.dumps(value))
+    run_import(command, source, tmp_path / "a")
+    assert_same(gpt2(tokenizer.vocab_size), tmp_path / "a", tokenizer, True)
+
+
+def test_masks_and_other_heads_are_left_out_here_and_in_a_comparison(
+    command: Command, source: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = source / "model.safetensors"
+    more = {f"{name}.weight": torch.zeros(1, 32) for name in ("multiple_choice_head.summary", "score")}
+    more["v_head.summary.bias"] = torch.zeros(1)
+    masks = {f"transformer.h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in (0, 1)}
+    save_file({**load_file(path), **more, **masks}, path, metadata={"format": "pt"})
+    said = run_import(command, source, tmp_path / "a")
+    assert (
+        "multiple_choice_head.summary.weight, score.weight, v_head.summary.bias are of another head" in said
+    )
+    assert "masked_bias" not in said
+    assert_same(gpt2(tokenizer.vocab_size), tmp_path / "a", tokenizer, True)
+    tokens = tokens_for(tokenizer.vocab_size)
+    compared = compare_models(open_model(source), open_model(tmp_path / "a"), tokens)
+    assert compared.parity.max_abs_logit_diff <= FLOAT32_TOLERANCE
+
+
 def test_damaged_weights_are_one_line(command: Command, source: Path, tmp_path: Path) -> None:
     path, good = source / "model.safetensors", load_file(source / "model.safetensors")
     content = path.read_bytes()
@@ -257,8 +333,8 @@ def test_damaged_weights_are_one_line(command: Command, source: Path, tmp_path: 
     refused("h.1.mlp.c_fc.weight is (128, 32), expected (32, 128)", "transposed", "Conv1D")
     edited(lambda t: t.pop(name))
     refused("missing tensors: h.1.mlp.c_fc.weight")
-    edited(lambda t: t.update({"score.weight": torch.ones(2, 32)}))
-    refused("unexpected tensors: score.weight")
+    edited(lambda t: t.update({"adapter.weight": torch.ones(2, 32)}))
+    refused("unexpected tensors: adapter.weight")
     edited(lambda t: t.update({name: torch.full((32, 128), float("nan"))}))
     refused("h.1.mlp.c_fc.weight holds NaN")
     edited(lambda t: t.update({name: torch.ones(32, 128, dtype=torch.int8)}))

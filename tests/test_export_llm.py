@@ -1,6 +1,7 @@
 """`LLM`: what it writes and scores is what the commands and the module do."""
 
 import itertools
+import pickle
 import shutil
 import subprocess
 import threading
@@ -188,6 +189,20 @@ def test_a_folder_takes_neither_method_nor_refresh(
     assert LLM.load(name).kind == "int8-dynamic"
     with pytest.raises(UserError, match=f"is a folder here.*hub:{name}"):
         LLM.load(name, method="int8-dynamic")
+
+
+def test_pickled_it_is_loaded_from_its_folder_again(int8_dynamic: Path, tmp_path: Path) -> None:
+    shutil.copytree(int8_dynamic, tmp_path / "a")
+    llm = LLM.load(tmp_path / "a", threads=1, kv_cache="fp32")
+    pickled = pickle.dumps(llm)
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled)
+    assert (again.engine, again.folder) == (llm.engine, llm.folder)
+    arguments = {"max_new_tokens": 8, "temperature": 0.0}
+    assert again.generate(PROMPT, **arguments) == llm.generate(PROMPT, **arguments)
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(UserError, match=r"artifact folder .*/a is missing"):
+        pickle.loads(pickled)
 
 
 @pytest.mark.parametrize("source", ["./missing", "/missing/folder/x", "missing"])

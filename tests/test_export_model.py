@@ -1,4 +1,7 @@
+import copy
 import dataclasses
+import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +83,19 @@ def test_a_session_starts_anew(int8_dynamic: Path) -> None:
     first = session.prefill([1, 2, 3]).copy()
     session.decode(4)
     assert (session.prefill([1, 2, 3]) == first).all()
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8_dynamic", "int8_static", "int4"])
+def test_a_module_is_pickled_and_copied_as_any_other(kind: str, request: pytest.FixtureRequest) -> None:
+    model = load(request.getfixturevalue(kind))
+    tokens = torch.tensor([[1, 2, 3], [5, 7, 11]])
+    expected = model(tokens)
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    saved.seek(0)
+    again = (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), torch.load(saved, weights_only=False))
+    for each in again:
+        assert torch.equal(each(tokens), expected)
 
 
 def test_float_module_is_differentiable(model: torch.nn.Module) -> None:

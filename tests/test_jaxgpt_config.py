@@ -9,6 +9,7 @@ from conftest import assert_one_line_error, python
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.huggingface import hf_config_json, read_hf_config
 from jaxgpt.shared.presets import PRESETS, find_preset
 from jaxgpt.training.run.folder import RunConfig
 
@@ -64,10 +65,13 @@ WRONG = {
     "bool": [1, 0, "yes", None],
     "str": [3, None, ["adamw"]],
     "choice": ["bad", 3, None, ["linear"]],
+    "number or none": [float("nan"), float("inf"), True, "0.5", 10**400],
 }
 
 
 def kind(field: "dataclasses.Field[object]") -> str:
+    if field.type == float | None:
+        return "number or none"
     return field.type.__name__ if isinstance(field.type, type) else "choice"
 
 
@@ -129,6 +133,7 @@ OUTSIDE = {
     "n_head": (0, 3),
     "n_embd": (0, 33, 2**15 + 2),
     "dropout": (-0.1, 1.0),
+    "attn_dropout": (-0.1, 1.0),
     "max_steps": (0, 2**31),
     "batch_size": (0, 2**31),
     "grad_accum_steps": (0, 3, 2**31),
@@ -141,6 +146,7 @@ OUTSIDE = {
     "beta1": (-0.1, 1.0, 7.0),
     "beta2": (-0.1, 1.0, 7.0),
     "momentum": (-0.1, 1.0, 7.0),
+    "momentum_warmup_steps": (-1, 2**31),
     "grad_clip": (0.0, -1.0),
     "loss_chunks": (0, 2**31),
     "vocab_multiple": (0, 65_537),
@@ -158,7 +164,7 @@ def test_every_number_has_a_case_outside_its_bounds() -> None:
         field.name
         for config in (ModelConfig, TrainConfig)
         for field in dataclasses.fields(config)
-        if kind(field) in ("int", "float")
+        if kind(field) in ("int", "float", "number or none")
     }
     assert set(OUTSIDE) == numbers
 
@@ -182,3 +188,34 @@ def test_a_number_outside_its_bounds_is_refused_by_name(field: str, value: float
 def test_values_on_their_bounds_are_taken(edge: dict[str, float]) -> None:
     for name, value in edge.items():
         assert getattr(dataclasses.replace(TrainConfig(), **edge), name) == value
+
+
+def test_attention_has_the_dropout_of_everything_else_unless_it_is_given_its_own() -> None:
+    whole, own = dataclasses.replace(MODEL, dropout=0.1), dataclasses.replace(MODEL, attn_dropout=0.1)
+    assert (whole.attn_rate, own.attn_rate, own.dropout) == (0.1, 0.1, 0.0)
+    assert dataclasses.replace(whole, attn_dropout=0.0).attn_rate == 0
+    assert "attn_dropout" not in whole.to_json()  # what was written before there was one
+    for model in (whole, own):
+        assert ModelConfig.from_json(model.to_json(), "config.json") == model
+
+
+@pytest.mark.parametrize(
+    ("weights", "embeddings", "residuals", "expected"),
+    [
+        (0.2, 0.2, 0.2, (0.2, None)),
+        (0.0, 0.2, 0.2, (0.2, 0.0)),
+        (0.3, 0.0, 0.0, (0.0, 0.3)),
+        (0.1, 0.1, 0.2, (0.0, None)),
+    ],
+)
+def test_hugging_face_s_dropouts_are_read_and_written(
+    tmp_path: Path, weights: float, embeddings: float, residuals: float, expected: tuple[float, float | None]
+) -> None:
+    theirs = {"attn_pdrop": weights, "embd_pdrop": embeddings, "resid_pdrop": residuals}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**hf_config_json(MODEL, 0), **theirs}))
+    said = read_hf_config(path, "configuration")
+    assert (said.dropout, said.attn_dropout) == expected
+    model = dataclasses.replace(MODEL, dropout=said.dropout, attn_dropout=said.attn_dropout)
+    written = {name: hf_config_json(model, 0)[name] for name in theirs}
+    assert written == (theirs if embeddings == residuals else dict.fromkeys(theirs, 0.0))

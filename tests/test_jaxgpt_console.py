@@ -1,16 +1,20 @@
 import dataclasses
 import importlib
 import importlib.metadata
+import io
 import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 
+from jaxgpt.shared import console
 from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.shared.console import Result
 from jaxgpt.training.options import DeviceOptions
 
 
@@ -227,3 +231,71 @@ def documented() -> dict[str, type]:
 def test_no_line_of_an_option_s_words_begins_with_what_tyro_takes_for_a_new_paragraph(name: str) -> None:
     lines = documented()[name].__doc__.splitlines()
     assert [line for line in lines if re.match(r" {8}[^A-Za-z\s]", line)] == []
+
+
+@dataclasses.dataclass(frozen=True)
+class PathOptions:
+    """Take a path.
+
+    Attributes:
+      out: a path.
+      json: print a document.
+    """
+
+    out: Path
+    json: bool = False
+
+
+def write_letters(options: PathOptions) -> Result:
+    """What a model may write."""
+    sys.stdout.write("gr\u00f6\u00dfe \u65e5 \U0001f389\n")
+    return Result({})
+
+
+def run_letters(*arguments: str) -> int:
+    return console.run(
+        "p",
+        "a program",
+        {"x": console.Command("test_jaxgpt_console:PathOptions:write_letters", "x")},
+        arguments,
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"), [("ascii", b"gr??e ? ?\n"), ("cp1252", b"gr\xf6\xdfe ? ?\n")]
+)
+def test_letters_that_stdout_can_not_hold_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, written: bytes
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    assert run_letters("x", "--out", "y") == 0
+    assert raw.getvalue() == written
+
+
+@pytest.mark.parametrize("out", ["gs://bucket/run", "s3:/bucket", "https://a.b/c"])
+def test_an_address_is_no_path(capfd: pytest.CaptureFixture[str], out: str) -> None:
+    assert run_letters("x", "--out", out) == 2
+    address = out.replace(":/b", "://b")
+    expected = f"error: --out {address} is an address, expected a path of the local file system"
+    assert capfd.readouterr().err.startswith(expected)
+    assert run_letters("x", "--out", "runs/gs:none") == 0
+
+
+def test_a_platform_that_jax_has_not_is_one_line_and_settings_of_other_programs_are_left_out() -> None:
+    code = (
+        "from jaxgpt.shared.machine import leave_out_settings, missing_platform\n"
+        "leave_out_settings()\n"
+        "import jax\n"
+        "assert (jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion) == (False, 'standard')\n"
+        "try: jax.devices()\n"
+        "except Exception as error: print(missing_platform(error), missing_platform(ValueError()))"
+    )
+    line, environment = python(code)
+    for platform in ("tpu", "cuda"):
+        others = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_PLATFORMS": platform}
+        done = subprocess.run(line, env={**environment, **others}, capture_output=True, text=True)
+        assert done.stdout.startswith(f"JAX finds no device for JAX_PLATFORMS='{platform}'"), done.stderr[
+            -2000:
+        ]
+        assert done.stdout.endswith("(for GPUs the extra cuda) None\n")

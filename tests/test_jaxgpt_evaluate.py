@@ -21,22 +21,46 @@ def test_validation_loss_is_the_float64_mean_over_the_whole_split(
     code, out, _ = command("jaxgpt", "evaluate", "--run", run, "--json", "--batch-size", 3)
     assert code == 0
     figures = json.loads(out)
-    opened, dataset = open_run(run), open_dataset(data)
+    dataset = open_dataset(data)
+    step, losses = losses_of_tokens(run, np.asarray(dataset.val, np.int64))
+    assert figures["step"] == step == 40
+    assert figures["val_tokens"] == len(dataset.val) - 1
+    # float32 sums over windows of 64 tokens: relative 1e-6.
+    assert abs(figures["val_loss"] - losses.mean()) < 1e-5
+    documents = dataset.manifest["counts"]["val_bytes"]
+    assert abs(figures["val_bits_per_byte"] - losses.sum() / math.log(2) / documents) < 1e-5
+
+
+def losses_of_tokens(run: Path, tokens: np.ndarray) -> tuple[int, np.ndarray]:
+    """Return the best step, and its loss on each token but the first, window by window in its own length."""
+    opened = open_run(run)
     config = opened.config.model
     step, params = load_params(opened, "best")
-    model, total = merge(graph_of(config), params), 0.0
-    tokens = np.asarray(dataset.val, np.int64)
-    for start in range(0, len(tokens) - 1, config.block_size):  # window by window, in its own length
+    model, losses = merge(graph_of(config), params), []
+    for start in range(0, len(tokens) - 1, config.block_size):
         window = tokens[start : start + config.block_size + 1]
         z = np.asarray(model(jnp.asarray(window[None, :-1])), np.float64)[0]
         log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
-        total -= log_p[np.arange(len(window) - 1), window[1:]].sum()
-    assert figures["step"] == step == 40
-    assert figures["val_tokens"] == len(tokens) - 1
-    # float32 sums over windows of 64 tokens: relative 1e-6.
-    assert abs(figures["val_loss"] - total / (len(tokens) - 1)) < 1e-5
-    documents = dataset.manifest["counts"]["val_bytes"]
-    assert abs(figures["val_bits_per_byte"] - total / math.log(2) / documents) < 1e-5
+        losses.append(-log_p[np.arange(len(window) - 1), window[1:]])
+    return step, np.concatenate(losses)
+
+
+def test_of_pairs_the_loss_on_the_answers_is_evaluated(
+    command: Command, run: Path, data: Path, work: Path, tmp_path: Path
+) -> None:
+    source = ("--source", work / "rows.jsonl", "--template", "{instruction} {input} {output}")
+    options = ("--tokenizer", data, "--answers-only", "--val-fraction", 0.02, "--out", tmp_path / "d")
+    assert command("jaxgpt", "prepare", *source, *options)[0] == 0
+    code, out, _ = command("jaxgpt", "evaluate", "--run", run, "--data", tmp_path / "d", "--json")
+    assert code == 0
+    figures, dataset = json.loads(out), open_dataset(tmp_path / "d")
+    assert dataset.val_mask is not None
+    bits = np.unpackbits(dataset.val_mask, count=len(dataset.val), bitorder="little").astype(bool)
+    losses = losses_of_tokens(run, np.asarray(dataset.val, np.int64))[1][bits[1:]]
+    assert figures["val_tokens"] == len(losses) < len(dataset.val) - 1
+    assert abs(figures["val_loss"] - losses.mean()) < 1e-5
+    answers = dataset.manifest["counts"]["val_answer_bytes"]
+    assert abs(figures["val_bits_per_byte"] - losses.sum() / math.log(2) / answers) < 1e-5
 
 
 def test_loss_recorded_in_training_is_the_one_evaluated_afterwards(command: Command, run: Path) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from conftest import python
 
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, system_error_line
 from jaxgpt.shared.files import (
     as_path,
+    check_output_folder,
     check_replaceable,
     check_writable,
     lock,
+    new_file,
     new_folder,
+    prepare_output_file,
     read_json,
     write_atomic,
     write_json,
@@ -24,7 +27,7 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: 
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space") as raised:
+    with pytest.raises(OSError, match="No space left on the device, it takes 4 bytes") as raised:
         write_atomic(path, "half")
     assert raised.value.filename == str(path)
     assert json.loads(path.read_text()) == {"old": 1}
@@ -88,6 +91,56 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "m").read_text() == "the only copy"
 
 
+def test_an_output_is_refused_before_any_work_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    refusals = {
+        tmp_path / "file" / "out": "can't be written: Not a directory",
+        tmp_path / "link": "is a symbolic link, which would be replaced; give nowhere",
+        Path("/proc/none/out"): r"can't be written: No such file or directory \(/proc/none\)",
+        tmp_path / ("x" * 300): "can't be written: File name too long",
+        Path("/proc"): "is a mount point",
+    }
+    for target, message in refusals.items():
+        with pytest.raises(UserError, match=message):
+            check_writable(target)
+    check_writable(tmp_path / "new" / "deep" / "out")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+    prepare_output_file(tmp_path / "new" / "a.json")
+    assert os.listdir(tmp_path / "new") == []
+    with pytest.raises(UserError, match="is a folder, expected a file"):
+        prepare_output_file(tmp_path / "new")
+    with pytest.raises(UserError, match="is a file, expected a folder"):
+        check_output_folder(tmp_path / "file")
+    (tmp_path / "linked").symlink_to("new")
+    check_output_folder(tmp_path / "linked")  # is written into, not replaced
+    check_output_folder(tmp_path / "another" / "one")
+    assert not (tmp_path / "another").exists()
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_a_full_device_is_an_error_of_the_system_with_path_and_bytes(tmp_path: Path) -> None:
+    def file(error: Exception) -> None:
+        with new_file(tmp_path / "a") as path:
+            path.write_bytes(b"1234567")
+            raise error
+
+    def folder(error: Exception) -> None:
+        with new_folder(tmp_path / "a", False, "m") as path:
+            (path / "deep").mkdir()
+            (path / "deep" / "m").write_bytes(b"1234567")
+            raise error
+
+    library = RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+    expected = f"{tmp_path / 'a'}: no space left on the device after 7 bytes of it; free some space"
+    for error in (OSError(errno.ENOSPC, "No space left on device"), library):
+        for write in (file, folder):
+            with pytest.raises(OSError, match="after 7 bytes of it") as raised:
+                write(error)
+            assert system_error_line(raised.value).startswith(expected)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
 def test_damaged_json_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
@@ -146,7 +199,7 @@ except OSError as error:
         ("{}/link", ("/link is a link to nowhere (gone)",)),
         ("{}/link/run", ("/link is a link to nowhere (gone)",)),
         ("/proc/run", ("--out /proc/run can't be written", "choose another --out")),
-        ("{}/" + "x" * 300, ("can't be written (File name too long)",)),
+        ("{}/" + "x" * 300, ("can't be written: File name too long",)),
         ("{}/a\0b", ("can't be written", "null")),
     ],
 )
@@ -156,7 +209,7 @@ def test_where_no_folder_can_be_made_is_told_in_a_line(
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("gone")
     with pytest.raises(UserError) as raised:
-        check_writable(Path(out.format(tmp_path)))
+        check_output_folder(Path(out.format(tmp_path)))
     for part in parts:
         assert part in str(raised.value)
     assert sorted(os.listdir(tmp_path)) == ["file", "link"]
@@ -166,7 +219,7 @@ def test_where_a_folder_can_be_made_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
     for name in ("there", "link", "there/a/b", "gs:"):
-        check_writable(tmp_path / name)
+        check_output_folder(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["link", "there"]
     assert os.listdir(tmp_path / "there") == []
 

@@ -19,22 +19,9 @@ from jaxgpt.training.step.train_step import make_train_step
 MODEL = ModelConfig(vocab_size=128, block_size=64, n_layer=2, n_head=2, n_embd=128)
 
 
-@pytest.fixture
-def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let JAX lower for a GPU that is not there: its checks of cuDNN and of the device are skipped."""
-    from jax._src.cudnn import fused_attention_stablehlo as fused
-
-    for name, answer in (
-        ("check_cudnn_version", 91000),
-        ("check_compute_capability", None),
-        ("is_cuda_compute_capability_equal", False),
-    ):
-        monkeypatch.setattr(fused, name, lambda *_, answer=answer: answer)
-
-
 def lowered(capability: float, model: ModelConfig = MODEL, **train: Any) -> str:
     settings = TrainConfig(batch_size=4, **train)
-    numerics, _ = choose_numerics(model, settings.precision, "gpu", capability)
+    numerics, _ = choose_numerics(model, settings, "gpu", capability)
     optimizer = make_optimizer(settings, model)
     state = jax.eval_shape(lambda: first_state(init_params(model, 0), optimizer, 0, settings))
     tokens = jax.ShapeDtypeStruct((1, 4, 64), jnp.int32)
@@ -66,8 +53,8 @@ def test_a_step_lowered_for_cuda_has_its_float16_products_with_float32_sums(qat:
     kind = r"tensor<[\dx]*x(\w+)>"
     products = re.findall(rf"dot_general.*: \({kind}, {kind}\) -> {kind}", text)
     assert ("f16", "f16", "f32") in products
-    cpu, _ = choose_numerics(MODEL, "fp16", "cpu", 0.0)
-    gpu, _ = choose_numerics(MODEL, "fp16", "gpu", 7.5)
+    cpu, _ = choose_numerics(MODEL, TrainConfig(precision="fp16"), "cpu", 0.0)
+    gpu, _ = choose_numerics(MODEL, TrainConfig(precision="fp16"), "gpu", 7.5)
     assert (cpu.wide_sums, gpu.wide_sums) == (False, True)
 
 
@@ -82,11 +69,14 @@ def test_a_step_lowered_for_cuda_has_its_float16_products_with_float32_sums(qat:
         ({"n_embd": 320, "n_head": 2}, "bf16", "gpu", 9.0, "head size 160"),
         ({"block_size": 65}, "bf16", "gpu", 9.0, "block_size 65 is odd"),
         ({"dropout": 0.1}, "bf16", "gpu", 9.0, "dropout"),
+        ({"attn_dropout": 0.1}, "bf16", "gpu", 9.0, "dropout"),
+        ({"dropout": 0.1, "attn_dropout": 0.0}, "bf16", "gpu", 9.0, "flash attention by cuDNN"),
     ],
 )
 def test_the_reason_is_told(
     changes: dict[str, Any], precision: Any, platform: str, capability: float, why: str
 ) -> None:
-    numerics, reason = choose_numerics(dataclasses.replace(MODEL, **changes), precision, platform, capability)
+    train = TrainConfig(precision=precision)
+    numerics, reason = choose_numerics(dataclasses.replace(MODEL, **changes), train, platform, capability)
     assert why in reason
     assert numerics.flash == (why == "flash attention by cuDNN")

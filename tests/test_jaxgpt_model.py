@@ -1,12 +1,17 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxgpt.shared.config import ModelConfig
+from jaxgpt.training.model.attention import Attention
 from jaxgpt.training.model.gpt import empty_cache
 from jaxgpt.training.model.layers import dropout
 from jaxgpt.training.model.loss import summed_loss
+from jaxgpt.training.model.numerics import FLOAT32
 from jaxgpt.training.model.params import Params, graph_of, init_params, merge, pad_vocabulary, trim_vocabulary
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=3, n_head=4, n_embd=32)
@@ -103,8 +108,6 @@ def test_dropout_keeps_the_mean_and_is_off_without_a_key() -> None:
 
 
 def test_dropout_changes_logits_only_with_a_key() -> None:
-    import dataclasses
-
     config = dataclasses.replace(CONFIG, dropout=0.5)
     model = merge(graph_of(config), random_params(config))
     tokens = jnp.arange(24)[None]
@@ -113,6 +116,25 @@ def test_dropout_changes_logits_only_with_a_key() -> None:
         model(tokens, jax.random.split(jax.random.key(0), 1))
         == model(tokens, jax.random.split(jax.random.key(1), 1))
     ).all()
+
+
+def test_attention_weights_are_dropped_by_their_own_rate() -> None:
+    x, keys = (
+        jax.random.normal(jax.random.key(0), (2, 24, CONFIG.n_embd)),
+        jax.random.split(jax.random.key(1), 2),
+    )
+
+    def outputs(**rates: float) -> tuple[jax.Array, jax.Array]:
+        attention = Attention(dataclasses.replace(CONFIG, **rates), FLOAT32, nnx.Rngs(0))
+        return attention(x), attention(x, keys)
+
+    plain, dropped = outputs(dropout=0.5, attn_dropout=0.0)
+    assert 0.4 < (dropped == 0).mean() < 0.6
+    assert (dropped == jnp.where(dropped == 0, 0, 2 * plain)).all()  # of what attention adds, half; no weight
+    plain, dropped = outputs(attn_dropout=0.5)
+    assert (dropped != plain).mean() > 0.9
+    assert (dropped != 0).all()
+    assert (outputs(dropout=0.5, attn_dropout=0.5)[1] == outputs(dropout=0.5)[1]).all()
 
 
 def test_initial_loss_is_that_of_a_uniform_guess() -> None:

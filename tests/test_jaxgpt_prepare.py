@@ -81,8 +81,8 @@ def test_duplicates_and_blank_documents_are_counted_and_left_out() -> None:
 def test_a_group_is_never_cut_and_more_data_moves_none() -> None:
     documents = [Document(f"text {i}", f"file {i // 5}") for i in range(500)]
     train, val = split(documents, 0.2)
-    numbers = {int(text.split()[1]) // 5 for text in val}
-    assert not numbers & {int(text.split()[1]) // 5 for text in train}
+    numbers = {int(document.text.split()[1]) // 5 for document in val}
+    assert not numbers & {int(document.text.split()[1]) // 5 for document in train}
     assert 0.1 < len(val) / 500 < 0.3
     more_train, more_val = split([Document("new", "new"), *documents], 0.2)
     assert set(train) <= set(more_train)

@@ -83,9 +83,8 @@ def test_the_gradient_of_the_step_is_lsq_s() -> None:
 
 def linear(dtype: Any, features: int = 96) -> FakeQuantLinear:
     """A layer with random weights, biases and step."""
-    layer = FakeQuantLinear(
-        features, 5, dtype=dtype, kernel_init=nnx.initializers.normal(0.1), rngs=nnx.Rngs(0)
-    )
+    init = nnx.initializers.normal(0.1)
+    layer = FakeQuantLinear(features, 5, Numerics(compute=dtype), kernel_init=init, rngs=nnx.Rngs(0))
     layer.bias[...] = jnp.arange(5.0)
     layer.input_scale[...] = jnp.float32(0.013)
     return layer

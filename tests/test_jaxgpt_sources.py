@@ -1,3 +1,6 @@
+import gzip
+import json
+import lzma
 import time
 from pathlib import Path
 
@@ -33,6 +36,75 @@ def test_folder_gives_every_readable_file_with_code_grouped_by_file(tmp_path: Pa
     documents = list(open_source(str(tmp_path)).documents)
     assert [document.group for document in documents] == ["code.py", "code.py", "sub/notes.txt"]
     assert documents[0].text.startswith("Add one to the number. f(x) ```python\ndef f(x):")
+
+
+def compress(suffix: str, content: bytes) -> bytes:
+    """By the libraries' other interfaces."""
+    by_suffix = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": pa.Codec("zstd").compress}
+    return bytes(by_suffix[suffix](content))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_compressed_text_of_every_kind_gives_the_documents_of_the_plain_text(
+    tmp_path: Path, suffix: str
+) -> None:
+    code = 'def f(x):\n    """Add one to the number."""\n    y = x + 1\n    return y\n'
+    lines = "".join(json.dumps(row) + "\n" for row in rows(30))
+    columns = {"id": [1, 2], "text": ["first\r\nrow", "second é"]}
+    contents = {
+        "a.jsonl": lines,
+        "b.json": json.dumps(rows(3), indent=1),
+        "c.json": json.dumps(columns, indent=1),
+        "d.json": lines,
+        "e.txt": "one<|endoftext|>two",
+        "f.py": code,
+    }
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    plain.mkdir()
+    packed.mkdir()
+    for name, content in contents.items():
+        (plain / name).write_text(content, encoding="utf-8")
+        half = len(content.encode()) // 2  # two streams one after the other are one file
+        parts = (content.encode()[:half], content.encode()[half:])
+        (packed / f"{name}{suffix}").write_bytes(b"".join(compress(suffix, part) for part in parts))
+    expected = texts(str(plain))
+    assert expected[-2:] == ["two", texts(str(plain / "f.py"))[0]]
+    assert columns["text"] == texts(str(plain / "c.json"))
+    assert len(expected) == 30 + 3 + 2 + 30 + 2 + 1
+    assert texts(str(packed)) == expected
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_a_damaged_archive_is_one_line(command: Command, tmp_path: Path, suffix: str) -> None:
+    content = compress(suffix, "".join(json.dumps(row) + "\n" for row in rows(300)).encode())
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF  # may be met as wrong text, before the checksum at the end
+    for name, damaged in (("cut", content[:-30]), ("no", b'{"text": "x"}'), ("flipped", bytes(flipped))):
+        path = tmp_path / f"{name}.jsonl{suffix}"
+        path.write_bytes(damaged)
+        result = command("jaxgpt", "prepare", "--source", path, "--out", tmp_path / "d")
+        parts = ("is damaged or cut", "compress it again") if name != "flipped" else ()
+        assert_one_line_error(result, path.name, *parts)
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": ', ("no readable json table: line 2",)),
+        ("a.jsonl", '{"text": "x"}\n\n["text"]', ("line 3 is a JSON list", "expected an object")),
+        ("a.json", '[{"text": "x"}, {"text": 7}]', ("row 1: column 'text' holds int, no text",)),
+        ("a.json", "[1", ("no readable json table: ", "line 1")),
+        ("a.json", " ", ("a.json is empty",)),
+        ("a.jsonl", b'{"text": "\xff"}', ("is not UTF-8 text",)),
+    ],
+)
+def test_json_that_is_no_table_of_text_is_one_line(
+    command: Command, tmp_path: Path, name: str, content: str | bytes, parts: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    result = command("jaxgpt", "prepare", "--source", tmp_path / name, "--out", tmp_path / "d")
+    assert_one_line_error(result, name, *parts)
 
 
 def test_lone_text_file_is_cut_at_blank_lines_and_loses_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,6 +59,7 @@ def test_training_lowers_the_loss_and_records_every_step(run: Path) -> None:
     assert [row["step"] for row in val] == [20, 40]
     assert summary["val_loss"] == val[-1]["val_loss"]
     assert summary["cpu_seconds"] > 0
+    assert 0 < summary["compile_s"] < summary["startup_s"]
     best = min(val, key=lambda row: row["val_loss"])
     assert (summary["best_step"], summary["best_val_loss"]) == (best["step"], best["val_loss"])
     assert summary["convert_step"] == best["step"]
@@ -97,6 +99,7 @@ def test_mfu_is_the_share_of_the_devices_peak(
     code, _, err = command(*arguments)
     assert code == 0
     assert "MFU is of 1 TFLOP/s fp32 on each cpu" in err
+    assert re.search(r"\nfirst step after \d+\.\d s, of which compiling \d+\.\d s\nstep 1/5 ", err)
     row = [row for row in read_metrics(tmp_path / "run") if "loss" in row][-1]
     model = read_run_config(tmp_path / "run").model
     assert row["mfu"] == pytest.approx(row["tokens_per_s"] * flops_per_token(model) / 2e12, abs=1e-4)

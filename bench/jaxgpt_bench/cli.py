@@ -9,6 +9,10 @@ COMMANDS = {
         "jaxgpt_bench.quality.command:QualityOptions:quality",
         "Compare models on identical tokens.",
     ),
+    "evaluate": Command(
+        "jaxgpt_bench.evaluate.command:EvaluateOptions:evaluate",
+        "Measure what models can do: requests, held-out functions, HumanEval.",
+    ),
     "outliers": Command(
         "jaxgpt_bench.quality.outliers:OutliersOptions:outliers",
         "Scale channels without changing the model, then quantize it.",
@@ -32,6 +36,10 @@ COMMANDS = {
     "train": Command(
         "jaxgpt_bench.training.command:TrainingOptions:train",
         "Measure training steps beside PyTorch's.",
+    ),
+    "recipe": Command(
+        "jaxgpt_bench.recipe.command:RecipeOptions:recipe",
+        "Measure how many steps each change of the training recipe saves.",
     ),
     "resume-proof": Command(
         "jaxgpt_bench.training.resume_proof:ResumeProofOptions:resume_proof",

@@ -15,7 +15,7 @@ COMMANDS = {
     ),
     "import-nanogpt": Command(
         "jaxgpt_export.interchange.import_nanogpt:ImportNanogptOptions:import_nanogpt",
-        "Turn a nanoGPT or minGPT checkpoint into a float32 artifact.",
+        "Turn a checkpoint of nanoGPT, minGPT or llm.c into a float32 artifact.",
     ),
     "quantize": Command(
         "jaxgpt_export.quantize.command:QuantizeOptions:quantize",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import open_dataset
-from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
+from jaxgpt.shared.files import check_replaceable, new_folder, only_writer, sha256_of
 from jaxgpt.shared.tensor_file import Arrays, write_tensor_file
 
 from jaxgpt_export.format.artifact import write_artifact
@@ -50,11 +50,16 @@ class ConvertOptions:
 
 def convert(options: ConvertOptions) -> Result:
     """Run `jaxgpt-export convert`; exit code 1, and no artifact, when module and Flax differ."""
+    check_replaceable(options.out, options.overwrite, "certificate.json", [options.run])
+    with only_writer(options.out):
+        return _convert(options)
+
+
+def _convert(options: ConvertOptions) -> Result:
     from jaxgpt_export.flax_run.checkpoint import read_checkpoint
     from jaxgpt_export.model.build import as_tensors, float_model
     from jaxgpt_export.parity.probe_gates import MAX_FP32_LOGIT_DIFF, compare_rows
 
-    check_replaceable(options.out, options.overwrite, "certificate.json", [options.run])
     checkpoint = read_checkpoint(options.run, options.step)
     model = checkpoint.model
     dataset = open_dataset(options.data or Path(checkpoint.data["folder"]))

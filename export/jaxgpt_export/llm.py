@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,8 @@ SIDE_BY_SIDE = 8  # texts of a list that are generated at once
 class LLM:
     """A model that writes and scores text; made by `LLM.load`.
 
-    Several threads may use one: they take turns, a stream at each piece.
+    Several threads may use one: they take turns, a stream at each piece. Pickled or copied it is the name of
+    its folder, and is loaded from there again.
 
     Attributes:
       tokenizer: text <-> tokens.
@@ -54,6 +55,7 @@ class LLM:
         self._model = model
         self._session = model.new_session(1)
         self._turn = threading.Lock()
+        self._settings: dict[str, Any] = {}  # that `load` was given beside the folder
 
     @classmethod
     def load(
@@ -97,7 +99,12 @@ class LLM:
         artifact = read_certified_artifact(folder)
         llm = cls(artifact, artifact.tokenizer(), open_model(artifact, engine, threads, kv_cache))
         artifact.tensors.clear()  # what runs has its own copy
+        llm._settings = {"engine": engine, "threads": threads, "kv_cache": kv_cache}
         return llm
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how another process makes the same: what computes can't be copied into it."""
+        return _load_again, (str(self.folder.absolute()), self._settings)
 
     def __repr__(self) -> str:
         return f"LLM({str(self.folder)!r}, {self.kind}, {self.engine})"
@@ -245,6 +252,12 @@ class LLM:
         assert isinstance(self._session, ScoringSession)
         with self._turn:
             return log_probabilities(self._session, tokens, self.tokenizer.endoftext)
+
+
+def _load_again(folder: str, settings: dict[str, Any]) -> LLM:
+    """Load what was pickled; UserError where its folder is not there."""
+    threads = min(settings.get("threads", 0), choose_threads(0))  # fewer cores may be here
+    return LLM.load(folder, **{**settings, "threads": threads})
 
 
 def _as_tuple(stop: str | Sequence[str]) -> tuple[str, ...]:

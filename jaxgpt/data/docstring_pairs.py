@@ -14,6 +14,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxgpt.data.reading.folder_files import SKIPPED_FOLDERS
+from jaxgpt.data.reading.opening import open_file
+from jaxgpt.data.report import ReadReport
+
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 DOCSTRING_CHARACTERS = range(15, 301)
@@ -22,8 +26,6 @@ MIN_SOURCE_LINES = 3
 MAX_SOURCE_CHARACTERS = 4000
 # Docstrings with one of these are left out: they stand in hundreds of places and say nothing of the code.
 BOILERPLATE = ("*optional*", "This method is deprecated", "See base class")
-# Folders that are left out: tests of the interpreter, old grammars, other packages installed beside it.
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,14 @@ class Pair:
     output: str
 
     @property
+    def question(self) -> str:
+        """What stands before the answer."""
+        return f"{self.instruction} {self.input} "
+
+    @property
     def text(self) -> str:
         """What a model is trained on."""
-        return f"{self.instruction} {self.input} {self.output}"
+        return self.question + self.output
 
 
 def source_files(folder: Path) -> list[Path]:
@@ -55,20 +62,30 @@ def source_files(folder: Path) -> list[Path]:
     ]
 
 
-def pairs_of_file(path: Path) -> Iterator[Pair]:
-    """Yield the pairs of a source file; a file that does not parse has none."""
+def pairs_of_file(path: Path, report: ReadReport | None = None) -> Iterator[Pair]:
+    """Yield the pairs of a source file; one that does not parse has none, and is counted in the report."""
+    report = report or ReadReport()
     try:
-        source = path.read_bytes().decode("utf-8")
+        with open_file(path) as file:
+            source = file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError):
+        report.skip(".py files that are not UTF-8", str(path))
         return
-    yield from pairs_of_source(source)
+    tree = _parse(source)
+    if tree is None:
+        report.skip(".py files that do not parse", str(path))
+        return
+    yield from _pairs_of_tree(tree, source)
 
 
 def pairs_of_source(source: str) -> Iterator[Pair]:
     """Yield the pairs of Python source text, in the order of the definitions."""
     tree = _parse(source)
-    if tree is None:
-        return
+    if tree is not None:
+        yield from _pairs_of_tree(tree, source)
+
+
+def _pairs_of_tree(tree: ast.Module, source: str) -> Iterator[Pair]:
     lines = re.split(r"\r\n|\r|\n", source)  # as ast counts them; str.splitlines cuts at form feeds too
     for node in ast.walk(tree):
         if isinstance(node, Definition):

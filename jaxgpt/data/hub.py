@@ -6,19 +6,23 @@ What needs the network is imported when it is used.
 from collections.abc import Sequence
 
 from jaxgpt.data.documents import OFFLINE_CHOICES, Source
-from jaxgpt.data.tables import TABLE_SUFFIXES, load_table, table_documents
+from jaxgpt.data.reading.columns import Columns
+from jaxgpt.data.report import ReadReport
+from jaxgpt.data.tables import load_table, table_documents
 from jaxgpt.shared.errors import UserError
 
 DEFAULT_HUB_NAME = "flytech/python-codes-25k"
 HUB_TIMEOUT_S = 8.0
+HUB_SUFFIXES = (".parquet", ".jsonl", ".json")  # in order of preference
 
 
-def hub_source(name: str, text_column: str) -> Source:
+def hub_source(name: str, columns: Columns, report: ReadReport) -> Source:
     """Open a data set of the hub: one kind of data file, at the commit that the hub names.
 
     Args:
       name: hub, hub:NAME or hub:NAME@REVISION.
-      text_column: column that holds the text.
+      columns: what makes a document of a row.
+      report: gains what is left out.
 
     Raises:
       UserError: the hub can't be reached, or has no such data set; the message names sources without network.
@@ -42,7 +46,8 @@ def hub_source(name: str, text_column: str) -> Source:
         ) from None
     files = choose_data_files([sibling.rfilename for sibling in info.siblings or []], repository)
     urls = [f"hf://datasets/{repository}@{info.sha}/{file}" for file in files]
-    return Source(name, str(info.sha), table_documents(load_table(urls), text_column, repository))
+    documents = table_documents(load_table(urls), columns, repository, report)
+    return Source(name, str(info.sha), documents, report)
 
 
 def choose_data_files(files: Sequence[str], repository: str) -> list[str]:
@@ -52,7 +57,7 @@ def choose_data_files(files: Sequence[str], repository: str) -> list[str]:
     only one kind is taken, the first that there is of .parquet, .jsonl, .json; of it, the training files
     where names tell.
     """
-    for suffix in TABLE_SUFFIXES:
+    for suffix in HUB_SUFFIXES:
         chosen = [file for file in files if file.endswith(suffix) and not file.startswith(".")]
         if chosen:
             return [file for file in chosen if "train" in file.rpartition("/")[2]] or chosen

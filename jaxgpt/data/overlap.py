@@ -11,6 +11,8 @@ import numpy.typing as npt
 from jaxgpt.data.encode import join
 from jaxgpt.shared.dataset import Tokens
 
+UInt64 = npt.NDArray[np.uint64]
+
 OVERLAP_TOKENS = 50
 
 
@@ -28,14 +30,40 @@ def without_overlap(train: Sequence[Tokens], val: Sequence[Tokens], endoftext: i
     Returns:
       Indices into `val`.
     """
-    seen = np.unique(run_hashes(join(train, endoftext)))
-    kept = []
-    for index, document in enumerate(val):
-        hashes = run_hashes(document)
-        at = np.minimum(np.searchsorted(seen, hashes), len(seen) - 1) if len(seen) else hashes[:0]
-        if not len(at) or not (seen[at] == hashes).any():
-            kept.append(index)
-    return kept
+    hashes = [run_hashes(document) for document in val]
+    wanted = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+    shared = _occurring(wanted, join(train, endoftext))
+    return [index for index, found in enumerate(hashes) if not _in_sorted(found, shared).any()]
+
+
+def _occurring(wanted: UInt64, tokens: Tokens) -> UInt64:
+    """Return those of the wanted hashes that a run of the tokens has, sorted; some several times.
+
+    Args:
+      wanted: sorted; the validation split's, few beside the runs of the training text.
+      tokens: (N,).
+    """
+    marked = np.zeros(2**_FILTER_BITS, bool)
+    shift = np.uint64(64 - _FILTER_BITS)
+    marked[wanted >> shift] = True
+    found = [wanted[:0]]
+    for start in range(0, len(tokens), _TOKENS_AT_ONCE):
+        hashes = run_hashes(tokens[start : start + _TOKENS_AT_ONCE + OVERLAP_TOKENS - 1])
+        likely = hashes[marked[hashes >> shift]]
+        found.append(likely[_in_sorted(likely, wanted)])
+    return np.sort(np.concatenate(found))
+
+
+def _in_sorted(hashes: UInt64, sorted_hashes: UInt64) -> npt.NDArray[np.bool_]:
+    """Tell which hashes are among the sorted ones."""
+    if not len(sorted_hashes):
+        return np.zeros(len(hashes), bool)
+    at = np.minimum(np.searchsorted(sorted_hashes, hashes), len(sorted_hashes) - 1)
+    return sorted_hashes[at] == hashes
+
+
+_FILTER_BITS = 24  # of a hash: most runs are passed over by a look into a table
+_TOKENS_AT_ONCE = 2**17  # whose hashes stay in the processor's cache
 
 
 def run_hashes(tokens: Tokens) -> npt.NDArray[np.uint64]:

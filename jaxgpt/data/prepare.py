@@ -11,33 +11,41 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jaxgpt.data.documents import Source, deduplicate, split
-from jaxgpt.data.encode import encode, join
+from jaxgpt.data.documents import Document, Source, deduplicate, split, working_fraction
+from jaxgpt.data.encode import answer_mask, encode, join, join_masks
 from jaxgpt.data.make_tokenizer import check_tokenizer_name, is_bpe, make_tokenizer
 from jaxgpt.data.overlap import OVERLAP_TOKENS, without_overlap
-from jaxgpt.data.sources import open_source
+from jaxgpt.data.reading.columns import DEFAULT_COLUMN
+from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.dataset import DATASET_FORMAT_VERSION, Tokens
+from jaxgpt.shared.dataset import DATASET_FORMAT_VERSION, MASKED_FORMAT_VERSION, Mask, Tokens, pack_mask
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of, write_json
+from jaxgpt.shared.files import check_replaceable, new_folder, only_writer, sha256_of, write_json
 from jaxgpt.shared.machine import usable_cores
 from jaxgpt.shared.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
-    """Turn source text into a dataset folder of tokens.
+    r"""Turn source text into a dataset folder of tokens.
 
     Attributes:
-      source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a .jsonl, .json, .parquet, .txt or .py
-        file or a folder of such files (.py files give docstring -> code pairs).
+      source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a path: a table (.jsonl, .json, .csv, .tsv,
+        .parquet), a text (.txt, .md, .rst), source code, or a folder of such files; .gz, .xz, .bz2 and .zst
+        are read as what they hold.
       out: the dataset folder to write.
       tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder whose tokenizer is
         taken (an artifact, a data set, a folder of Hugging Face).
       val_fraction: share of the groups (files for code, else documents) that go into validation.
       text_column: column of a table that holds the text.
+      template: makes a text of several columns, such as '{instruction}\n{output}'; the last is the answer.
+      code: what is taken of .py files: docstring -> code pairs, or whole files, as of other source code.
+      include: patterns, such as '*.md' 'src/*'; only files of a folder that fit one are read.
+      exclude: patterns of files that are not read.
+      skip_errors: leave out files and rows that are damaged; they are counted and named.
+      answers_only: of pairs (.py files, a template of several columns) the loss counts the answer alone.
       threads: threads that encode; 0 takes one for each core that this process may use.
       special: reserved tokens, such as '<|user|>': each is one token where a document has it written out;
         bpe:N counts them in N, other tokenizers get them after their last token.
@@ -49,19 +57,36 @@ class PrepareOptions:
     source: str = "hub"
     tokenizer: str = "gpt2"
     val_fraction: float = 0.05
-    text_column: str = "text"
+    text_column: str = DEFAULT_COLUMN
+    template: str = ""
+    code: Literal["pairs", "files"] = "pairs"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    skip_errors: bool = False
+    answers_only: bool = False
     threads: int = 0
     special: tuple[str, ...] = ()
     overwrite: bool = False
     json: bool = False
 
+    @property
+    def reading(self) -> ReadOptions:
+        """How the source is read."""
+        names = [field.name for field in dataclasses.fields(ReadOptions)]
+        return ReadOptions(**{name: getattr(self, name) for name in names})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """A split of the documents, as texts and as tokens, in the same order."""
+    """A split of the documents, as they are and as tokens, in the same order."""
 
-    texts: list[str]
+    documents: list[Document]
     tokens: list[Tokens]
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of the documents."""
+        return sum(len(document.text.encode()) for document in self.documents)
 
 
 def prepare(options: PrepareOptions) -> Result:
@@ -71,27 +96,31 @@ def prepare(options: PrepareOptions) -> Result:
       UserError: the source can't be read, is empty, or leaves a split empty.
     """
     _check_options(options)
-    source = open_source(options.source, options.text_column)
+    with only_writer(options.out):
+        return _prepare(options)
+
+
+def _prepare(options: PrepareOptions) -> Result:
+    source = open_source(options.source, options.reading)
     counts: Counter[str] = Counter()
-    train_texts, val_texts = _split_documents(source, options, counts)
-    tokenizer = _make_tokenizer(options.tokenizer, train_texts, options.special)
+    train, val = _split_documents(source, options, counts)
+    tokenizer = _make_tokenizer(options.tokenizer, [each.text for each in train], options.special)
     threads = options.threads or usable_cores()
     splits = {
-        name: Split(
-            texts=texts, tokens=encode(texts, tokenizer, threads, f"encoding {name}", options.special)
-        )
-        for name, texts in (("train", train_texts), ("val", val_texts))
+        name: Split(documents=documents, tokens=_encoded(documents, tokenizer, threads, name, options))
+        for name, documents in (("train", train), ("val", val))
     }
     splits["val"] = _drop_overlap(splits["train"], splits["val"], tokenizer.endoftext, counts)
-    manifest = _write(options, source.revision, tokenizer, splits, counts)
+    manifest = _write(options, source, tokenizer, splits, counts)
+    answers = ", the loss counts the answers alone" if options.answers_only else ""
     say(
         f"{options.out}: {counts['train_tokens']:,} training tokens "
         f"({counts['train_documents']:,} documents), "
         f"{counts['val_tokens']:,} validation tokens ({counts['val_documents']:,} documents; "
         f"{counts['val_overlapping']} dropped for sharing {OVERLAP_TOKENS} tokens with training), "
-        f"vocabulary {tokenizer.vocab_size}"
+        f"vocabulary {tokenizer.vocab_size}{answers}"
     )
-    return Result(manifest)
+    return Result({**manifest, **source.report.figures()})
 
 
 def _check_options(options: PrepareOptions) -> None:
@@ -105,23 +134,40 @@ def _check_options(options: PrepareOptions) -> None:
         raise UserError(f"threads ({options.threads}) must be 0 (all that there are) or more")
     if not 0.0 < options.val_fraction < 1.0:
         raise UserError(f"val_fraction ({options.val_fraction}) must lie between 0 and 1")
+    if options.template and options.text_column != DEFAULT_COLUMN:
+        raise UserError(
+            f"--template and --text-column {options.text_column} both say which text; give one of them"
+        )
+    _ = options.reading.columns  # of a template
 
 
 def _split_documents(
     source: Source, options: PrepareOptions, counts: Counter[str]
-) -> tuple[list[str], list[str]]:
-    """Read the source; return the texts of training and of validation, no text twice."""
+) -> tuple[list[Document], list[Document]]:
+    """Read the source; return the documents of training and of validation, no text twice."""
     documents = deduplicate(source.documents, counts)
+    for line in source.report.lines():
+        say(f"{options.source}: {line}")
     if not documents:
+        left_out = source.report.summary()
         raise UserError(
-            f"source {options.source!r} is empty: no document with text in it; check the path (of .py files "
-            "only functions and classes with a docstring of 3 words or more and 3 lines of code are taken)"
+            f"source {options.source!r} is empty: no document with text in it"
+            f"{f' (left out: {left_out})' if left_out else ''}; check the path (of .py files "
+            "only functions and classes with a docstring of 3 words or more and 3 lines of code are taken, "
+            "or whole files with --code files)"
         )
     train, val = split(documents, options.val_fraction)
     if not train or not val:
+        fraction = working_fraction(documents)
+        other = "" if fraction is None else f" or --val-fraction {fraction:g}, which leaves both some"
         raise UserError(
             f"source {options.source!r} has {len(documents)} documents, and the split left "
-            f"{len(train)} for training, {len(val)} for validation; give more text or another --val-fraction"
+            f"{len(train)} for training, {len(val)} for validation; give more text{other}"
+        )
+    if options.answers_only and (plain := next((d for d in documents if d.answer is None), None)):
+        raise UserError(
+            f"--answers-only needs pairs, and {plain.text[:40]!r}... is none; give .py files, or a table "
+            "with a --template of several columns, the answer last"
         )
     say(f"{options.source}: {len(documents)} documents, {counts['duplicates']} duplicates left out")
     return train, val
@@ -134,49 +180,71 @@ def _make_tokenizer(name: str, train: list[str], special: Sequence[str]) -> Toke
     return tokenizer
 
 
+def _encoded(
+    documents: Sequence[Document], tokenizer: Tokenizer, threads: int, name: str, options: PrepareOptions
+) -> list[Tokens]:
+    texts = [document.text for document in documents]
+    return encode(texts, tokenizer, threads, f"encoding {name}", options.special)
+
+
 def _drop_overlap(train: Split, val: Split, endoftext: int, counts: Counter[str]) -> Split:
     """Return the validation documents that share no long run of tokens with training."""
     kept = without_overlap(train.tokens, val.tokens, endoftext)
-    counts["val_overlapping"] = len(val.texts) - len(kept)
+    counts["val_overlapping"] = len(val.documents) - len(kept)
     if not kept:
         raise UserError(
-            f"every validation document shares {OVERLAP_TOKENS} tokens with training; give more text"
+            f"every validation document shares {OVERLAP_TOKENS} tokens with training (what stands in all of "
+            "them, such as a licence or the words of a template, counts too); give more text"
         )
-    return Split(texts=[val.texts[i] for i in kept], tokens=[val.tokens[i] for i in kept])
+    return Split(documents=[val.documents[i] for i in kept], tokens=[val.tokens[i] for i in kept])
 
 
 def _write(
     options: PrepareOptions,
-    revision: str,
+    source: Source,
     tokenizer: Tokenizer,
     splits: dict[str, Split],
     counts: Counter[str],
 ) -> dict[str, Any]:
     """Write the dataset folder; return its manifest."""
-    arrays = {name: join(each.tokens, tokenizer.endoftext) for name, each in splits.items()}
+    files: dict[str, Tokens | Mask] = {}
     for name, each in splits.items():
-        counts[f"{name}_documents"] = len(each.texts)
-        counts[f"{name}_bytes"] = sum(len(text.encode()) for text in each.texts)
-        counts[f"{name}_tokens"] = len(arrays[name])
+        tokens = files[f"{name}.bin"] = join(each.tokens, tokenizer.endoftext)
+        counts[f"{name}_documents"] = len(each.documents)
+        counts[f"{name}_bytes"] = each.text_bytes
+        counts[f"{name}_tokens"] = len(tokens)
+        if options.answers_only:
+            masks = [answer_mask(*pair, tokenizer) for pair in zip(each.documents, each.tokens, strict=True)]
+            files[f"{name}.mask.bin"] = pack_mask(join_masks(masks))
+            counts[f"{name}_answer_bytes"] = sum(
+                len(document.text[document.answer :].encode()) for document in each.documents
+            )
     with new_folder(options.out, options.overwrite, "manifest.json") as folder:
         tokenizer.save(folder)
-        manifest = _manifest(options, revision, tokenizer, counts)
-        for name, array in arrays.items():
-            path = folder / f"{name}.bin"
+        manifest = _manifest(options, source, tokenizer, counts)
+        for name, array in files.items():
+            path = folder / name
             array.tofile(path)
-            manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         write_json(folder / "manifest.json", manifest)
     return manifest
 
 
 def _manifest(
-    options: PrepareOptions, revision: str, tokenizer: Tokenizer, counts: Counter[str]
+    options: PrepareOptions, source: Source, tokenizer: Tokenizer, counts: Counter[str]
 ) -> dict[str, Any]:
+    # What is as it is unless it is asked for has no entry: the same text gives the same file as ever.
+    asked = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(options.reading).items()
+        if name != "text_column" and value != getattr(ReadOptions(), name)
+    }
     return {
-        "format_version": DATASET_FORMAT_VERSION,
+        "format_version": MASKED_FORMAT_VERSION if options.answers_only else DATASET_FORMAT_VERSION,
         "source": options.source,
-        "revision": revision,
+        "revision": source.revision,
         "text_column": options.text_column,
+        **({"reading": asked} if asked else {}),
         "tokenizer": {
             "name": tokenizer.name,
             "sha256": tokenizer.sha256,

@@ -3,59 +3,86 @@
 hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
 stdlib                docstring -> code pairs of the running interpreter's standard library
 packages:NAME,...     the same from installed packages
-PATH                  .jsonl, .json, .parquet, .txt, .py, or a folder of such files
+PATH                  a table, a text, source code, or a folder of such files (reading/folder_files.py)
 """
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-from jaxgpt.data.docstring_pairs import (
-    SKIPPED_FOLDERS,
-    interpreter,
-    pairs_of_file,
-    source_files,
-    standard_library,
-)
+from jaxgpt.data.docstring_pairs import interpreter, pairs_of_file, source_files, standard_library
 from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Source
 from jaxgpt.data.hub import hub_source
-from jaxgpt.data.tables import TABLE_SUFFIXES, load_table, table_documents
+from jaxgpt.data.reading.columns import DEFAULT_COLUMN, Columns
+from jaxgpt.data.reading.folder_files import SourceFile, source_files_of
+from jaxgpt.data.reading.opening import DamagedFileError, uncompressed_name
+from jaxgpt.data.reading.rows import NoTableError
+from jaxgpt.data.reading.text_files import read_text, text_documents
+from jaxgpt.data.report import ReadReport
+from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.tokenizer import ENDOFTEXT
-
-SUFFIXES = (*TABLE_SUFFIXES, ".txt", ".py")
-# A lone text file is cut at blank lines into documents of about this size: a split needs several.
-MIN_TEXT_BLOCK_CHARACTERS = 2000
 
 
-def open_source(name: str, text_column: str = "text") -> Source:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How a source is read.
+
+    Attributes:
+      text_column: column of a table that holds the text.
+      template: makes a text of several columns; empty for the one.
+      code: what is taken of .py files: docstring pairs or whole files.
+      include: patterns of the files of a folder that are read; empty for all that are known.
+      exclude: patterns of those that are not.
+      skip_errors: leave out what is damaged instead of stopping there.
+    """
+
+    text_column: str = DEFAULT_COLUMN
+    template: str = ""
+    code: Literal["pairs", "files"] = "pairs"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    skip_errors: bool = False
+
+    @property
+    def columns(self) -> Columns:
+        """What makes a document of a row; UserError for a template that is none."""
+        return Columns.of_template(self.template) if self.template else Columns.one(self.text_column)
+
+
+def open_source(name: str, options: ReadOptions | None = None) -> Source:
     """Find a source.
 
     Args:
       name: as in the module's docstring.
-      text_column: column of a table that holds the text.
+      options: how it is read.
 
     Raises:
       UserError: nothing of that name can be read; the message names the choices.
     """
+    options = options or ReadOptions()
+    columns, report = options.columns, ReadReport(options.skip_errors)
     if name == "stdlib":
-        return Source(name, interpreter(), _pairs(standard_library(), ""))
+        documents = _installed(standard_library(), "", options, report)
+        return Source(name, interpreter(), documents, report)
     if name.startswith("packages:"):
-        return _packages(name)
+        return _packages(name, options, report)
     if name == "hub" or name.startswith("hub:"):
-        return hub_source(name, text_column)
+        return hub_source(name, columns, report)
     path = Path(name)
     if not name or not path.exists():
         raise UserError(
             f"source {name!r} is neither hub:NAME, stdlib, packages:NAME,... nor an existing path; "
             f"{OFFLINE_CHOICES}"
         )
-    files = _files_of(path)
-    return Source(name, f"{len(files)} files", _local(files, path, text_column))
+    files = source_files_of(path, options.include, options.exclude, report)
+    documents = _local(files, columns, options, report, in_folder=path.is_dir())
+    return Source(name, f"{len(files)} files", documents, report)
 
 
-def _packages(name: str) -> Source:
+def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
     folders, versions = [], []
     for package in name.removeprefix("packages:").split(","):
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -66,8 +93,12 @@ def _packages(name: str) -> Source:
             )
         folders.append((package, Path(next(iter(spec.submodule_search_locations)))))
         versions.append(f"{package} {_version(package)}")
-    documents = (document for package, folder in folders for document in _pairs(folder, f"{package}/"))
-    return Source(name, ", ".join(versions), documents)
+    documents = (
+        document
+        for package, folder in folders
+        for document in _installed(folder, f"{package}/", options, report)
+    )
+    return Source(name, ", ".join(versions), documents, report)
 
 
 def _version(package: str) -> str:
@@ -75,56 +106,57 @@ def _version(package: str) -> str:
     return importlib.metadata.version(distributions[0]) if distributions else "of unknown version"
 
 
-def _pairs(folder: Path, prefix: str) -> Iterator[Document]:
+def _installed(folder: Path, prefix: str, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     for path in source_files(folder):
-        group = prefix + path.relative_to(folder).as_posix()
-        for pair in pairs_of_file(path):
-            yield Document(pair.text, group)
+        yield from _python(path, prefix + path.relative_to(folder).as_posix(), options, report)
 
 
-def _files_of(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_content(p, path))
-    known = [file for file in files if file.suffix in SUFFIXES]
-    if not known:
-        found = sorted({file.suffix or file.name for file in files})[:5]
-        raise UserError(f"{path} holds no {', '.join(SUFFIXES)} file; found: {', '.join(found) or 'nothing'}")
-    return known
+def _python(path: Path, group: str, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
+    if options.code == "files":
+        yield from _whole(path, group, report, alone=False)
+        return
+    for pair in pairs_of_file(path, report):
+        yield Document(pair.text, group, len(pair.question))
 
 
-def _is_content(file: Path, root: Path) -> bool:
-    """Whether a file below a folder is text of the user's: hidden and generated folders are left out."""
-    folders = file.relative_to(root).parts[:-1]
-    return file.is_file() and not any(f.startswith(".") or f in SKIPPED_FOLDERS for f in folders)
+def _whole(path: Path, group: str, report: ReadReport, alone: bool) -> Iterator[Document]:
+    text = read_text(path, report)
+    if text is not None:
+        separated = Path(uncompressed_name(path)).suffix.lower() == ".txt"
+        yield from text_documents(text, group, alone, separated)
 
 
-def _local(files: Sequence[Path], root: Path, text_column: str) -> Iterator[Document]:
+def _local(
+    files: Sequence[SourceFile], columns: Columns, options: ReadOptions, report: ReadReport, in_folder: bool
+) -> Iterator[Document]:
     for file in files:
-        group = file.relative_to(root).as_posix() if root.is_dir() else file.name
-        if file.suffix == ".py":
-            yield from (Document(pair.text, group) for pair in pairs_of_file(file))
-        elif file.suffix == ".txt":
-            try:
-                text = file.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{file} is not UTF-8 text ({error}); convert it first") from None
-            yield from _text_documents(text, group, alone=len(files) == 1)
-        else:
-            yield from table_documents(load_table([str(file)]), text_column, str(file))
+        try:
+            if file.kind == "table":
+                yield from _table(file, columns, options, report, in_folder)
+            elif file.kind == "python" and options.code == "pairs":
+                yield from _counted_pairs(file, options, report)
+            else:
+                yield from _whole(file.path, file.name, report, alone=len(files) == 1)
+        except DamagedFileError as error:
+            report.damaged(str(error), "damaged files", str(file.path))
 
 
-def _text_documents(text: str, group: str, alone: bool) -> Iterator[Document]:
-    """Cut a text file into documents: at <|endoftext|>, or, for a lone file, at blank lines."""
-    if ENDOFTEXT in text:
-        yield from (Document(part, part) for part in text.split(ENDOFTEXT))
-    elif not alone:
-        yield Document(text, group)
-    else:
-        block: list[str] = []
-        for paragraph in text.split("\n\n"):
-            block.append(paragraph)
-            if sum(map(len, block)) >= MIN_TEXT_BLOCK_CHARACTERS:
-                joined = "\n\n".join(block)
-                yield Document(joined, joined)
-                block = []
-        joined = "\n\n".join(block)
-        yield Document(joined, joined)
+def _counted_pairs(file: SourceFile, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
+    taken = 0
+    for document in _python(file.path, file.name, options, report):
+        taken += len(document.text.encode("utf-8", "replace"))
+        yield document
+    report.add_pairs(file.path.stat().st_size, taken)
+
+
+def _table(
+    file: SourceFile, columns: Columns, options: ReadOptions, report: ReadReport, in_folder: bool
+) -> Iterator[Document]:
+    """Yield a table's rows; a .json of a folder that is no such table is left out (package.json, say)."""
+    suffix = Path(uncompressed_name(file.path)).suffix.lower()
+    try:
+        yield from local_table_documents(file.path, columns, report)
+    except NoTableError as error:
+        if not options.skip_errors and not (in_folder and suffix == ".json"):
+            raise UserError(str(error)) from None
+        report.skip(f"{suffix} files that are no table with {' and '.join(columns.names)}", file.name)

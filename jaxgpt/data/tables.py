@@ -1,51 +1,119 @@
-"""Reads tables (.jsonl, .json, .parquet, local or on the hub): each row's text column becomes a document."""
+"""Tables (.jsonl, .json, .csv, .tsv, .parquet, .arrow, local or on the hub): each row becomes a document."""
 
-import glob
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxgpt.data.documents import Document
+from jaxgpt.data.reading.columns import DEFAULT_COLUMN, Columns, NotTextError, guess_column
+from jaxgpt.data.reading.opening import uncompressed_name
+from jaxgpt.data.reading.rows import Row, no_column, read_rows
+from jaxgpt.data.report import ReadReport
 from jaxgpt.shared.errors import UserError
 
-TABLE_SUFFIXES = (".parquet", ".jsonl", ".json")  # in order of preference
+GUESSED_ROWS = 100  # on which the column of a .csv is guessed
+HUB = "hf://"
 
 
-def load_table(data_files: Sequence[str]) -> Any:
-    """Open .json, .jsonl or .parquet files (or hub paths of such) with `datasets`, as one table."""
+def local_table_documents(
+    path: Path, columns: str | Columns, report: ReadReport | None = None
+) -> Iterator[Document]:
+    """Yield the rows of a table file; see `table_documents`.
+
+    Args:
+      path: .jsonl, .json, .csv, .tsv, .parquet or .arrow, perhaps compressed.
+      columns: column that holds the text, or a template; of .csv and .tsv a missing `text` is guessed.
+      report: gains what is left out.
+    """
+    report = report or ReadReport()
+    chosen = Columns.one(columns) if isinstance(columns, str) else columns
+    suffix = Path(uncompressed_name(path)).suffix.lower()
+    rows = read_rows(path, report, chosen.names if suffix == ".parquet" else ())
+    yield from table_documents(rows, chosen, str(path), report, guess=suffix in (".csv", ".tsv"))
+
+
+def load_table(data_files: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of table files (.jsonl, .json, .parquet) of one kind, of the hub (hf://) or local."""
+    if data_files[0].startswith(HUB):
+        yield from _hub_rows(data_files)
+        return
+    for file in data_files:
+        yield from read_rows(Path(file), ReadReport())
+
+
+def _hub_rows(data_files: Sequence[str]) -> Iterator[Row]:
+    """Open hub paths with `datasets`, as one table."""
     import datasets  # slow to import
 
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would log, our own line says
     datasets.disable_progress_bars()
     kind = "parquet" if data_files[0].endswith(".parquet") else "json"
     try:
-        return datasets.load_dataset(kind, data_files=[_escaped(f) for f in data_files], split="train")
+        table: Any = datasets.load_dataset(kind, data_files=list(data_files), split="train")
     except StopIteration:  # files without a byte
         raise UserError(f"{data_files[0]} is empty; give a {kind} table with text in it") from None
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
         cause = str(error.__cause__ or error).splitlines()[0][:200]
         raise UserError(f"{data_files[0]} is no readable {kind} table: {cause}") from None
+    for number, row in enumerate(table):
+        yield f"{data_files[0]} row {number}", row
 
 
-def _escaped(file: str) -> str:
-    """Keep `datasets` from reading brackets and stars in a local path as a pattern."""
-    return file if file.startswith("hf://") else glob.escape(file)
+def table_documents(
+    table: Iterable[Row],
+    columns: str | Columns,
+    where: str,
+    report: ReadReport | None = None,
+    guess: bool = False,
+) -> Iterator[Document]:
+    """Yield the rows of a table; each is its own group. Rows without text are counted and left out.
 
-
-def table_documents(table: Any, text_column: str, where: str) -> Iterator[Document]:
-    """Yield the rows of a table; each is its own group.
+    Args:
+      table: rows with their places.
+      columns: column that holds the text, or a template.
+      where: the table, for messages.
+      report: gains what is left out.
+      guess: where there is no column `text`, take the one with the most text, and say so.
 
     Raises:
-      UserError: there is no such column, or it does not hold text.
+      NoTableError: there is no such column.
+      UserError: one does not hold text, and errors are not skipped.
     """
-    if text_column not in table.column_names:
-        raise UserError(
-            f"{where} has no column {text_column!r}; it has {', '.join(table.column_names)}; "
-            "name one with --text-column"
-        )
-    for number, text in enumerate(table[text_column]):
-        if not isinstance(text, str):
-            raise UserError(
-                f"{where} row {number}: column {text_column!r} holds {type(text).__name__}, no text"
-            )
-        yield Document(text, text)
+    report = report or ReadReport()
+    chosen = Columns.one(columns) if isinstance(columns, str) else columns
+    rows = iter(table)
+    if guess:
+        head = list(itertools.islice(rows, GUESSED_ROWS))
+        chosen = _guessed(chosen, head, where, report)
+        rows = itertools.chain(head, rows)
+    missing, found = set(chosen.names), dict[str, None]()
+    empty = ReadReport()  # is told once it is clear that the rows are of such a table
+    for place, row in rows:
+        if missing:
+            missing -= row.keys()
+            found |= dict.fromkeys(row)
+        try:
+            documents = list(chosen.documents(row))
+        except NotTextError as error:
+            report.damaged(f"{place}: {error}; take another column", "rows whose column is no text", place)
+            continue
+        if not documents:
+            empty.skip("rows without text", place)
+        yield from documents
+    if missing and found:
+        name = next(name for name in chosen.names if name in missing)
+        raise no_column(where, name, found)
+    report.add(empty)
+
+
+def _guessed(columns: Columns, head: Sequence[Row], where: str, report: ReadReport) -> Columns:
+    rows = [row for _, row in head]
+    if columns.names != (DEFAULT_COLUMN,) or not rows or any(DEFAULT_COLUMN in row for row in rows):
+        return columns
+    name = guess_column(rows)
+    if name is None:
+        return columns
+    report.notes.append(f"{where}: no column {DEFAULT_COLUMN!r}, so column {name!r}, which has the most text")
+    return Columns.one(name)

@@ -30,7 +30,9 @@ def _require_types(config: Any, cls: type[Any]) -> None:
     for field in dataclasses.fields(cls):
         value, choices = getattr(config, field.name), get_args(field.type)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if choices:
+        if type(None) in choices:  # only numbers may be left open
+            right, expected = value is None or is_number, "a number, or none"
+        elif choices:
             right, expected = isinstance(value, str) and value in choices, " or ".join(choices)
         elif field.type is bool:
             right, expected = isinstance(value, bool), "true or false"
@@ -78,11 +80,14 @@ class ModelConfig:
       n_layer: L, number of blocks.
       n_head: H, attention heads a block.
       n_embd: C, channels.
-      dropout: share of activations dropped in training, in [0, 1).
+      dropout: share of activations dropped in training, in [0, 1): of embeddings, of what attention and MLP
+        add, and of attention weights.
       positions: "learned" (an embedding, as in GPT-2), or "rotary" (queries and keys are turned).
       tied: the head is the token embedding; else it has a matrix of its own.
       qat: quantization-aware training, usually of a trained model: weights and inputs of every linear layer
         are rounded as a static INT8 artifact rounds them; each layer has an input scale, which is trained.
+      attn_dropout: share of attention weights dropped in training, in [0, 1); that of dropout if not given.
+        Flash attention needs 0.
 
     Raises:
       UserError: a value that no GPT-2 can have.
@@ -97,6 +102,7 @@ class ModelConfig:
     positions: Positions = "learned"
     tied: bool = True
     qat: bool = False
+    attn_dropout: float | None = None
 
     def __post_init__(self) -> None:
         _require_types(self, ModelConfig)
@@ -120,11 +126,30 @@ class ModelConfig:
             raise UserError(f"rotary positions need an even head size, n_embd / n_head is {self.head_size}")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout ({self.dropout}) must lie in [0, 1)")
+        if self.attn_dropout is not None and not 0.0 <= self.attn_dropout < 1.0:
+            raise UserError(f"attn_dropout ({quoted(self.attn_dropout)}) must lie in [0, 1)")
+
+    @property
+    def attn_rate(self) -> float:
+        """Share of attention weights dropped in training."""
+        return self.dropout if self.attn_dropout is None else self.attn_dropout
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.dropout > 0 or self.attn_rate > 0
 
     @property
     def head_size(self) -> int:
         """D, channels a head."""
         return self.n_embd // self.n_head
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields; attn_dropout only where it is not that of dropout."""
+        fields = dataclasses.asdict(self)
+        if self.attn_dropout is None:
+            del fields["attn_dropout"]
+        return fields
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> "ModelConfig":
@@ -153,9 +178,18 @@ class TrainConfig:
       beta1: momentum of AdamW, in [0, 1).
       beta2: second-moment decay of AdamW, in [0, 1).
       momentum: momentum of Muon, in [0, 1).
+      momentum_warmup_steps: steps over which it rises from 0.85; 0 for none.
+      split_qkv: Muon makes query, key and value of attention orthogonal apart, not as one matrix.
       grad_clip: largest global norm of a gradient.
       precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
         optimizer state and sums stay float32.
+      low_precision_stream: the residual stream between blocks is in the compute dtype, too; this and the next
+        four change nothing with fp32.
+      low_precision_logits: a training's logits are in the compute dtype, too; the loss sums in float32, and
+        validation has float32 logits.
+      fused_layer_norm: LayerNorm keeps only its input for the backward pass.
+      fused_gelu: GELU keeps only its input for the backward pass, and computes in float32.
+      unfused_qkv: query, key and value are three products, so that none is cut out of a whole; not with qat.
       remat: keep only the stream between blocks for the backward pass, to save memory.
       loss_chunks: pieces in which the logits are computed, so that all of them never exist at once.
       vocab_multiple: the token table is padded with rows of zeros to a multiple, which tensor cores like; the
@@ -163,6 +197,8 @@ class TrainConfig:
       spike_guard: skip steps whose loss lies so many standard deviations above its running mean; 0 for none.
       max_skipped: skipped steps in a row after which the training stops.
       seed: of initialization, data order and dropout.
+      deterministic: on a GPU only kernels whose results repeat to the bit, so that a resumed training has the
+        losses of one that ran through; slower. A CPU computes so anyway.
       eval_every: steps between measurements of the validation loss.
       checkpoint_every: steps between checkpoints.
       sample_every: steps between samples; 0 for none.
@@ -182,14 +218,22 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
+    momentum_warmup_steps: int = 0
+    split_qkv: bool = False
     grad_clip: float = 1.0
     precision: Precision = "fp32"
+    low_precision_stream: bool = False
+    low_precision_logits: bool = False
+    fused_layer_norm: bool = False
+    fused_gelu: bool = False
+    unfused_qkv: bool = False
     remat: bool = False
     loss_chunks: int = 1
     vocab_multiple: int = 1
     spike_guard: float = 0.0
     max_skipped: int = 20
     seed: int = 0
+    deterministic: bool = False
     eval_every: int = 250
     checkpoint_every: int = 250
     sample_every: int = 250
@@ -208,6 +252,7 @@ class TrainConfig:
         )
         for name in (
             "warmup_steps",
+            "momentum_warmup_steps",
             "weight_decay",
             "final_lr_fraction",
             "sample_every",

@@ -11,7 +11,6 @@ takes the names of the settings that the command line gives.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import importlib
 import io
@@ -20,7 +19,6 @@ import json
 import operator
 import os
 import re
-import shutil
 import sys
 import textwrap
 import types
@@ -31,7 +29,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 from rich.console import Console
 
 from jaxgpt.shared.entry import INTERRUPTED, NOTHING_HALF_WRITTEN, Command
-from jaxgpt.shared.errors import UserError, nearest
+from jaxgpt.shared.errors import UserError, nearest, require_local_paths, system_error_line
+from jaxgpt.shared.machine import leave_out_settings, missing_platform
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:
@@ -40,7 +39,7 @@ if not stderr.is_terminal:
 # What a command may lack, and the extra of pyproject.toml that brings it.
 EXTRA_OF = {
     "jax": "train", "flax": "train", "optax": "train", "orbax": "train", "tensorboardX": "train",
-    "datasets": "train",
+    "datasets": "train", "pyarrow": "train",
     "huggingface_hub": "hf", "tokenizers": "hf",
     "torch": "export",
     "gguf": "gguf",
@@ -88,6 +87,9 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     if sys.stdout is None:
         say("error: stdout is closed, and results go there; open it, or send it to /dev/null")
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model writes characters that not every encoding holds
+    leave_out_settings()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -114,18 +116,10 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
+    except (ModuleNotFoundError, OSError, RuntimeError, AssertionError) as error:
+        if (line := _line_for(error)) is None:
             raise
-        extra = EXTRA_OF[package]
-        say(
-            f"error: this command needs {package}, which is not installed; "
-            f"pip install -c constraints.txt -e '.[{extra}]'"
-        )
-        return 2
-    except OSError as error:
-        _say_system_error(error)
+        say(f"error: {line}")
         return 2
     except KeyboardInterrupt:
         say(NOTHING_HALF_WRITTEN)
@@ -135,22 +129,19 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     return 0 if result.passed else 1
 
 
-def _say_system_error(error: OSError) -> None:
-    where = error.filename or "while writing"
-    reason = " ".join((error.strerror or str(error)).split())
-    if error.errno == errno.ENOSPC:
-        reason = f"no space left on the device{reason.removeprefix(os.strerror(errno.ENOSPC))}"
-        say(f"error: {where}: {reason}{_free_bytes(where)}; free some and run again")
-    else:
-        say(f"error: {where}: {reason}; check the path and its permissions")
-
-
-def _free_bytes(where: str) -> str:
-    """Say what is free on the device of a path that was written to, where that can be told."""
-    for path in (Path(where), *Path(where).parents):
-        with contextlib.suppress(OSError):
-            return f", {shutil.disk_usage(path).free:,} bytes are free"
-    return ""
+def _line_for(error: Exception) -> str | None:
+    """Return what is said of an error that is the user's to mend; None for a fault of the program."""
+    if isinstance(error, OSError):
+        return system_error_line(error)
+    if not isinstance(error, ModuleNotFoundError):
+        return missing_platform(error)
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return (
+        f"this command needs {package}, which is not installed; "
+        f"pip install -c constraints.txt -e '.[{EXTRA_OF[package]}]'"
+    )
 
 
 def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:
@@ -238,6 +229,7 @@ def parse(options: type[Any], prog: str, arguments: Sequence[str]) -> Any:
         raise UserError(f"{_one_line(captured.getvalue())}; {prog} --help tells the options") from None
     if unknown:
         raise UserError(f"{prog} can't use {unknown[0]!r}; {prog} --help tells the options")
+    require_local_paths(value)
     return value
 
 

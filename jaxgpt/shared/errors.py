@@ -1,9 +1,13 @@
 """The one exception that users are meant to see."""
 
 import contextlib
+import dataclasses
 import difflib
+import errno
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 LONGEST_MESSAGE = 4000  # characters; what is longer quotes a damaged file
 LONGEST_QUOTE = 80
@@ -58,6 +62,41 @@ def damaged(path: Path, remedy: str) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({type(error).__name__}: {line}); {remedy}") from None
+
+
+def system_error_line(error: OSError) -> str:
+    """Return in one line what the system says of a file, and what to do."""
+    where = error.filename or "while writing"
+    reason = " ".join((error.strerror or str(error)).split())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{where}: {reason[:1].lower()}{reason[1:]}; free some space, or write elsewhere, and run again"
+        )
+    return f"{where}: {reason}; check the path and its permissions"
+
+
+def require_local_paths(options: Any) -> None:
+    """Raise UserError for a path that is an address, such as gs://bucket/run: pathlib sees folders in it.
+
+    Args:
+      options: a dataclass, and dataclasses inside it.
+    """
+    for name, value in vars(options).items():
+        if dataclasses.is_dataclass(value):
+            require_local_paths(value)
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                require_local_path(path, f"--{name.replace('_', '-')}")
+
+
+def require_local_path(path: Path, option: str) -> None:
+    """Raise UserError for a path that is an address."""
+    if re.match(r"([A-Za-z][\w+.-]*):/", str(path)):
+        address = str(path).replace(":/", "://", 1)
+        raise UserError(
+            f"{option} {address} is an address, expected a path of the local file system; copy it from or to "
+            "there yourself, or mount that storage as a folder"
+        )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

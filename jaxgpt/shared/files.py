@@ -6,18 +6,19 @@ command that writes to the same target.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.shared.errors import UserError, quoted
+from jaxgpt.shared.errors import UserError, quoted, require_local_path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -56,11 +57,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Args:
       path: target; its folder must exist.
       content: text (UTF-8) or bytes.
+
+    Raises:
+      OSError: it can't be written; of a full device with the path and the bytes that it takes.
     """
     temporary = _temporary(path)
     data = content.encode() if isinstance(content, str) else content
     try:
-        with temporary.open("wb") as file:
+        with (
+            _naming_what_is_full(path, lambda: f", it takes {len(data):,} bytes"),
+            temporary.open("wb") as file,
+        ):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -98,6 +105,27 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """Keep other processes from making the same folder until the block or the process ends.
+
+    Args:
+      target: the folder; the lock lies beside it.
+
+    Raises:
+      UserError: another process makes it, or it can't be written.
+    """
+    target = target.absolute()
+    check_writable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.tmp-lock")
+    with lock(path, f"another process writes {target}; wait for it, or choose another --out"):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def wait_for_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
     """Hold a lock as `lock` does, but wait for a process that holds it.
 
@@ -120,12 +148,16 @@ def new_file(target: Path) -> Iterator[Path]:
 
     An earlier file of that name is replaced. A block that finds its own file wrong removes it: the earlier
     one then stays.
+
+    Raises:
+      OSError: the device is full; with the path and the bytes that were written.
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
     try:
-        yield temporary
+        with _naming_what_is_full(target, lambda: f" after {_size_of(temporary):,} bytes of it"):
+            yield temporary
         if temporary.exists():
             os.replace(temporary, target)
     finally:
@@ -141,7 +173,7 @@ def check_new_file(target: Path, overwrite: bool, suffix: str) -> None:
       suffix: how its name has to end.
     """
     target = target.absolute()
-    remove_leftovers(target)
+    check_writable(target)
     if target.suffix != suffix:
         raise UserError(f"--out {target} must end in {suffix}")
     if target.is_dir():
@@ -165,14 +197,16 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
 
     Raises:
       UserError: the target exists and may not be replaced.
+      OSError: the device is full; with the path and the bytes that were written.
     """
     target = target.absolute()
     check_replaceable(target, overwrite, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
-    temporary.mkdir()
     try:
-        yield temporary
+        with _naming_what_is_full(target, lambda: f" after {_size_of(temporary):,} bytes of it"):
+            temporary.mkdir()
+            yield temporary
         old = temporary.with_name(f"{temporary.name}-old")
         if target.exists():
             os.replace(target, old)
@@ -183,7 +217,7 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
 
 
 def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequence[Path] = ()) -> None:
-    """Raise UserError unless `target` is free, empty, or of the kind that `overwrite` may replace.
+    """Raise UserError unless `target` can be written and is free, empty, or of the kind to be replaced.
 
     Args:
       target: the folder to make.
@@ -192,7 +226,7 @@ def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequen
       inputs: what the command reads: nothing of it may lie in the target.
     """
     target = target.absolute()
-    remove_leftovers(target)
+    check_writable(target)
     for path in inputs:
         if path.resolve().is_relative_to(target.resolve()):
             raise UserError(f"--out {target} is or holds {path}, which is read; choose another --out")
@@ -212,41 +246,122 @@ def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequen
         )
 
 
+def check_writable(target: Path, option: str = "--out") -> None:
+    """Raise UserError unless a file or folder of that name can be made; what is missing above it is no fault.
+
+    Before any work: nothing is left behind.
+
+    Args:
+      target: the file or folder to make or to replace.
+      option: that gives it, for messages.
+    """
+    target = target.absolute()
+    other = f"choose another {option}"
+    if os.path.islink(target):
+        where = os.readlink(target)
+        raise UserError(
+            f"{option} {target} is a symbolic link, which would be replaced; give {where}, or {other}"
+        )
+    if os.path.ismount(target):
+        raise UserError(
+            f"{option} {target} is a mount point, which can't be replaced; give a folder inside it"
+        )
+    missing = [folder for folder in target.parents if not os.path.lexists(folder)]
+    made: list[Path] = []
+    try:
+        remove_leftovers(target)
+        for folder in [*reversed(missing), _temporary(target)]:
+            folder.mkdir()
+            made.append(folder)
+    except FileExistsError:  # another process makes the same folder
+        pass
+    except OSError as error:
+        raise UserError(
+            f"{option} {target} can't be written: {error.strerror} ({error.filename}); {other}"
+        ) from None
+    finally:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # not empty: another process writes there
+                folder.rmdir()
+
+
+def prepare_output_file(target: Path | None, option: str = "--out") -> None:
+    """Make the folder of a file that a command writes at its end, and replaces; nothing for None.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    if target is None:
+        return
+    check_writable(target, option)
+    if target.is_dir():
+        raise UserError(f"{option} {target} is a folder, expected a file; choose another {option}")
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_output_folder(target: Path, option: str = "--out") -> None:
+    """Raise UserError unless a folder can be made, or written into where it is; a link to one is one.
+
+    Args:
+      target: the folder, which a command fills file by file (a run's, a report's).
+      option: that gives it, for messages.
+    """
+    require_local_path(target, option)
+    try:
+        _check_output_folder(target.absolute(), option)
+    except ValueError as error:  # a path with a NUL
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{option} {target} can't be written: {error}; choose another {option}") from None
+
+
+def _check_output_folder(target: Path, option: str) -> None:
+    there = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if there.is_symlink() and not there.exists():
+        raise UserError(f"{option} {target}: {there} is a link to nowhere ({os.readlink(there)})")
+    if not there.is_dir():
+        raise UserError(f"{option} {target}: {there} is a file, expected a folder; choose another {option}")
+    check_writable(target / "written" if target == there else target, option)
+
+
+@contextlib.contextmanager
+def _naming_what_is_full(target: Path, how: Callable[[], str]) -> Iterator[None]:
+    """Say of a full device what was not written.
+
+    Args:
+      target: the file or folder.
+      how: what more to say of it, asked for when it happens.
+    """
+    try:
+        yield
+    except Exception as error:  # libraries put what the system says into classes of their own
+        if not _is_full(error, target.parent):
+            raise
+        text = f"No space left on the device{how()}"
+        raise OSError(errno.ENOSPC, text, str(target)) from error
+
+
+def _is_full(error: BaseException | None, folder: Path) -> bool:
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in FULL) or "No space left" in str(error):
+            return True
+        if isinstance(error, OSError) and error.errno is None:  # numpy's, of an array that was cut
+            return shutil.disk_usage(folder).free == 0
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file, or of a folder's files; 0 where there is none."""
+    files = [path, *path.rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def as_path(value: object, what: str) -> Path:
     """Return a path that was given as one or as a text; UserError for anything else."""
     if isinstance(value, str | os.PathLike):
         return Path(value)
     raise UserError(f"{what} is {quoted(value)}, expected a path, such as Path('runs/mine')")
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError unless a folder can be made, or written into where it is; nothing stays behind."""
-    if re.match(r"\w[\w+.-]*:/", str(folder)):
-        raise UserError(
-            f"--out {str(folder).replace(':/', '://', 1)} is an address, expected a folder of this machine; "
-            "write to one and copy it there, or mount that storage as a folder"
-        )
-    try:
-        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if _is_there(path))
-        if existing.is_symlink() and not existing.exists():
-            raise UserError(f"--out {folder}: {existing} is a link to nowhere ({os.readlink(existing)})")
-        if not existing.is_dir():
-            raise UserError(f"--out {folder}: {existing} is a file, expected a folder; choose another --out")
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
-        if isinstance(error, UserError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--out {folder} can't be written ({reason}); choose another --out") from None
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a path leads to something, be it a link to nowhere."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        path.lstat()
-        return True
-    return False
 
 
 def remove_leftovers(target: Path) -> None:

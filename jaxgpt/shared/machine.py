@@ -1,13 +1,25 @@
-"""What this machine gives a process: cores, quotas and memory. The one place that asks the system for them.
+"""What this machine gives a process: cores, quotas, memory, JAX's platform. The one place that asks for them.
 
 A container's limits count: Linux keeps them in the control group below /sys/fs/cgroup. Standard library only.
 """
 
 import math
 import os
+import traceback
+from collections.abc import MutableMapping
 from pathlib import Path
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+# The types of this project are written out for JAX as it is without these, and arrays go to devices where its
+# code says so. They are of the programs that they were set for.
+OF_OTHER_PROGRAMS = (
+    "JAX_ENABLE_X64",
+    "JAX_NUMPY_DTYPE_PROMOTION",
+    "JAX_TRANSFER_GUARD",
+    "JAX_TRANSFER_GUARD_HOST_TO_DEVICE",
+    "JAX_TRANSFER_GUARD_DEVICE_TO_DEVICE",
+    "JAX_TRANSFER_GUARD_DEVICE_TO_HOST",
+)
 
 
 def user_cache_folder() -> Path:
@@ -17,10 +29,14 @@ def user_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt"
 
 
+def schedulable_cores() -> int:
+    """Return on how many cores the threads of this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use: its affinity, and the quota of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(cores, cpu_quota(CONTROL_GROUP))))
+    return max(1, int(min(schedulable_cores(), cpu_quota(CONTROL_GROUP))))
 
 
 def cpu_quota(root: Path) -> float:
@@ -65,3 +81,22 @@ def control_group_free_bytes(root: Path = CONTROL_GROUP) -> float | None:
         return None
     cache = sum(float(line.split()[1]) for line in lines if line.startswith("inactive_file "))
     return limit - used + cache  # cached files make room
+
+
+def leave_out_settings(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Take what is of other programs out of the environment, before JAX reads it."""
+    for name in OF_OTHER_PROGRAMS:
+        environment.pop(name, None)
+
+
+def missing_platform(error: BaseException) -> str | None:
+    """Return a line that says which platform JAX was told to use and has not; None for any other error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not frames[-1].filename.endswith("xla_bridge.py"):
+        return None
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    said = " ".join(str(error).split())[:160]
+    return (
+        f"JAX finds no device for JAX_PLATFORMS={wanted!r}{f' ({said})' if said else ''}; unset it, so that "
+        "JAX takes what is there, or install its plugin (for GPUs the extra cuda)"
+    )

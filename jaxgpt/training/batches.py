@@ -2,7 +2,8 @@
 
 An epoch predicts each token of the split (but the first) exactly once: the stream is cut into windows of
 block_size, beginning at an offset drawn for the epoch, and the windows are shuffled. The few positions
-before the stream's begin and after its end have target -1 and do not count.
+before the stream's begin and after its end have target -1 and do not count, and so have tokens that the
+data set's mask leaves out (`jaxgpt prepare --answers-only`).
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.shared.dataset import Tokens
+from jaxgpt.shared.dataset import Mask, Tokens, counted
 
 IGNORED = -1
 
@@ -26,12 +27,14 @@ class Batches:
       block_size: T.
       batch_size: sequences an optimizer step, all processes together.
       seed: of the order.
+      mask: which tokens the loss counts, a bit each; None for all.
     """
 
     tokens: Tokens
     block_size: int
     batch_size: int
     seed: int
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         # Enough windows to cover the stream at every offset, so that epochs are equally long.
@@ -88,3 +91,5 @@ class Batches:
         if low < high:
             inputs[low - begin : high - begin] = self.tokens[low:high]
             targets[low - begin : high - begin] = self.tokens[low + 1 : high + 1]
+            if self.mask is not None:
+                targets[low - begin : high - begin][~counted(self.mask, low + 1, high + 1)] = IGNORED

@@ -46,6 +46,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     import jax
 
     from jaxgpt.shared.dataset import open_dataset
+    from jaxgpt.training.devices.compilation_cache import compilation_cache
     from jaxgpt.training.devices.mesh import make_mesh, replicated, use_cpu_devices
     from jaxgpt.training.model.params import graph_of
     from jaxgpt.training.run.checkpoints import load_params
@@ -60,15 +61,15 @@ def evaluate(options: EvaluateOptions) -> Result:
     dataset = open_dataset(options.data or Path(run.config.data["folder"]))
     check_tokenizer(run.config, dataset)
     model = run.config.model
-    step, params = load_params(run, options.step)
     mesh = make_mesh("", options.cpu_devices)
-    params = jax.device_put(params, replicated(mesh))
     eval_step = jax.jit(make_eval_step(graph_of(model)))
-    with jax.default_matmul_precision("highest"):
+    with compilation_cache(), jax.default_matmul_precision("highest"):
+        step, params = load_params(run, options.step)
+        params = jax.device_put(params, replicated(mesh))
         losses = validation_loss(eval_step, params, dataset, model.block_size, options.batch_size, mesh)
     figures: dict[str, Any] = {
         "step": step,
-        "val_tokens": len(dataset.val) - 1,
+        "val_tokens": dataset.val_targets,
         "val_bytes": dataset.val_bytes,
         **losses,
     }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxgpt.training.run.init_from import InitSource
 
 GPT2_VOCAB_SIZE = 50_257
-BESIDE = ("init", "override", "json")  # options that may be left out and are no settings
+BESIDE = ("init", "override", "compilation_cache", "json")  # options that may be left out and are no settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,8 @@ class TrainOptions:
       out: the run folder.
       init: begin with the model of this folder: a run (its best checkpoint), or a float32 artifact, which is
         a Hugging Face GPT-2 folder; the shape comes from it, the training settings don't.
+      compilation_cache: folder in which compiled programs are kept for the next start; none keeps nothing,
+        auto takes JAX_COMPILATION_CACHE_DIR, else (for a single process) the user's cache folder.
       override: change the run in --out, from its last checkpoint on: to what is given here; what is not given
         stays as it was.
       json: print one JSON document with all figures on stdout.
@@ -107,6 +109,7 @@ class TrainOptions:
     data: Path
     out: Path
     init: Path | None = None
+    compilation_cache: str = "auto"
     override: tyro.conf.FlagCreatePairsOff[bool] = False
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     model: _ModelOfData
@@ -231,7 +234,8 @@ def _model_of_init(init_source: "InitSource", options: TrainOptions) -> ModelCon
             f"--block-size {block_size}: the model of --init {init_source.folder} has {there.block_size} "
             f"positions; give at most {there.block_size}, or leave --block-size out"
         )
-    return dataclasses.replace(there, block_size=block_size, dropout=asked.dropout, qat=asked.qat)
+    free = {name: getattr(asked, name) for name in ("dropout", "attn_dropout", "qat")}
+    return dataclasses.replace(there, block_size=block_size, **free)
 
 
 def _as_given(name: str, value: object) -> str:

@@ -26,13 +26,15 @@ class SampleOptions(PromptOptions):
 
 def sample(options: SampleOptions) -> Result:
     """Run `jaxgpt sample`: the text streams to stdout."""
+    from jaxgpt.training.devices.compilation_cache import compilation_cache
     from jaxgpt.training.flax_session import FlaxSession
     from jaxgpt.training.run.checkpoints import load_params
 
     options.sampling()  # a bad value is said before anything is loaded
     prompt = options.prompt_text()
     run = open_run(options.run)
-    step, params = load_params(run, options.step)
-    done = generate_shown(FlaxSession(run.config.model, params), run.tokenizer, options, prompt)
+    with compilation_cache():
+        step, params = load_params(run, options.step)
+        done = generate_shown(FlaxSession(run.config.model, params), run.tokenizer, options, prompt)
     say(f"step {step}: {len(done.tokens)} tokens ({done.finish_reason})")
     return Result({"step": step, **dataclasses.asdict(done)})

@@ -6,9 +6,11 @@ One program for one CPU, several GPUs and several simulated devices: `jax.jit` o
 same command again resumes from the last checkpoint, bit for bit. The loop is in trainer.py.
 """
 
+import time
+
 from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.files import check_writable
+from jaxgpt.shared.files import check_output_folder
 from jaxgpt.training.options import TrainOptions, run_config, with_precision, with_settings_of_run
 
 
@@ -18,15 +20,20 @@ def train(options: TrainOptions) -> Result:
     Raises:
       UserError: options, data or an earlier run that do not fit.
     """
+    started = time.perf_counter()
+    import jax
+
     from jaxgpt.shared.dataset import open_dataset
+    from jaxgpt.training.devices.compilation_cache import compilation_cache
     from jaxgpt.training.devices.malloc import keep_freed_memory
     from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
+    from jaxgpt.training.devices.platform import expected_platform
     from jaxgpt.training.devices.processes import join_processes
     from jaxgpt.training.run.init_from import open_init_source
     from jaxgpt.training.run.training import Training
     from jaxgpt.training.trainer import Trainer
 
-    check_writable(options.out)
+    check_output_folder(options.out)
     if options.override:
         options = with_settings_of_run(options)
     dataset = open_dataset(options.data)
@@ -35,7 +42,8 @@ def train(options: TrainOptions) -> Result:
     warn(config.train)
     devices = options.devices
     use_cpu_devices(devices.cpu_devices)
-    keep_freed_memory(config.model, config.train, max(devices.cpu_devices, 1))
+    if expected_platform(jax.config.values["jax_platforms"]) == "cpu":
+        keep_freed_memory(config.model, config.train, max(devices.cpu_devices, 1))
     join_processes(
         devices.coordinator,
         devices.process_count,
@@ -47,7 +55,8 @@ def train(options: TrainOptions) -> Result:
         config = with_precision(config, options.out)
     mesh = make_mesh(devices.mesh, devices.cpu_devices)
     training = Training(config.model, config.train, dataset, mesh, init=init_source, preset=config.preset)
-    return Trainer(training, options.out, options.override).run()
+    with compilation_cache(options.compilation_cache):
+        return Trainer(training, options.out, options.override, started).run()
 
 
 def warn(train: TrainConfig) -> None:

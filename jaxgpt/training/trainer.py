@@ -7,6 +7,8 @@ run/run_folder.py; a script has a loop of its own around the same two (docs/trai
 import dataclasses
 import functools
 import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,12 @@ class Trainer:
       training: what is trained.
       folder: the run folder.
       override: the run in it is changed to this training: see override.py.
+      started: time.perf_counter() when the command began.
     """
 
-    def __init__(self, training: Training, folder: Path, override: bool = False) -> None:
+    def __init__(self, training: Training, folder: Path, override: bool, started: float) -> None:
         self.training, self.folder, self.override = training, folder, override
+        self.started, self.startup_s = started, 0.0
         self.settings = training.train
         self.stop: StopSignal
 
@@ -101,6 +105,8 @@ class Trainer:
             run.validate(state)  # where it goes on from
         for step in range(first + 1, self.settings.max_steps + 1):
             state, metrics = self.training.step(state, self.training.batch(step))
+            if step == first + 1:
+                self._note_startup(metrics)
             run.record(step, metrics)
             stopped = self._reason_to_stop(run, step)
             due = self._due(step, stopped is not None)
@@ -112,6 +118,12 @@ class Trainer:
             if stopped:
                 break
         return step, stopped
+
+    def _note_startup(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Wait for the first step, and say how long everything until its end took."""
+        jax.block_until_ready(metrics["loss"])
+        self.startup_s = time.perf_counter() - self.started
+        say(f"first step after {self.startup_s:.1f} s, of which compiling {self.training.compile_s:.1f} s")
 
     def _reason_to_stop(self, run: RunFolder, step: int) -> str | None:
         if self.stop.requested(step):
@@ -194,6 +206,9 @@ class Trainer:
         overrides = read_run_config(self.folder).overrides
         if overrides:
             figures["overrides"] = list(overrides)
+        if first < step:
+            figures["startup_s"] = round(self.startup_s, 2)
+            figures["compile_s"] = round(self.training.compile_s, 2)
         if is_main_process() and (first < step or finished_steps(self.folder) != step):
             write_json(self.folder / "summary.json", figures)
         say(

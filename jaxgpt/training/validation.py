@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgpt.shared.dataset import Dataset, windows
+from jaxgpt.shared.dataset import Dataset
 from jaxgpt.training.batches import IGNORED
 from jaxgpt.training.devices.mesh import batch_sharding
 from jaxgpt.training.model.params import Params
@@ -34,7 +34,7 @@ def validation_loss(
     Raises:
       UserError: the split has no full window.
     """
-    inputs, targets = windows(dataset.val, block_size)
+    inputs, targets = dataset.val_windows(block_size)
     devices = mesh.size
     rows = -(-min(batch_size, len(inputs)) // devices) * devices
     missing = -len(inputs) % rows

@@ -1,5 +1,8 @@
 """How figures are printed."""
 
+import math
+import re
+
 from jaxgpt_bench.common.rows import Spread
 
 
@@ -18,6 +21,16 @@ def time_span(seconds: Spread, dash: str) -> str:
     scale, form, unit = (1e3, ",.0f", "ms") if seconds.median < 1 else (1, ",.2f", "s")
     median, low, high = (format(each * scale, form) for each in (seconds.median, seconds.min, seconds.max))
     return f"{median} {unit} ({low}{dash}{high})"
+
+
+def span_text(ratio: Spread) -> str:
+    """Print a median ratio with its least and its largest."""
+    return f"{ratio.median:.2f} ({ratio.min:.2f}-{ratio.max:.2f})"
+
+
+def shortened(name: str, width: int = 44) -> str:
+    """Print a kernel's name: of a long one the beginning and the end."""
+    return name if len(name) <= width else f"{name[: width - 15]}...{name[-12:]}"
 
 
 def signed(value: float) -> str:
@@ -50,3 +63,35 @@ def difference_text(difference: float, error: float | None, star: bool = False) 
 def counted(count: int, word: str) -> str:
     """Say how many."""
     return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def verdict_sentence(
+    name: str, times_smaller: float, times_faster: float | None, loss: float, unclear: bool
+) -> str:
+    """Say what quantization does to a model in words that need no knowledge of it.
+
+    Args:
+      name: what the model becomes: INT8, int8-dynamic.
+      times_smaller: float32 file / its file.
+      times_faster: its tokens/s / float32's; None where they were not measured.
+      loss: validation loss above float32's, nats a token.
+      unclear: which can't be told from none.
+    """
+    speed = (
+        ""
+        if times_faster is None
+        else f" and writes {times_faster:.1f} times as many tokens a second as float32"
+    )
+    share = -math.expm1(-loss)  # exp(-loss) is by how much a token's probability changes, in the mean
+    change = f"the right next token gets {abs(share):.2%} {'less' if share > 0 else 'more'} likely"
+    cost = (
+        "what it costs in quality can't be told from nothing"
+        if unclear or not signed(loss).strip("0")
+        else change
+    )
+    return f"{name} makes this model {times_smaller:.1f} times smaller{speed}; {cost} ({signed(loss)} nats)."
+
+
+def without_folders(text: str) -> str:
+    """Return a text with the name alone in place of every absolute path: pages and figures are passed on."""
+    return re.sub(r"""(?<![\w.:/~])/(?:[^\s/'"=,]+/)*([^\s/'"=,]+)/?""", r"\1", text)

@@ -14,14 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from jaxgpt.shared.files import write_atomic
+from jaxgpt.shared.files import new_file, write_atomic
 from jaxgpt_bench.common.formatting import counted, rate_text, signed
 from jaxgpt_bench.common.rows import SpeedFigures, SpeedRow, SpeedSettings, Spread
 
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
 SMOOTH_STEPS = 20
 PNG_DPI = 150
-BAR_INCHES = 0.3
+WIDTH = 5.2  # inches of a page's chart: on a phone, 350 pixels wide, its text has 9 pixels
+LINE_INCHES = 0.4  # of a bar with its name above
 EDGE = 1.2  # of the fastest bar, where the axis ends
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
@@ -76,7 +77,7 @@ def loss_curve(metrics: Sequence[dict[str, Any]]) -> str:
 
 def draw_curve(train: Points, val: Points) -> str:
     """Draw what `curve_points` gave."""
-    figure, axes = _axes(7.2, 3.2)
+    figure, axes = _axes(WIDTH, 2.6)
     axes.plot(*zip(*train, strict=True), color=BLUE, linewidth=1.4, label="training (mean of 20 steps)")
     axes.plot(
         *zip(*val, strict=True), color=ORANGE, marker="o", linewidth=1.4, label="validation, whole split"
@@ -104,7 +105,8 @@ def write_speed_plots(figures: SpeedFigures, beside: Path) -> list[Path]:
     picture, vectors = beside.with_suffix(".png"), beside.with_suffix(".svg")
     write_atomic(vectors, speed_bars(figures.rows, title))
     figure = _speed_figure(figures.rows, title)
-    figure.savefig(picture, dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
+    with new_file(picture) as path:
+        figure.savefig(path, format="png", dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     return [vectors, picture]
 
@@ -120,7 +122,7 @@ def speed_title(settings: SpeedSettings) -> str:
 
 
 def _speed_figure(rows: Sequence[SpeedRow], title: str) -> Figure:
-    figure, axes = _axes(7.2, BAR_INCHES * len(rows) + 1.1)
+    figure, axes = _axes(WIDTH, LINE_INCHES * len(rows) + 1.2)
     places = range(len(rows))
     ceilings = [row.ceiling_tokens_per_s for row in rows]
     medians = [row.decode_tokens_per_s.median for row in rows]
@@ -129,16 +131,17 @@ def _speed_figure(rows: Sequence[SpeedRow], title: str) -> Figure:
     # A model in the cache has a ceiling far beyond its speed: such bars end, dotted, at the edge.
     edge = min(max(ceilings), EDGE * max(row.decode_tokens_per_s.max for row in rows)) * 1.02
     shown = [min(ceiling, edge) for ceiling in ceilings]
-    axes.barh(places, shown, color=GREY, alpha=0.45, label="ceiling: read bandwidth / bytes a token")
-    axes.barh(places, medians, height=0.5, color=BLUE, xerr=[low, high], ecolor="#444", label="measured")
+    ceiling_label = "ceiling: read bandwidth / bytes a token"
+    axes.barh(places, shown, height=0.45, color=GREY, alpha=0.45, label=ceiling_label)
+    axes.barh(places, medians, height=0.3, color=BLUE, xerr=[low, high], ecolor="#444", label="measured")
     axes.set_xlim(0, edge * 1.04)
+    texts = []
     for place, row in enumerate(rows):
         ceiling = row.ceiling_tokens_per_s
         if ceiling > edge:
             axes.plot([edge, edge * 1.04], [place, place], linestyle=":", color="#444")
-        text = f"{rate_text(medians[place])}  ({row.ceiling_share:.0%} of {ceiling:,.0f})"
-        axes.text(edge * 1.06, place, text, va="center", fontsize=9)
-    _bar_axes(axes, [row.name for row in rows], title)
+        texts.append(f"{rate_text(medians[place])}  ({row.ceiling_share:.0%} of {ceiling:,.0f})")
+    _bar_axes(axes, [row.name for row in rows], texts, title)
     axes.set_xlabel("tokens/s after the first", fontsize=9)
     below = offset_copy(axes.transAxes, figure, y=-0.4)
     axes.legend(
@@ -147,11 +150,23 @@ def _speed_figure(rows: Sequence[SpeedRow], title: str) -> Figure:
     return figure
 
 
-def _bar_axes(axes: Axes, names: Sequence[str], title: str) -> None:
-    """Label bars that lie on each other, the first on top, without empty bands above and below."""
-    axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_title(title, fontsize=10, loc="left")
+def _bar_axes(axes: Axes, names: Sequence[str], texts: Sequence[str], title: str) -> None:
+    """Name bars that lie on each other, the first on top: name and figures stand above each bar."""
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(names) - 0.6, -0.85)
+    for place, (name, text) in enumerate(zip(names, texts, strict=True)):
+        for x, words, side in ((0, name, "left"), (1, text, "right")):
+            axes.text(
+                x,
+                place - 0.3,
+                words,
+                ha=side,
+                va="bottom",
+                fontsize=8.5,
+                transform=axes.get_yaxis_transform(),
+            )
+    axes.set_title(title, fontsize=10, loc="left", wrap=True)
 
 
 def loss_bars(rows: Sequence[tuple[str, float, float | None]], title: str) -> str:
@@ -161,19 +176,17 @@ def loss_bars(rows: Sequence[tuple[str, float, float | None]], title: str) -> st
       rows: name, nats, and their standard error where it is known.
       title: what is drawn.
     """
-    figure, axes = _axes(7.2, BAR_INCHES * len(rows) + 0.8)
+    figure, axes = _axes(WIDTH, LINE_INCHES * len(rows) + 0.8)
     places = range(len(rows))
     values = [value for _, value, _ in rows]
     errors = [2 * (error or 0.0) for _, _, error in rows]
-    axes.barh(places, values, height=0.6, color=BLUE, xerr=errors, ecolor="#444")
+    axes.barh(places, values, height=0.35, color=BLUE, xerr=errors, ecolor="#444")
     low = min(0.0, *(value - error for value, error in zip(values, errors, strict=True)))
     high = max(0.0, *(value + error for value, error in zip(values, errors, strict=True)))
     span = (high - low) or 1.0
-    for place, value in zip(places, values, strict=True):
-        axes.text(high + 0.05 * span, place, signed(value), va="center", fontsize=9)
     axes.axvline(0, color="#444", linewidth=0.8)
     axes.set_xlim(low - 0.03 * span, high + 0.03 * span)
-    _bar_axes(axes, [name for name, _, _ in rows], title)
+    _bar_axes(axes, [name for name, _, _ in rows], [signed(value) for value in values], title)
     axes.set_xlabel("nats per token", fontsize=9)
     return _svg(figure)
 

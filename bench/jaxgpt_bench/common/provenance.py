@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxgpt_bench.common.formatting import without_folders
 from jaxgpt_bench.common.rows import Machine, Provenance
 
 # Of the source tree, where this package lies in one: ROOT/bench/jaxgpt_bench/common/provenance.py
@@ -65,7 +66,7 @@ def provenance() -> Provenance:
         machine=describe_machine(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         commit=commit(),
-        command=" ".join(["jaxgpt-bench", *sys.argv[1:]]),
+        command=without_folders(" ".join(["jaxgpt-bench", *sys.argv[1:]])),
     )
 
 

@@ -10,8 +10,16 @@ from typing import Any, Generic, TypeVar
 
 import rich.table
 
-from jaxgpt_bench.common.formatting import difference_text, rate_span, rate_text, time_span
-from jaxgpt_bench.common.rows import QualityRow, SpeedRow, StepRow
+from jaxgpt_bench.common.formatting import (
+    difference_text,
+    rate_span,
+    rate_text,
+    shortened,
+    span_text,
+    time_span,
+)
+from jaxgpt_bench.common.rows import QualityRow, SpeedRow
+from jaxgpt_bench.common.step_rows import KernelRow, KindRow, SourceRow, StepRow
 
 Row = TypeVar("Row")
 Row_contra = TypeVar("Row_contra", contravariant=True)
@@ -125,4 +133,48 @@ STEP_RATE = Column[StepRow]("tokens/s", lambda row: f"{row.tokens_per_s.median:,
 PRODUCT_SHARE = Column[StepRow]("of a product's rate", lambda row: f"{row.product_share:.0%}")
 MFU = Column[StepRow]("MFU", lambda row: "unknown" if row.mfu is None else f"{row.mfu:.1%}")
 STEP_MEMORY = Column[StepRow]("peak MB", lambda row: f"{row.device_mb or row.peak_rss_mb:.0f}")
+AGAINST_FIRST = Column[StepRow](
+    "time a token, of the first's",
+    lambda row: "" if row.against_first is None else span_text(row.against_first),
+)
+STARTUP = Column[StepRow](
+    "first step after (compiling)",
+    lambda row: "" if row.startup_s is None else f"{row.startup_s:.0f} s ({row.compile_s or 0:.0f})",
+)
+FIRST_LOSSES = Column[StepRow](
+    "loss at first, at last", lambda row: f"{row.losses[0]:.4f} {row.losses[-1]:.4f}"
+)
 STEPS = (TRAINER, STEP_TIME, STEP_CPU, STEP_RATE, PRODUCT_SHARE, MFU, STEP_MEMORY)
+MORE_OF_STEPS = (TRAINER, AGAINST_FIRST, FIRST_LOSSES, STARTUP)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _rate(row: KindRow) -> str:
+    if row.tflops is not None:
+        return f"{row.tflops:.3g} TFLOP/s"
+    return "" if row.gb_s is None else f"{row.gb_s:,.0f} GB/s"
+
+
+KIND = Column[KindRow]("kind of kernel", lambda row: row.kind)
+KIND_TIME = Column[KindRow]("ms/step", lambda row: f"{row.ms:.2f}")
+KIND_SHARE = Column[KindRow]("of the step", lambda row: f"{row.share:.1%}")
+KIND_COUNT = Column[KindRow]("kernels", lambda row: f"{row.kernels:.0f}" if row.kernels else "")
+KIND_RATE = Column[KindRow]("reached", _rate)
+OF_MEASURED = Column[KindRow]("of a plain product or copy", lambda row: _share(row.of_measured))
+OF_DATASHEET = Column[KindRow]("of the datasheet", lambda row: _share(row.of_datasheet))
+KINDS = (KIND, KIND_TIME, KIND_SHARE, KIND_COUNT, KIND_RATE, OF_MEASURED, OF_DATASHEET)
+KERNELS = (
+    Column[KernelRow]("kernel", lambda row: shortened(row.name)),
+    Column[KernelRow]("kind", lambda row: row.kind),
+    Column[KernelRow]("ms/step", lambda row: f"{row.ms:.2f}"),
+    Column[KernelRow]("count", lambda row: f"{row.count:.0f}"),
+    Column[KernelRow]("HLO, source", lambda row: "; ".join(filter(None, (row.op, row.source)))),
+)
+SOURCES = (
+    Column[SourceRow]("function", lambda row: row.source),
+    Column[SourceRow]("ms/step", lambda row: f"{row.ms:.2f}"),
+    Column[SourceRow]("of the step", lambda row: f"{row.share:.1%}"),
+)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+LONGEST_ERROR = 300  # characters of an error that are handed on
+
 
 class Worker:
     """A contestant in a process of its own; it is ready when this returns.
@@ -20,6 +22,9 @@ class Worker:
       module: run with `python -m`; its main part calls serve().
       order: what the process is to be, as JSON.
       environment: variables beside those of this process.
+
+    Raises:
+      RuntimeError: it stopped, here or while it was asked; the message says why, where that is known.
     """
 
     def __init__(
@@ -49,6 +54,9 @@ class Worker:
             self._process.wait()
             raise RuntimeError(f"{self.name} stopped with code {self._process.returncode}")
         answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            self._process.wait()
+            raise RuntimeError(f"{self.name} stopped: {answer['error']}")
         return answer
 
     def close(self) -> None:
@@ -65,12 +73,19 @@ def serve(prepare: Callable[[dict[str, Any]], Callable[[dict[str, Any]], dict[st
     """
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    answer = prepare(json.loads(sys.argv[1]))
-    channel.write(json.dumps({"ready": True}) + "\n")
-    channel.flush()
-    for line in sys.stdin:
-        channel.write(json.dumps({**answer(json.loads(line)), "peak_rss_bytes": peak_rss_bytes()}) + "\n")
+
+    def send(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
         channel.flush()
+
+    try:
+        answer = prepare(json.loads(sys.argv[1]))
+        send({"ready": True})
+        for line in sys.stdin:
+            send({**answer(json.loads(line)), "peak_rss_bytes": peak_rss_bytes()})
+    except Exception as error:
+        send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_ERROR]}"})
+        raise
 
 
 def peak_rss_bytes() -> int:

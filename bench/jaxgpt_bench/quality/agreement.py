@@ -20,7 +20,7 @@ from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
+from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.common.tables import Table
 from jaxgpt_bench.common.timing import agreeing, timed_generation
 from jaxgpt_bench.peers.llama_cpp_ import LlamaCppSession
@@ -84,6 +84,7 @@ def agreement(options: AgreementOptions) -> Result:
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.quality.samples import sample_prompts, val_documents
 
+    prepare_output_file(options.out)
     artifact, dataset = read_artifact(options.artifact), open_dataset(options.data)
     tokenizer = artifact.tokenizer()
     if dataset.tokenizer_sha256 != tokenizer.sha256:
@@ -95,7 +96,7 @@ def agreement(options: AgreementOptions) -> Result:
         raise UserError(f"--tokens {options.tokens} must lie in 1 to {artifact.config.block_size - 2}")
     found = sample_prompts(val_documents(dataset.val, tokenizer), tokenizer, PROMPTS, min(longest, 64))
     texts = [prompt.text for prompt in found]
-    prompts = [tokenizer.encode(text) for text in texts if text]
+    prompts = [tokenizer.encode(text, special=True) for text in texts if text]
     written: dict[str, list[list[int]]] = {}
     with sessions(artifact) as opened_by:
         for name, opened in opened_by.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jaxgpt.shared.console import Result, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
+from jaxgpt.shared.files import prepare_output_file, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,14 @@ class QualityOptions:
 def quality(options: QualityOptions) -> Result:
     """Run `jaxgpt-bench quality`."""
     from jaxgpt.shared.dataset import open_dataset
-    from jaxgpt_bench.common.markdown_blocks import write_between_markers
+    from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
     from jaxgpt_bench.common.tables import QUALITY, table
     from jaxgpt_bench.quality.contestants import open_models
     from jaxgpt_bench.quality.measure import markdown_block, measure_quality_of
 
+    prepare_output_file(options.out)
+    if options.table is not None:
+        require_markers(options.table, "quality")
     dataset = open_dataset(options.data)
     models = open_models(options.artifact, dataset, options.run, options.step)
     if options.tokens < 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
+from jaxgpt.shared.files import prepare_output_file, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ def integers(options: IntegersOptions) -> Result:
 
     if options.tokens < 2:
         raise UserError(f"--tokens ({options.tokens}) must be at least 2")
+    prepare_output_file(options.out)
     reference, model = open_model(options.run), open_model(options.artifact)
     block_size = reference.block_size
     assert block_size is not None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from jaxgpt_export.parity.quality import Quality, batches, difference_error, measure_quality
 
 from jaxgpt.shared.console import say
-from jaxgpt.shared.dataset import Dataset, windows
+from jaxgpt.shared.dataset import Dataset
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import ParentDifference, QualityFigures, QualityRow, WrittenText
 from jaxgpt_bench.common.tables import QUALITY, table
@@ -111,7 +111,7 @@ def measure_quality_of(
       sample_tokens: their length at most.
     """
     models, tokenizer, block_size = compared.models, compared.tokenizer, compared.block_size
-    inputs, targets = windows(dataset.val, block_size)
+    inputs, targets = dataset.val_windows(block_size)
     chosen = spread_evenly(len(inputs), -(-tokens // block_size) or len(inputs))
     inputs, targets = inputs[chosen], targets[chosen]
     predicted = targets[targets >= 0].tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jaxgpt.shared.architecture import PARTS, linear_layers
 from jaxgpt.shared.config import ModelConfig
-from jaxgpt.shared.dataset import Dataset, windows
+from jaxgpt.shared.dataset import Dataset
 
 SHARE = 0.01
 SMALLEST, LARGEST = 10.0, 100.0
@@ -67,7 +67,7 @@ def measured(artifact: Artifact, dataset: Dataset, tokens: int) -> dict[str, dic
     models: dict[str, GPT] = {"float": quantizer.reference}
     models |= {name: each.model(artifact.config) for name, each in made.items()}
     T = artifact.config.block_size
-    inputs, targets = windows(dataset.val, T)
+    inputs, targets = dataset.val_windows(T)
     rows = max(-(-tokens // T), 1)
     found: dict[str, Quality] = measure_quality(dict(models), batches(inputs[:rows], targets[:rows], rows=8))
     result = {}

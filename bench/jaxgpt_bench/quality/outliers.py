@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
+from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.common.tables import Column, table
 
 FLOAT_BOUND = 1e-4  # of the float loss; each weight is multiplied and divided once
@@ -64,6 +64,7 @@ def outliers(options: OutliersOptions) -> Result:
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.quality.outlier_channels import measured, with_outliers
 
+    prepare_output_file(options.out)
     artifact, dataset = read_artifact(options.artifact), open_dataset(options.data)
     if artifact.quantization is not None:
         raise UserError(f"{options.artifact} is {artifact.kind}; outliers takes the float32 artifact")

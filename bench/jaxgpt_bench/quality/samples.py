@@ -1,6 +1,5 @@
 """Prompts, what models write after them, how held-out documents go on, and what of it parses."""
 
-import ast
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from jaxgpt.shared.dataset import Tokens
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.rows import ParseCount, WrittenText
 from jaxgpt_bench.quality.contestants import ComparedModel
+from jaxgpt_bench.sandbox.programs import FENCE, parses
 
-FENCE = "```"
 CODE_BEGIN = "```python\n"
 SAMPLE_TEMPERATURE = 0.7
 
@@ -59,9 +58,9 @@ def sample_prompts(texts: Sequence[str], tokenizer: Tokenizer, count: int, longe
     for text in texts:
         head, fence, rest = text.partition(CODE_BEGIN)
         if not fence:
-            tokens = tokenizer.encode(text)
+            tokens = tokenizer.encode(text, special=True)
             head, rest = tokenizer.decode(tokens[: longest // 2]), tokenizer.decode(tokens[longest // 2 :])
-        if len(tokenizer.encode(head + fence)) <= longest:
+        if len(tokenizer.encode(head + fence, special=True)) <= longest:
             found.append(Prompt(head + fence, rest.partition(FENCE)[0]))
     return [found[index] for index in spread_evenly(len(found), count)]
 
@@ -71,14 +70,6 @@ def val_documents(val: Tokens, tokenizer: Tokenizer) -> list[str]:
     ends = np.flatnonzero(val == tokenizer.endoftext)
     pairs = itertools.pairwise(ends)
     return [tokenizer.decode(val[start + 1 : end].tolist()) for start, end in pairs]
-
-
-def parses(code: str) -> bool:
-    """Whether a text is Python: non-empty and accepted by ast.parse."""
-    try:
-        return bool(ast.parse(code).body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
 
 
 def sample_texts(
@@ -97,7 +88,7 @@ def held_out_texts(prompts: Sequence[Prompt], tokenizer: Tokenizer, longest: int
     """Return how the prompts' documents go on themselves, cut where a sample would be."""
     texts = []
     for prompt in prompts:
-        tokens = tokenizer.encode(prompt.rest)
+        tokens = tokenizer.encode(prompt.rest, special=True)
         text = tokenizer.decode(tokens[:longest])
         finish_reason = "length" if len(tokens) > longest else "stop"
         texts.append(WrittenText(text=text, finish_reason=finish_reason, parses=parses(text)))

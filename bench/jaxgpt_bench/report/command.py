@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import read_json, write_atomic, write_json
+from jaxgpt.shared.files import check_output_folder, read_json, write_atomic, write_json
 from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 
 
@@ -41,9 +41,12 @@ def report(options: ReportOptions) -> Result:
     """Run `jaxgpt-bench report`."""
     from jaxgpt.training.run.folder import read_metrics  # imports JAX
     from jaxgpt.training.run.summary import read_summary
-    from jaxgpt_bench.common.markdown_blocks import write_between_markers
+    from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
     from jaxgpt_bench.report.page import markdown_block, render, report_figures
 
+    check_output_folder(options.out)
+    if options.readme is not None:
+        require_markers(options.readme, "table")
     metrics = read_metrics(options.run)
     quality = read_quality(options.quality)
     speeds = [read_speed(path) for path in options.speed]

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from jaxgpt_bench.common.formatting import rate_text
+from jaxgpt_bench.common.formatting import is_within_error, rate_text, verdict_sentence, without_folders
 from jaxgpt_bench.common.json_data import JsonData
 from jaxgpt_bench.common.plots import loss_curve, speed_bars, speed_title
 from jaxgpt_bench.common.provenance import commit
@@ -92,6 +92,43 @@ RATE = Column[ModelRow](
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What INT8 changes, in three figures.
+
+    Attributes:
+      before: the float32 model's row.
+      after: the INT8 model's.
+    """
+
+    before: ModelRow
+    after: ModelRow
+
+    @property
+    def times_smaller(self) -> float:
+        """How many times smaller the file becomes."""
+        return self.before.size_mb / self.after.size_mb
+
+    @property
+    def times_faster(self) -> float | None:
+        """How many times as many tokens a second; None where one was not measured."""
+        before, after = self.before.tokens_per_s, self.after.tokens_per_s
+        return after / before if before and after else None
+
+    def sentence(self) -> str:
+        """Say it in words."""
+        loss = self.after.val_loss - self.before.val_loss
+        unclear = is_within_error(loss, self.after.difference_error)
+        return verdict_sentence(self.after.name, self.times_smaller, self.times_faster, loss, unclear)
+
+
+def verdict(models: Sequence[ModelRow]) -> Verdict | None:
+    """Compare the first INT8 model with PyTorch's float32 one, or with the first; None without any INT8."""
+    after = next((row for row in models if row.name.startswith("int8")), None)
+    before = next((row for row in models if row.name == "torch-fp32"), models[0])
+    return None if after is None else Verdict(before, after)
+
+
 def report_figures(
     train: Mapping[str, Any],
     parity: dict[str, Any],
@@ -148,6 +185,9 @@ def render(
     ]
     return environment.get_template("report/page.html.jinja").render(
         figures=figures,
+        verdict=verdict(figures.models),
+        rate_text=rate_text,
+        without_folders=without_folders,
         train=figures.train,
         quality=quality,
         quality_table=table([*QUALITY, RATE], figures.models),

@@ -1,6 +1,7 @@
 """What `jaxgpt-bench reproduce` refuses at once, before hours of work end there."""
 
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import check_output_folder
 from jaxgpt_bench.common.markdown_blocks import require_markers
 from jaxgpt_bench.reproduce.build import check_folders
 from jaxgpt_bench.reproduce.options import ReproduceOptions
@@ -32,6 +33,7 @@ def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
     check_folders(options.out, takes_run=options.run is not None)
     if options.readme is not None:
         require_markers(options.readme, "reproduction")
+    check_output_folder(options.out)
     return others
 
 

@@ -12,6 +12,7 @@ report.html.
 import shlex
 
 from jaxgpt.shared.console import Result, say
+from jaxgpt_bench.common.formatting import without_folders
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.recipes import find_recipe
 
@@ -61,4 +62,4 @@ def command_line(options: ReproduceOptions) -> str:
         words += ["--other-text", given]
     if options.threads:
         words += ["--threads", str(options.threads)]
-    return shlex.join(words)
+    return without_folders(shlex.join(words))

@@ -8,6 +8,7 @@ by another hash; this counts them anew.
 
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ import numpy.typing as npt
 from jaxgpt.data.overlap import OVERLAP_TOKENS
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, Tokens
+from jaxgpt.shared.machine import usable_cores
 from jaxgpt.shared.tokenizer import Tokenizer
 
 UInt64 = npt.NDArray[np.uint64]
 
 _FACTOR = 0xD1342543DE82EF95  # odd, so that it has an inverse modulo 2^64
+_RUNS_AT_A_TIME = 2**17  # hashed by a thread: within the processor's cache
 _FILTER_BITS = 24  # of the hash, the high ones: the low bits of such a sum hardly depend on the order
 
 
@@ -53,24 +56,33 @@ class Corpus:
         hashes = _sums(runs)[:, -1]
         order = np.argsort(hashes)
         sorted_hashes = hashes[order]
-        theirs = self._hashes(length)
         marked = np.zeros(2**_FILTER_BITS, bool)
         shift = np.uint64(64 - _FILTER_BITS)
         marked[hashes >> shift] = True
-        places = np.flatnonzero(marked[theirs >> shift])
-        first_hash, first = np.unique(theirs[places], return_index=True)
-        at = np.minimum(np.searchsorted(sorted_hashes, first_hash), count - 1)
-        hits = sorted_hashes[at] == first_hash
-        for place, value in zip(places[first[hits]], first_hash[hits], strict=True):
+
+        def first_places(start: int) -> tuple[UInt64, npt.NDArray[np.int64]]:
+            theirs = self._hashes(length, start, start + _RUNS_AT_A_TIME)
+            likely = np.flatnonzero(marked[theirs >> shift])
+            at = np.minimum(np.searchsorted(sorted_hashes, theirs[likely]), count - 1)
+            likely = likely[sorted_hashes[at] == theirs[likely]]
+            each, first = np.unique(theirs[likely], return_index=True)
+            return each, likely[first] + start
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            parts = list(pool.map(first_places, range(0, len(self.tokens) - length + 1, _RUNS_AT_A_TIME)))
+        theirs, places = (np.concatenate(each) for each in zip(*parts, strict=True))
+        first_hash, first = np.unique(theirs, return_index=True)
+        for place, value in zip(places[first], first_hash, strict=True):
             begin, end = np.searchsorted(sorted_hashes, value), np.searchsorted(sorted_hashes, value, "right")
             same = order[begin:end]
             found[same] = (runs[same] == self.tokens[place : place + length]).all(axis=1)
         return found
 
-    def _hashes(self, length: int) -> UInt64:
-        count = len(self.tokens) - length + 1
-        hashes = self._sums[length:] - self._sums[:count]
-        hashes *= self._inverses[:count]
+    def _hashes(self, length: int, start: int, stop: int) -> UInt64:
+        """Return the hashes of the runs that begin at start ... stop - 1, as far as there are such runs."""
+        stop = min(stop, len(self.tokens) - length + 1)
+        hashes = self._sums[start + length : stop + length] - self._sums[start:stop]
+        hashes *= self._inverses[start:stop]
         return hashes
 
 
@@ -201,7 +213,9 @@ def word_for_word(
         shared["dropped"] = dataset.manifest["counts"]["val_overlapping"]
     written = [row["tokens"] for row in sampled["samples"]]
     groups = {"held-out": quality["held_out"], **quality["samples"]}
-    lists = {name: [tokenizer.encode(row["text"]) for row in rows] for name, rows in groups.items()}
+    lists = {
+        name: [tokenizer.encode(row["text"], special=True) for row in rows] for name, rows in groups.items()
+    }
     everything = [*written, *(text for texts in lists.values() for text in texts)]
     say(f"looking for the longest run of {len(everything)} texts in {len(corpus.tokens):,} tokens")
     found = longest_runs(corpus, everything)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxgpt.data.encode import encode, join
 from jaxgpt.data.overlap import OVERLAP_TOKENS
-from jaxgpt.data.tables import load_table, table_documents
+from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import windows
 from jaxgpt.shared.errors import UserError
@@ -53,8 +53,7 @@ def other_documents(other: OtherText) -> list[str]:
     Raises:
       UserError: it is no table, has no column `text`, or no text in it.
     """
-    table = load_table([str(other.path)])
-    texts = [document.text.strip() for document in table_documents(table, "text", str(other.path))]
+    texts = [document.text.strip() for document in local_table_documents(other.path, "text")]
     texts = [text for text in texts if text]
     if not texts:
         raise UserError(f"--other-text {other.path} holds no text; give a table with a column text")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
+from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.speed.options import SpeedOptions
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def generate(options: SpeedOptions) -> Result:
     from jaxgpt_bench.speed.rounds import measure_speed
 
     check(options)
+    prepare_output_file(options.out)
     wanted = chosen_peers(options.peers, options.peer)
     threads = choose_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
+from jaxgpt.shared.files import prepare_output_file, write_json
 
 PROMPT_TOKENS = 48
 PARITY_TOKENS = 256
@@ -71,6 +71,7 @@ def native(options: NativeOptions) -> Result:
     from jaxgpt_bench.speed.native_figures import load_figures, parity_figures
     from jaxgpt_bench.speed.native_rounds import NativeRounds
 
+    prepare_output_file(options.out)
     threads = choose_threads(options.threads)
     dataset = open_dataset(options.data)
     artifact, reference = read_artifact(options.artifact), read_artifact(options.reference)

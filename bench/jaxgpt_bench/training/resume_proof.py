@@ -22,7 +22,7 @@ from typing import Any
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_json
+from jaxgpt.shared.files import check_output_folder, prepare_output_file, write_json
 from jaxgpt_bench.common.provenance import provenance
 
 SHAPE = ("--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "64", "--dropout", "0.1")
@@ -67,7 +67,8 @@ class Training:
         self.run, self.processes, self.steps = run, processes, steps
         settings = ("--max-steps", steps, "--checkpoint-every", SAVE_EVERY, "--eval-every", steps // 4)
         given = ("--data", data, "--out", run, "--sample-every", 0, "--cpu-devices", 2 // processes)
-        self._arguments = [*SHAPE, *(str(argument) for argument in (*given, *settings))]
+        options = (*given, *settings, "--deterministic")
+        self._arguments = [*SHAPE, *(str(option) for option in options)]
         self._running: list[subprocess.Popen[str]] = []
 
     def start(self) -> None:
@@ -155,7 +156,9 @@ def resume_proof(options: ResumeProofOptions) -> Result:
         raise UserError(f"kills ({options.kills}) must be at least 2")
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"{options.out} is not empty; choose another --out")
+    check_output_folder(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
+    prepare_output_file(options.result, "--result")
     moments = random.Random(options.seed)
     kills: list[dict[str, Any]] = []
     finals: list[bool] = []

@@ -1,11 +1,12 @@
 """Rounds of `jaxgpt-bench train`: every trainer takes its steps in turn, beside a plain matrix product."""
 
 import dataclasses
+import functools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,165 +14,185 @@ import jax
 import torch
 
 from jaxgpt.shared.architecture import flops_per_token
-from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
+from jaxgpt.shared.config import Precision
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.presets import find_preset
-from jaxgpt.training.devices.precision import best_precision, peak_flops
+from jaxgpt.shared.files import write_json
+from jaxgpt.training.devices.precision import peak_flops
 from jaxgpt_bench.common.provenance import provenance
-from jaxgpt_bench.common.rows import PyTorchComparison, Spread, StepFigures, StepRow
-from jaxgpt_bench.common.workers import Worker
+from jaxgpt_bench.common.rows import Spread
+from jaxgpt_bench.common.step_rows import PyTorchComparison, StepFigures, StepProfile, StepRow
+from jaxgpt_bench.profile.rates import product_rate
+from jaxgpt_bench.training.contestants import PYTORCH_OPTIMIZER, all_variants, check, first_settings, line_up
 from jaxgpt_bench.training.options import TrainingOptions
-from jaxgpt_bench.training.trainer import Trainer, environment, weights_file
+from jaxgpt_bench.training.trainer import Trainer, weights_file
+from jaxgpt_bench.training.turns import Answer, Turns
+from jaxgpt_bench.training.variants import Variant
 
-WARMUP_STEPS = 3
-PRODUCT_SIZE = {"cpu": 2048, "gpu": 8192}  # rows and columns of the product that measures the ceiling
+PRODUCT_SIZE = 2048  # rows and columns of the product that measures a CPU's ceiling
 PRODUCT_PASSES = 5
+PROFILED_STEPS = 5
 
 
-Answer = dict[str, Any]  # of a trainer's process
+@dataclasses.dataclass
+class Measured:
+    """What was measured so far.
+
+    Attributes:
+      answers: of each trainer by its name, the warm-up's first, then one a round.
+      profiles: of those that were profiled.
+      products: FLOP/s of a plain matrix product, one a round.
+    """
+
+    answers: dict[str, list[Answer]] = dataclasses.field(default_factory=dict)
+    profiles: dict[str, StepProfile] = dataclasses.field(default_factory=dict)
+    products: list[float] = dataclasses.field(default_factory=list)
 
 
 def measure_steps(options: TrainingOptions) -> StepFigures:
-    """Measure every trainer on the same steps.
+    """Measure every trainer on the same steps; after each round the figures so far are written.
 
     Raises:
-      UserError: the batch does not divide over the devices, or there are fewer of them.
+      UserError: a variant that can't be, a batch that does not divide over the devices, too few of them; or
+        no step of the first trainer was measured.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for the workers
-    model, train = settings_of(options)
+    first = first_settings(options)
+    variants = [first, *all_variants(options, first)]
     platform = "gpu" if jax.default_backend() == "gpu" else "cpu"
-    check_devices(options, train, platform)
+    check(options, variants, platform)
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
-        trainers = line_up(options, model, train, platform, weights_file(model, Path(scratch)))
-        answers, products = run_rounds(trainers, options, train.precision, platform)
-    device, product = jax.devices()[0].device_kind, statistics.median(products)
-    peak = peak_flops(device, train.precision)
-    theirs = None if options.alone else trainers[-1]
-    rows = []
+        weights = functools.cache(lambda model: weights_file(model, Path(scratch)))
+        trainers = line_up(options, variants, platform, weights)
+        turns = Turns(len(os.sched_getaffinity(0)), Path(scratch))
+        try:
+            return _run(options, first, trainers, turns)
+        finally:
+            turns.close()
+
+
+def _run(options: TrainingOptions, first: Variant, trainers: Sequence[Trainer], turns: Turns) -> StepFigures:
+    measured = Measured()
     for each in trainers:
+        say(f"compiling {each.name}")
+        if answer := turns.warm_up(each):
+            measured.answers[each.name] = [answer]
+        elif each is trainers[0]:
+            raise UserError(f"{each.name} was not measured: it {turns.left_out[each.name]}")
+    figures = None
+    for number in range(options.rounds):
+        measured.products.append(plain_product(first.train.precision, trainers[0].platform))
+        for each in trainers:
+            if each.name in measured.answers and each.name not in turns.left_out:
+                _take_turn(each, options, measured, turns, number)
+        figures = figures_of(options, first, trainers, measured, turns.left_out)
+        if options.out is not None:
+            write_json(options.out, figures.to_json())
+    assert figures is not None
+    return figures
+
+
+def _take_turn(
+    trainer: Trainer, options: TrainingOptions, measured: Measured, turns: Turns, number: int
+) -> None:
+    """Take the steps of a round; in the first one a profile too, so that a run that is cut short has it."""
+    profiled = number == 0 and options.profile and (trainer.engine == "jaxgpt" or trainer.platform == "gpu")
+    more = [{"profile": PROFILED_STEPS}] if profiled else []
+    found = turns.ask(trainer, {"steps": options.steps}, *more)
+    if found is None:
+        return
+    measured.answers[trainer.name].append(found[0])
+    milliseconds = found[0]["seconds"] / options.steps * 1e3
+    say(f"round {number + 1}/{options.rounds}  {trainer.name}: {milliseconds:.1f} ms a step")
+    for answer in found[1:]:
+        if "profile" in answer:
+            measured.profiles[trainer.name] = StepProfile.from_json(answer["profile"])
+        else:
+            say(f"no profile of {trainer.name}: {answer['error_of_profile']}")
+
+
+def plain_product(precision: Precision, platform: str) -> float:
+    """Measure the best FLOP/s of several square products: on a CPU by PyTorch on its default threads."""
+    if platform == "gpu":
+        return product_rate("tf32" if precision == "fp32" else precision)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    torch.set_float32_matmul_precision("highest")
+    a = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype)
+    best = 0.0
+    for _ in range(PRODUCT_PASSES):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = max(best, 2 * PRODUCT_SIZE**3 / (time.perf_counter() - started))
+    return best
+
+
+def figures_of(
+    options: TrainingOptions,
+    first: Variant,
+    trainers: Sequence[Trainer],
+    measured: Measured,
+    left_out: Mapping[str, str],
+) -> StepFigures:
+    """Turn what was measured into rows."""
+    answers = {name: each for name, each in measured.answers.items() if len(each) > 1}
+    there = [each for each in trainers if each.name in answers]
+    if trainers[0].name not in answers:
+        raise UserError(f"{trainers[0].name} was not measured: it {left_out[trainers[0].name]}")
+    device, product = jax.devices()[0].device_kind, statistics.median(measured.products)
+    peak = peak_flops(device, first.train.precision)
+    rows = []
+    for each in there:
         row = step_row(each, answers[each.name], options.steps, product, peak)
-        if theirs is not None and each is not theirs and each.tokens_per_step == theirs.tokens_per_step:
-            row = dataclasses.replace(
-                row, against_pytorch=comparison(answers[each.name], answers[theirs.name])
-            )
-        rows.append(row)
+        compared = _fastest_pytorch(each, there, answers) if each.engine == "jaxgpt" else None
+        changes: dict[str, Any] = {"profile": measured.profiles.get(each.name)}
+        if compared is not None:
+            changes["against_pytorch"] = comparison(each, compared, answers)
+        if each is not trainers[0]:
+            changes["against_first"] = time_ratio(each, trainers[0], answers)
+        rows.append(dataclasses.replace(row, **changes))
     return StepFigures(
         **vars(provenance()),
-        settings={
-            "preset": options.preset,
-            "model": dataclasses.asdict(model),
-            "batch_size": train.batch_size,
-            "batch_size_is": "of each device" if platform == "gpu" else "of all devices",
-            "accumulate": train.grad_accum_steps,
-            "precision": train.precision,
-            "loss_chunks": train.loss_chunks,
-            "vocab_multiple": train.vocab_multiple,
-            "optimizer": "adamw",
-            "rounds": options.rounds,
-            "steps_per_round": options.steps,
-        },
+        settings=_settings(options, first, trainers[0].platform),
         device=device,
-        flops_per_token=flops_per_token(model),
-        product_tflops=Spread.of([value / 1e12 for value in products]),
+        flops_per_token=flops_per_token(first.model),
+        product_tflops=Spread.of([value / 1e12 for value in measured.products]),
         datasheet_tflops=None if peak is None else peak / 1e12,
+        left_out=dict(left_out) or None,
         rows=tuple(rows),
     )
 
 
-def settings_of(options: TrainingOptions) -> tuple[ModelConfig, TrainConfig]:
-    """Return what is trained, and how on one device."""
-    preset = find_preset(options.preset)
-    model = preset.model(options.vocab_size)
-    if options.block_size is not None:
-        model = dataclasses.replace(model, block_size=options.block_size)
-    train = TrainConfig(
-        max_steps=10**6,
-        batch_size=preset.train.batch_size if options.batch_size is None else options.batch_size,
-        grad_accum_steps=options.grad_accum_steps,
-        warmup_steps=0,
-        final_lr_fraction=1.0,
-        precision=options.precision or best_precision(),
-        loss_chunks=options.loss_chunks,
-        vocab_multiple=options.vocab_multiple,
-    )
-    return model, train
+def _settings(options: TrainingOptions, first: Variant, platform: str) -> dict[str, Any]:
+    return {
+        "preset": options.preset,
+        "model": dataclasses.asdict(first.model),
+        "train": dataclasses.asdict(first.train),
+        "batch_size": first.train.batch_size,
+        "batch_size_is": "of each device" if platform == "gpu" else "of all devices",
+        "accumulate": first.train.grad_accum_steps,
+        "precision": first.train.precision,
+        "loss_chunks": first.train.loss_chunks,
+        "vocab_multiple": first.train.vocab_multiple,
+        "optimizer": first.train.optimizer,
+        "rounds": options.rounds,
+        "steps_per_round": options.steps,
+    }
 
 
-def check_devices(options: TrainingOptions, train: TrainConfig, platform: str) -> None:
-    """Raise UserError for devices that are not there, or over which a batch does not divide."""
-    if platform == "gpu" and max(options.devices) > jax.device_count():
-        raise UserError(f"--devices {max(options.devices)}: there are {jax.device_count()} GPUs")
-    micro = train.batch_size // train.grad_accum_steps
-    if platform == "cpu" and any(micro % devices for devices in options.devices):
-        raise UserError(
-            f"a micro-batch of {micro} sequences (batch_size / grad_accum_steps) does not divide over "
-            f"{max(options.devices)} devices; choose another --batch-size or --devices"
-        )
-    if platform == "gpu" and not options.alone and not torch.cuda.is_available():
-        raise UserError("JAX sees a GPU, PyTorch does not: install its CUDA build, or give --alone")
+def _fastest_pytorch(
+    trainer: Trainer, trainers: Sequence[Trainer], answers: Mapping[str, list[Answer]]
+) -> Trainer | None:
+    """Return PyTorch's best row, where it takes as many tokens a step; None where there is none."""
+    theirs = [
+        each
+        for each in trainers
+        if each.engine == "pytorch" and each.tokens_per_step == trainer.tokens_per_step
+    ]
 
+    def median(each: Trainer) -> float:
+        return statistics.median(answer["seconds"] for answer in answers[each.name][1:])
 
-def line_up(
-    options: TrainingOptions, model: ModelConfig, train: TrainConfig, platform: str, weights: Path
-) -> list[Trainer]:
-    """List who is measured: this trainer on every number of devices, then PyTorch on one."""
-    wanted = [("jaxgpt", devices) for devices in options.devices]
-    if not options.alone:
-        wanted.append(("pytorch", 1))
-    trainers = []
-    for engine, devices in wanted:
-        batch = train.batch_size * (devices if platform == "gpu" else 1)
-        scaled = dataclasses.replace(train, batch_size=batch)
-        trainers.append(Trainer(engine, devices, platform, model, scaled, str(weights)))
-    return trainers
-
-
-def run_rounds(
-    trainers: Sequence[Trainer], options: TrainingOptions, precision: Precision, platform: str
-) -> tuple[dict[str, list[Answer]], list[float]]:
-    """Let everyone take its steps in every round.
-
-    Returns:
-      The answers by row name, the warm-up's first, and the measured FLOP/s of a plain matrix product in each
-      round.
-    """
-    threads = len(os.sched_getaffinity(0))
-    workers: list[Worker] = []
-    answers: dict[str, list[Answer]] = {each.name: [] for each in trainers}
-    products = []
-    try:
-        for each in trainers:
-            say(f"compiling {each.name}")
-            worker = Worker(each.name, each.module, dataclasses.asdict(each), environment(each, threads))
-            workers.append(worker)
-            answers[each.name].append(worker.ask({"steps": WARMUP_STEPS}))
-        for number in range(options.rounds):
-            products.append(product_rate(precision, platform))
-            for worker in workers:
-                answer = worker.ask({"steps": options.steps})
-                answers[worker.name].append(answer)
-                milliseconds = answer["seconds"] / options.steps * 1e3
-                say(f"round {number + 1}/{options.rounds}  {worker.name}: {milliseconds:.1f} ms a step")
-    finally:
-        for worker in workers:
-            worker.close()
-    return answers, products
-
-
-def product_rate(precision: Precision, platform: str) -> float:
-    """Measure the best FLOP/s of several square matrix products, by PyTorch on its default threads."""
-    device = "cuda" if platform == "gpu" and torch.cuda.is_available() else "cpu"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    size = PRODUCT_SIZE["gpu" if device == "cuda" else "cpu"]
-    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(PRODUCT_PASSES):
-        started = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
+    return min(theirs, key=median, default=None)
 
 
 def step_row(
@@ -194,6 +215,7 @@ def step_row(
     return StepRow(
         engine=trainer.engine,
         devices=trainer.devices,
+        variant=trainer.variant or None,
         tokens_per_step=tokens,
         step_ms=Spread.of([answer["seconds"] / steps * 1e3 for answer in timed]),
         step_cpu_ms=Spread.of([answer["cpu_seconds"] / steps * 1e3 for answer in timed]),
@@ -206,18 +228,30 @@ def step_row(
         peak_rss_mb=max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
         device_mb=None if device_bytes is None else device_bytes / 1e6,
         losses=tuple(loss for answer in answers for loss in answer["losses"]),
+        startup_s=answers[0]["startup_s"],
+        compile_s=answers[0]["compile_s"],
     )
 
 
-def comparison(ours: Sequence[Answer], theirs: Sequence[Answer]) -> PyTorchComparison:
-    """Compare round by round; the first answers are the warm-up's."""
-    pairs = list(zip(ours, theirs, strict=True))
+def time_ratio(trainer: Trainer, other: Trainer, answers: Mapping[str, list[Answer]]) -> Spread:
+    """Compare the time a token of two trainers, round by round."""
+    ours, theirs = answers[trainer.name][1:], answers[other.name][1:]
+    tokens = other.tokens_per_step / trainer.tokens_per_step
+    pairs = zip(ours, theirs, strict=False)  # one may have stopped earlier
+    return Spread.of([tokens * our["seconds"] / their["seconds"] for our, their in pairs])
+
+
+def comparison(trainer: Trainer, other: Trainer, answers: Mapping[str, list[Answer]]) -> PyTorchComparison:
+    """Compare with PyTorch, round by round; the first answers are the warm-up's."""
+    pairs = list(zip(answers[trainer.name], answers[other.name], strict=False))
     losses = [
         [abs(a - b) for a, b in zip(our["losses"], their["losses"], strict=True)] for our, their in pairs
     ]
+    same = trainer.train.optimizer == PYTORCH_OPTIMIZER
     return PyTorchComparison(
-        step_time_ratio=Spread.of([our["seconds"] / their["seconds"] for our, their in pairs[1:]]),
+        step_time_ratio=time_ratio(trainer, other, answers),
         cpu_time_ratio=Spread.of([our["cpu_seconds"] / their["cpu_seconds"] for our, their in pairs[1:]]),
-        first_losses_differ_by=max(losses[0]),
-        losses_differ_by=max(max(each) for each in losses),
+        first_losses_differ_by=max(losses[0]) if same else None,
+        losses_differ_by=max(max(each) for each in losses) if same else None,
+        row=other.name,
     )

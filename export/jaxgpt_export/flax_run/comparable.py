@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from flax import nnx
 from jaxgpt.shared.architecture import Parameter, linear_layers, parameters
+from jaxgpt.shared.dataset import check_tokens
 from jaxgpt.training.model.fake_quant import (
     INPUT_SCALE,
     FakeQuantEmbed,
@@ -45,6 +46,7 @@ class FlaxModel:
 
     def logits(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Return the logits of every position."""
+        check_tokens(int(tokens.max()), self._config.vocab_size, self.name)
         flat = flax_logits(self._config, self._params, tokens.to(torch.int32).numpy())
         return torch.from_numpy(flat).view(*tokens.shape, -1)
 

@@ -25,17 +25,20 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Request]:
       UserError: the file cannot be read, or a line (named) is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {path} cannot be read: {error}") from None
+        # A line of JSON ends at \n alone: str.splitlines cuts at characters that may stand in a string too.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts {path} are not UTF-8 ({error}); convert the file first") from None
+    except OSError as error:
+        raise UserError(f"prompts {path} cannot be read ({error.strerror}); check the path") from None
     requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path} line {number} is no JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} line {number} is no JSON ({error}); mend it, or leave it out") from None
         if not isinstance(fields, dict) or "prompt" not in fields:
             raise UserError(f'{path} line {number} is no prompt; expected {{"prompt": "..."}}')
         for name, value in fields.items():

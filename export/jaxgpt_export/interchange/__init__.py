@@ -1,7 +1,7 @@
 """Models of other programs come in, artifacts go out to other programs.
 
     jaxgpt-export import-hf       a Hugging Face GPT-2 folder -> a float32 artifact
-    jaxgpt-export import-nanogpt  a nanoGPT or minGPT checkpoint -> a float32 artifact
+    jaxgpt-export import-nanogpt  a checkpoint of nanoGPT, minGPT, llm.c -> a float32 artifact
     jaxgpt-export gguf            a float32 artifact -> one file for llama.cpp
     jaxgpt-export program         an artifact -> one torch.export program
 

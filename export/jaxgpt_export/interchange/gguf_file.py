@@ -52,7 +52,6 @@ def gguf_command(options: GgufOptions) -> Result:
     artifact = read_artifact(options.artifact)
     _check(artifact, options.type)
     tokenizer = artifact.tokenizer()
-    check_gguf_tokenizer(tokenizer, options.artifact)
     with new_file(options.out) as path:
         write_gguf(artifact, tokenizer, path, options.type)
     size = options.out.stat().st_size
@@ -106,15 +105,20 @@ def _gguf() -> Any:
 
 
 def write_gguf(artifact: Artifact, tokenizer: Tokenizer, path: Path, kind: FileType) -> None:
-    """Write the file.
+    """Write the file, and read it back.
 
     Args:
       artifact: float32, with learned positions.
       tokenizer: of the artifact.
       path: whose folder exists.
       kind: type of the matrices.
+
+    Raises:
+      UserError: llama.cpp would run the tokenizer otherwise, a weight is too large for float16, or what the
+        library wrote is not what it was given.
     """
     gguf = _gguf()
+    check_gguf_tokenizer(tokenizer, artifact.folder)
     config = artifact.config
     types = gguf.LlamaFileType
     writer = gguf.GGUFWriter(path, "gpt2")
@@ -144,6 +148,23 @@ def write_gguf(artifact: Artifact, tokenizer: Tokenizer, path: Path, kind: FileT
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    _check_written(path, artifact, tokenizer)
+
+
+def _check_written(path: Path, artifact: Artifact, tokenizer: Tokenizer) -> None:
+    """Raise UserError unless the library's own reader finds every tensor, token and merge in a file."""
+    reader = _gguf().GGUFReader(path)
+    merges = tokenizer.merges_text().splitlines()[1:]
+    sizes = {"tokens": tokenizer.vocab_size, "token_type": tokenizer.vocab_size, "merges": len(merges)}
+    fields = {name: reader.fields.get(f"tokenizer.ggml.{name}") for name in sizes}
+    wrong = [name for name, size in sizes.items() if fields[name] is None or len(fields[name].data) != size]
+    shapes = {tensor.name: tuple(map(int, tensor.shape[::-1])) for tensor in reader.tensors}
+    expected = {each.gguf_name: artifact.tensors[each.name].shape for each in parameters(artifact.config)}
+    wrong += sorted(
+        name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)
+    )
+    if wrong:
+        raise UserError(f"the GGUF file that was written lacks or changes {', '.join(wrong)}; it is not kept")
 
 
 def _as_float16(array: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float16]:

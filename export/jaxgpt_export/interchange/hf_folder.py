@@ -8,9 +8,10 @@ its values are the embedding's, which is what transformers goes by.
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxgpt.shared.architecture import HEAD, HF_PREFIX, parameters
+from jaxgpt.shared.architecture import HEAD, parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
@@ -18,7 +19,6 @@ from jaxgpt.shared.files import read_json
 from jaxgpt.shared.huggingface import MODEL_TYPE, read_hf_config
 from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, named_tokenizer
-from safetensors import SafetensorError
 from torch import Tensor
 
 from jaxgpt_export.format.tensors import FLOAT32_DTYPE, from_hf_layout
@@ -26,7 +26,7 @@ from jaxgpt_export.interchange.imported_model import (
     ImportedModel,
     Reference,
 )
-from jaxgpt_export.interchange.weight_files import (
+from jaxgpt_export.interchange.weights.weight_files import (
     as_float32,
     check_layout,
     plain_names,
@@ -34,6 +34,7 @@ from jaxgpt_export.interchange.weight_files import (
     tie_equal_head,
     trim_vocabulary,
 )
+from jaxgpt_export.parity.models import transformers_model
 
 # A tokenizer is compared with transformers' on this: words, numbers, runs of spaces, controls, scripts.
 HARD_TEXT = (
@@ -63,9 +64,10 @@ def read_hf(folder: Path, tokenizer_name: str | None = None) -> ImportedModel:
     tokenizer = hf_tokenizer(folder, tokenizer_name)
     found, files = read_folder(folder)
     where = files[0] if len(files) == 1 else folder
-    tensors = as_float32(plain_names(found, (HF_PREFIX,), where), where)
+    tensors = as_float32(plain_names(found, where), where)
     stored_head = f"{HEAD}.weight" in tensors
-    padded = dataclasses.replace(said.model, dropout=said.dropout, tied=said.model.tied and not stored_head)
+    tied = said.model.tied and not stored_head
+    padded = dataclasses.replace(said.model, dropout=said.dropout, attn_dropout=said.attn_dropout, tied=tied)
     expected = {each.name: (FLOAT32_DTYPE, each.hf_shape) for each in parameters(padded)}
     check_layout(tensors, expected, where, "(I, O), as Conv1D does")
     if said.scales_by_layer:
@@ -132,9 +134,12 @@ def _check_against_transformers(tokenizer: Tokenizer, folder: Path) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    config = read_json(folder / "config.json", "model configuration")
+    # Auto classes go by model_type; a folder without one is a GPT-2's, as read_hf_config has found.
+    kind: Any = transformers.AutoTokenizer if "model_type" in config else transformers.GPT2Tokenizer
     text = HARD_TEXT + " x".join(["", *tokenizer.special_tokens, *tokenizer.special_tokens])
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)(text).input_ids
+        theirs = kind.from_pretrained(folder, local_files_only=True)(text).input_ids
     except Exception as error:  # whatever its classes and the Rust library raise on a file
         line = " ".join(str(error).split())[:200]
         raise UserError(
@@ -149,18 +154,7 @@ def _check_against_transformers(tokenizer: Tokenizer, folder: Path) -> None:
 
 def transformers_reference(folder: Path, vocab_size: int) -> Reference:
     """Return transformers' reading of a folder, in float32."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        model = transformers.GPT2LMHeadModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"transformers can't load {folder} ({line})") from None
-    model.eval()
+    model = transformers_model(folder)
 
     @torch.inference_mode()
     def logits(tokens: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.shared.console import Result
-from jaxgpt.shared.files import check_replaceable
+from jaxgpt.shared.files import check_replaceable, only_writer
 
 from jaxgpt_export.format.certificate import versions
 from jaxgpt_export.interchange.hub import PREFIX, HubModel, fetch, parse_name
@@ -49,10 +49,11 @@ def import_hf(options: ImportHfOptions) -> Result:
     if options.tokenizer not in (None, "gpt2"):
         inputs.append(Path(options.tokenizer))
     check_replaceable(options.out, options.overwrite, "certificate.json", inputs)
-    folder = Path(source)
-    if source.startswith(PREFIX):
-        hub, folder = fetch(*parse_name(source))
-    return import_folder(folder, options.out, options.data, options.overwrite, hub, options.tokenizer)
+    with only_writer(options.out):
+        folder = Path(source)
+        if source.startswith(PREFIX):
+            hub, folder = fetch(*parse_name(source))
+        return import_folder(folder, options.out, options.data, options.overwrite, hub, options.tokenizer)
 
 
 def import_folder(

@@ -37,7 +37,7 @@ class ImportedModel:
 
     Attributes:
       source: the folder or file that it was read from.
-      format: of the source: huggingface, nanogpt.
+      format: of the source: huggingface, nanogpt, llm.c.
       files: that were read, by whose hashes the source is known again.
       config: shape.
       tensors: by module name, matrices (O, I), float32; a tied head is left out.

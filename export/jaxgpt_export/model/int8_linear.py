@@ -69,6 +69,16 @@ class Int8Linear(nn.Module):
         self._prepare()
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what `_prepare` derives: packed weights are objects of this process and this CPU."""
+        derived = ("_products", "_few", "_many", "_static_scale")
+        return {name: value for name, value in self.__dict__.items() if name not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Derive it anew, in another process or on another CPU."""
+        super().__setstate__(state)
+        self._prepare()
+
     def _product(self, tokens: int) -> Product:
         name = fastest_kernel(*self.weight.shape, tokens)
         if name not in self._products:

@@ -1,11 +1,13 @@
 """What can be compared: run folders, artifacts, Hugging Face folders, modules, with their layers in sight."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from jaxgpt.shared.architecture import HF_PREFIX
 from jaxgpt.shared.errors import UserError
-from safetensors import SafetensorError
+from jaxgpt.shared.files import read_json
+from jaxgpt.shared.huggingface import MODEL_TYPE, check_field_types, is_unused
 from torch import nn
 
 from jaxgpt_export.format.artifact import read_artifact
@@ -37,31 +39,42 @@ def open_model(subject: str | Path | nn.Module) -> Comparable:
         folded = artifact.quantization is not None and artifact.quantization.rounds_inputs
         return ModuleModel(build_model(artifact), str(folder), folded=folded)
     if (folder / "config.json").exists():
-        return ModuleModel(_from_transformers(folder), str(folder))
+        return ModuleModel(transformers_model(folder), str(folder))
     raise UserError(
         f"{folder} is no run folder, artifact or Hugging Face folder; expected checkpoints/, "
         "certificate.json or config.json in it"
     )
 
 
-def _from_transformers(folder: Path) -> nn.Module:
+def transformers_model(folder: Path) -> nn.Module:
+    """Return transformers' reading of a Hugging Face folder, in float32; it has to be installed.
+
+    Raises:
+      UserError: transformers can't load it, or would fill up or leave out tensors of the language model.
+    """
     import transformers  # an option: only folders of others need it
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    value = read_json(folder / "config.json", "model configuration")
+    kind: Any = transformers.AutoModelForCausalLM
+    if value.get("model_type", MODEL_TYPE) == MODEL_TYPE:  # transformers' own classes need no model_type
+        check_field_types(value, folder / "config.json")
+        kind = transformers.GPT2LMHeadModel
     try:
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        model, found = kind.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"transformers can't load {folder} ({line})") from None
+    except Exception as error:  # its checks of config.json raise classes of their own
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"transformers can't load {folder} ({line}); fetch it again") from None
     # transformers fills what is missing with random numbers and leaves out what it does not know
-    wrong = [
-        f"{kind} tensors: {', '.join(sorted(map(str, found[f'{kind}_keys'])))}"
-        for kind in ("missing", "unexpected", "mismatched")
-        if found[f"{kind}_keys"]
+    names = {
+        each: sorted(map(str, found[f"{each}_keys"])) for each in ("missing", "unexpected", "mismatched")
+    }
+    names["unexpected"] = [
+        name for name in names["unexpected"] if not is_unused(name.removeprefix(HF_PREFIX))
     ]
-    if wrong:
+    if wrong := [f"{each} tensors: {', '.join(listed)}" for each, listed in names.items() if listed]:
         raise UserError(f"{folder} does not fit its config.json: {'; '.join(wrong)[:400]}")
-    return cast(nn.Module, model)
+    return cast(nn.Module, model.eval())

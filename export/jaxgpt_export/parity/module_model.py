@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from jaxgpt.shared.architecture import BLOCK, HEAD
+from jaxgpt.shared.dataset import check_tokens
 from jaxtyping import Float, Int8, Integer
 from torch import Tensor, nn
 
@@ -34,11 +35,14 @@ class ModuleModel:
         }
         config = getattr(module, "config", None)
         self.block_size = getattr(config, "block_size", getattr(config, "n_positions", None))
+        self._vocab_size: int | None = getattr(config, "vocab_size", None)
         self.quantized = any(hasattr(layer, "weight_scale") for layer in self._layers.values())
 
     @torch.inference_mode()
     def logits(self, tokens: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Return the logits of every position."""
+        if self._vocab_size is not None:
+            check_tokens(int(tokens.max()), self._vocab_size, self.name)
         out = self._module(tokens.long())
         return getattr(out, "logits", out)
 

@@ -87,12 +87,16 @@ def measure_quality(
     for tokens, targets in windows:
         counted = targets >= 0
         counts += counted.sum(dim=1).tolist()
+        if not counted.any():  # of the data set's windows, one may hold no answer
+            for each in losses.values():
+                each += [0.0] * len(targets)
+            continue
         kept: dict[str, Tensor] = {}  # logits that others are compared with
         for name, forward in models.items():
             logits = forward(tokens)[counted]
-            each = torch.zeros(targets.shape, dtype=torch.float64)
-            each[counted] = token_losses(logits, targets[counted])
-            losses[name] += each.sum(dim=1).tolist()
+            found = torch.zeros(targets.shape, dtype=torch.float64)
+            found[counted] = token_losses(logits, targets[counted])
+            losses[name] += found.sum(dim=1).tolist()
             if name == reference or name in parents.values():
                 kept[name] = logits
             if name != reference:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxgpt.shared.architecture import matrices
 from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.console import say
 
 from jaxgpt_export.model.gpt import GPT
 from jaxgpt_export.parity.quality import Quality
@@ -48,6 +49,7 @@ def choose(
     plain: dict[str, QuantizedStateDict] = {}
     for keeps in (False, True):
         for method in methods:
+            say(f"trying {method.name}{', its costliest layers in higher precision' if keeps else ''}")
             if keeps:
                 count = -(-len(matrices(quantizer.config)) // LAYERS_FOR_ONE_IN_HIGH_PRECISION)
                 worst = worst_layers(quantizer, method, plain[method.name], count)

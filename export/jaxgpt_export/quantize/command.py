@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxgpt.shared.architecture import matrices
 from jaxgpt.shared.console import Result, say, stderr
-from jaxgpt.shared.dataset import Dataset, open_dataset, windows
+from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, new_folder, sha256_of
+from jaxgpt.shared.files import check_replaceable, new_folder, only_writer, sha256_of
 from rich.table import Table
 
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
@@ -74,12 +74,17 @@ class QuantizeOptions:
 
 def quantize(options: QuantizeOptions) -> Result:
     """Run `jaxgpt-export quantize`; exit code 1, and no artifact, when auto finds none within its bound."""
+    _check(options)
+    with only_writer(options.out):
+        return _quantize(options)
+
+
+def _quantize(options: QuantizeOptions) -> Result:
     from jaxgpt_export.model.int8_kernels import exact_kernels
     from jaxgpt_export.parity.probe_gates import measure
     from jaxgpt_export.quantize.quantizer import Quantizer
     from jaxgpt_export.quantize.sensitivity import sensitivity
 
-    _check(options)
     artifact, parent = _open_parent(options.artifact)
     probe, dataset = read_probe(artifact), _open_dataset(options, artifact)
     quantizer = Quantizer(artifact, dataset)
@@ -95,8 +100,10 @@ def quantize(options: QuantizeOptions) -> Result:
         "parity": {**dataclasses.asdict(measure(model, probe)), "against": against},
     }
     if dataset is not None:
+        say(f"measuring the loss on {min(QUALITY_TOKENS, len(dataset.val)):,} validation tokens")
         certified["quality"] = _quality_figures(_quality(quantizer.reference, model, dataset))
     if options.sensitivity:
+        say("measuring what each layer costs when it alone is rounded")
         figures["sensitivity"] = sensitivity(quantizer, candidate)
         stderr.print(sensitivity_table(figures["sensitivity"]))
     origin = {
@@ -106,7 +113,7 @@ def quantize(options: QuantizeOptions) -> Result:
         "quantized_with": versions("torch", "safetensors"),
     }
     certificate, size = _write(options, artifact, candidate, probe, origin, certified)
-    figures["speed_against_float"] = _speed(quantizer, model)
+    figures["speed_against_float"] = _speed(quantizer, model, options.out)
     _report(options, artifact, size, certificate)
     return Result({"size_mb": size / 1e6, **figures, **certificate})
 
@@ -244,14 +251,17 @@ def _write(
     return certificate, size
 
 
-def _speed(quantizer: "Quantizer", model: "GPT") -> float:
+def _speed(quantizer: "Quantizer", model: "GPT", out: Path) -> float:
+    """Return the speed of the artifact's PyTorch module beside float; say it where that is what will run."""
+    from jaxgpt_export.native.native_model import unsupported_reason
     from jaxgpt_export.quantize.auto import speed_against_float
 
     speed = speed_against_float(quantizer.reference, model)
-    if speed < SLOWER:
+    reason = unsupported_reason(read_artifact(out))
+    if speed < SLOWER and reason is not None:
         say(
-            f"its PyTorch module is slower than float on this machine: {speed:.2f} times its tokens/s, "
-            "one text at a time; `jaxgpt-export generate` takes the native engine where it was built"
+            f"it is slower than float on this machine: {speed:.2f} times its tokens/s, one text at a time, "
+            f"in the PyTorch module, which runs because the native engine does not: {reason}"
         )
     return speed
 
@@ -274,7 +284,7 @@ def _quality(reference: "GPT", model: "GPT", dataset: Dataset) -> tuple["Quality
     from jaxgpt_export.parity.quality import batches, measure_quality
 
     T = reference.config.block_size
-    inputs, targets = windows(dataset.val, T)
+    inputs, targets = dataset.val_windows(T)
     rows = max(QUALITY_TOKENS // T, 1)
     parts = batches(inputs[:rows], targets[:rows], rows=4)
     quality = measure_quality({"float": reference, "quantized": model}, parts)
@@ -295,7 +305,9 @@ def _quality_figures(measured: "tuple[Quality, Quality]") -> dict[str, Any]:
 
 def choice_table(rows: list[dict[str, Any]]) -> Table:
     """Lay out what auto tried."""
-    table = Table("method", "in higher precision", "val loss", "KL mean", "top-1", "MB", "speed / float")
+    table = Table(
+        "method", "in higher precision", "val loss", "KL mean", "top-1", "MB", "PyTorch module / float"
+    )
     for row in rows:
         table.add_row(
             row["method"],
@@ -304,8 +316,7 @@ def choice_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['kl_mean']:.1e}",
             f"{row['top1_agreement']:.2%}",
             f"{row['size_mb']:.2f}",
-            f"{row['speed_against_float']:.2f}"
-            + (" (slower)" if row["speed_against_float"] < SLOWER else ""),
+            f"{row['speed_against_float']:.2f} x",
         )
     return table
 

@@ -168,7 +168,9 @@ class Quantizer:
 
     def _seen(self) -> dict[str, LayerInput]:
         if self._inputs is None:
-            self._inputs = collect_inputs(self.reference, self._text(CALIBRATION_TOKENS, 0))
+            text = self._text(CALIBRATION_TOKENS, 0)
+            say(f"calibrating: what enters each layer on {text.numel():,} training tokens")
+            self._inputs = collect_inputs(self.reference, text)
         return self._inputs
 
     def _text(self, tokens: int, shift: int) -> Int32[Tensor, "B T"]:
@@ -211,6 +213,7 @@ class Quantizer:
         self, method: str, candidates: Mapping[str, QuantizedStateDict]
     ) -> dict[str, dict[str, float]]:
         """Measure candidates on text that calibration did not see."""
+        say(f"{method}: comparing {', '.join(candidates)} with float")
         table = {}
         for name, (increase, parity) in self._costs(candidates).items():
             table[name] = {"loss_increase": increase, "kl_mean": parity.kl_mean, "kl_max": parity.kl_max}

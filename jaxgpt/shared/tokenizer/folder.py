@@ -72,7 +72,9 @@ def _read_files(folder: Path) -> dict[str, bytes]:
             if (folder / name).is_file()
         }
     except OSError as error:
-        raise UserError(f"tokenizer in {folder} can't be read: {error}") from None
+        raise UserError(
+            f"tokenizer in {folder} can't be read: {error.strerror} ({error.filename}); check its permissions"
+        ) from None
     for one, other in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")):
         if one in files and other not in files:
             raise UserError(
@@ -86,7 +88,9 @@ def _parse(content: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"tokenizer in {path.parent} can't be read: {path.name}: {error}") from None
+        raise UserError(
+            f"tokenizer in {path.parent} can't be read: {path.name} is no JSON in UTF-8 ({error}); restore it"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"tokenizer {path} holds a {type(value).__name__}, expected a JSON object")
     return value
@@ -96,7 +100,9 @@ def _read_merges(files: Mapping[str, bytes], folder: Path) -> list[str]:
     try:
         text = files["merges.txt"].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"tokenizer in {folder} can't be read: merges.txt: {error}") from None
+        raise UserError(
+            f"tokenizer in {folder} can't be read: merges.txt is not UTF-8 ({error}); restore it"
+        ) from None
     return parse_merges(text.replace("\r\n", "\n"), folder / "merges.txt")
 
 

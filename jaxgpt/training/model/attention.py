@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.shared.config import ROTARY_BASE, ModelConfig
-from jaxgpt.training.model.layers import INIT_STD, apply_to_rows, dropout, linear, split_keys
+from jaxgpt.training.model.layers import INIT_STD, Linear, apply_to_rows, dropout, linear, split_keys
 from jaxgpt.training.model.numerics import FLOAT32, Numerics, matmul
 
 
@@ -30,7 +30,8 @@ class Attention(nnx.Module):
     """Causal multi-head self-attention."""
 
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.n_head, self.head_size, self.rate = config.n_head, config.head_size, config.dropout
+        self.n_head, self.head_size = config.n_head, config.head_size
+        self.rate, self.weights_rate = config.dropout, config.attn_rate
         self.numerics, self.rotary = numerics, config.positions == "rotary"
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
         self.c_attn = linear(config.n_embd, 3 * config.n_embd, INIT_STD, config, numerics, rngs)
@@ -64,9 +65,13 @@ class Attention(nnx.Module):
     def _query_key_value(
         self, x: Float[Array, "B T C"], start: Int[Array, ""] | int
     ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
-        B, T, _ = x.shape
-        qkv = apply_to_rows(self.c_attn, x).reshape(B, T, 3 * self.n_head, self.head_size)
-        query, k, v = jnp.split(qkv, 3, axis=2)
+        B, T, C = x.shape
+        if self.numerics.unfused_qkv and isinstance(self.c_attn, Linear):
+            shape = (B, T, self.n_head, self.head_size)
+            query, k, v = (part.reshape(shape) for part in self.c_attn.thirds(x.reshape(B * T, C)))
+        else:
+            qkv = apply_to_rows(self.c_attn, x).reshape(B, T, 3 * self.n_head, self.head_size)
+            query, k, v = jnp.split(qkv, 3, axis=2)
         if self.rotary:
             positions = start + jnp.arange(T)
             query, k = rotate(query, positions), rotate(k, positions)
@@ -82,7 +87,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T H D"]:
         """Mix values by the softmax of their scores, with dropout of these weights."""
         weights = attention_weights(query, keys, start, self.numerics)  # (B, H, T, S)
-        weights = dropout(weights, self.rate, key)
+        weights = dropout(weights, self.weights_rate, key)
         return matmul("BHTS,BSHD->BTHD", weights, values, self.numerics)
 
     def _project(self, mixed: Float[Array, "B T H D"]) -> Float[Array, "B T C"]:

@@ -15,12 +15,15 @@ from the weights and have no gradient.
 Source: Esser et al. 2020, Learned Step Size Quantization, arXiv:1902.08153.
 """
 
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+
+from jaxgpt.training.model.numerics import FLOAT32, Numerics, matmul
 
 T = TypeVar("T")
 
@@ -95,18 +98,22 @@ class FakeQuantLinear(nnx.Linear):
     Args:
       in_features: I.
       out_features: O.
-      wide_sums: see Numerics. Without, integers are multiplied in the parameters' dtype: their sums pass
-        float16's 65,504.
+      numerics: of the product. Without wide sums, integers are multiplied in the parameters' dtype: their
+        sums pass float16's 65,504.
       kwargs: see nnx.Linear.
 
     Attributes:
+      numerics: of the product.
       input_scale: (), scale of the input, trained.
       observing: compute in floats and sow the input; see calibration.py.
     """
 
-    def __init__(self, in_features: int, out_features: int, wide_sums: bool = True, **kwargs: Any) -> None:
-        super().__init__(in_features, out_features, **kwargs)
-        self.wide_sums = wide_sums
+    def __init__(
+        self, in_features: int, out_features: int, numerics: Numerics = FLOAT32, **kwargs: Any
+    ) -> None:
+        dtypes = {"dtype": numerics.compute, "param_dtype": numerics.params}
+        super().__init__(in_features, out_features, **dtypes, **kwargs)
+        self.numerics = numerics if numerics.wide_sums else numerics._replace(compute=numerics.params)
         self.input_scale = nnx.Param(jnp.ones((), self.param_dtype))
         self.observing = False
 
@@ -118,10 +125,51 @@ class FakeQuantLinear(nnx.Linear):
         q_w, w_scale = round_weight(self.kernel[...], 0)
         x_scale = self.input_scale[...]
         q_x = round_inputs(inputs.astype(self.param_dtype), x_scale)
-        dtype = self.dtype if self.wide_sums else self.param_dtype
-        total = jnp.matmul(q_x.astype(dtype), q_w.astype(dtype), preferred_element_type=self.param_dtype)
-        y = total * (x_scale * w_scale) + self.bias[...][None]
+        product = mixed_integer_matmul if self.numerics.is_mixed else integer_matmul
+        y = product(self.numerics, q_x, q_w, x_scale, w_scale) + self.bias[...][None]
         return y.astype(self.dtype)
+
+
+def integer_matmul(
+    numerics: Numerics,
+    q_x: Float[Array, "N I"],
+    q_w: Float[Array, "I O"],
+    x_scale: Float[Array, ""],
+    w_scale: Float[Array, "1 O"],
+) -> Float[Array, "N O"]:
+    """Multiply integers, exactly, and scale the sums."""
+    return matmul("NI,IO->NO", q_x, q_w, numerics) * (x_scale * w_scale)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def mixed_integer_matmul(numerics: Numerics, q_x: Array, q_w: Array, x_scale: Array, w_scale: Array) -> Array:
+    """Do the same; the backward products, too, have operands in the compute dtype.
+
+    They are those of a float layer, of the weights q_w * w_scale: the gradient of the integers' product
+    itself, which is that of y times both scales, would vanish in float16.
+    """
+    return integer_matmul(numerics, q_x, q_w, x_scale, w_scale)
+
+
+def _mixed_integer_matmul_forward(
+    numerics: Numerics, q_x: Array, q_w: Array, x_scale: Array, w_scale: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    y = mixed_integer_matmul(numerics, q_x, q_w, x_scale, w_scale)
+    return y, (q_x.astype(numerics.compute), q_w.astype(numerics.compute), x_scale, w_scale)
+
+
+def _mixed_integer_matmul_backward(
+    numerics: Numerics, kept: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array, Array, Array]:
+    q_x, q_w, x_scale, w_scale = kept
+    weight = q_w.astype(numerics.params) * w_scale
+    of_x = matmul("NO,IO->NI", gradient, weight, numerics)  # of q_x * x_scale
+    of_w = matmul("NI,NO->IO", q_x, gradient, numerics) * (x_scale * w_scale)
+    of_scale = jnp.sum(q_x.astype(numerics.params) * of_x)
+    return of_x * x_scale, of_w, of_scale, jnp.zeros_like(w_scale)
+
+
+mixed_integer_matmul.defvjp(_mixed_integer_matmul_forward, _mixed_integer_matmul_backward)
 
 
 class FakeQuantEmbed(nnx.Embed):

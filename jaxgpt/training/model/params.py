@@ -1,5 +1,6 @@
 """Parameters as a flat dict, under GPT-2's names: new ones, their shapes, padding, and back into a model."""
 
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ HostParam = npt.NDArray[np.float32]
 HostParams = dict[str, HostParam]
 
 
+@functools.lru_cache
 def graph_of(config: ModelConfig, numerics: Numerics = FLOAT32) -> nnx.GraphDef[GPT]:
     """Return the model's structure without any array."""
     abstract = nnx.eval_shape(lambda: GPT(config, nnx.Rngs(0), numerics))
@@ -39,6 +41,11 @@ def pad_vocabulary(params: Params, multiple: int) -> Params:
 def trim_vocabulary(params: Params, vocab_size: int) -> Params:
     """Return parameters without the rows that pad the tables."""
     return {name: array[:vocab_size] if name in TABLES else array for name, array in params.items()}
+
+
+def unpadded_shape(name: str, shape: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+    """Return the shape of a parameter without the rows that pad a table."""
+    return (vocab_size, *shape[1:]) if name in TABLES else shape
 
 
 def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

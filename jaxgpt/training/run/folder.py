@@ -19,7 +19,7 @@ from typing import Any
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import check_writable, lock, read_json, write_json
+from jaxgpt.shared.files import check_output_folder, lock, read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 RUN_FORMAT_VERSION = 3
@@ -56,7 +56,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return what config.json holds; nothing of overrides where there are none."""
-        found = {"format_version": RUN_FORMAT_VERSION, **dataclasses.asdict(self)}
+        fields = {**dataclasses.asdict(self), "model": self.model.to_json()}
+        found = {"format_version": RUN_FORMAT_VERSION, **fields}
         return found if self.overrides else {k: v for k, v in found.items() if k != "overrides"}
 
     def data_at(self, step: int) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def require_same_training(folder: Path, config: RunConfig) -> None:
 
 def create_run(folder: Path, config: RunConfig) -> None:
     """Make a run folder, or check that the one there is of the same training: see require_same_training."""
-    check_writable(folder)
+    check_output_folder(folder)
     require_same_training(folder, config)
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)

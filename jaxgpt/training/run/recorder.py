@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,20 @@ from jaxgpt.shared.files import write_atomic
 from jaxgpt.training.devices.processes import is_main_process
 from jaxgpt.training.run.folder import read_metrics
 from jaxgpt.training.run.full_disk import told_as_os_error
+
+
+@contextlib.contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Let a module that is not loaded yet seem not installed, while this is open."""
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[name]
+
 
 RATE_STEPS = 50  # tokens/s is the mean over so many steps
 PLAIN_LINES = 20  # lines of progress where stderr is no terminal
@@ -151,7 +167,8 @@ class Recorder:
 def _open_board(folder: Path, first_step: int) -> Any:
     """Return the writer of TensorBoard's files; None, with a line, where its package is not installed."""
     try:
-        from tensorboardX import SummaryWriter
+        with _hidden("torch"):  # which tensorboardX loads where it is, for seconds: nothing here needs it
+            from tensorboardX import SummaryWriter
     except ModuleNotFoundError as error:
         if error.name != "tensorboardX":
             raise

@@ -25,7 +25,7 @@ from jaxgpt.training.batches import Batches
 from jaxgpt.training.devices.malloc import reserve_memory
 from jaxgpt.training.devices.precision import compute_capability
 from jaxgpt.training.model.numerics import choose_numerics
-from jaxgpt.training.model.params import abstract_params
+from jaxgpt.training.model.params import unpadded_shape
 from jaxgpt.training.model.qat_scales import with_scales
 from jaxgpt.training.run.folder import RunConfig, data_entry
 from jaxgpt.training.run.init_from import InitSource
@@ -54,6 +54,7 @@ class Training:
       parameter_count: of the model.
       tokens_per_step: of all devices together.
       input_wait_s: seconds, so far, that devices without work waited for a batch.
+      compile_s: seconds that tracing and compiling the step took; 0 before that.
 
     Raises:
       UserError: model, settings, data set, mesh or init do not fit each other.
@@ -83,13 +84,19 @@ class Training:
         self.config = RunConfig(preset, model, train, data_entry(dataset), entry)
         self.model, self.train, self.dataset, self.mesh = model, train, dataset, mesh
         platform, capability = jax.default_backend(), compute_capability()
-        numerics, self.attention = choose_numerics(model, train.precision, platform, capability)
+        numerics, self.attention = choose_numerics(model, train, platform, capability)
         self.compiled = CompiledTraining(model, train, mesh, numerics)
-        self._eval_step = jax.jit(make_eval_step(self.compiled.graph, train.loss_chunks))
-        self._batches = Batches(dataset.train, model.block_size, train.batch_size, train.seed)
-        self.parameter_count = sum(math.prod(leaf.shape) for leaf in abstract_params(model).values())
+        eval_step = make_eval_step(self.compiled.graph, train.loss_chunks)
+        self._eval_step = jax.jit(eval_step, compiler_options=self.compiled.compiler_options)
+        self._batches = Batches(
+            dataset.train, model.block_size, train.batch_size, train.seed, dataset.train_mask
+        )
+        self.parameter_count = sum(
+            math.prod(unpadded_shape(name, leaf.shape, model.vocab_size))
+            for name, leaf in self.compiled.abstract.params.items()
+        )
         self.tokens_per_step = train.batch_size * model.block_size
-        self.input_wait_s = 0.0
+        self.input_wait_s = self.compile_s = 0.0
         self._last_loss: Any = None  # an array of the devices, of the last step
 
     def first_state(self) -> TrainState:
@@ -133,7 +140,9 @@ class Training:
     def compiled_step(self) -> jax.stages.Compiled:
         """The compiled step; compiling takes seconds to minutes."""
         say("compiling")
+        started = time.perf_counter()
         compiled = self.compiled.compile_step()
+        self.compile_s = time.perf_counter() - started
         if jax.default_backend() == "cpu":
             reserve_memory(peak_bytes(compiled) * jax.local_device_count())
         return compiled

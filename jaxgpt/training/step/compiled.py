@@ -15,6 +15,10 @@ from jaxgpt.training.step.optimizer import make_optimizer
 from jaxgpt.training.step.state import TrainState, first_state
 from jaxgpt.training.step.train_step import make_train_step
 
+# What makes a platform's compiler take kernels whose results repeat to the bit, in another process, too: XLA
+# then leaves out atomic sums (cuDNN's backward attention has them) and chooses no kernel by its time.
+DETERMINISTIC_OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_deterministic_ops": True}}
+
 
 class CompiledTraining:
     """A training as compiled functions over a mesh; making one allocates nothing.
@@ -31,13 +35,15 @@ class CompiledTraining:
       shardings: how it lies on the mesh.
       batch_shape: (A, B, T), micro-batches of an optimizer step.
       batch_sharding: how they lie on the mesh.
+      compiler_options: what the compiler is told besides; empty for its own choice.
     """
 
     def __init__(self, model: ModelConfig, train: TrainConfig, mesh: Mesh, numerics: Numerics) -> None:
         self._model, self._train, self._mesh = model, train, mesh
         self.graph = graph_of(model, numerics)
         self._optimizer = make_optimizer(train, model)
-        self.abstract: TrainState = jax.eval_shape(self._first_state)
+        self._first_state = self._new_state  # one object: JAX traces it once for both uses
+        self.abstract: TrainState = jax.eval_shape(self._first_state, None)
         self.shardings: TrainState = state_shardings(mesh, self.abstract)
         self.batch_shape = (
             train.grad_accum_steps,
@@ -45,8 +51,12 @@ class CompiledTraining:
             model.block_size,
         )
         self.batch_sharding = batch_sharding(mesh, axis=1, ndim=3)
+        platform = mesh.devices.flat[0].platform
+        self.compiler_options: dict[str, str | bool] = dict(
+            DETERMINISTIC_OPTIONS.get(platform, {}) if train.deterministic else {}
+        )
 
-    def _first_state(self, params: Params | None = None) -> TrainState:
+    def _new_state(self, params: Params | None) -> TrainState:
         if params is None:
             params = pad_vocabulary(init_params(self._model, self._train.seed), self._train.vocab_multiple)
         return first_state(params, self._optimizer, self._train.seed, self._train)
@@ -83,15 +93,18 @@ class CompiledTraining:
 
         The state is donated; inputs and targets have batch_shape and lie as batch_sharding says.
         """
-        return self.lower_step().compile()
+        return self.lower_step().compile(self.compiler_options)
 
-    def lower_step(self) -> jax.stages.Lowered:
-        """Return the step before XLA optimizes it."""
-        dropout = self._model.dropout > 0
-        step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, dropout)
+    def lower_step(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
+        """Return the step before XLA optimizes it.
+
+        Args:
+          platforms: to lower it for, such as ("cuda",), which need not be there; the mesh's if not given.
+        """
+        step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, self._model.drops)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
         batch = jax.ShapeDtypeStruct(self.batch_shape, jnp.int32, sharding=self.batch_sharding)
-        return jitted.lower(self.sharded_shapes(), batch, batch)
+        return jitted.trace(self.sharded_shapes(), batch, batch).lower(lowering_platforms=platforms)
 
 
 def peak_bytes(compiled: Any) -> float:

@@ -13,7 +13,7 @@ import jinja2
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_atomic, write_json
-from jaxgpt_bench.common.formatting import counted, rate_text, signed
+from jaxgpt_bench.common.formatting import counted, rate_text, signed, verdict_sentence, without_folders
 from jaxgpt_bench.common.plots import curve_points, draw_curve, loss_bars, speed_bars, speed_title
 from jaxgpt_bench.common.rows import SpeedRow
 from jaxgpt_bench.report.page import EARLIER
@@ -67,7 +67,8 @@ def report_figures(
     return {
         **asked,
         "data": {
-            **{key: manifest[key] for key in ("source", "revision", "tokenizer", "counts")},
+            **{key: manifest[key] for key in ("revision", "tokenizer", "counts")},
+            "source": without_folders(str(manifest["source"])),
             "is_the_original_s": is_earlier_data(str(manifest["source"])),
             "manifest_sha256": dataset.sha256,
         },
@@ -137,7 +138,9 @@ def templates(escape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(loader=loader, autoescape=escape, undefined=jinja2.StrictUndefined)
     for function in (claims, int8_cost, other_loss, parse_bound, text_kind, counted, rate_text, signed):
         environment.globals[function.__name__] = function
-    environment.globals["tables"] = tables
+    environment.globals |= {
+        "tables": tables, "verdict_sentence": verdict_sentence, "without_folders": without_folders,
+    }  # fmt: skip
     return environment
 
 

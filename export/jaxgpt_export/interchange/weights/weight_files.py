@@ -1,22 +1,21 @@
 """Weight files of other programs, read without running what they may hold.
 
-A pickle is read by torch.load(weights_only=True) and never otherwise. Whatever is wrong with a file is a
-UserError that names it.
+A pickle is read by inert_pickle.py and never otherwise. Whatever is wrong with a file is a UserError that
+names it.
 """
 
 import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxgpt.shared.architecture import HEAD
+from jaxgpt.shared.architecture import HEAD, HF_PREFIX
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json
+from jaxgpt.shared.huggingface import OTHER_HEAD, is_unused
 from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import MIN_BYTE_LEVEL, OF_CHARACTERS, Tokenizer
 from safetensors import SafetensorError
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jaxgpt_export.format.tensors import Shapes, check_tensors
+from jaxgpt_export.interchange.weights.inert_pickle import load_inert
 from jaxgpt_export.model.build import Tensors, as_array
 
 HF_WEIGHTS = (
@@ -32,15 +32,15 @@ HF_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Causal masks, which older versions of transformers, nanoGPT and minGPT store.
-MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
+# What other modules put before GPT-2's names, in any order: torch.compile, DataParallel, Lightning.
+PREFIXES = ("_orig_mod.", "module.", "model.", HF_PREFIX)
 
 
 def read_weights(path: Path) -> Any:
-    """Read a safetensors file, or a pickle of tensors and plain values.
+    """Read a safetensors file, or a pickle of PyTorch.
 
     Returns:
-      Tensors by name, or whatever the pickle holds.
+      Tensors by name, or whatever the pickle holds: objects as inert stand-ins.
 
     Raises:
       UserError: the file is missing, damaged, or a pickle that holds more than tensors and plain values.
@@ -53,13 +53,11 @@ def read_weights(path: Path) -> Any:
         except (SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"{path} is no readable safetensors file ({error}); fetch it again") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_inert(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())
-        found = re.search(r"Unsupported \w+( \d+)?|PytorchStreamReader[^.:]*", text)
-        reason = found[0] if found else text
+        found = re.search(r"GLOBAL [\w.]+|Unsupported \w+( \d+)?|PytorchStreamReader[^.:]*", text)
+        reason = found[0].replace("GLOBAL", "it names") if found else text
         raise UserError(
             f"{path} can't be read as tensors and plain values ({reason[:80] or type(error).__name__}); "
             "it is damaged, or holds objects whose reading could run code: save its state dict as safetensors"
@@ -102,8 +100,8 @@ def named_tensors(value: Any, path: Path) -> Tensors:
     return dict(value)
 
 
-def plain_names(tensors: Tensors, prefixes: tuple[str, ...], path: Path) -> Tensors:
-    """Remove prefixes from names, and leave out the stored causal masks.
+def plain_names(tensors: Tensors, path: Path) -> Tensors:
+    """Remove PREFIXES from names, and leave out stored causal masks and, saying so, other heads.
 
     Raises:
       UserError: two tensors get the same name.
@@ -111,14 +109,14 @@ def plain_names(tensors: Tensors, prefixes: tuple[str, ...], path: Path) -> Tens
     plain: Tensors = {}
     for name, tensor in tensors.items():
         short = name
-        for prefix in prefixes:
+        while prefix := next(filter(short.startswith, PREFIXES), ""):
             short = short.removeprefix(prefix)
-        if MASK.fullmatch(short):
-            continue
         if short in plain:
             raise UserError(f"{path} holds {short} twice, under names with and without a prefix")
         plain[short] = tensor
-    return plain
+    if others := sorted(filter(OTHER_HEAD.fullmatch, plain)):
+        say(f"{path}: {', '.join(others)[:200]} are of another head than the language model's and left out")
+    return {name: tensor for name, tensor in plain.items() if not is_unused(name)}
 
 
 def as_float32(tensors: Tensors, path: Path) -> Arrays:

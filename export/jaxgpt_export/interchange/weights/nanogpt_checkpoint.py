@@ -1,7 +1,8 @@
-"""Reading a checkpoint of nanoGPT or minGPT, and what their two GELUs make of it.
+"""Reading a checkpoint of nanoGPT, minGPT or a trainer like them, and what their two GELUs make of it.
 
-Both store GPT-2's names with matrices (O, I). nanoGPT may have no biases (they become zeros) and pads its
-vocabulary (the rows are left out).
+All store GPT-2's names with matrices (O, I). nanoGPT may have no biases (they become zeros) and pads its
+vocabulary (the rows are left out). The state dict may lie under another name, and the settings may be an
+object. llm.c's .bin files hold the same.
 """
 
 import dataclasses
@@ -13,19 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxgpt.shared.architecture import HF_PREFIX, parameters
+from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer
+from torch import Tensor
 
 from jaxgpt_export.format.tensors import FLOAT32_DTYPE
 from jaxgpt_export.interchange.imported_model import (
     ImportedModel,
     Rows,
 )
-from jaxgpt_export.interchange.weight_files import (
+from jaxgpt_export.interchange.weights.inert_pickle import StandIn, attributes
+from jaxgpt_export.interchange.weights.llm_c import is_llm_c, read_llm_c
+from jaxgpt_export.interchange.weights.weight_files import (
     as_float32,
     check_layout,
     named_tensors,
@@ -36,8 +40,11 @@ from jaxgpt_export.interchange.weight_files import (
 )
 from jaxgpt_export.parity.metrics import token_losses
 
-PREFIXES = ("_orig_mod.", HF_PREFIX)  # torch.compile's, then GPT-2's
-ARGUMENTS = ("n_layer", "n_embd", "block_size", "vocab_size")
+STATE_DICTS = ("model", "state_dict", "model_state_dict", "model_state")  # names of it in a checkpoint
+ARGUMENTS = "model_args"  # nanoGPT's, as they stand beside the state dict
+SETTINGS = ("config", "args", "model_config", "hparams", "hyper_parameters")  # of others
+UNTOLD = ("n_head", "bias", "dropout")  # what tensors do not tell
+SHAPE = ("n_layer", "n_embd", "block_size", "vocab_size")
 
 
 def gelu_figures(tokens: npt.NDArray[np.int32], tanh: Rows, erf: Rows) -> dict[str, float]:
@@ -63,14 +70,10 @@ def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> Import
     Raises:
       UserError: it is damaged, no GPT-2, or contradicts itself or the options.
     """
-    value = read_weights(path)
-    arguments: Any = {}
-    if isinstance(value, Mapping) and "model" in value:
-        value, arguments = value["model"], value.get("model_args") or {}
-    if not isinstance(arguments, Mapping):
-        raise UserError(f"{path}: model_args is a {type(arguments).__name__}, expected names and values")
-    tensors = as_float32(plain_names(named_tensors(value, path), PREFIXES, path), path)
-    padded = _shape(tensors, arguments, n_head, path)
+    from_llm_c = is_llm_c(path)
+    state, arguments, where = read_llm_c(path) if from_llm_c else _parts(read_weights(path), path)
+    tensors = as_float32(plain_names(named_tensors(state, path), path), path)
+    padded = _shape(tensors, arguments, n_head, where, path)
     expected = {each.name: (FLOAT32_DTYPE, each.shape) for each in parameters(padded)}
     biases = {each.name: each.shape for each in parameters(padded) if each.part == "bias"}
     if not biases.keys() & tensors.keys() and not arguments.get("bias", False):
@@ -79,10 +82,40 @@ def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> Import
     check_layout(tensors, expected, path, "(O, I), as nn.Linear does")
     tensors, tied = tie_equal_head(trim_vocabulary(tensors, tokenizer, path))
     config = dataclasses.replace(padded, vocab_size=tokenizer.vocab_size, tied=tied)
-    return ImportedModel(path, "nanogpt", [path], config, tensors, tokenizer)
+    return ImportedModel(path, "llm.c" if from_llm_c else "nanogpt", [path], config, tensors, tokenizer)
 
 
-def _shape(tensors: Arrays, arguments: Mapping[str, Any], n_head: int | None, path: Path) -> ModelConfig:
+def _parts(value: Any, path: Path) -> tuple[Any, dict[str, Any], str]:
+    """Find in what a pickle holds the state dict, and what is said of the model beside it.
+
+    Returns:
+      The state dict, or what stands in its place; the arguments of the model; and what the file calls them.
+      Of others than nanoGPT's model_args only what tensors do not tell is taken: n_head, bias, dropout.
+    """
+    if isinstance(value, StandIn):
+        raise UserError(
+            f"{path} holds {value} as a whole, which is not run; save its state dict: "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    if not isinstance(value, Mapping):
+        return value, {}, ARGUMENTS
+    places = (name for name in STATE_DICTS if name in value and not isinstance(value[name], Tensor))
+    state = next((value[name] for name in places), value)
+    if value.get(ARGUMENTS):
+        arguments = attributes(value[ARGUMENTS])
+        if not arguments:
+            raise UserError(f"{path}: model_args is {quoted(value[ARGUMENTS])}, expected names and values")
+        return state, arguments, ARGUMENTS
+    for name in SETTINGS:
+        said = attributes(value.get(name))
+        if "n_head" in said:
+            return state, {key: said[key] for key in UNTOLD if key in said}, name
+    return state, {}, ARGUMENTS
+
+
+def _shape(
+    tensors: Arrays, arguments: Mapping[str, Any], n_head: int | None, where: str, path: Path
+) -> ModelConfig:
     """Read the shape from the tensors, and the heads from elsewhere; UserError where they disagree."""
     for name in ("wte.weight", "wpe.weight"):
         if name not in tensors or tensors[name].ndim != 2:
@@ -95,14 +128,12 @@ def _shape(tensors: Arrays, arguments: Mapping[str, Any], n_head: int | None, pa
         "block_size": block_size,
         "vocab_size": vocab_size,
     }
-    for name in ARGUMENTS:
+    for name in SHAPE:
         if arguments.get(name, found[name]) != found[name]:
-            raise UserError(
-                f"{path}: model_args has {name} {arguments[name]!r}, its tensors have {found[name]}"
-            )
+            raise UserError(f"{path}: {where} has {name} {arguments[name]!r}, its tensors have {found[name]}")
     said = arguments.get("n_head")
     if n_head is not None and said is not None and n_head != said:
-        raise UserError(f"{path}: model_args has n_head {said!r}, --n-head is {n_head}; leave --n-head out")
+        raise UserError(f"{path}: {where} has n_head {said!r}, --n-head is {n_head}; leave --n-head out")
     heads = said if n_head is None else n_head
     if type(heads) is not int:
         raise UserError(f"{path} does not say how many attention heads it has; give --n-head")

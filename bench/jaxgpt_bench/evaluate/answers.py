@@ -1,0 +1,107 @@
+"""Programs for requests: whether they parse, name their function fittingly, end, repeat, and are right."""
+
+from collections.abc import Sequence
+
+from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.state import Generation
+from jaxgpt_bench.evaluate.requests import CodeRequest
+from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, Speed
+from jaxgpt_bench.evaluate.writers import Texts, Writer, write_all
+from jaxgpt_bench.quality.samples import spread_evenly
+from jaxgpt_bench.sandbox.programs import Program, most_repeated, parses, program_of
+from jaxgpt_bench.sandbox.sandbox import Outcome, run_programs
+
+REQUESTED, HELD_OUT = "requests", "held-out docstrings"
+NO_FUNCTION = Outcome(False, "no function whose name fits")
+
+
+def speed_of(texts: Texts) -> Speed:
+    """Return how fast texts were written."""
+    return Speed(tokens_per_s=texts.tokens_per_s, characters_per_s=texts.characters_per_s)
+
+
+def answer_requests(
+    writer: Writer, requests: Sequence[CodeRequest], temperature: float, longest: int, seed: int
+) -> AnswersRow:
+    """Answer each request, with random numbers of its place; check what was written.
+
+    Args:
+      writer: the model.
+      requests: what is asked for.
+      temperature: 0 is greedy.
+      longest: tokens of an answer at most.
+      seed: of the first request's random numbers; the others' follow.
+    """
+    samplings = [Sampling(temperature, seed=seed + place) for place in range(len(requests))]
+    texts = write_all(writer, [request.text for request in requests], longest, samplings)
+    programs = [program_of(text.text) for text in texts.written]
+    names = [
+        program.function_that(request.fits) or "" for request, program in zip(requests, programs, strict=True)
+    ]
+    checks = {
+        place: f"{programs[place].code}\n\nf = {name}\n{requests[place].check}\n"
+        for place, name in enumerate(names)
+        if name
+    }
+    ends = dict(zip(checks, run_programs(list(checks.values())), strict=True))
+    answers = []
+    for place, request in enumerate(requests):
+        end = ends.get(place, NO_FUNCTION)
+        answers.append(_answer(request.text, texts.written[place], programs[place], names[place], end))
+    return _row(writer, REQUESTED, temperature, answers, texts)
+
+
+def answer_docstrings(
+    writer: Writer, documents: Sequence[str], temperature: float, longest: int, seed: int
+) -> AnswersRow:
+    """Answer the beginnings of held-out documents, up to their code; there is no check to pass.
+
+    A function fits whose name is that of the document's own first function.
+    """
+    asked = [split_document(document) for document in documents]
+    samplings = [Sampling(temperature, seed=seed + place) for place in range(len(asked))]
+    texts = write_all(writer, [prompt for prompt, _ in asked], longest, samplings)
+    answers = []
+    for (prompt, code), text in zip(asked, texts.written, strict=True):
+        program, own = program_of(text.text), (program_of(code).functions or ("",))[0]
+        name = own if own in (program.functions or ()) else ""
+        answers.append(_answer(prompt, text, program, name, None))
+    return _row(writer, HELD_OUT, temperature, answers, texts)
+
+
+def _answer(prompt: str, text: Generation, program: Program, name: str, end: Outcome | None) -> Answer:
+    return Answer(
+        prompt=prompt,
+        text=text.text,
+        finish_reason=text.finish_reason,
+        parses=parses(program.code),
+        function=name,
+        passed=None if end is None else end.passed,
+        why="" if end is None else end.why,
+        most_repeated=most_repeated(text.tokens),
+    )
+
+
+def _row(
+    writer: Writer, prompts: str, temperature: float, answers: Sequence[Answer], texts: Texts
+) -> AnswersRow:
+    return AnswersRow(
+        model=writer.name,
+        kind=writer.kind,
+        prompts=prompts,
+        temperature=temperature,
+        answers=tuple(answers),
+        speed=speed_of(texts),
+    )
+
+
+def split_document(document: str) -> tuple[str, str]:
+    """Return a document's request and its code, which begins at the fence; ("", document) without one."""
+    head, fence, rest = document.partition("```")
+    return (head.rstrip(), fence + rest) if fence else ("", document)
+
+
+def spread_documents(documents: Sequence[str], count: int) -> list[str]:
+    """Return so many of the documents that have code behind a request, evenly spread; all where fewer do."""
+    fenced = [document for document in documents if split_document(document)[0]]
+    return [fenced[place] for place in spread_evenly(len(fenced), count)] if fenced else []

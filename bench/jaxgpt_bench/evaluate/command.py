@@ -1,0 +1,158 @@
+"""`jaxgpt-bench evaluate`: what models can do, on the same prompts with the same random numbers.
+
+    jaxgpt-bench evaluate --artifact FP32 INT8 --data DATA
+    jaxgpt-bench evaluate --artifact FP32 INT8 --task human-eval --samples 200 --temperature 0.2
+
+Tasks: "requests" (twenty requests for small programs, each checked), "docstrings" and "functions" (held-out
+documents of --data), and "human-eval" (pass@k; the literature takes 200 samples, temperature 0.2 for pass@1
+and 0.8 for pass@100, top-p 0.95). Programs run in a sandbox. Differences are paired with the first model's.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxgpt.shared.console import Result, say, stderr
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import write_atomic, write_json
+
+Task = Literal["requests", "docstrings", "functions", "human-eval"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure what models can do, on the same prompts with the same random numbers.
+
+    Attributes:
+      artifact: artifact folders; the others are compared with the first.
+      task: what is measured; requests, and with --data docstrings and functions, if not given.
+      data: dataset folder, whose validation documents the models were not trained on.
+      temperature: of requests, docstrings and human-eval; both are asked greedily too but for human-eval.
+      top_p: of human-eval.
+      tokens: of a text at most; human-eval 150 unless given.
+      texts: held-out documents of each task.
+      samples: programs a problem of human-eval.
+      problems: HumanEval.jsonl.gz; that of the package human-eval if not given.
+      slots: texts that the engine writes side by side.
+      threads: that compute; 0 for all cores.
+      seed: of the random numbers.
+      page: also write every answer into this Markdown file.
+      out: also write the figures into this JSON file.
+      json: print one JSON document with all figures on stdout.
+    """
+
+    artifact: tuple[Path, ...]
+    task: tuple[Task, ...] = ()
+    data: Path | None = None
+    temperature: float = 0.8
+    top_p: float = 0.95
+    tokens: int | None = None
+    texts: int = 20
+    samples: int = 20
+    problems: Path | None = None
+    slots: int = 16
+    threads: int = 0
+    seed: int = 0
+    page: Path | None = None
+    out: Path | None = None
+    json: bool = False
+
+
+HELD_OUT_TASKS = ("docstrings", "functions")
+LONGEST, LONGEST_HUMAN_EVAL, LONGEST_LINES = 250, 150, 64
+
+
+def evaluate(options: EvaluateOptions) -> Result:
+    """Run `jaxgpt-bench evaluate`."""
+    for name in ("texts", "samples", "slots", "tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} ({value}) must be at least 1")
+    tasks = options.task or ("requests", *(HELD_OUT_TASKS if options.data else ()))
+    if options.data is None and set(tasks) & set(HELD_OUT_TASKS):
+        raise UserError("held-out documents are those of a data set; name its folder: --data")
+    from jaxgpt_bench.common.provenance import provenance
+    from jaxgpt_bench.evaluate.human_eval import default_file, read_problems
+    from jaxgpt_bench.evaluate.rows import EvaluateFigures
+    from jaxgpt_bench.evaluate.writers import open_writers
+    from jaxgpt_bench.sandbox.sandbox import require_sandbox
+
+    problems = read_problems(options.problems or default_file()) if "human-eval" in tasks else []
+    require_sandbox()
+    writers = open_writers(options.artifact, options.threads, options.slots)
+    rows: dict[str, Any] = {"answers": (), "functions": (), "human_eval": ()}
+    if "requests" in tasks or "docstrings" in tasks:
+        rows["answers"] = _answers(options, tasks, writers)
+    if "functions" in tasks:
+        rows["functions"] = _functions(options, writers)
+    if problems:
+        rows["human_eval"] = _human_eval(options, writers, problems)
+    settings = {
+        name: getattr(options, name) for name in ("temperature", "top_p", "texts", "samples", "slots", "seed")
+    }
+    written = EvaluateFigures(**rows, settings=settings, provenance=provenance()).to_json()
+    if options.out is not None:
+        write_json(options.out, written)
+    return Result(written)
+
+
+def _answers(options: EvaluateOptions, tasks: tuple[Task, ...], writers: Any) -> tuple[Any, ...]:
+    from jaxgpt_bench.common.tables import table
+    from jaxgpt_bench.evaluate.answers import answer_docstrings, answer_requests, spread_documents
+    from jaxgpt_bench.evaluate.requests import REQUESTS
+    from jaxgpt_bench.evaluate.tables import ANSWERS, samples_markdown
+
+    longest, found = options.tokens or LONGEST, []
+    documents = spread_documents(_documents(options, writers), options.texts) if "docstrings" in tasks else []
+    for temperature in dict.fromkeys((options.temperature, 0.0)):
+        for writer in writers:
+            if "requests" in tasks:
+                found.append(answer_requests(writer, REQUESTS, temperature, longest, options.seed))
+            if documents:
+                found.append(answer_docstrings(writer, documents, temperature, longest, options.seed))
+    stderr.print(table(ANSWERS, found).terminal())
+    if options.page is not None:
+        parts = [
+            [row for row in found if row.prompts == asked]
+            for asked in dict.fromkeys(r.prompts for r in found)
+        ]
+        write_atomic(options.page, "\n".join(samples_markdown(part) for part in parts))
+    return tuple(found)
+
+
+def _documents(options: EvaluateOptions, writers: Any) -> list[str]:
+    from jaxgpt.shared.dataset import open_dataset
+    from jaxgpt_bench.quality.samples import val_documents
+
+    assert options.data is not None
+    dataset = open_dataset(options.data)
+    if dataset.tokenizer_sha256 != writers[0].tokenizer.sha256:
+        raise UserError(f"{options.data} was made with another tokenizer than {writers[0].name}")
+    return val_documents(dataset.val, writers[0].tokenizer)
+
+
+def _functions(options: EvaluateOptions, writers: Any) -> tuple[Any, ...]:
+    from jaxgpt_bench.common.tables import table
+    from jaxgpt_bench.evaluate.functions import evaluate_functions, held_out_functions
+    from jaxgpt_bench.evaluate.tables import FUNCTIONS
+
+    documents, tokenizer = _documents(options, writers), writers[0].tokenizer
+    block_size = min(writer.session.block_size for writer in writers)
+    longest = options.tokens or LONGEST_LINES
+    functions = held_out_functions(documents, tokenizer, block_size, longest, options.texts)
+    rows = evaluate_functions(writers, functions, longest)
+    stderr.print(table(FUNCTIONS, rows).terminal())
+    return tuple(rows)
+
+
+def _human_eval(options: EvaluateOptions, writers: Any, problems: Any) -> tuple[Any, ...]:
+    from jaxgpt_bench.evaluate.human_eval_task import evaluate_human_eval
+    from jaxgpt_bench.evaluate.tables import human_eval_table, human_eval_verdict
+
+    longest = options.tokens or LONGEST_HUMAN_EVAL
+    how = (options.samples, longest, options.temperature, options.top_p, options.seed)
+    rows = evaluate_human_eval(writers, problems, *how)
+    stderr.print(human_eval_table(rows).terminal())
+    for line in human_eval_verdict(rows):
+        say(line)
+    return tuple(rows)

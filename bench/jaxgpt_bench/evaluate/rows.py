@@ -1,0 +1,152 @@
+"""What `jaxgpt-bench evaluate` measures, typed, as it is written as JSON."""
+
+import dataclasses
+from typing import Any
+
+from jaxgpt_bench.common.json_data import JsonData
+from jaxgpt_bench.common.rows import Provenance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured(JsonData):
+    """A figure, and what lies between it and the first model's on the same texts.
+
+    Attributes:
+      value: mean over the texts.
+      error: its standard error; None for one text.
+      difference: from the first model's; None for the first.
+      difference_error: standard error of the paired difference.
+    """
+
+    value: float
+    error: float | None
+    difference: float | None = None
+    difference_error: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed(JsonData):
+    """How fast all texts were written, side by side.
+
+    Attributes:
+      tokens_per_s: of all of them.
+      characters_per_s: of all of them; models of different tokenizers share it.
+    """
+
+    tokens_per_s: float
+    characters_per_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer(JsonData):
+    """What a model wrote for a request.
+
+    Attributes:
+      prompt: the request.
+      text: what follows it.
+      finish_reason: endoftext, stop, length or context.
+      parses: its code is Python.
+      function: the first function whose name fits the request; "" for none. Of held-out functions, their own.
+      passed: the function passes the request's check; None where there is none.
+      why: "passed", or how the check ended.
+      most_repeated: how often the most frequent run of four tokens occurs.
+    """
+
+    prompt: str
+    text: str
+    finish_reason: str
+    parses: bool
+    function: str
+    passed: bool | None
+    why: str
+    most_repeated: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is a program with a function whose name fits."""
+        return self.parses and self.function != ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self.finish_reason in ("endoftext", "stop")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswersRow(JsonData):
+    """A model's answers to one list of prompts at one temperature."""
+
+    model: str
+    kind: str
+    prompts: str
+    temperature: float
+    answers: tuple[Answer, ...]
+    speed: Speed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FunctionsRow(JsonData):
+    """How a model goes on with held-out functions, greedily, from the middle of their code.
+
+    Attributes:
+      model: its folder.
+      kind: of its artifact.
+      next_line: share whose next line is exactly the function's.
+      edit_similarity: of the next line to the function's, 1 for the same.
+      parses: share whose code, begun by the function's own, is Python.
+      repeats: share in which a run of four tokens occurs more than five times.
+      bits_per_byte: of the whole documents.
+      speed: of writing.
+    """
+
+    model: str
+    kind: str
+    next_line: Measured
+    edit_similarity: Measured
+    parses: Measured
+    repeats: Measured
+    bits_per_byte: Measured
+    speed: Speed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PassAt(JsonData):
+    """pass@k over all problems; smallest_shown is the difference that it could have shown."""
+
+    k: int
+    score: Measured
+    smallest_shown: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HumanEvalRow(JsonData):
+    """A model's programs for HumanEval's problems.
+
+    Attributes:
+      model: its folder.
+      kind: of its artifact.
+      samples: a problem.
+      pass_at: by k.
+      passed: programs that passed, by problem.
+      ends: how programs ended, counted.
+      speed: of writing.
+    """
+
+    model: str
+    kind: str
+    samples: int
+    pass_at: tuple[PassAt, ...]
+    passed: dict[str, int]
+    ends: dict[str, int]
+    speed: Speed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateFigures(JsonData):
+    """All of it; a task that was left out has no rows."""
+
+    answers: tuple[AnswersRow, ...] = ()
+    functions: tuple[FunctionsRow, ...] = ()
+    human_eval: tuple[HumanEvalRow, ...] = ()
+    settings: dict[str, Any]
+    provenance: Provenance

@@ -1,0 +1,103 @@
+"""The tables of `jaxgpt-bench evaluate`."""
+
+from collections.abc import Sequence
+
+from jaxgpt_bench.common.formatting import rate_text
+from jaxgpt_bench.common.tables import Column, Table
+from jaxgpt_bench.evaluate.human_eval import ANCHORS
+from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, FunctionsRow, HumanEvalRow, Measured
+from jaxgpt_bench.sandbox.programs import MOST_REPEATS
+
+
+def _count(row: AnswersRow, what: str) -> str:
+    answers = row.answers
+    counted = {
+        "fits": [answer.fits for answer in answers],
+        "ended": [answer.ended for answer in answers],
+        "repeats": [answer.most_repeated > MOST_REPEATS for answer in answers],
+        "passed": [answer.passed is True for answer in answers if answer.passed is not None],
+    }[what]
+    return f"{sum(counted)} of {len(counted)}" if counted else ""
+
+
+ANSWERS = (
+    Column[AnswersRow]("model", lambda row: row.kind),
+    Column[AnswersRow]("asked", lambda row: row.prompts),
+    Column[AnswersRow]("temperature", lambda row: f"{row.temperature:g}"),
+    Column[AnswersRow]("parse, name fits", lambda row: _count(row, "fits")),
+    Column[AnswersRow]("end by themselves", lambda row: _count(row, "ended")),
+    Column[AnswersRow](f"repeat more than {MOST_REPEATS} times", lambda row: _count(row, "repeats")),
+    Column[AnswersRow]("pass their check", lambda row: _count(row, "passed")),
+)
+
+
+def _share(found: Measured, scale: float = 100.0, unit: str = "%") -> str:
+    text = f"{found.value * scale:.3g} {unit}".strip()
+    if found.difference is None:
+        return text if found.error is None else f"{text} ± {found.error * scale:.2g}"
+    error = "" if found.difference_error is None else f" ± {found.difference_error * scale:.2g}"
+    return f"{text} ({found.difference * scale:+.2g}{error})"
+
+
+FUNCTIONS = (
+    Column[FunctionsRow]("model", lambda row: row.kind),
+    Column[FunctionsRow]("next line right", lambda row: _share(row.next_line)),
+    Column[FunctionsRow]("edit similarity", lambda row: _share(row.edit_similarity)),
+    Column[FunctionsRow]("parse", lambda row: _share(row.parses)),
+    Column[FunctionsRow]("repeat", lambda row: _share(row.repeats)),
+    Column[FunctionsRow]("bits a byte", lambda row: _share(row.bits_per_byte, 1.0, "")),
+    Column[FunctionsRow]("tokens/s", lambda row: rate_text(row.speed.tokens_per_s)),
+    Column[FunctionsRow]("characters/s", lambda row: rate_text(row.speed.characters_per_s)),
+)
+
+
+def human_eval_table(rows: Sequence[HumanEvalRow]) -> Table:
+    """Return pass@k of each model, and what others published."""
+    ks = [each.k for each in rows[0].pass_at]
+    titles = ("model", *(f"pass@{k}" for k in ks), "smallest difference shown")
+    lines = [
+        (
+            row.kind,
+            *(_share(each.score) for each in row.pass_at),
+            ", ".join(f"{each.smallest_shown:.1%}" for each in row.pass_at),
+        )
+        for row in rows
+    ]
+    published = [(anchor.model, *(f"{anchor.pass_at[k]:.2%}" for k in ks), "published") for anchor in ANCHORS]
+    return Table(titles, tuple(lines + published))
+
+
+def human_eval_verdict(rows: Sequence[HumanEvalRow]) -> list[str]:
+    """Say where a score is too small for what was measured."""
+    return [
+        f"{row.kind}: pass@{each.k} is {each.score.value:.2%}, and so few tries show differences from "
+        f"{each.smallest_shown:.2%} on only: this says nothing of how models differ"
+        for row in rows
+        for each in row.pass_at
+        if each.smallest_shown > each.score.value
+    ]
+
+
+def samples_markdown(rows: Sequence[AnswersRow]) -> str:
+    """Return every answer, the models' side by side under its prompt."""
+    lines: list[str] = []
+    for place, first in enumerate(rows[0].answers if rows else ()):
+        lines += [f"### {first.prompt}", ""]
+        for row in rows:
+            answer = row.answers[place]
+            lines += [f"**{row.kind}**, temperature {row.temperature:g}: {_verdict(answer)}", ""]
+            lines += ["````text", answer.text.strip("\n"), "````", ""]
+    return "\n".join(lines)
+
+
+def _verdict(answer: Answer) -> str:
+    said = [
+        "parses" if answer.parses else "does not parse",
+        f"defines `{answer.function}`" if answer.function else "no function whose name fits",
+        {"endoftext": "ended by itself", "stop": "ended by itself"}.get(answer.finish_reason, "cut"),
+    ]
+    if answer.most_repeated > MOST_REPEATS:
+        said.append(f"repeats {answer.most_repeated} times")
+    if answer.passed is not None:
+        said.append("**right**" if answer.passed else f"check: {answer.why}")
+    return ", ".join(said)

@@ -1,0 +1,1 @@
+"""`jaxgpt-bench recipe`: how many steps each change of the training recipe saves."""

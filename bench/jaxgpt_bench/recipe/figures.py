@@ -1,0 +1,152 @@
+"""From losses of trainings to steps to a loss.
+
+A schedule ends with its training, so a loss on the way says nothing of a shorter training: the curve of a row
+is the final losses of trainings of several lengths. Between two lengths the loss is taken as linear in the
+logarithm of the steps. A row of one length takes Muon's curve, the mean over seeds: with a loss d above
+Muon's (of the same seed and length N) it has what Muon has after s steps, and needs N / s of Muon's steps.
+"""
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from jaxgpt_bench.common.json_data import JsonData
+from jaxgpt_bench.recipe.runs import Outcome
+
+REFERENCE, BASE = "adamw", "muon"
+Curve = Mapping[int, float]  # final losses by number of steps
+Curves = Mapping[int, Curve]  # by seed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate(JsonData):
+    """A figure over seeds.
+
+    Attributes:
+      mean: over them.
+      error: standard error of the mean; None with one seed.
+    """
+
+    mean: float
+    error: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate":
+        """Take what each seed gave."""
+        several = len(values) > 1
+        error = statistics.stdev(values) / math.sqrt(len(values)) if several else None
+        return cls(mean=statistics.fmean(values), error=error)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeRow(JsonData):
+    """A row of the table.
+
+    Attributes:
+      name: of the row.
+      seeds: how many.
+      steps: length of the trainings whose loss is given, the longest that all seeds have.
+      val_loss: nats per token.
+      against_muon: loss minus Muon's, of the same seed and number of steps; None where that is not there.
+      steps_to_target: to AdamW's loss at its longest; None where nothing tells.
+      share_of_adamw: the same as a share of AdamW's steps.
+      extrapolated: whether the target lies beyond the lengths of a row that has several.
+      cpu_seconds_a_step: median over its trainings.
+      cpu_seconds_to_target: steps to the target times that.
+    """
+
+    name: str
+    seeds: int
+    steps: int
+    val_loss: Estimate
+    against_muon: Estimate | None
+    steps_to_target: Estimate | None
+    share_of_adamw: float | None
+    extrapolated: bool
+    cpu_seconds_a_step: float
+    cpu_seconds_to_target: float | None
+
+
+def steps_to(curve: Curve, loss: float) -> float:
+    """Return after how many steps a curve of at least two lengths has a loss.
+
+    Between two lengths, and beyond the first and last, the loss is linear in the logarithm of the steps.
+    Losses must fall with length; a length that is worse than a shorter one is passed over.
+    """
+    points: list[tuple[int, float]] = []
+    for steps, value in sorted(curve.items()):
+        if not points or value < points[-1][1]:
+            points.append((steps, value))
+    if len(points) < 2:
+        return math.nan
+    pairs = list(itertools.pairwise(points))
+    (s1, l1), (s2, l2) = next((pair for pair in pairs if loss >= pair[1][1]), pairs[-1])
+    share = (l1 - loss) / (l1 - l2)
+    return s1 * (s2 / s1) ** share
+
+
+def recipe_rows(outcomes: Sequence[Outcome]) -> tuple[RecipeRow, ...]:
+    """Make the table's rows, in the order in which they first appear."""
+    curves: dict[str, dict[int, dict[int, float]]] = {}
+    for each in outcomes:
+        curves.setdefault(each.run.row, {})
+        if each.val_loss is not None:
+            curves[each.run.row].setdefault(each.run.seed, {})[each.run.steps] = each.val_loss
+    return tuple(_row(name, curves, outcomes) for name in curves if curves[name])
+
+
+def _row(name: str, curves: Mapping[str, Curves], outcomes: Sequence[Outcome]) -> RecipeRow:
+    own, base, reference = curves[name], curves.get(BASE, {}), curves.get(REFERENCE, {})
+    lengths = _common(own)
+    shared = [steps for steps in lengths if steps in _common(base)]
+    steps = (shared or lengths)[-1]
+    differences = [own[seed][steps] - base[seed][steps] for seed in own if steps in base.get(seed, {})]
+    needed = _steps_to_target(name, own, base, reference, differences, steps)
+    cost = statistics.median(o.cpu_seconds / o.run.steps for o in outcomes if o.run.row == name)
+    taken = sorted({length for curve in own.values() for length in curve})
+    several = len(taken) > 1 and name != REFERENCE
+    return RecipeRow(
+        name=name,
+        seeds=len(own),
+        steps=steps,
+        val_loss=Estimate.of([curve[steps] for curve in own.values()]),
+        against_muon=Estimate.of(differences) if differences and name != BASE else None,
+        steps_to_target=needed,
+        share_of_adamw=None if needed is None else needed.mean / _common(reference)[-1],
+        extrapolated=several and needed is not None and not taken[0] <= needed.mean <= taken[-1],
+        cpu_seconds_a_step=cost,
+        cpu_seconds_to_target=None if needed is None else needed.mean * cost,
+    )
+
+
+def _common(curves: Curves) -> list[int]:
+    """Return the lengths that every seed of a row has."""
+    return sorted(set.intersection(*(set(curve) for curve in curves.values()))) if curves else []
+
+
+def _mean_curve(curves: Curves) -> Curve:
+    """Return the mean over the seeds that have every length of the row."""
+    every = {steps for curve in curves.values() for steps in curve}
+    whole = [curve for curve in curves.values() if set(curve) == every]
+    return {steps: statistics.fmean(curve[steps] for curve in whole) for steps in every} if whole else {}
+
+
+def _steps_to_target(
+    name: str, own: Curves, base: Curves, reference: Curves, differences: Sequence[float], steps: int
+) -> Estimate | None:
+    """Return the steps to AdamW's mean loss at its longest: AdamW's by definition, others' by a curve."""
+    if not (lengths := _common(reference)):
+        return None
+    if name == REFERENCE:
+        return Estimate(mean=float(lengths[-1]), error=None)
+    target = statistics.fmean(curve[lengths[-1]] for curve in reference.values())
+    by_own = [steps_to(curve, target) for curve in own.values() if len(curve) > 1]
+    if by_own:
+        return Estimate.of(by_own)
+    curve, of_base = _mean_curve(base), [steps_to(curve, target) for curve in base.values() if len(curve) > 1]
+    if not differences or not of_base or steps not in curve:
+        return None
+    shares = [steps / steps_to(curve, curve[steps] + difference) for difference in differences]
+    return Estimate.of([share * statistics.fmean(of_base) for share in shares])

@@ -1,0 +1,117 @@
+"""A sandbox for programs that a model wrote: a process of its own, without network, in an empty folder.
+
+Time, memory, files and processes are bounded; all files but those of its folder are read-only. It rests on
+Linux namespaces, which need no rights; where a system has none, nothing is run. What happens inside is in
+sandbox_process.py.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.machine import usable_cores
+from jaxgpt_bench.sandbox.sandbox_process import NO_SANDBOX, PASSED, STARTS_S
+
+PROGRAM = Path(__file__).with_name("sandbox_process.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a program may take.
+
+    Attributes:
+      seconds: of wall time.
+      memory_mb: address space of each of its processes, 10^6 bytes.
+      files_mb: in its folder, 10^6 bytes.
+      processes: and threads, itself included.
+    """
+
+    seconds: float = 3.0
+    memory_mb: int = 512
+    files_mb: int = 16
+    processes: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a program ended.
+
+    Attributes:
+      passed: it came to its end without an exception.
+      why: "passed", "timed out", or what it ended with.
+    """
+
+    passed: bool
+    why: str
+
+
+def run_program(source: str, limits: Limits = Limits()) -> Outcome:
+    """Run a program in the sandbox.
+
+    Args:
+      source: Python; it passes when it comes to its end.
+      limits: what it may take.
+
+    Raises:
+      UserError: this system has no sandbox.
+    """
+    with tempfile.TemporaryDirectory(prefix="jaxgpt-sandbox-") as folder:
+        Path(folder).chmod(0o755)
+        task = {"source": source, "folder": folder, **dataclasses.asdict(limits)}
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={},
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(json.dumps(task).encode(), limits.seconds + 2 * STARTS_S)
+            why = str(json.loads(out)["why"])
+        except (subprocess.TimeoutExpired, ValueError, KeyError):
+            process.kill()
+            _, err = process.communicate()
+            lines = err.decode("utf-8", "replace").strip().splitlines()
+            why = f"{NO_SANDBOX}: {lines[-1] if lines else 'it did not answer'}"
+    if why.startswith(NO_SANDBOX):
+        raise UserError(
+            f"programs that a model wrote run in a sandbox only, and this system gives none "
+            f"({why.removeprefix(NO_SANDBOX + ': ')}); it takes Linux 5.12 or newer with user namespaces"
+        )
+    return Outcome(why == PASSED, why)
+
+
+def run_programs(
+    sources: Sequence[str], limits: Limits = Limits(), each: Callable[[], object] = lambda: None
+) -> list[Outcome]:
+    """Run programs, one on each core at a time; `each` is called when one has ended.
+
+    The same text is run once.
+
+    Raises:
+      UserError: this system has no sandbox.
+    """
+    different = list(dict.fromkeys(sources))
+
+    def run(source: str) -> Outcome:
+        outcome = run_program(source, limits)
+        each()
+        return outcome
+
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
+        outcomes = dict(zip(different, pool.map(run, different), strict=True))
+    return [outcomes[source] for source in sources]
+
+
+@functools.cache
+def require_sandbox() -> None:
+    """Raise UserError where programs can't be run; before a model writes for minutes."""
+    run_program("")

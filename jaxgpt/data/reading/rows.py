@@ -1,0 +1,220 @@
+"""Rows of table files, read as they are asked for: .jsonl, .json, .csv, .tsv, .parquet, .arrow.
+
+Only the columns that are asked for are typed: another column may hold a number here and a text there.
+"""
+
+import codecs
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.data.reading.opening import open_file, uncompressed_name
+from jaxgpt.data.report import ReadReport
+from jaxgpt.shared.errors import UserError
+
+# Where it stands (for messages), and its columns.
+Row = tuple[str, Mapping[str, Any]]
+ARROW_ROWS = 1000  # read at a time
+
+
+class NoTableError(UserError):
+    """A file is no table, or has none of the columns that were asked for."""
+
+
+def no_column(where: str, name: str, columns: Iterable[str]) -> NoTableError:
+    """Return the error that names the columns that there are."""
+    return NoTableError(
+        f"{where} has no column {name!r}; it has {', '.join(columns) or 'none'}; name one with --text-column "
+        "or --template"
+    )
+
+
+def read_rows(path: Path, report: ReadReport, names: Sequence[str] = ()) -> Iterator[Row]:
+    """Yield the rows of a table file.
+
+    Args:
+      path: its name tells its format; it may be compressed.
+      report: gains the rows that are damaged and left out.
+      names: of the columns that are needed; a format that stores columns apart reads these alone.
+
+    Raises:
+      NoTableError: it holds something else.
+      UserError: a part of it is damaged and errors are not skipped.
+    """
+    suffix = Path(uncompressed_name(path)).suffix.lower()
+    if not path.stat().st_size:
+        raise _empty(path, suffix)
+    if suffix in (".parquet", ".arrow"):
+        yield from _arrow_rows(path, suffix, report, names)
+    elif suffix in (".csv", ".tsv"):
+        yield from _csv_rows(path, suffix, report)
+    else:
+        with open_file(path) as file:
+            yield from _json_rows(path, file, report)
+
+
+def _empty(path: Path, suffix: str) -> NoTableError:
+    kind = "json" if suffix in (".json", ".jsonl", ".ndjson") else suffix.removeprefix(".")
+    return NoTableError(f"{path} is empty; give a {kind} table with text in it")
+
+
+def _json_rows(path: Path, file: io.BufferedReader, report: ReadReport) -> Iterator[Row]:
+    """Yield the rows of JSON lines, or of one JSON value: a list of rows or of texts, a row, or columns."""
+    first = 1
+    line = b""
+    for first, line in enumerate(file, 1):
+        line = line.removeprefix(codecs.BOM_UTF8) if first == 1 else line
+        if line.strip():
+            break
+    if not line.strip():
+        raise _empty(path, ".json")
+    if line.lstrip().startswith(b"[") or (_may_be_one_value(path) and not _is_json(line)):
+        yield from _rows_of_value(path, line + file.read())
+        return
+    for number, each in enumerate(itertools.chain([line], file), first):
+        if not each.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            row = json.loads(each)
+        except UnicodeDecodeError as error:
+            report.damaged(
+                f"{where} is not UTF-8 text ({error}); convert it", "lines that are not UTF-8", where
+            )
+        except (ValueError, RecursionError) as error:
+            message = f"{path} is no readable json table: line {number}: {error}; mend it"
+            report.damaged(message, "lines that are no JSON", where)
+        else:
+            if isinstance(row, dict):
+                yield where, row
+            else:
+                message = f"{where} is a JSON {type(row).__name__}, expected an object; mend it"
+                report.damaged(message, "lines that are no JSON object", where)
+
+
+def _may_be_one_value(path: Path) -> bool:
+    """Whether a file may be one JSON value over several lines."""
+    return uncompressed_name(path).lower().endswith(".json")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _rows_of_value(path: Path, content: bytes) -> Iterator[Row]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise NoTableError(f"{path} is no readable json table: {error}") from None
+    if isinstance(value, dict):
+        columns = value.values()
+        if all(isinstance(column, list) for column in columns) and len({len(c) for c in columns}) == 1:
+            value = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+        else:
+            value = [value]
+    if not isinstance(value, list) or not all(isinstance(row, dict | str) for row in value):
+        raise NoTableError(f"{path} is no readable json table: expected a list of objects")
+    for number, row in enumerate(value):
+        yield f"{path} row {number}", {"text": row} if isinstance(row, str) else row
+
+
+def _csv_rows(path: Path, suffix: str, report: ReadReport) -> Iterator[Row]:
+    """Yield the rows of a table of separated values, whose first line names the columns.
+
+    The separator of a .tsv is a tab; of a .csv a comma, or a semicolon where the first line has no comma.
+    """
+    csv.field_size_limit(sys.maxsize)
+    with open_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        reader: Any = csv.reader(())
+        try:
+            first = text.readline()
+            comma = ";" if ";" in first and "," not in first else ","
+            lines = itertools.chain([first], text)
+            reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else comma, strict=True)
+            names: list[str] = next(reader, [])
+            for row in reader:
+                if not row:
+                    continue
+                where = f"{path} line {reader.line_num}"
+                if len(row) == len(names):
+                    yield where, dict(zip(names, row, strict=True))
+                else:
+                    message = (
+                        f"{where} ends a row of {len(row)} values, the first line names {len(names)}; mend it"
+                    )
+                    report.damaged(message, "rows with another number of values", where)
+        except (csv.Error, UnicodeDecodeError) as error:
+            message = (
+                f"{path} is no readable {suffix[1:]} table after line {reader.line_num} ({error}); mend it"
+            )
+            report.damaged(message, f"{suffix} files that end early", str(path))
+
+
+def _arrow_rows(path: Path, suffix: str, report: ReadReport, names: Sequence[str]) -> Iterator[Row]:
+    import pyarrow as pa  # slow to import
+
+    number = 0
+    try:
+        for batch in _arrow_batches(path, suffix, names):
+            columns = {name: _values(batch.column(name)) for name in names or batch.schema.names}
+            for row in zip(*columns.values(), strict=True):
+                where = f"{path} row {number}"
+                number += 1
+                if any(isinstance(value, UnicodeDecodeError) for value in row):
+                    message = f"{where} is not UTF-8; convert it"
+                    report.damaged(message, "rows that are not UTF-8", where)
+                else:
+                    yield where, dict(zip(columns, row, strict=True))
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise NoTableError(f"{path} is no readable {suffix[1:]} table: {cause}") from None
+
+
+def _arrow_batches(path: Path, suffix: str, names: Sequence[str]) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def check(columns: Sequence[str]) -> None:
+        for name in names:
+            if name not in columns:
+                raise no_column(str(path), name, columns)
+
+    with open_file(path) as file:
+        if suffix == ".parquet":
+            table = pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
+            check(table.schema_arrow.names)
+            yield from table.iter_batches(ARROW_ROWS, columns=list(names) or None)
+        else:
+            stream = pa.ipc.open_stream(file)
+            check(stream.schema.names)
+            yield from stream
+
+
+def _values(column: Any) -> list[Any]:
+    """Return a column's values; texts that are not UTF-8 as the error that says so."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _values(column.dictionary_decode())
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return list(column.to_pylist())
+    return [_decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _decoded(value: bytes | None) -> str | UnicodeDecodeError | None:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error

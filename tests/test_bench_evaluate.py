@@ -1,0 +1,268 @@
+"""`jaxgpt-bench evaluate`: what models can do."""
+
+import gzip
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import Command, assert_one_line_error
+from jaxgpt_bench.evaluate.answers import answer_docstrings, answer_requests, split_document
+from jaxgpt_bench.evaluate.functions import cut_in_the_middle
+from jaxgpt_bench.evaluate.requests import REQUESTS
+from jaxgpt_bench.evaluate.statistics import (
+    mean_and_error,
+    paired_difference,
+    pass_at_k,
+    smallest_shown,
+)
+from jaxgpt_bench.evaluate.tables import samples_markdown
+from jaxgpt_bench.evaluate.writers import Writer
+from jaxgpt_bench.sandbox.programs import edit_similarity, most_repeated, program_of
+from jaxgpt_bench.sandbox.sandbox import require_sandbox, run_programs
+
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+
+# A right program for each request, in order.
+RIGHT = (
+    "def calculate_average(numbers):\n    return sum(numbers) / len(numbers)",
+    "def reverse_string(s):\n    return s[::-1]",
+    "def is_prime(n):\n    return n > 1 and all(n % i for i in range(2, n))",
+    "def factorial(n):\n    return 1 if n < 2 else n * factorial(n - 1)",
+    "def find_largest(numbers):\n    return max(numbers)",
+    "def count_vowels(s):\n    return sum(c in 'aeiou' for c in s)",
+    "def remove_duplicates(items):\n    return list(set(items))",
+    "def is_palindrome(s):\n    return s == s[::-1]",
+    "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a",
+    "def gcd(a, b):\n    while b:\n        a, b = b, a % b\n    return a",
+    "def sort_list(items):\n    items.sort()",
+    "def merge_dicts(a, b):\n    return {**a, **b}",
+    "def celsius_to_fahrenheit(c):\n    return c * 9 / 5 + 32",
+    "def flatten(nested):\n    for part in nested:\n        yield from part",
+    "def count_words(text):\n    return len(text.split())",
+    "def sum_of_digits(n):\n    return sum(map(int, str(n)))",
+    "def is_leap_year(y):\n    return y % 4 == 0 and (y % 100 != 0 or y % 400 == 0)",
+    "import math\n\ndef area_of_circle(r):\n    return math.pi * r * r",
+    "def common_elements(a, b):\n    return [x for x in a if x in b]",
+    "def are_anagrams(a, b):\n    return sorted(a) == sorted(b)",
+)
+
+
+@pytest.fixture
+def sandbox() -> None:
+    try:
+        require_sandbox()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_right_program_passes_each_check_and_a_wrong_one_none() -> None:
+    assert len(REQUESTS) == len(RIGHT) == len({request.text for request in REQUESTS}) == 20
+    assert REQUESTS[0].text == "Python program to calculate the average"
+    names = [(program_of(code).functions or ("",))[-1] for code in RIGHT]
+    assert all(request.fits(name) for request, name in zip(REQUESTS, names, strict=True))
+    assert not any(request.fits("helper") for request in REQUESTS)
+    right = [
+        f"{code}\nf = {name}\n{request.check}"
+        for code, name, request in zip(RIGHT, names, REQUESTS, strict=True)
+    ]
+    wrong = [f"def f(*arguments):\n    return None\n{request.check}" for request in REQUESTS]
+    assert [end.why for end in run_programs(right)] == ["passed"] * 20
+    assert not any(end.passed for end in run_programs(wrong))
+
+
+class Script:
+    """A session that writes given texts, whatever the prompt: a sure logit a token."""
+
+    block_size = 512
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self._texts = iter(texts)
+        self._rest: list[int] = []
+
+    def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        self._rest = [*self.tokenizer.encode(next(self._texts)), self.tokenizer.endoftext]
+        return self.decode(0)
+
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
+        logits = np.zeros(self.tokenizer.vocab_size, np.float32)
+        logits[self._rest.pop(0)] = 1000.0
+        return logits
+
+
+def scripted(data: Path, texts: Sequence[str]) -> Writer:
+    tokenizer = load_tokenizer(data)
+    return Writer("model", "fp32", "script", Script(tokenizer, texts), tokenizer)
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_answers_are_judged(data: Path) -> None:
+    texts = [
+        f"\n```python\n{RIGHT[0]}\n```\nIt adds and divides.",
+        "\n```python\ndef reverse_string(s):\n    return s\n```",
+        "def other(n):\n    return n",
+        "```python\ndef factorial(\n```",
+    ]
+    row = answer_requests(scripted(data, texts), REQUESTS[:4], 0.8, 200, 0)
+    assert [answer.fits for answer in row.answers] == [True, True, False, False]
+    assert [answer.parses for answer in row.answers] == [True, True, True, False]
+    assert [answer.passed for answer in row.answers] == [True, False, False, False]
+    assert [answer.why.partition(":")[0] for answer in row.answers] == [
+        "passed",
+        "AssertionError",
+        "no function whose name fits",
+        "no function whose name fits",
+    ]
+    assert all(answer.ended for answer in row.answers)
+    assert type(row).from_json(json.loads(json.dumps(row.to_json()))) == row
+    page = samples_markdown([row])
+    assert "### Python program to calculate the average" in page
+    assert "defines `calculate_average`, ended by itself, **right**" in page
+
+
+def test_held_out_docstrings_name_the_same_function(data: Path) -> None:
+    documents = ["Add two numbers. add(a, b) ```python\ndef add(a, b):\n    return a + b\n```"]
+    row = answer_docstrings(scripted(data, ["```python\ndef add(x): return x\n```"]), documents, 0.0, 50, 0)
+    (answer,) = row.answers
+    assert answer.prompt == "Add two numbers. add(a, b)"
+    assert (answer.function, answer.passed, answer.finish_reason) == ("add", None, "endoftext")
+    row = answer_docstrings(scripted(data, ["def sub(x): return x"]), documents, 0.0, 50, 0)
+    assert row.answers[0].function == ""
+
+
+def test_a_text_that_is_cut_did_not_end_and_repeats(data: Path) -> None:
+    row = answer_docstrings(scripted(data, ["x = 0\n" * 40]), ["Say it. ```python\nx\n```"], 0.8, 60, 0)
+    (answer,) = row.answers
+    assert answer.finish_reason == "length"
+    assert not answer.ended
+    assert answer.most_repeated > 5
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "functions"),
+    [
+        ("\n```python\ndef f(): pass\n```\nand more ``` here", "def f(): pass\n", ("f",)),
+        ("def f(): pass\n```\nprose", "def f(): pass\n", ("f",)),
+        ("Sure:\n```py\nclass A:\n    def g(self): pass\n```", "class A:\n    def g(self): pass\n", ("g",)),
+        ("```\nx = 1", "x = 1", ()),
+        ("prose without code", "prose without code", None),
+        ("", "", None),
+    ],
+)
+def test_the_program_of_a_text(text: str, code: str, functions: tuple[str, ...] | None) -> None:
+    program = program_of(text)
+    assert (program.code, program.functions) == (code, functions)
+
+
+def test_repetition_and_similarity() -> None:
+    assert most_repeated([1, 2, 3]) == 0
+    assert most_repeated([1, 2, 3, 4, 5]) == 1
+    assert most_repeated([7] * 10) == 7
+    assert edit_similarity("kitten", "sitting") == pytest.approx(1 - 3 / 7)
+    assert edit_similarity("", "") == 1.0
+    assert edit_similarity("abc", "") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("samples", "passed", "k"), [(5, 2, 3), (10, 0, 1), (6, 6, 2), (20, 19, 4), (7, 3, 7)]
+)
+def test_pass_at_k_is_the_share_of_choices(samples: int, passed: int, k: int) -> None:
+    tries = [True] * passed + [False] * (samples - passed)
+    choices = list(itertools.combinations(tries, k))
+    assert pass_at_k(samples, passed, k) == pytest.approx(sum(map(any, choices)) / len(choices), abs=1e-12)
+
+
+def test_pass_at_k_needs_k_samples() -> None:
+    with pytest.raises(UserError, match="at least 10 samples"):
+        pass_at_k(5, 1, 10)
+
+
+def test_errors() -> None:
+    values = [0.0, 1.0, 1.0, 0.0]
+    mean, error = mean_and_error(values)
+    assert mean == 0.5
+    assert error == pytest.approx(np.std(values, ddof=1) / 2)
+    assert paired_difference(values, values) == (0.0, 0.0)
+    assert smallest_shown([0.0] * 164) == pytest.approx(3 / 164)
+    spread = [0.0, 1.0] * 50
+    assert smallest_shown(spread) == pytest.approx(1.96 * math.sqrt(2) * np.std(spread, ddof=1) / 10)
+
+
+def test_a_function_is_cut_before_a_line_in_its_middle() -> None:
+    document = "Add. add(a) ```python\ndef add(a):\n    b = a + 1\n\n    return b\n```"
+    function = cut_in_the_middle(document)
+    assert function is not None
+    assert function.prompt == "Add. add(a) ```python\ndef add(a):\n"
+    assert (function.code, function.next_line) == ("def add(a):\n", "    b = a + 1")
+    assert cut_in_the_middle("Add. ```python\nx = 1\n```") is None
+    assert split_document("no code here") == ("", "no code here")
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    path = tmp_path / "HumanEval.jsonl.gz"
+    made = [
+        {
+            "task_id": f"Test/{number}",
+            "prompt": f"def f{number}(x):\n",
+            "test": f"def check(f):\n    assert f(1) == {number}\n",
+            "entry_point": f"f{number}",
+        }
+        for number in range(2)
+    ]
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, made)).encode()))
+    return path
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_the_command_measures_every_task(
+    command: Command, tmp_path: Path, data: Path, fp32: Path, int8_dynamic: Path, problems: Path
+) -> None:
+    out, page = tmp_path / "evaluate.json", tmp_path / "answers.md"
+    tasks = ("requests", "docstrings", "functions", "human-eval")
+    arguments = ("--artifact", fp32, int8_dynamic, "--data", data, "--task", *tasks, "--tokens", 8)
+    more = ("--texts", 3, "--samples", 2, "--problems", problems, "--out", out, "--page", page)
+    code, _, err = command("jaxgpt-bench", "evaluate", *arguments, *more)
+    assert code == 0, err
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["kind"] for row in found["human_eval"]] == ["fp32", "int8-dynamic"]
+    assert [len(row["answers"]) for row in found["answers"]] == [20, 3] * 4
+    assert [row["temperature"] for row in found["answers"]] == [0.8] * 4 + [0.0] * 4
+    first, second = found["functions"]
+    assert first["bits_per_byte"]["difference"] is None
+    assert second["bits_per_byte"]["difference"] == pytest.approx(
+        second["bits_per_byte"]["value"] - first["bits_per_byte"]["value"], abs=1e-9
+    )
+    assert 0 < first["bits_per_byte"]["value"] < 8
+    (at_1,) = found["human_eval"][0]["pass_at"]
+    assert (at_1["k"], at_1["score"]["value"]) == (1, 0.0)
+    assert at_1["smallest_shown"] == pytest.approx(1.5)
+    assert sum(found["human_eval"][0]["ends"].values()) == 4
+    assert "pass@1 is 0.00%" in err
+    assert page.read_text(encoding="utf-8").count("\n**int8-dynamic**, temperature 0: ") == 23
+
+
+def test_bad_input(command: Command, tmp_path: Path, fp32: Path, data: Path) -> None:
+    broken = tmp_path / "broken.jsonl.gz"
+    broken.write_bytes(b"\x1f\x8b broken")
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"task_id": 1}\n', encoding="utf-8")
+    cases = {
+        ("--texts", 0): "--texts (0) must be at least 1",
+        ("--task", "functions"): "--data",
+        ("--task", "human-eval", "--problems", broken): "can't be read as HumanEval's problems",
+        ("--task", "human-eval", "--problems", other): "line 1: expected an object",
+        ("--task", "nothing"): "nothing",
+    }
+    for arguments, part in cases.items():
+        assert_one_line_error(command("jaxgpt-bench", "evaluate", "--artifact", fp32, *arguments), part)
+    assert_one_line_error(
+        command("jaxgpt-bench", "evaluate", "--artifact", fp32, fp32, "--task", "requests"), "named twice"
+    )

@@ -1,0 +1,123 @@
+"""What a model wrote can't do any harm: each program here tries some."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from jaxgpt_bench.sandbox.sandbox import Limits, require_sandbox, run_program, run_programs
+
+from jaxgpt.shared.errors import UserError
+
+SHORT = Limits(seconds=1.0, memory_mb=256, files_mb=2, processes=3)
+
+
+@pytest.fixture(autouse=True)
+def sandbox() -> None:
+    try:
+        require_sandbox()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("total = sum(range(10))", "passed"),
+        ("assert 1 == 2, 'no'", "AssertionError: no"),
+        ("def (", "SyntaxError"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("import os; os._exit(0)", "left before its end"),
+        ("import os; os.kill(os.getpid(), 9)\nwhile True: pass", "timed out"),  # process 1 hears no SIGKILL
+        ("while True: pass", "timed out"),
+        ("import ctypes; ctypes.string_at(0)", "ended by SIGSEGV"),
+        ("x = bytearray(10 * 10**9)", "MemoryError"),
+        ("import socket; socket.create_connection(('127.0.0.1', 22), 1)", "Network is unreachable"),
+        ("import socket; socket.create_connection(('8.8.8.8', 53), 1)", "Network is unreachable"),
+        ("open('/tmp/from-a-sandbox', 'w')", "Read-only file system"),
+        ("open('small', 'w').write('x' * 1000)\nassert len(open('small').read()) == 1000", "passed"),
+        ("open('large', 'wb').write(b'x' * 3 * 10**6)", "File too large"),
+        ("for i in range(100): open(str(i), 'wb').write(b'x' * 10**5)", "No space left"),
+        ("import os; assert os.listdir('.') == [] and os.listdir('/proc') == []", "passed"),
+        ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E", "E"),
+    ],
+)
+def test_how_a_program_ends(source: str, why: str) -> None:
+    outcome = run_program(source, SHORT)
+    assert why in outcome.why, outcome
+    assert outcome.passed == (why == "passed")
+
+
+def test_a_fork_bomb_stays_small_and_dies() -> None:
+    source = """
+import os, time
+made = 0
+try:
+    for _ in range(100):
+        if os.fork() == 0:
+            time.sleep(60)
+        made += 1
+except OSError as error:
+    raise SystemExit(f"{made} made, {error}")
+"""
+    assert run_program(source, SHORT).why.startswith("SystemExit: 2 made")
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    assert run_program(bomb, SHORT).why == "timed out"
+    mine = [path for path in Path("/proc").iterdir() if path.name.isdigit() and _runs_a_sandbox(path)]
+    assert mine == []
+
+
+def _runs_a_sandbox(process: Path) -> bool:
+    try:
+        return (
+            b"sandbox_process.py" in (process / "cmdline").read_bytes()
+            and f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
+        )
+    except OSError:
+        return False
+
+
+def test_files_outside_stay(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine", encoding="utf-8")
+    kept.chmod(0o666)  # anybody may write it, but for the mount
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o777)
+    source = f"import shutil; shutil.rmtree({str(tmp_path)!r}, ignore_errors=True); open({str(kept)!r}, 'a')"
+    assert "Read-only" in run_program(source, SHORT).why
+    assert kept.read_text(encoding="utf-8") == "mine"
+
+
+def test_rights_can_not_be_had_back() -> None:
+    """Neither a new mount nor a new namespace makes a file writable."""
+    source = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mount(None, b"/", None, 32 | 4096, None) != 0
+libc.unshare(0x10000000 | 0x20000)
+clear = (ctypes.c_uint64 * 4)(0, 1, 0, 0)
+libc.syscall(442, -100, b"/", 0x8000, ctypes.byref(clear), ctypes.c_size_t(32))
+open("/tmp/from-a-sandbox", "w")
+"""
+    assert "Read-only file system" in run_program(source, SHORT).why
+
+
+def test_many_programs_run_in_order_and_equal_ones_once() -> None:
+    ended: list[int] = []
+    sources = ["x = 1", "assert False", "x = 1"]
+    outcomes = run_programs(sources, SHORT, lambda: ended.append(1))
+    assert [outcome.passed for outcome in outcomes] == [True, False, True]
+    assert len(ended) == 2
+
+
+def test_a_program_that_leaves_its_session_ends_too() -> None:
+    started = time.monotonic()
+    source = """
+import ctypes, os, time
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(60)
+"""
+    assert run_program(source, SHORT).passed
+    assert time.monotonic() - started < 30
