@@ -115,7 +115,7 @@ def test_a_finished_run_is_extended_to_the_bits_of_a_longer_one(
     assert dataclasses.replace(config, overrides=()) == read_run_config(whole)
     assert b"overrides" not in before["config.json"]
     timed = {"cpu_seconds": 0, "tokens_per_s": 0, "startup_s": 0, "compile_s": 0}
-    assert {**read_summary(finished), **timed} == {**read_summary(whole), **timed}
+    assert {**read_summary(finished), **timed} == {**read_summary(whole), **timed, "overrides": [entry]}
     assert read_summary(finished)["tokens_seen"] == 12 * 4 * 32
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.entry import Command, enter
+from jaxgpt.shared.entry import Command, CtrlC
 
 COMMANDS = {
     "quality": Command(
@@ -62,6 +62,12 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt-bench`; return its exit code."""
-    return enter(
-        "jaxgpt-bench", "Measure models: quality, speed against the ceiling, and a report.", COMMANDS, argv
-    )
+    with CtrlC(argv is None):
+        from jaxgpt.shared.console import run
+
+        return run(
+            "jaxgpt-bench",
+            "Measure models: quality, speed against the ceiling, and a report.",
+            COMMANDS,
+            argv,
+        )

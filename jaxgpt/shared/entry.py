@@ -1,7 +1,10 @@
-"""What every console program does first, before anything that takes time is imported: Ctrl-C leaves with 130.
+"""What a console program needs before anything that takes time is imported: Ctrl-C that leaves with 130.
 
     def main(argv: Sequence[str] | None = None) -> int:
-        return enter("jaxgpt", ABOUT, COMMANDS, argv)
+        with CtrlC(argv is None):
+            from jaxgpt.shared.console import run
+
+            return run("jaxgpt", ABOUT, COMMANDS, argv)
 
 Files appear whole or not at all (files.py), so a process may end at any moment. Imports little itself.
 """
@@ -10,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
@@ -30,23 +32,26 @@ class Command(NamedTuple):
     about: str
 
 
-def enter(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None) -> int:
-    """Run a console program: see console.run.
+class CtrlC:
+    """While it is entered, Ctrl-C raises KeyboardInterrupt where that is safe, and else ends the process.
 
-    Where `argv` is None the process is the program's own, and so is what Ctrl-C does in it.
+    Args:
+      is_own: the process is the program's own, and not that of a caller, who keeps what he has.
     """
-    # Not where a shell has it ignored, as for a command that it sends to the background.
-    by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    is_own = argv is None and by_default and threading.current_thread() is threading.main_thread()
-    if is_own:
-        signal.signal(signal.SIGINT, _interrupt)
-        sys.unraisablehook = _interrupt_again
-    from jaxgpt.shared.console import run
 
-    code = run(prog, about, commands, argv)
-    if is_own:  # threads are still to end, and what was registered to be done at the end
-        signal.signal(signal.SIGINT, lambda *_: leave(NOTHING_HALF_WRITTEN))
-    return code
+    def __init__(self, is_own: bool) -> None:
+        # Not where a shell has it ignored, as for a command that it sends to the background.
+        by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self._is_own = is_own and by_default and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> None:
+        if self._is_own:
+            signal.signal(signal.SIGINT, _interrupt)
+            sys.unraisablehook = _interrupt_again
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_own:  # threads are still to end, and what was registered to be done at the end
+            signal.signal(signal.SIGINT, lambda *_: leave(NOTHING_HALF_WRITTEN))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -54,7 +59,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     There an exception may be lost, or end the interpreter with a core dump: modules in C++ import others.
     """
-    while frame is not None and frame.f_code is not enter.__code__:
+    while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             leave(NOTHING_HALF_WRITTEN)
         frame = frame.f_back

@@ -25,7 +25,7 @@ from jaxgpt.training.devices.processes import all_agree, is_main_process, on_mai
 from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.flax_session import FlaxSession
 from jaxgpt.training.model.params import trim_vocabulary
-from jaxgpt.training.run.folder import read_metrics, require_same_training
+from jaxgpt.training.run.folder import read_metrics, read_run_config, require_same_training
 from jaxgpt.training.run.override import changes
 from jaxgpt.training.run.run_folder import RunFolder
 from jaxgpt.training.run.summary import finished_steps, losses_figures
@@ -203,6 +203,9 @@ class Trainer:
             "cpu_seconds": round(seconds, 1),
             **losses,
         }
+        overrides = read_run_config(self.folder).overrides
+        if overrides:
+            figures["overrides"] = list(overrides)
         if first < step:
             figures["startup_s"] = round(self.startup_s, 2)
             figures["compile_s"] = round(self.training.compile_s, 2)

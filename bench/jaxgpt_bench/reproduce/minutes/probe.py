@@ -153,7 +153,7 @@ def attempt(data: Path, settings: dict[str, Any], fits_device: bool) -> dict[str
         return run_config(train_options(data=data, out=data, **{**wanted, **changed}), dataset)
 
     plain = config_of(**({"grad_accum_steps": 1} if fits_device else {}))
-    numerics, _ = choose_numerics(plain.model, precision, jax.default_backend(), compute_capability())
+    numerics, _ = choose_numerics(plain.model, plain.train, jax.default_backend(), compute_capability())
     batch = plain.train.batch_size - plain.train.batch_size % mesh.size if fits_device else 0
     tries = list(candidates(batch, mesh.size)) if fits_device else [None]
     passed_over: list[str] = []
