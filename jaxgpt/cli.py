@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import Command, run
+from jaxgpt.shared.entry import Command, CtrlC
 
 ABOUT = (
     "Train a GPT-2 in JAX on the devices you have. What was trained is converted, quantized and run by "
@@ -31,4 +31,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt`; return its exit code."""
-    return run("jaxgpt", ABOUT, COMMANDS, argv)
+    with CtrlC(argv is None):
+        from jaxgpt.shared.console import run
+
+        return run("jaxgpt", ABOUT, COMMANDS, argv)

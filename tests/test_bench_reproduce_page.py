@@ -206,6 +206,14 @@ def test_the_page_has_every_section_and_row_and_fetches_nothing(report: dict[str
         render({**report, "memorization": {}})
 
 
+def test_a_run_that_was_changed_on_its_way_says_so() -> None:
+    report = small_report()
+    assert "changed on purpose" not in render(report)
+    changed = {"train.max_steps": {"from": 20, "to": 40}, "data": {"from": {}, "to": {}}}
+    report["train"]["overrides"] = [{"step": 20, "changed": changed}]
+    assert "After step 20 the run was changed on purpose: train.max_steps, data." in render(report)
+
+
 def test_only_like_is_judged_against_the_earlier_project_and_every_pair_is_named() -> None:
     report = small_report()
     loss, size, method, anyone, own, uncached = claim_rows(report)

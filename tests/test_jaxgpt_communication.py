@@ -1,6 +1,7 @@
 """What the devices say to each other in a step, and what lives in memory, read from the compiled program."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ import pytest
 from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
 from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.loss import summed_loss
-from jaxgpt.training.model.numerics import Numerics, choose_numerics
+from jaxgpt.training.model.numerics import TRAFFIC, Numerics, choose_numerics
 from jaxgpt.training.model.params import abstract_params, graph_of, init_params
 from jaxgpt.training.step.compiled import CompiledTraining
 
@@ -87,21 +88,26 @@ def test_fsdp_gathers_parameters_and_never_activations(
     assert {shape for kind, shape in found if kind == "all-reduce"} <= {*parameters, *shards, ()}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("grad_accum_steps", [1, 2])
-@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "grad_accum_steps", "qat", "switches"),
+    [(*each, ()) for each in itertools.product(("fp32", "bf16"), (1, 2), (False, True))]
+    + [("bf16", 1, False, TRAFFIC)],
+)
 def test_fsdp_gathers_matrices_again_for_the_backward_pass(
-    grad_accum_steps: int, precision: Precision, qat: bool
+    grad_accum_steps: int, precision: Precision, qat: bool, switches: tuple[str, ...]
 ) -> None:
     """Read before XLA optimizes: once for the forward pass, once more for the gradient of its input.
 
     The embeddings are not needed again: the head's gradient is formed in the forward pass.
     """
     train = TrainConfig(
-        batch_size=16 * grad_accum_steps, grad_accum_steps=grad_accum_steps, precision=precision
+        batch_size=16 * grad_accum_steps,
+        grad_accum_steps=grad_accum_steps,
+        precision=precision,
+        **dict.fromkeys(switches, True),
     )
     model = dataclasses.replace(MODEL, qat=qat)
-    numerics, _ = choose_numerics(model, precision, "cpu", 0.0)
+    numerics, _ = choose_numerics(model, train, "cpu", 0.0)
     text = CompiledTraining(model, train, make_mesh("fsdp=8", 8), numerics).lower_step().as_text()
     found = re.findall(r"stablehlo.all_gather.*?-> tensor<([\dx]+)xf32>", text, re.DOTALL)
     gathered = Counter(tuple(map(int, shape.split("x"))) for shape in found)

@@ -146,6 +146,7 @@ OUTSIDE = {
     "beta1": (-0.1, 1.0, 7.0),
     "beta2": (-0.1, 1.0, 7.0),
     "momentum": (-0.1, 1.0, 7.0),
+    "momentum_warmup_steps": (-1, 2**31),
     "grad_clip": (0.0, -1.0),
     "loss_chunks": (0, 2**31),
     "vocab_multiple": (0, 65_537),

@@ -150,7 +150,10 @@ def test_bash_completes_commands_and_flags_by_the_script_that_a_program_writes(
     assert flag in completed(first, flag[:4])
     if program == "jaxgpt":
         assert completed("train", "tiny", "--beta") == {"--beta1", "--beta2"}
-        assert completed("train", "tiny", "--no-") == {"--no-tied", "--no-qat", "--no-remat"}
+        switches = {each for kind in (ModelConfig, TrainConfig) for each in dataclasses.fields(kind)}
+        named = {f"--no-{each.name.replace('_', '-')}" for each in switches if each.type is bool}
+        assert {"--no-tied", "--no-qat", "--no-remat"} < named
+        assert completed("train", "tiny", "--no-") == named
         assert completed("train", "--precision", "") == {"fp32", "bf16", "fp16"}
 
 
@@ -177,7 +180,7 @@ def test_a_completion_for_no_shell_or_no_file_is_one_line(
 WITH_NUMPY = {
     "jaxgpt": {"prepare", "sample"},
     "jaxgpt-export": {"convert", "quantize", "generate", "gguf"},
-    "jaxgpt-bench": {"agreement"},
+    "jaxgpt-bench": {"agreement", "recipe"},
 }
 HEAVY = [
     "jax",

@@ -9,6 +9,7 @@ from conftest import python
 
 from jaxgpt.shared.errors import UserError, system_error_line
 from jaxgpt.shared.files import (
+    as_path,
     check_output_folder,
     check_replaceable,
     check_writable,
@@ -26,8 +27,9 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: 
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left on the device, it takes 4 bytes"):
+    with pytest.raises(OSError, match="No space left on the device, it takes 4 bytes") as raised:
         write_atomic(path, "half")
+    assert raised.value.filename == str(path)
     assert json.loads(path.read_text()) == {"old": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -185,3 +187,44 @@ except OSError as error:
     line, environment = python(code)
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(errno.EFBIG), str(tmp_path / "a.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("out", "parts"),
+    [
+        ("gs://bucket/run", ("--out gs://bucket/run is an address", "mount that storage")),
+        ("s3://bucket/run", ("--out s3://bucket/run is an address",)),
+        ("{}/file", ("/file is a file, expected a folder",)),
+        ("{}/file/run", ("/file is a file, expected a folder",)),
+        ("{}/link", ("/link is a link to nowhere (gone)",)),
+        ("{}/link/run", ("/link is a link to nowhere (gone)",)),
+        ("/proc/run", ("--out /proc/run can't be written", "choose another --out")),
+        ("{}/" + "x" * 300, ("can't be written: File name too long",)),
+        ("{}/a\0b", ("can't be written", "null")),
+    ],
+)
+def test_where_no_folder_can_be_made_is_told_in_a_line(
+    tmp_path: Path, out: str, parts: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(UserError) as raised:
+        check_output_folder(Path(out.format(tmp_path)))
+    for part in parts:
+        assert part in str(raised.value)
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_where_a_folder_can_be_made_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    for name in ("there", "link", "there/a/b", "gs:"):
+        check_output_folder(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["link", "there"]
+    assert os.listdir(tmp_path / "there") == []
+
+
+def test_a_path_may_be_given_as_text_and_not_as_anything_else() -> None:
+    assert as_path("a/b", "folder") == as_path(Path("a/b"), "folder") == Path("a/b")
+    with pytest.raises(UserError, match="folder is None, expected a path"):
+        as_path(None, "folder")

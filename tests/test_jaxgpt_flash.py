@@ -21,7 +21,7 @@ MODEL = ModelConfig(vocab_size=128, block_size=64, n_layer=2, n_head=2, n_embd=1
 
 def lowered(capability: float, model: ModelConfig = MODEL, **train: Any) -> str:
     settings = TrainConfig(batch_size=4, **train)
-    numerics, _ = choose_numerics(model, settings.precision, "gpu", capability)
+    numerics, _ = choose_numerics(model, settings, "gpu", capability)
     optimizer = make_optimizer(settings, model)
     state = jax.eval_shape(lambda: first_state(init_params(model, 0), optimizer, 0, settings))
     tokens = jax.ShapeDtypeStruct((1, 4, 64), jnp.int32)
@@ -53,8 +53,8 @@ def test_a_step_lowered_for_cuda_has_its_float16_products_with_float32_sums(qat:
     kind = r"tensor<[\dx]*x(\w+)>"
     products = re.findall(rf"dot_general.*: \({kind}, {kind}\) -> {kind}", text)
     assert ("f16", "f16", "f32") in products
-    cpu, _ = choose_numerics(MODEL, "fp16", "cpu", 0.0)
-    gpu, _ = choose_numerics(MODEL, "fp16", "gpu", 7.5)
+    cpu, _ = choose_numerics(MODEL, TrainConfig(precision="fp16"), "cpu", 0.0)
+    gpu, _ = choose_numerics(MODEL, TrainConfig(precision="fp16"), "gpu", 7.5)
     assert (cpu.wide_sums, gpu.wide_sums) == (False, True)
 
 
@@ -76,6 +76,7 @@ def test_a_step_lowered_for_cuda_has_its_float16_products_with_float32_sums(qat:
 def test_the_reason_is_told(
     changes: dict[str, Any], precision: Any, platform: str, capability: float, why: str
 ) -> None:
-    numerics, reason = choose_numerics(dataclasses.replace(MODEL, **changes), precision, platform, capability)
+    train = TrainConfig(precision=precision)
+    numerics, reason = choose_numerics(dataclasses.replace(MODEL, **changes), train, platform, capability)
     assert why in reason
     assert numerics.flash == (why == "flash attention by cuDNN")

@@ -179,14 +179,14 @@ def test_loss_is_the_float64_cross_entropy_of_the_counted_targets() -> None:
 
 
 def run_steps(
-    train: TrainConfig, poison: tuple[int, ...] = (), precision: Precision = "fp32", steps: int = STEPS
+    train: TrainConfig, poison: tuple[int, ...] = (), steps: int = STEPS
 ) -> tuple[TrainState, list[dict[str, float]], list[TrainState]]:
     """Train; the parameters of the steps in `poison` get one NaN before, and are mended after."""
     state, optimizer = start(train, jnp.float32)
     mesh = make_mesh("", 1)
     step = jax.jit(
         make_train_step(
-            graph_of(MODEL, choose_numerics(MODEL, precision, "cpu", 0.0)[0]), optimizer, mesh, train, False
+            graph_of(MODEL, choose_numerics(MODEL, train, "cpu", 0.0)[0]), optimizer, mesh, train, False
         )
     )
     metrics, states = [], [state]
@@ -228,7 +228,7 @@ def test_loss_scale_halves_on_overflow_grows_after_good_steps_and_leaves_the_gra
 ) -> None:
     monkeypatch.setattr("jaxgpt.training.step.guard.GROWTH_STEPS", 5)
     train = dataclasses.replace(TRAIN, precision="fp16")
-    _, metrics, _ = run_steps(train, poison=(2,), precision="fp16")
+    _, metrics, _ = run_steps(train, poison=(2,))
     scales = [m["loss_scale"] for m in metrics]
     assert scales[:2] == [2.0**15] * 2
     assert scales[2:7] == [2.0**14] * 5
@@ -241,7 +241,7 @@ def test_loss_scale_halves_on_overflow_grows_after_good_steps_and_leaves_the_gra
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_steps_stay_near_float32(precision: Precision) -> None:
     _, plain, _ = run_steps(TRAIN)
-    state, low, _ = run_steps(dataclasses.replace(TRAIN, precision=precision), precision=precision)
+    state, low, _ = run_steps(dataclasses.replace(TRAIN, precision=precision))
     assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype("float32")}
     off = max(abs(a["loss"] - b["loss"]) for a, b in zip(plain, low, strict=True))
     assert 0 < off < (0.02 if precision == "bf16" else 0.003)  # 8 and 11 bits, relative to a loss of 4

@@ -1,9 +1,11 @@
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,11 +17,16 @@ from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, pyt
 import jaxgpt.training.run.run_folder
 import jaxgpt.training.trainer
 from jaxgpt.shared.architecture import flops_per_token
+from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.console import parse
+from jaxgpt.training.lr_schedule import schedule
 from jaxgpt.training.options import TrainOptions
 from jaxgpt.training.run.checkpoints import Checkpoints, load_params
 from jaxgpt.training.run.folder import open_run, read_metrics, read_run_config
+from jaxgpt.training.run.learning_rates import LearningRates
+from jaxgpt.training.run.recorder import make_recorder
 from jaxgpt.training.step.state import Guard, TrainState
+from jaxgpt.training.train import warn
 
 
 def training_losses(run: Path) -> list[tuple[int, float]]:
@@ -53,6 +60,9 @@ def test_training_lowers_the_loss_and_records_every_step(run: Path) -> None:
     assert summary["val_loss"] == val[-1]["val_loss"]
     assert summary["cpu_seconds"] > 0
     assert 0 < summary["compile_s"] < summary["startup_s"]
+    best = min(val, key=lambda row: row["val_loss"])
+    assert (summary["best_step"], summary["best_val_loss"]) == (best["step"], best["val_loss"])
+    assert summary["convert_step"] == best["step"]
     assert list((run / "tensorboard").iterdir())
     assert (run / "samples" / "step_00000040.txt").read_text().strip()
 
@@ -67,6 +77,18 @@ def test_every_step_records_its_rates(run: Path) -> None:
         assert 0 <= row["input_wait"] < 1
         assert row["tokens_per_s"] == pytest.approx(8 * 64 / row["step_ms"] * 1e3, rel=1e-2)
         assert "mfu" not in row  # no datasheet gives a CPU's
+    assert [row["tokens_seen"] for row in rows] == [step * 8 * 64 for step in range(1, 41)]
+    rate = schedule(read_run_config(run).train, 0.01)
+    assert [row["learning_rate"] for row in rows] == pytest.approx([float(rate(step)) for step in range(40)])
+    started = (run / "config.json").stat().st_mtime
+    assert all(started - 1 < row["time"] < started + 3600 for row in rows)
+
+
+def test_the_rates_of_steps_are_those_of_the_schedule() -> None:
+    config = TrainConfig(max_steps=3000, warmup_steps=2000, learning_rate=1.0)
+    rates, rate = LearningRates(config), schedule(config, 1.0)
+    for step in (1, 1024, 1025, 2048, 3000, 7):
+        assert rates.at(step) == pytest.approx(float(rate(step - 1)), abs=1e-6)
 
 
 def test_mfu_is_the_share_of_the_devices_peak(
@@ -243,6 +265,7 @@ def test_unknown_preset_is_one_line(command: Command, data: Path, tmp_path: Path
         (("--mesh", "data=3"), ("data=3", "needs 3 devices")),
         (("--block-size", 100_000), ("validation split", "one window needs")),
         (("--max-steps", 0), ("max_steps (0)",)),
+        (("--cpu-devices", 100_000), ("cpu_devices (100000)", "[0, 1024]")),
     ],
 )
 def test_settings_that_can_not_work_are_one_line_and_leave_no_run(
@@ -250,6 +273,38 @@ def test_settings_that_can_not_work_are_one_line_and_leave_no_run(
 ) -> None:
     assert_one_line_error(command(*train_command(data, tmp_path / "r", *more)), *parts)
     assert not (tmp_path / "r").exists()
+
+
+def test_where_no_run_can_be_written_is_told_before_anything_is_read(
+    command: Command, tmp_path: Path
+) -> None:
+    nowhere = ("jaxgpt", "train", "tiny", "--data", tmp_path / "none", "--out")
+    (tmp_path / "file").write_text("")
+    assert_one_line_error(command(*nowhere, tmp_path / "file" / "run"), "is a file, expected a folder")
+    with contextlib.chdir(tmp_path):
+        assert_one_line_error(command(*nowhere, "gs://bucket/run"), "gs://bucket/run is an address")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_warm_up_that_takes_all_steps_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    warn(TrainConfig(warmup_steps=100, max_steps=50))
+    line = " ".join(capfd.readouterr().err.split())
+    assert line.startswith("WARNING: warmup_steps (100) is not below max_steps (50)")
+    warn(TrainConfig(warmup_steps=49, max_steps=50))
+    assert capfd.readouterr().err == ""
+
+
+def test_without_tensorboardx_a_training_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    recorder = make_recorder(tmp_path, 0, 3, 8, None)
+    recorder.step(1, {"loss": 2.0})
+    recorder.sample(1, "text")
+    recorder.close()
+    assert "tensorboardX is not installed" in capfd.readouterr().err
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [2.0]
+    assert not (tmp_path / "tensorboard").exists()
 
 
 def test_damaged_dataset_is_one_line(command: Command, data: Path, tmp_path: Path) -> None:

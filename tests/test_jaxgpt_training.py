@@ -160,6 +160,56 @@ def test_the_first_state_can_be_asked_for_again(run: Path, data: Path) -> None:
     assert first == pytest.approx(best, abs=1e-6)
 
 
+ODD = """
+import sys, pathlib, jaxgpt
+from jaxgpt import ModelConfig, TrainConfig
+data, out = sys.argv[1:]
+model, train, dataset = ModelConfig(384, 32, 1, 1, 16), TrainConfig(batch_size=8), jaxgpt.open_dataset(data)
+mesh = jaxgpt.make_mesh()
+training = jaxgpt.Training(model, train, dataset, mesh)
+for odd in (
+    lambda: jaxgpt.open_dataset(None), lambda: jaxgpt.open_init_source(3),
+    lambda: jaxgpt.Training("gpt2", train, dataset, mesh), lambda: jaxgpt.Training(model, {}, dataset, mesh),
+    lambda: jaxgpt.Training(model, train, data, mesh),
+    lambda: jaxgpt.Training(model, train, dataset, "data=1"),
+    lambda: jaxgpt.RunFolder(None, training), lambda: jaxgpt.RunFolder(out, dataset.folder),
+    lambda: jaxgpt.RunFolder("gs://bucket/run", training),
+    lambda: jaxgpt.RunFolder(data + "/train.bin", training),
+):
+    try:
+        odd()
+    except jaxgpt.UserError as error:
+        print(error)
+with jaxgpt.RunFolder(out, training) as run:
+    run.begin_or_resume()
+    try:
+        run.record(1, {"accuracy": 1.0})
+    except jaxgpt.UserError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_path_no_training_and_no_loss_is_one_line(data: Path, tmp_path: Path) -> None:
+    """In a process of its own: in this one the types of all arguments are watched."""
+    line, environment = python(ODD)
+    done = subprocess.run(
+        [*line, data, tmp_path / "run"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = [
+        "dataset folder is None, expected a path", "--init is 3, expected a path",
+        "model is 'gpt2', expected a ModelConfig", "train is {}, expected a TrainConfig",
+        "expected a Dataset", "mesh is 'data=1', expected a Mesh", "folder is None, expected a path",
+        "expected a Training", "gs://bucket/run is an address", "train.bin is a file, expected a folder",
+        "step 1 has accuracy, expected loss among them",
+    ]  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(told), lines
+    for part, line in zip(told, lines, strict=True):
+        assert part in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize("name", jaxgpt.__all__)
 def test_every_public_name_is_documented_and_where_the_table_says(name: str) -> None:
     module = jaxgpt._PUBLIC[name]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import Command, run
+from jaxgpt.shared.entry import Command, CtrlC
 
 COMMANDS = {
     "quality": Command(
@@ -11,7 +11,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "jaxgpt_bench.evaluate.command:EvaluateOptions:evaluate",
-        "Measure what models can do: requests, held-out functions, HumanEval.",
+        "Measure what models can do, on the same prompts with the same random numbers.",
     ),
     "outliers": Command(
         "jaxgpt_bench.quality.outliers:OutliersOptions:outliers",
@@ -62,6 +62,12 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt-bench`; return its exit code."""
-    return run(
-        "jaxgpt-bench", "Measure models: quality, speed against the ceiling, and a report.", COMMANDS, argv
-    )
+    with CtrlC(argv is None):
+        from jaxgpt.shared.console import run
+
+        return run(
+            "jaxgpt-bench",
+            "Measure models: quality, speed against the ceiling, and a report.",
+            COMMANDS,
+            argv,
+        )

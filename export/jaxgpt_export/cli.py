@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxgpt.shared.console import Command, run
+from jaxgpt.shared.entry import Command, CtrlC
 
 COMMANDS = {
     "convert": Command(
@@ -46,4 +46,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgpt-export`; return its exit code."""
-    return run("jaxgpt-export", "Turn a run into artifacts for the CPU, and use them.", COMMANDS, argv)
+    with CtrlC(argv is None):
+        from jaxgpt.shared.console import run
+
+        return run("jaxgpt-export", "Turn a run into artifacts for the CPU, and use them.", COMMANDS, argv)

@@ -97,6 +97,7 @@ def _write(
         "run_config_sha256": sha256_of(options.run / "config.json"),
         "preset": checkpoint.preset,
         "data": checkpoint.data,
+        **({"overrides": checkpoint.overrides} if checkpoint.overrides else {}),
         "versions": versions("jax", "flax", "torch", "safetensors"),
     }
     figures = {"parity": {**parity, "positions": probe.tokens.size, "against": "Flax fp32"}}

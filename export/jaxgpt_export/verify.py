@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import sha256_of
 
 from jaxgpt_export.format.certificate import altered_files, read_certificate
 
@@ -79,7 +78,7 @@ def _against_run(
     Raises:
       UserError: the artifact does not come from that run.
     """
-    from jaxgpt_export.flax_run.checkpoint import read_checkpoint
+    from jaxgpt_export.flax_run.checkpoint import config_hashes, read_checkpoint
     from jaxgpt_export.parity.probe_gates import AGAINST_ROUNDED, MAX_FP32_LOGIT_DIFF
 
     origin = certificate["origin"]
@@ -88,8 +87,7 @@ def _against_run(
             f"{artifact.folder} was imported from {origin.get('source')}, "
             "no run made it; verify it without --run"
         )
-    config = run / "config.json"
-    if config.exists() and sha256_of(config) != origin.get("run_config_sha256"):
+    if (run / "config.json").exists() and origin.get("run_config_sha256") not in config_hashes(run):
         raise UserError(
             f"{artifact.folder} does not come from {run} but from "
             f"{origin.get('run')} (another configuration); give that run"

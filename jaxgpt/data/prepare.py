@@ -32,9 +32,9 @@ class PrepareOptions:
     r"""Turn source text into a dataset folder of tokens.
 
     Attributes:
-      source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a path: a table (.jsonl, .json, .csv, .tsv,
-        .parquet), a text (.txt, .md, .rst), source code, or a folder of such files; .gz, .xz, .bz2 and .zst
-        are read as what they hold.
+      source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a path: a table (.jsonl, .json, .csv,
+        and others), a text (.txt, .md, .rst), source code, or a folder of such files; compressed files
+        (.gz, .xz, .bz2, .zst) are read as what they hold.
       out: the dataset folder to write.
       tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder whose tokenizer is
         taken (an artifact, a data set, a folder of Hugging Face).

@@ -16,6 +16,7 @@ MAX_BLOCK_SIZE = 2**20
 MAX_LAYERS = 4096
 MAX_CHANNELS = 2**15  # the sums of 4 C products of bytes fit 32 bits
 MAX_INT32 = 2**31 - 1  # steps and seeds are int32
+MAX_CPU_DEVICES = 1024  # simulated at once; JAX makes them in 1 s, 4096 in 9 s and more not in minutes
 Precision = Literal["fp32", "bf16", "fp16"]
 Positions = Literal["learned", "rotary"]
 ROTARY_BASE = 10_000.0
@@ -182,6 +183,13 @@ class TrainConfig:
       grad_clip: largest global norm of a gradient.
       precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
         optimizer state and sums stay float32.
+      low_precision_stream: the residual stream between blocks is in the compute dtype, too; this and the next
+        four change nothing with fp32.
+      low_precision_logits: a training's logits are in the compute dtype, too; the loss sums in float32, and
+        validation has float32 logits.
+      fused_layer_norm: LayerNorm keeps only its input for the backward pass.
+      fused_gelu: GELU keeps only its input for the backward pass, and computes in float32.
+      unfused_qkv: query, key and value are three products, so that none is cut out of a whole; not with qat.
       remat: keep only the stream between blocks for the backward pass, to save memory.
       loss_chunks: pieces in which the logits are computed, so that all of them never exist at once.
       vocab_multiple: the token table is padded with rows of zeros to a multiple, which tensor cores like; the
@@ -214,6 +222,11 @@ class TrainConfig:
     split_qkv: bool = False
     grad_clip: float = 1.0
     precision: Precision = "fp32"
+    low_precision_stream: bool = False
+    low_precision_logits: bool = False
+    fused_layer_norm: bool = False
+    fused_gelu: bool = False
+    unfused_qkv: bool = False
     remat: bool = False
     loss_chunks: int = 1
     vocab_multiple: int = 1

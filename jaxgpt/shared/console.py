@@ -2,7 +2,8 @@
 
 A command is a frozen dataclass (its options; the docstring is its help text) and a function that takes
 it and returns a `Result`. Progress and prose go to stderr. With --json, exactly one JSON document goes
-to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage or bad input.
+to stdout, as its last line. Exit code 0: done; 1: a check failed; 2: bad usage or bad input; 75: not done,
+and the same command goes on; 130: Ctrl-C.
 
 Options that begin with a preset have a class method `of_preset`, which returns their constructor with the
 preset's values as defaults. Their settings lie in dataclasses inside, a group in --help each; `given`
@@ -28,6 +29,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 
 from rich.console import Console
 
+from jaxgpt.shared.entry import INTERRUPTED, NOTHING_HALF_WRITTEN, Command
 from jaxgpt.shared.errors import UserError, nearest, require_local_paths, system_error_line
 from jaxgpt.shared.machine import leave_out_settings, missing_platform
 
@@ -45,6 +47,8 @@ EXTRA_OF = {
     "jinja2": "bench", "matplotlib": "bench", "transformers": "bench",
 }  # fmt: skip
 
+UNFINISHED = os.EX_TEMPFAIL
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -53,22 +57,15 @@ class Result:
     Attributes:
       figures: every figure that the prose shows; printed with --json.
       passed: False when a check failed (exit code 1).
+      interrupted: Ctrl-C ended it before it was done, though in good order (exit code 130).
+      unfinished: it left in good order before it was done; the same command goes on (exit code 75,
+        EX_TEMPFAIL of sysexits.h).
     """
 
     figures: Mapping[str, Any]
     passed: bool = True
-
-
-class Command(NamedTuple):
-    """One line of a program's table of commands.
-
-    Attributes:
-      target: "module:OptionsClass:function"; the module is imported when the command is chosen.
-      about: what it does, the first line of the options' docstring.
-    """
-
-    target: str
-    about: str
+    interrupted: bool = False
+    unfinished: bool = False
 
 
 class _Flag(NamedTuple):
@@ -131,9 +128,13 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         say(f"error: {line}")
         return 2
     except KeyboardInterrupt:
-        say("interrupted; nothing half-written is left under a final name")
-        return 130
-    return 0 if result.passed else 1
+        say(NOTHING_HALF_WRITTEN)
+        return INTERRUPTED
+    if result.interrupted:
+        return INTERRUPTED
+    if not result.passed:
+        return 1
+    return UNFINISHED if result.unfinished else 0
 
 
 def _line_for(error: Exception) -> str | None:

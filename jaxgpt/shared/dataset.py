@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import read_json, sha256_of
+from jaxgpt.shared.files import as_path, read_json, sha256_of
 
 DATASET_FORMAT_VERSION = 1
 MASKED_FORMAT_VERSION = 2  # with a mask, which a reader of version 1 would pass over
@@ -79,7 +79,7 @@ class Dataset:
         return windows(self.val, block_size, self.val_mask)
 
 
-def open_dataset(folder: Path) -> Dataset:
+def open_dataset(folder: Path | str) -> Dataset:
     """Open a dataset folder and check every file against its manifest.
 
     Args:
@@ -88,6 +88,7 @@ def open_dataset(folder: Path) -> Dataset:
     Raises:
       UserError: a file is missing, truncated or altered, or the manifest is of another version.
     """
+    folder = as_path(folder, "dataset folder")
     if not folder.is_dir():
         raise UserError(f"dataset folder {folder} is missing; make one with: jaxgpt prepare --out {folder}")
     manifest = read_json(folder / "manifest.json", "dataset manifest")

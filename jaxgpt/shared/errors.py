@@ -38,6 +38,12 @@ def quoted(value: object) -> str:
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
+def require_type(name: str, value: object, kind: type) -> None:
+    """Raise UserError where an argument is something else."""
+    if not isinstance(value, kind):
+        raise UserError(f"{name} is {quoted(value)}, expected a {kind.__name__}")
+
+
 @contextlib.contextmanager
 def damaged(path: Path, remedy: str) -> Iterator[None]:
     """Say that a file is damaged when reading what it holds fails.
@@ -79,13 +85,18 @@ def require_local_paths(options: Any) -> None:
         if dataclasses.is_dataclass(value):
             require_local_paths(value)
         for path in value if isinstance(value, tuple) else (value,):
-            found = re.match(r"([A-Za-z][\w+.-]*):/", str(path)) if isinstance(path, Path) else None
-            if found:
-                address = str(path).replace(":/", "://", 1)
-                raise UserError(
-                    f"--{name.replace('_', '-')} {address} is an address, expected a path of the local file "
-                    "system; copy it from or to there yourself, or mount it"
-                )
+            if isinstance(path, Path):
+                require_local_path(path, f"--{name.replace('_', '-')}")
+
+
+def require_local_path(path: Path, option: str) -> None:
+    """Raise UserError for a path that is an address."""
+    if re.match(r"([A-Za-z][\w+.-]*):/", str(path)):
+        address = str(path).replace(":/", "://", 1)
+        raise UserError(
+            f"{option} {address} is an address, expected a path of the local file system; copy it from or to "
+            "there yourself, or mount that storage as a folder"
+        )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

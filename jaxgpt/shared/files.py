@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, quoted, require_local_path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -72,6 +72,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -303,13 +306,22 @@ def check_output_folder(target: Path, option: str = "--out") -> None:
       target: the folder, which a command fills file by file (a run's, a report's).
       option: that gives it, for messages.
     """
-    target = target.absolute()
-    if not os.path.exists(target):
-        check_writable(target, option)
-    elif not os.path.isdir(target):
-        raise UserError(f"{option} {target} is a file, expected a folder; choose another {option}")
-    else:
-        check_writable(target / "written", option)
+    require_local_path(target, option)
+    try:
+        _check_output_folder(target.absolute(), option)
+    except ValueError as error:  # a path with a NUL
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{option} {target} can't be written: {error}; choose another {option}") from None
+
+
+def _check_output_folder(target: Path, option: str) -> None:
+    there = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if there.is_symlink() and not there.exists():
+        raise UserError(f"{option} {target}: {there} is a link to nowhere ({os.readlink(there)})")
+    if not there.is_dir():
+        raise UserError(f"{option} {target}: {there} is a file, expected a folder; choose another {option}")
+    check_writable(target / "written" if target == there else target, option)
 
 
 @contextlib.contextmanager
@@ -343,6 +355,13 @@ def _size_of(path: Path) -> int:
     """Return the bytes of a file, or of a folder's files; 0 where there is none."""
     files = [path, *path.rglob("*")]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def as_path(value: object, what: str) -> Path:
+    """Return a path that was given as one or as a text; UserError for anything else."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value)
+    raise UserError(f"{what} is {quoted(value)}, expected a path, such as Path('runs/mine')")
 
 
 def remove_leftovers(target: Path) -> None:

@@ -14,7 +14,7 @@ import tyro
 
 from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
 from jaxgpt.shared.errors import UserError, nearest
-from jaxgpt.shared.presets import find_preset
+from jaxgpt.shared.presets import PRESETS, find_preset
 from jaxgpt.training.optimizers import check_optimizer
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxgpt.training.run.init_from import InitSource
 
 GPT2_VOCAB_SIZE = 50_257
+BESIDE = ("init", "override", "compilation_cache", "json")  # options that may be left out and are no settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,8 @@ class TrainOptions:
         a Hugging Face GPT-2 folder; the shape comes from it, the training settings don't.
       compilation_cache: folder in which compiled programs are kept for the next start; none keeps nothing,
         auto takes JAX_COMPILATION_CACHE_DIR, else (for a single process) the user's cache folder.
+      override: change the run in --out, from its last checkpoint on: to what is given here; what is not given
+        stays as it was.
       json: print one JSON document with all figures on stdout.
       model: the shape of the model, which with --init is that model's; the vocabulary is the data's.
       training: how it is trained.
@@ -107,6 +110,7 @@ class TrainOptions:
     out: Path
     init: Path | None = None
     compilation_cache: str = "auto"
+    override: tyro.conf.FlagCreatePairsOff[bool] = False
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     model: _ModelOfData
     training: _SettingsOfDevice
@@ -138,8 +142,8 @@ def train_options(preset: str, *, data: Path, out: Path, **settings: Any) -> Tra
     """
     given = {name: value for name, value in settings.items() if value is not None}
     options = TrainOptions.of_preset(preset)(preset=preset, data=data, out=out, given=frozenset(given))
-    names = {"init", "compilation_cache", "json"}
-    changed: dict[str, Any] = {name: given.pop(name) for name in names & given.keys()}
+    changed: dict[str, Any] = {name: given.pop(name) for name in BESIDE if name in given}
+    names = set(BESIDE)
     for group in ("model", "training", "devices"):
         before = getattr(options, group)
         fields = {field.name for field in dataclasses.fields(before)} - {"vocab_size"}  # the data's
@@ -150,6 +154,35 @@ def train_options(preset: str, *, data: Path, out: Path, **settings: Any) -> Tra
     for name in given:
         raise UserError(f"a training has no setting {name!r}; {nearest(name, sorted(names))}")
     return dataclasses.replace(options, **changed)
+
+
+def with_settings_of_run(options: TrainOptions) -> TrainOptions:
+    """Take what is not given from the run that is changed (--override).
+
+    Raises:
+      UserError: there is none, or it began from another preset.
+    """
+    from jaxgpt.training.run.folder import read_run_config
+
+    run = read_run_config(options.out)
+    if run.preset in PRESETS and run.preset != options.preset:
+        raise UserError(
+            f"{options.out} began from preset {run.preset}, the command names {options.preset}; --override "
+            f"keeps what is not given, so name {run.preset} and give each setting that changes"
+        )
+    there = {**dataclasses.asdict(run.model), **dataclasses.asdict(run.train)}
+
+    def kept(settings: Any) -> Any:
+        names = {field.name for field in dataclasses.fields(settings)} - options.given
+        return dataclasses.replace(settings, **{name: there[name] for name in names})
+
+    return dataclasses.replace(
+        options,
+        preset=run.preset,
+        model=kept(options.model),
+        training=kept(options.training),
+        given=options.given | frozenset(there),
+    )
 
 
 def run_config(

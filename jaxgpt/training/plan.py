@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxgpt.shared.config import TrainConfig
+from jaxgpt.shared.config import MAX_CPU_DEVICES, TrainConfig
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
@@ -32,7 +32,6 @@ from jaxgpt.training.options import (
 )
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TB": 1e12, "TIB": 2**40}
-MAX_DEVICES = 1024  # simulated at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +130,8 @@ def plan(options: PlanOptions) -> Result:
 
 def _device_count(mesh: str) -> int:
     devices = math.prod(map(int, re.findall(r"=(\d+)", mesh))) or 1
-    if devices > MAX_DEVICES:
-        raise UserError(f"mesh {mesh!r} has {devices} devices; at most {MAX_DEVICES} can be simulated")
+    if devices > MAX_CPU_DEVICES:
+        raise UserError(f"mesh {mesh!r} has {devices} devices; at most {MAX_CPU_DEVICES} can be simulated")
     return devices
 
 

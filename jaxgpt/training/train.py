@@ -6,11 +6,12 @@ One program for one CPU, several GPUs and several simulated devices: `jax.jit` o
 same command again resumes from the last checkpoint, bit for bit. The loop is in trainer.py.
 """
 
-import functools
 import time
 
-from jaxgpt.shared.console import Result
-from jaxgpt.training.options import TrainOptions, run_config, with_precision
+from jaxgpt.shared.config import TrainConfig
+from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.files import check_output_folder
+from jaxgpt.training.options import TrainOptions, run_config, with_precision, with_settings_of_run
 
 
 def train(options: TrainOptions) -> Result:
@@ -27,15 +28,18 @@ def train(options: TrainOptions) -> Result:
     from jaxgpt.training.devices.malloc import keep_freed_memory
     from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
     from jaxgpt.training.devices.platform import expected_platform
-    from jaxgpt.training.devices.processes import join_processes, on_main_process
-    from jaxgpt.training.run.folder import require_same_training
+    from jaxgpt.training.devices.processes import join_processes
     from jaxgpt.training.run.init_from import open_init_source
     from jaxgpt.training.run.training import Training
     from jaxgpt.training.trainer import Trainer
 
+    check_output_folder(options.out)
+    if options.override:
+        options = with_settings_of_run(options)
     dataset = open_dataset(options.data)
     init_source = None if options.init is None else open_init_source(options.init)
     config = run_config(options, dataset, init_source)
+    warn(config.train)
     devices = options.devices
     use_cpu_devices(devices.cpu_devices)
     if expected_platform(jax.config.values["jax_platforms"]) == "cpu":
@@ -51,9 +55,14 @@ def train(options: TrainOptions) -> Result:
         config = with_precision(config, options.out)
     mesh = make_mesh(devices.mesh, devices.cpu_devices)
     training = Training(config.model, config.train, dataset, mesh, init=init_source, preset=config.preset)
-    trainer = Trainer(training, options.out, started)
-    on_main_process(functools.partial(require_same_training, options.out, training.config))
     with compilation_cache(options.compilation_cache):
-        if not (options.out / "summary.json").exists():  # else there is nothing left to do
-            trainer.require_room()
-        return trainer.run()
+        return Trainer(training, options.out, options.override, started).run()
+
+
+def warn(train: TrainConfig) -> None:
+    """Say what is allowed, and probably not meant."""
+    if train.warmup_steps >= train.max_steps:
+        say(
+            f"WARNING: warmup_steps ({train.warmup_steps}) is not below max_steps ({train.max_steps}): the "
+            "learning rate rises until the last step and never falls; give a lower --warmup-steps"
+        )

@@ -21,11 +21,14 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_atomic, write_json
 from jaxgpt.training.devices.memory import free_device_bytes
 from jaxgpt.training.devices.mesh import replicated
-from jaxgpt.training.devices.processes import StopSignal, all_agree, is_main_process
+from jaxgpt.training.devices.processes import all_agree, is_main_process, on_main_process
+from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.flax_session import FlaxSession
 from jaxgpt.training.model.params import trim_vocabulary
-from jaxgpt.training.run.folder import read_metrics
+from jaxgpt.training.run.folder import read_metrics, read_run_config, require_same_training
+from jaxgpt.training.run.override import changes
 from jaxgpt.training.run.run_folder import RunFolder
+from jaxgpt.training.run.summary import finished_steps, losses_figures
 from jaxgpt.training.run.training import Training
 from jaxgpt.training.step.compiled import peak_bytes
 from jaxgpt.training.step.state import TrainState
@@ -48,16 +51,42 @@ class Trainer:
     Args:
       training: what is trained.
       folder: the run folder.
+      override: the run in it is changed to this training: see override.py.
       started: time.perf_counter() when the command began.
     """
 
-    def __init__(self, training: Training, folder: Path, started: float) -> None:
-        self.training, self.folder, self.started = training, folder, started
-        self.startup_s = 0.0
+    def __init__(self, training: Training, folder: Path, override: bool, started: float) -> None:
+        self.training, self.folder, self.override = training, folder, override
+        self.started, self.startup_s = started, 0.0
         self.settings = training.train
-        self.stop = StopSignal()
+        self.stop: StopSignal
 
-    def require_room(self) -> None:
+    def run(self) -> Result:
+        """Train to max_steps; return the figures of summary.json.
+
+        Raises:
+          UserError: the folder holds another training or something else, or a step takes too much memory.
+        """
+        with StopSignal() as self.stop:
+            on_main_process(self._require_fitting_folder)
+            if finished_steps(self.folder) != self.settings.max_steps:  # else there is nothing left to do
+                self._require_room()
+            with RunFolder(self.folder, self.training, self.override) as run:
+                state = run.begin_or_resume()
+                first = int(state.step)
+                step, stopped = self._steps(run, state, first)
+                taken = run.best_step()
+            if stopped and step < self.settings.max_steps:
+                return self._stopped(run, step, stopped)
+            return self._finish(run, first, taken)
+
+    def _require_fitting_folder(self) -> None:
+        if self.override:
+            changes(self.folder, self.training)
+        else:
+            require_same_training(self.folder, self.training.config)
+
+    def _require_room(self) -> None:
         """Raise UserError when a step would take more memory than a device has left."""
         needed, free = peak_bytes(self.training.compiled_step), free_device_bytes()
         fits = free is None or needed <= free
@@ -68,21 +97,6 @@ class Trainer:
                 "--grad-accum-steps or --loss-chunks, give --remat, or split the model: --mesh fsdp=N "
                 "(jaxgpt plan says what fits)"
             )
-
-    def run(self) -> Result:
-        """Train to max_steps; return the figures of summary.json."""
-        try:
-            with RunFolder(self.folder, self.training) as run:
-                state = run.begin_or_resume()
-                first = int(state.step)
-                step, stopped = self._steps(run, state, first)
-        finally:
-            self.stop.close()
-        if stopped and step < self.settings.max_steps:
-            say(f"{stopped}: step {step} is saved in {self.folder}; the same command goes on from there")
-            failed = run.skipped_in_row > self.settings.max_skipped
-            return Result({"stopped": stopped, "steps": step}, passed=not failed)
-        return self._finish(run, first)
 
     def _steps(self, run: RunFolder, state: TrainState, first: int) -> tuple[int, str | None]:
         """Train from step `first` + 1 on; return the last step, and why it was if not for max_steps."""
@@ -158,28 +172,49 @@ class Trainer:
         write_atomic(self.folder / "samples" / f"step_{step:08d}.txt", text + "\n")
         run.recorder.sample(step, text)
 
-    def _finish(self, run: RunFolder, first: int) -> Result:
-        """Write summary.json from what the checkpoints and metrics hold."""
-        step = self.settings.max_steps
-        rows = [row for row in read_metrics(self.folder) if "val_loss" in row]
+    def _stopped(self, run: RunFolder, step: int, why: str) -> Result:
+        """Say where it goes on; figures of a training that is not finished."""
+        say(f"{why}: step {step} is saved in {self.folder}; the same command goes on from there")
+        failed = run.skipped_in_row > self.settings.max_skipped
+        interrupted = not failed and self.stop.interrupted()
+        return Result({"stopped": why, "steps": step}, passed=not failed, interrupted=interrupted)
+
+    def _finish(self, run: RunFolder, first: int, taken: int | None) -> Result:
+        """Write summary.json from what the checkpoints and metrics hold.
+
+        Args:
+          run: closed.
+          first: steps that were done before.
+          taken: the step that evaluate and convert take.
+        """
+        step, rows = self.settings.max_steps, read_metrics(self.folder)
+        losses = losses_figures(rows, run.checkpoints.data_since, taken)
+        rate, seconds = run.recorder.tokens_per_s, run.cpu_seconds_before
+        if first < step:
+            seconds += cpu_seconds()
+        else:
+            rate = next((row["tokens_per_s"] for row in reversed(rows) if "tokens_per_s" in row), 0.0)
         figures: dict[str, Any] = {
             "preset": self.training.config.preset,
             "steps": step,
             "parameters": self.training.parameter_count,
-            "tokens_seen": step * self.training.tokens_per_step,
-            "val_loss": rows[-1]["val_loss"],
-            "val_bits_per_byte": rows[-1]["val_bits_per_byte"],
+            "tokens_seen": run.tokens_seen(step),
+            "tokens_per_s": round(rate, 1),
+            "cpu_seconds": round(seconds, 1),
+            **losses,
         }
+        overrides = read_run_config(self.folder).overrides
+        if overrides:
+            figures["overrides"] = list(overrides)
         if first < step:
-            figures["tokens_per_s"] = round(run.recorder.tokens_per_s, 1)
-            figures["cpu_seconds"] = round(run.cpu_seconds_before + cpu_seconds(), 1)
             figures["startup_s"] = round(self.startup_s, 2)
             figures["compile_s"] = round(self.training.compile_s, 2)
-        if first < step and is_main_process():
+        if is_main_process() and (first < step or finished_steps(self.folder) != step):
             write_json(self.folder / "summary.json", figures)
         say(
-            f"{self.folder}: {step} steps done, validation loss {figures['val_loss']:.4f} nats/token, "
-            f"{figures['val_bits_per_byte']:.4f} bits/byte"
+            f"{self.folder}: {step} steps done, validation loss {losses['val_loss']:.4f} nats/token, "
+            f"{losses['val_bits_per_byte']:.4f} bits/byte; best {losses['best_val_loss']:.4f} at step "
+            f"{losses['best_step']}, convert takes step {taken}"
             + ("" if first < step else " (nothing left to do)")
         )
         return Result(figures)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import write_atomic, write_json
+from jaxgpt.shared.files import prepare_output_file, write_atomic, write_json
 
 Task = Literal["requests", "docstrings", "functions", "human-eval"]
 
@@ -71,6 +71,8 @@ def evaluate(options: EvaluateOptions) -> Result:
     tasks = options.task or ("requests", *(HELD_OUT_TASKS if options.data else ()))
     if options.data is None and set(tasks) & set(HELD_OUT_TASKS):
         raise UserError("held-out documents are those of a data set; name its folder: --data")
+    prepare_output_file(options.out)
+    prepare_output_file(options.page, "--page")
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.evaluate.human_eval import default_file, read_problems
     from jaxgpt_bench.evaluate.rows import EvaluateFigures

@@ -74,7 +74,7 @@ def read_problems(path: Path) -> list[Problem]:
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} can't be read as HumanEval's problems: {error}") from None
+        raise UserError(f"{path} can't be read as HumanEval's problems ({error}); fetch it again") from None
     found = []
     for number, row in enumerate(rows, 1):
         wrong = not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in KEYS)

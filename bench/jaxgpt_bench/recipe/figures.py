@@ -140,7 +140,7 @@ def _steps_to_target(
     if not (lengths := _common(reference)):
         return None
     if name == REFERENCE:
-        return Estimate(mean=lengths[-1], error=None)
+        return Estimate(mean=float(lengths[-1]), error=None)
     target = statistics.fmean(curve[lengths[-1]] for curve in reference.values())
     by_own = [steps_to(curve, target) for curve in own.values() if len(curve) > 1]
     if by_own:

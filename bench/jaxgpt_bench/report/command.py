@@ -40,6 +40,7 @@ class ReportOptions:
 def report(options: ReportOptions) -> Result:
     """Run `jaxgpt-bench report`."""
     from jaxgpt.training.run.folder import read_metrics  # imports JAX
+    from jaxgpt.training.run.summary import read_summary
     from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
     from jaxgpt_bench.report.page import markdown_block, render, report_figures
 
@@ -53,7 +54,7 @@ def report(options: ReportOptions) -> Result:
         raise UserError(
             f"a report needs --speed figures and a run with metrics; {options.run} has {len(metrics)}"
         )
-    train = read_json(options.run / "summary.json", "summary of a finished run")
+    train = read_summary(options.run)
     certificate = read_json(options.fp32 / "certificate.json", "certificate")
     figures = report_figures(train, certificate["parity"], quality, speeds)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,10 @@ from jaxgpt_export.verify import VerifyOptions, verify
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, read_json, sha256_of
+from jaxgpt.shared.files import check_replaceable, sha256_of
 from jaxgpt_bench.reproduce.memorization import Corpus
+from jaxgpt_bench.reproduce.minutes.plan import PLAN, Asked, Plan, fitted, planned, read_plan, with_amounts
+from jaxgpt_bench.reproduce.minutes.step_profile import profile_command, step_profile
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, Recipe
 from jaxgpt_bench.reproduce.stages import Stages, made_by_removing, require
@@ -65,26 +67,90 @@ class Built:
         return {"data": self.dataset.sha256, "run": sha256_of(self.run / "config.json"), **weights}
 
 
-def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> Built:
-    """Prepare, train, convert and quantize, as far as that is not done."""
-    options.out.mkdir(parents=True, exist_ok=True)
+def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> tuple[Built, Recipe]:
+    """Prepare, plan, train, convert and quantize, as far as that is not done.
+
+    Returns:
+      What was built, and the recipe with what was planned.
+    """
+    plan: Plan | None = None
     if options.run is None:
         dataset = prepared(stages, options.out / "data", options.source, recipe)
-        run = trained(stages, "train", options.out / "run", dict(recipe.train), dataset)
+        plan = planned_here(stages, options, recipe, dataset)
+        if plan is not None:
+            recipe, stages.needs_s = plan.applied(recipe), plan.needs_s
+            profiled(stages, options.out / "profile.json", plan, recipe)
+        saving_s = 0.0 if plan is None else plan.saving_s
+        run = trained(stages, "train", options.out / "run", dict(recipe.train), dataset, saving_s)
     else:
         dataset, run = taken_run(options.run, stages)
     fp32 = converted(stages, options.out / "fp32", run, dataset)
     parents = {"fp32": fp32}
     if recipe.qat is not None:
         settings = {**recipe.qat, "init": run, "qat": True}
-        qat = trained(stages, "qat", options.out / "qat", settings, dataset)
+        qat = trained(
+            stages, "qat", options.out / "qat", settings, dataset, 0.0 if plan is None else plan.saving_s
+        )
         parents["fp32-qat"] = converted(stages, options.out / "fp32-qat", qat, dataset)
     artifacts = [
         quantized(stages, options.out / method, method, parents[parent], dataset)
         for method, parent in QUANTIZED
         if parent in parents
     ]
-    return Built(dataset, run, [fp32, *artifacts], parents.get("fp32-qat"))
+    if plan is not None and plan.minutes is not None:
+        assert stages.clock is not None
+        if plan.amounts is None:
+            plan = with_amounts(plan, asked_of(options, plan.minutes), recipe, dataset, stages.clock)
+            plan.write(options.out)
+        recipe, stages.needs_s = plan.applied(recipe), plan.needs_s
+    return Built(dataset, run, [fp32, *artifacts], parents.get("fp32-qat")), recipe
+
+
+def planned_here(stages: Stages, options: ReproduceOptions, recipe: Recipe, dataset: Dataset) -> Plan | None:
+    """Return what the preset becomes on this device and in the minutes given, planned where that is not done.
+
+    Raises:
+      UserError: the folder has another plan, the minutes are too few, or the training fits no device.
+    """
+    plan = read_plan(options.out, options.preset, options.minutes)
+    if plan is not None:
+        if plan.data != dataset.sha256:
+            raise UserError(f"{options.out / PLAN} is of another data set; choose another --out")
+        say(f"[plan] kept: {plan.length or 'the device was asked'}")
+        return plan
+    if options.minutes is None and not recipe.fits_device:
+        return None
+    if (options.out / "run" / "config.json").exists():
+        raise UserError(
+            f"{options.out / 'run'} was begun without a plan; give the options that it began with, or "
+            "choose another --out"
+        )
+    with stages.doing("plan", "trying the training on this device"):
+        if options.minutes is None:
+            plan = fitted(recipe, options.preset, dataset)
+        else:
+            assert stages.clock is not None
+            plan = planned(asked_of(options, options.minutes), recipe, dataset, stages.clock)
+        plan.write(options.out)
+    return plan
+
+
+def asked_of(options: ReproduceOptions, minutes: float) -> Asked:
+    """Return what a plan is made for."""
+    return Asked(
+        preset=options.preset,
+        minutes=minutes,
+        budget_s=options.budget_seconds,
+        methods=len(QUANTIZED),
+        other_texts=len(options.other_text),
+    )
+
+
+def profiled(stages: Stages, path: Path, plan: Plan, recipe: Recipe) -> None:
+    """Write where a step's time goes, on a GPU; before anything of this process is on it."""
+    if plan.platform == "gpu":
+        command = profile_command(recipe, plan.attempts["train"])
+        stages.measured(path, {"command": command}, lambda: step_profile(command))
 
 
 def taken_run(run: Path, stages: Stages) -> tuple[Dataset, Path]:
@@ -94,9 +160,10 @@ def taken_run(run: Path, stages: Stages) -> tuple[Dataset, Path]:
       UserError: it is not finished, or its data set is gone or another one.
     """
     from jaxgpt.training.run.folder import open_run
+    from jaxgpt.training.run.summary import read_summary
 
     data = open_run(run).config.data
-    read_json(run / "summary.json", "summary of a finished run")
+    read_summary(run)
     dataset = open_dataset(Path(data["folder"]))
     if dataset.sha256 != data["manifest_sha256"]:
         raise UserError(

@@ -21,6 +21,7 @@ def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
         raise UserError(f"--threads ({options.threads}) must be 0 (all that there are) or more")
     if options.run is not None and (options.source != "auto" or options.max_steps is not None):
         raise UserError("--run brings a training and its data: leave --source and --max-steps out")
+    check_time(options)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file, expected a folder; choose another --out")
     if "other-text" in options.redo and not options.other_text:
@@ -35,6 +36,26 @@ def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
         require_markers(options.readme, "reproduction")
     check_output_folder(options.out)
     return others
+
+
+def check_time(options: ReproduceOptions) -> None:
+    """Refuse minutes and seconds that can't be meant.
+
+    Raises:
+      UserError: they are none, or another option says how long the training is.
+    """
+    for name, value, least, most in (
+        ("--minutes", options.minutes, LEAST_MINUTES, MOST_MINUTES),
+        ("--budget-seconds", options.budget_seconds, LEAST_BUDGET_S, 60 * MOST_MINUTES),
+    ):
+        if value is not None and not least <= value <= most:  # no comparison is true of nan
+            raise UserError(f"{name} ({value:g}) must lie between {least} and {most}")
+    if options.minutes is not None and (options.run is not None or options.max_steps is not None):
+        raise UserError("--minutes chooses the steps of the training: leave --run and --max-steps out")
+
+
+LEAST_MINUTES, MOST_MINUTES = 3, 7 * 24 * 60
+LEAST_BUDGET_S = 60
 
 
 def check_source(source: str) -> None:

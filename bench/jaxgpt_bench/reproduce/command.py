@@ -9,32 +9,65 @@ again, the same command keeps what fits (see stages.py) and does the rest. repor
 report.html.
 """
 
+import dataclasses
 import shlex
+import sys
+from typing import TYPE_CHECKING
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt_bench.common.formatting import without_folders
+from jaxgpt_bench.common.modules import require_modules
 from jaxgpt_bench.reproduce.options import ReproduceOptions
-from jaxgpt_bench.reproduce.recipes import find_recipe
+from jaxgpt_bench.reproduce.recipes import Recipe, find_recipe
+
+if TYPE_CHECKING:
+    from jaxgpt_bench.reproduce.other_text import OtherText
+    from jaxgpt_bench.reproduce.stages import Stages, StoppedError
+
+
+# What its stages import; `peers` that are not there are left out of the speed measurement.
+MODULES = (
+    *("jax", "flax", "optax", "orbax", "tensorboardX", "torch", "transformers"),
+    *("safetensors", "tokenizers", "jinja2", "matplotlib", "psutil"),
+)
 
 
 def reproduce(options: ReproduceOptions) -> Result:
-    """Run `jaxgpt-bench reproduce`; exit code 1 when a check of a stage fails."""
+    """Run `jaxgpt-bench reproduce`; exit code 1: a check of a stage failed; 75: the same command goes on."""
     recipe = find_recipe(options.preset, options.max_steps)
+    require_modules(MODULES)
+    from jaxgpt_bench.reproduce.checks import check
+    from jaxgpt_bench.reproduce.minutes.clock import Clock
+    from jaxgpt_bench.reproduce.stages import Stages
+
+    others = check(options, recipe)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(options.redo, until=options.stage)
+    if options.minutes is None and options.budget_seconds is None:
+        return run_stages(options, recipe, stages, others)
+    with Clock(options.out, options.budget_seconds) as stages.clock:
+        return run_stages(options, recipe, stages, others)
+
+
+def run_stages(
+    options: ReproduceOptions, recipe: Recipe, stages: "Stages", others: "list[OtherText]"
+) -> Result:
+    """Do what is not done yet, and write the page and the results."""
     from jaxgpt_bench.common.markdown_blocks import write_between_markers
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.reproduce.build import build
-    from jaxgpt_bench.reproduce.checks import check
     from jaxgpt_bench.reproduce.measure import measure
+    from jaxgpt_bench.reproduce.minutes.results import write_results
     from jaxgpt_bench.reproduce.page.render import markdown_block, report_figures, write_page
-    from jaxgpt_bench.reproduce.stages import Stages, StoppedError
+    from jaxgpt_bench.reproduce.stages import StoppedError
 
-    others = check(options, recipe)
-    stages = Stages(options.redo)
     try:
-        models = build(options, recipe, stages)
+        models, recipe = build(options, recipe, stages)
         measured = measure(options, recipe, stages, models, others)
     except StoppedError as stop:
-        say(f"stopped in {stop.result.figures['stage']}; the same command goes on from there")
+        say_stopped(options, stop)
+        if stages.clock is not None:
+            write_results(options.out, stages.clock)
         return stop.result
     asked = {"preset": options.preset, "about": recipe.about, "command": command_line(options)}
     figures = {
@@ -47,19 +80,39 @@ def reproduce(options: ReproduceOptions) -> Result:
     if options.readme is not None:
         write_between_markers(options.readme, "reproduction", markdown_block(figures))
     say(f"wrote {options.out / 'report.html'} and {options.out / 'report.json'}")
+    if stages.clock is not None:
+        write_results(options.out, stages.clock)
     return Result(figures)
 
 
+def say_stopped(options: ReproduceOptions, stop: "StoppedError") -> None:
+    """Say in a line where it stopped, why, what is left, and what goes on from there."""
+    from jaxgpt_bench.reproduce.stages import ORDER
+
+    stage, why = stop.result.figures["stage"], stop.result.figures.get("why", "asked to stop")
+    left = ", ".join(ORDER[ORDER.index(stage) :])
+    program = "python3 -m jaxgpt_bench" if sys.argv[0].endswith("__main__.py") else "jaxgpt-bench"
+    words = shlex.join(command_words(dataclasses.replace(options, stage=None)))
+    say(f"stopped in {stage}: {why}; left: {left}; to go on: {program} {words}")
+
+
 def command_line(options: ReproduceOptions) -> str:
-    """Return the command that was given, without what only repeats or prints."""
-    words = ["jaxgpt-bench", "reproduce", options.preset, "--out", str(options.out)]
+    """Return the command that was given, without what only repeats, cuts or prints."""
+    whole = dataclasses.replace(options, stage=None, budget_seconds=None)
+    return without_folders(shlex.join(["jaxgpt-bench", *command_words(whole)]))
+
+
+def command_words(options: ReproduceOptions) -> list[str]:
+    """Return the command that was given, from `reproduce` on, without what only repeats or prints."""
+    words = ["reproduce", options.preset, "--out", str(options.out)]
     if options.source != "auto":
         words += ["--source", options.source]
-    for name in ("run", "max_steps", "rounds"):
-        if getattr(options, name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    for name in ("run", "max_steps", "minutes", "rounds", "stage", "budget_seconds"):
+        value = getattr(options, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
     for given in options.other_text:
         words += ["--other-text", given]
     if options.threads:
         words += ["--threads", str(options.threads)]
-    return without_folders(shlex.join(words))
+    return words

@@ -8,7 +8,11 @@ import tyro
 
 from jaxgpt_bench.reproduce.recipes import RECIPES
 
-Redo = Literal["convert", "quantize", "quality", "samples", "other-text", "memorization", "speed"]
+Redo = Literal["profile", "convert", "quantize", "quality", "samples", "other-text", "memorization", "speed"]
+Stage = Literal[
+    "data", "plan", "profile", "train", "qat", "convert", "quantize",
+    "quality", "samples", "other-text", "memorization", "speed",
+]  # fmt: skip
 PRESETS = "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
 
 
@@ -23,6 +27,11 @@ class ReproduceOptions:
         offline text), offline, or what `jaxgpt prepare --source` takes.
       run: a finished run to take instead of training one; its own data set is taken with it.
       max_steps: of the training, instead of the preset's.
+      minutes: for everything, over all calls: a step is timed, and steps and amounts are chosen to end in it.
+      stage: end after this stage: data, plan, profile, train, qat, convert, quantize, quality, samples,
+        other-text, memorization or speed.
+      budget_seconds: end this call in that time, with everything saved and exit code 75; the same command
+        goes on.
       other_text: FILE.jsonl with a column text, or 'FILE.jsonl=what it is': the loss on it is measured too;
         may be given several times. What an earlier call measured on these models stays in the report.
       threads: CPU threads of the speed measurement; 0 takes all cores that this process may use.
@@ -37,6 +46,9 @@ class ReproduceOptions:
     source: str = "auto"
     run: Path | None = None
     max_steps: int | None = None
+    minutes: float | None = None
+    stage: Stage | None = None
+    budget_seconds: float | None = None
     other_text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     threads: int = 0
     rounds: int | None = None

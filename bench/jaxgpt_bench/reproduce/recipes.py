@@ -26,6 +26,8 @@ class Recipe:
       val_fraction: of `jaxgpt prepare`.
       train: options of `jaxgpt train`, the preset among them.
       qat: options of the quantization-aware training that goes on from it; None leaves it out.
+      fits_device: batches are cut into the largest micro-batches that fit the device, with remat where only
+        that fits.
       quality_tokens: of the validation split; 0 for all.
       parse_samples: texts whose share that parses is measured, for each model.
       parse_tokens: their length at most.
@@ -39,6 +41,7 @@ class Recipe:
     val_fraction: float
     train: Mapping[str, Any]
     qat: Mapping[str, Any] | None
+    fits_device: bool = False
     quality_tokens: int = 131_072
     parse_samples: int = 24
     parse_tokens: int = 200
@@ -71,18 +74,20 @@ RECIPES = {
              "embedding_learning_rate": 0.0005, "warmup_steps": 20, "eval_every": 200,
              "checkpoint_every": 100, "sample_every": 0},
     ),
-    # The earlier project's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16.
+    # The earlier project's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16, and
+    # cuDNN's attention, as no attention weight is dropped.
     "gpu": Recipe(
         about="GPT-2 with 124 million parameters and its own tokenizer, on every GPU of one host",
         offline_source=PACKAGES,
         tokenizer="gpt2",
         val_fraction=0.04,
-        train={"preset": "gpt2", "batch_size": 128, "grad_accum_steps": 8, "remat": True, "dropout": 0.1,
-               "max_steps": 1000, "warmup_steps": 100, "eval_every": 100, "checkpoint_every": 100,
+        train={"preset": "gpt2", "batch_size": 128, "grad_accum_steps": 8, "dropout": 0.1,
+               "attn_dropout": 0.0, "max_steps": 1000, "eval_every": 100, "checkpoint_every": 100,
                "sample_every": 500},
-        qat={"preset": "gpt2", "batch_size": 32, "grad_accum_steps": 2, "remat": True, "max_steps": 200,
+        qat={"preset": "gpt2", "batch_size": 32, "grad_accum_steps": 2, "max_steps": 200,
              "optimizer": "adamw", "learning_rate": 1e-5, "embedding_learning_rate": 1e-5, "warmup_steps": 20,
              "eval_every": 200, "checkpoint_every": 100, "sample_every": 0},
+        fits_device=True,
         rounds=3,
     ),
 }  # fmt: skip

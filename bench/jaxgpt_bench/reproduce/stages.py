@@ -19,17 +19,30 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_json
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.reproduce.figures import Made, StageEntry
+from jaxgpt_bench.reproduce.minutes.clock import Clock
 
 FIGURES_VERSION = 2  # of the measurements' files: those of another are measured anew
 DIFFERENCES_SHOWN = 3
+ORDER = ("data", "plan", "profile", "train", "convert", "qat", "quantize",
+         "quality", "samples", "other-text", "memorization", "speed")  # fmt: skip
+LEAST_S = 10.0  # of a call, with which nothing is begun
 
 
 class StoppedError(Exception):
-    """A stage did not come to its end: a check failed, or a training was asked to stop."""
+    """A stage did not come to its end: a check failed, or a training was asked to stop.
 
-    def __init__(self, figures: dict[str, Any], passed: bool) -> None:
+    Args:
+      figures: of the stage.
+      passed: no check failed.
+      unfinished: the call's time is over; the same command goes on.
+      interrupted: Ctrl-C ended it.
+    """
+
+    def __init__(
+        self, figures: dict[str, Any], passed: bool, unfinished: bool = False, interrupted: bool = False
+    ) -> None:
         super().__init__()
-        self.result = Result(figures, passed)
+        self.result = Result(figures, passed, interrupted, unfinished)
 
 
 @dataclasses.dataclass
@@ -39,10 +52,16 @@ class Stages:
     Attributes:
       redo: stages that are done again even where their output fits.
       log: an entry for each, in their order.
+      clock: of this call and those before it; None where no time is bounded.
+      until: the last stage that is to be done; None for all.
+      needs_s: seconds that a call must have left to begin a stage.
     """
 
     redo: Sequence[str] = ()
     log: list[StageEntry] = dataclasses.field(default_factory=list)
+    clock: Clock | None = None
+    until: str | None = None
+    needs_s: Callable[[str], float] = lambda stage: 0.0
 
     def kept(self, name: str, why: str, made: Mapping[str, Any]) -> None:
         """Note that a stage is skipped; `made` is what its output says of when it was made."""
@@ -52,15 +71,40 @@ class Stages:
     @contextlib.contextmanager
     def doing(self, name: str, what: str) -> Iterator[dict[str, Any]]:
         """Note that a stage is done in this block; gives its `made`, filled when the block ends."""
+        self._require_time(name)
         say(f"[{name}] {what}")
         started = time.perf_counter()
         made: dict[str, Any] = {}
-        yield made
-        seconds = round(time.perf_counter() - started, 1)
+        try:
+            yield made
+        finally:
+            seconds = round(time.perf_counter() - started, 1)
+            if self.clock is not None:
+                self.clock.note(_plain(name), seconds)
         say(f"[{name}] done in {seconds:,.0f} s")
         now = provenance()
         made |= Made(date=now.date, commit=now.commit, seconds=seconds).to_json()
         self.log.append(StageEntry(stage=name, kept=False, seconds=seconds, made=Made.from_json(made)))
+
+    def _require_time(self, name: str) -> None:
+        """Stop before a stage that comes after the last one, or for which this call has no time.
+
+        The first thing that a call does is begun in any case, else no call would ever get further.
+
+        Raises:
+          StoppedError: it is not begun.
+        """
+        stage = _plain(name)
+        if self.until is not None and ORDER.index(stage) > ORDER.index(self.until):
+            raise StoppedError({"stage": stage, "why": f"--stage {self.until} is done"}, passed=True)
+        if self.clock is None:
+            return
+        needed, left = self.needs_s(stage), self.clock.left_s()
+        if left < (max(needed, LEAST_S) if self.clock.worked else LEAST_S):
+            why = f"{left:.0f} s of this call are left, {stage} takes about {max(needed, LEAST_S):.0f}"
+            raise StoppedError({"stage": stage, "why": why}, passed=True, unfinished=True)
+        if left < needed:
+            say(f"[{name}] takes about {needed:.0f} s, this call has {left:.0f}: a larger budget is safer")
 
     def earlier(self, path: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
         """Return a JSON file's figures where they were made from the same, else None and a line why.
@@ -106,6 +150,11 @@ class Stages:
         figures = {**figures, "made": made, "made_from": _made_from(made_from)}
         write_json(path, figures)
         return figures
+
+
+def _plain(name: str) -> str:
+    """Return a stage's name in ORDER: texts from elsewhere have their hash in it."""
+    return "other-text" if name.startswith("other-text") else name
 
 
 def read_figures(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A finished training of a reproduction: made where there is none that fits, and when it was made."""
 
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -13,7 +14,9 @@ from jaxgpt.shared.files import read_json
 from jaxgpt_bench.reproduce.stages import Stages, StoppedError, made_by_removing, read_figures
 
 
-def trained(stages: Stages, name: str, out: Path, settings: dict[str, Any], dataset: Dataset) -> Path:
+def trained(
+    stages: Stages, name: str, out: Path, settings: dict[str, Any], dataset: Dataset, saving_s: float = 0.0
+) -> Path:
     """Return a finished run, trained (or trained on) where it is not finished.
 
     Args:
@@ -22,6 +25,7 @@ def trained(stages: Stages, name: str, out: Path, settings: dict[str, Any], data
       out: the run folder.
       settings: other options of `jaxgpt train`.
       dataset: what it is trained on.
+      saving_s: seconds before the end of the call's time at which it saves and leaves.
 
     Raises:
       UserError: the folder holds another training, or is damaged.
@@ -38,10 +42,16 @@ def trained(stages: Stages, name: str, out: Path, settings: dict[str, Any], data
     if is_finished(options, dataset):
         stages.kept(name, f"{out} is this training, finished", made_of_run(out))
         return out
+    clock = stages.clock
+    stopping = contextlib.nullcontext() if clock is None else clock.stopping_training(saving_s)
     with stages.doing(name, f"training in {out}") as made:
-        result = train(options)
+        with stopping:
+            result = train(options)
         if "stopped" in result.figures or not result.passed:
-            raise StoppedError({"stage": name, **result.figures}, result.passed)
+            over = clock is not None and clock.left_s() <= saving_s
+            why = f"step {result.figures.get('steps')} of {options.training.max_steps} is saved"
+            figures = {"stage": name, "why": why, **result.figures}
+            raise StoppedError(figures, result.passed, over, result.interrupted)
         read_summary(out)
     made["seconds"] = made_of_run(out)["seconds"]  # of all its steps: this call may have done the last ones
     return out
@@ -125,8 +135,9 @@ def is_finished(options: Any, dataset: Dataset) -> bool:
 def best_step(run: Path) -> int:
     """Return the step of a run's best checkpoint."""
     from jaxgpt.training.run.checkpoints import Checkpoints
+    from jaxgpt.training.run.folder import read_run_config
 
-    checkpoints = Checkpoints(run, read_only=True)
+    checkpoints = Checkpoints(run, read_only=True, data_since=read_run_config(run).data_since)
     try:
         return checkpoints.resolve("best")
     finally:

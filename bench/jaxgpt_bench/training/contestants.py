@@ -58,8 +58,8 @@ def check(options: TrainingOptions, variants: Sequence[Variant], platform: str) 
         if name not in TUNINGS:
             raise UserError(f"--pytorch {name}: expected some of them; {nearest(name, TUNINGS)}")
     for each in variants:
-        how = (each.train.precision, jax.default_backend(), compute_capability())
-        numerics, reason = choose_numerics(each.model, *how)
+        where = jax.default_backend(), compute_capability()
+        numerics, reason = choose_numerics(each.model, each.train, *where)
         if each.flash and not numerics.flash:
             raise UserError(f"--variant {each.name}: {reason}; leave flash out")
     for each in variants if platform == "cpu" else ():

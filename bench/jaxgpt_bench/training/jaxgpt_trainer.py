@@ -35,7 +35,7 @@ class JaxgptSteps:
         if trainer.platform == "cpu":
             keep_freed_memory(model, train, trainer.devices)
             use_cpu_devices(trainer.devices)
-        numerics, _ = choose_numerics(model, train.precision, jax.default_backend(), compute_capability())
+        numerics, _ = choose_numerics(model, train, jax.default_backend(), compute_capability())
         numerics = numerics._replace(flash=numerics.flash and trainer.flash is not False)
         mesh = make_mesh(f"data={trainer.devices}", trainer.devices if trainer.platform == "cpu" else 0)
         self._program = CompiledTraining(model, train, mesh, numerics)

@@ -11,12 +11,13 @@ from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt.training.model.fake_quant import INPUT_SCALE, without_scales
 from jaxgpt.training.model.params import Params, graph_of, merge
 from jaxgpt.training.run.checkpoints import load_params
-from jaxgpt.training.run.folder import Run, check_tokenizer, open_run
+from jaxgpt.training.run.folder import Run, check_tokenizer, open_run, read_run_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,13 @@ class Checkpoint:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the run's config.json says of its data."""
-        return self.run.config.data
+        """What the run's config.json says of the data that this checkpoint was trained on."""
+        return self.run.config.data_at(self.step)
+
+    @property
+    def overrides(self) -> list[dict[str, Any]]:
+        """What was changed on purpose in the run before this step."""
+        return [each for each in self.run.config.overrides if each["step"] < self.step]
 
     def check_dataset(self, dataset: Dataset) -> None:
         """Raise UserError unless a data set was made with the tokenizer of the run."""
@@ -88,6 +94,12 @@ def read_checkpoint(folder: Path, which: str) -> Checkpoint:
     run = open_run(folder)
     step, params = load_params(run, which)
     return Checkpoint(run, step, params)
+
+
+def config_hashes(folder: Path) -> set[str]:
+    """Return the hashes of a run's config.json, now and before each time that it was overridden."""
+    overrides = read_run_config(folder).overrides
+    return {sha256_of(folder / "config.json"), *(str(each["config_sha256"]) for each in overrides)}
 
 
 def hf_tensors(params: Params, config: ModelConfig) -> Arrays:

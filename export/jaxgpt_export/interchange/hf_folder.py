@@ -8,6 +8,7 @@ its values are the embedding's, which is what transformers goes by.
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxgpt.shared.architecture import HEAD, parameters
@@ -135,7 +136,7 @@ def _check_against_transformers(tokenizer: Tokenizer, folder: Path) -> None:
     transformers.logging.set_verbosity_error()
     config = read_json(folder / "config.json", "model configuration")
     # Auto classes go by model_type; a folder without one is a GPT-2's, as read_hf_config has found.
-    kind = transformers.AutoTokenizer if "model_type" in config else transformers.GPT2Tokenizer
+    kind: Any = transformers.AutoTokenizer if "model_type" in config else transformers.GPT2Tokenizer
     text = HARD_TEXT + " x".join(["", *tokenizer.special_tokens, *tokenizer.special_tokens])
     try:
         theirs = kind.from_pretrained(folder, local_files_only=True)(text).input_ids

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxgpt.shared.config import MAX_CPU_DEVICES
 from jaxgpt.shared.errors import UserError
 
 AXES = ("data", "fsdp")
@@ -20,10 +21,12 @@ def use_cpu_devices(count: int) -> None:
     """Make JAX use the CPU as `count` devices; nothing for 0.
 
     Raises:
-      UserError: JAX has started already with other devices.
+      UserError: too many, or JAX has started already with other devices.
     """
-    if count < 0:
-        raise UserError(f"cpu_devices ({count}) must be 0 (the devices that JAX finds) or more")
+    if not 0 <= count <= MAX_CPU_DEVICES:
+        raise UserError(
+            f"cpu_devices ({count}) must lie in [0, {MAX_CPU_DEVICES}]; 0 takes the devices that JAX finds"
+        )
     if count == 0:
         return
     try:

@@ -4,12 +4,9 @@ JAX finds Slurm, Kubernetes (with a coordinator service), Open MPI and Cloud TPU
 process is told the coordinator's address, how many there are and which one it is.
 """
 
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -114,30 +111,8 @@ def all_agree(ok: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
 
 
-class StopSignal:
-    """Notices SIGTERM and Ctrl-C, so that the training can save and leave; a second Ctrl-C ends it at once.
-
-    With several processes JAX's preemption service spreads SIGTERM and makes all stop at the same step.
-    """
-
-    def __init__(self) -> None:
-        self._seen = False
-        self._before: dict[int, Any] = {}
-        self._alone = jax.process_count() == 1
-        if self._alone and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        if self._seen and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._seen = True
-
-    def requested(self, step: int) -> bool:
-        """Whether to stop after this step; every process must ask at every step."""
-        return self._seen if self._alone else bool(multihost_utils.reached_preemption_sync_point(step))
-
-    def close(self) -> None:
-        """Give the signal back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+def of_main_process(number: int) -> int:
+    """Return process 0's number in every process."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.shared.config import ROTARY_BASE, ModelConfig
-from jaxgpt.training.model.layers import INIT_STD, apply_to_rows, dropout, linear, split_keys
+from jaxgpt.training.model.layers import INIT_STD, Linear, apply_to_rows, dropout, linear, split_keys
 from jaxgpt.training.model.numerics import FLOAT32, Numerics, matmul
 
 
@@ -65,9 +65,13 @@ class Attention(nnx.Module):
     def _query_key_value(
         self, x: Float[Array, "B T C"], start: Int[Array, ""] | int
     ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H D"], Float[Array, "B T H D"]]:
-        B, T, _ = x.shape
-        qkv = apply_to_rows(self.c_attn, x).reshape(B, T, 3 * self.n_head, self.head_size)
-        query, k, v = jnp.split(qkv, 3, axis=2)
+        B, T, C = x.shape
+        if self.numerics.unfused_qkv and isinstance(self.c_attn, Linear):
+            shape = (B, T, self.n_head, self.head_size)
+            query, k, v = (part.reshape(shape) for part in self.c_attn.thirds(x.reshape(B * T, C)))
+        else:
+            qkv = apply_to_rows(self.c_attn, x).reshape(B, T, 3 * self.n_head, self.head_size)
+            query, k, v = jnp.split(qkv, 3, axis=2)
         if self.rotary:
             positions = start + jnp.arange(T)
             query, k = rotate(query, positions), rotate(k, positions)

@@ -24,7 +24,15 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.training.model.attention import Attention, LayerCache
 from jaxgpt.training.model.fake_quant import FakeQuantEmbed, fake_quant_rows, round_inputs
-from jaxgpt.training.model.layers import INIT_STD, apply_to_rows, dropout, layer_norm, linear, split_keys
+from jaxgpt.training.model.layers import (
+    INIT_STD,
+    apply_to_rows,
+    dropout,
+    gelu,
+    layer_norm,
+    linear,
+    split_keys,
+)
 from jaxgpt.training.model.numerics import FLOAT32, Numerics, matmul
 
 
@@ -50,14 +58,14 @@ class MLP(nnx.Module):
     """Two linear layers with GELU (tanh) between them."""
 
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.rate = config.dropout
+        self.rate, self.numerics = config.dropout, numerics
         residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
         self.c_fc = linear(config.n_embd, 4 * config.n_embd, INIT_STD, config, numerics, rngs)
         self.c_proj = linear(4 * config.n_embd, config.n_embd, residual_std, config, numerics, rngs)
 
     def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None = None) -> Float[Array, "B T C"]:
         """Apply both layers; key: (B,), for dropout."""
-        inner = jax.nn.gelu(apply_to_rows(self.c_fc, x), approximate=True)
+        inner = gelu(apply_to_rows(self.c_fc, x), self.numerics)
         return dropout(apply_to_rows(self.c_proj, inner), self.rate, key)
 
 
@@ -65,9 +73,9 @@ class Block(nnx.Module):
     """Attention and MLP, each on a normalized input and added to the stream."""
 
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.ln_1 = layer_norm(config.n_embd, numerics, rngs)
+        self.ln_1 = layer_norm(config, numerics, rngs)
         self.attn = Attention(config, numerics, rngs)
-        self.ln_2 = layer_norm(config.n_embd, numerics, rngs)
+        self.ln_2 = layer_norm(config, numerics, rngs)
         self.mlp = MLP(config, numerics, rngs)
 
     def __call__(self, x: Float[Array, "B T C"], key: jax.Array | None = None) -> Float[Array, "B T C"]:
@@ -136,7 +144,7 @@ class GPT(nnx.Module):
         if self.learned:
             self.wpe = embed(config.block_size, config.n_embd, **kwargs)
         self.h = nnx.List([Block(config, numerics, rngs) for _ in range(config.n_layer)])
-        self.ln_f = layer_norm(config.n_embd, numerics, rngs)
+        self.ln_f = layer_norm(config, numerics, rngs)
         self.lm_head = LMHead(config, numerics, rngs)
 
     def __call__(self, tokens: Int[Array, "B T"], keys: jax.Array | None = None) -> Float[Array, "B T V"]:
@@ -180,7 +188,8 @@ class GPT(nnx.Module):
     def _embed(self, tokens: Int[Array, "B T"], start: Int[Array, ""] | int) -> Float[Array, "B T C"]:
         """Return the stream before the first block, of tokens at positions start, start + 1, ..."""
         x = self.wte(tokens)
-        return x + self.wpe(start + jnp.arange(tokens.shape[1]))[None] if self.learned else x
+        x = x + self.wpe(start + jnp.arange(tokens.shape[1]))[None] if self.learned else x
+        return x.astype(self.numerics.stream)
 
     def head(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
         """Return the logits of features."""
@@ -198,10 +207,13 @@ def _call(block: Block, *arguments: Any) -> Any:
 
 
 def logits_of(
-    x: Float[Array, "N C"], table: Float[Array, "V2 C"], vocab_size: int, numerics: Numerics
+    x: Float[Array, "N C"], table: Float[Array, "V2 C"], vocab_size: int, numerics: Numerics, out: Any = None
 ) -> Float[Array, "N V2"]:
-    """Return the logits of features; of rows that only pad the table, the lowest number there is."""
-    logits = matmul("NC,VC->NV", x, table, numerics)
+    """Return the logits of features, in the parameters' dtype if `out` names no other.
+
+    Those of rows that only pad the table are the lowest number there is.
+    """
+    logits = matmul("NC,VC->NV", x, table, numerics, out)
     if len(table) == vocab_size:
         return logits
     real = jnp.arange(len(table))[None] < vocab_size

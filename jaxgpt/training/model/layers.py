@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxgpt.shared.architecture import LAYER_NORM_EPSILON
 from jaxgpt.shared.config import ModelConfig
+from jaxgpt.training.model import fused
 from jaxgpt.training.model.fake_quant import FakeQuantLinear
 from jaxgpt.training.model.numerics import Numerics, matmul
 
@@ -60,9 +61,16 @@ class Linear(nnx.Linear):
         """Return the output in the compute dtype."""
         if not self.numerics.is_mixed:
             return super().__call__(inputs, out_sharding)
-        x = inputs.astype(self.dtype)
-        y = matmul("NI,IO->NO", x, self.kernel[...], self.numerics, self.dtype)
-        return add_bias(y, self.bias[...])
+        return self._product(inputs, self.kernel[...], self.bias[...])
+
+    def thirds(self, inputs: Float[Array, "N I"]) -> list[Float[Array, "N O3"]]:
+        """Return the output in three parts of equal width, each of a product of its own."""
+        kernels, biases = jnp.split(self.kernel[...], 3, axis=1), jnp.split(self.bias[...], 3)
+        return [self._product(inputs, *part) for part in zip(kernels, biases, strict=True)]
+
+    def _product(self, x: Array, kernel: Array, bias: Array) -> Array:
+        y = matmul("NI,IO->NO", x.astype(self.dtype), kernel, self.numerics, self.dtype)
+        return add_bias(y, bias)
 
 
 @jax.custom_vjp
@@ -95,13 +103,40 @@ def apply_to_rows(layer: nnx.Linear, x: Float[Array, "B T I"]) -> Float[Array, "
     return layer(x.reshape(B * T, I)).reshape(B, T, -1)
 
 
-def layer_norm(channels: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Return a LayerNorm as GPT-2 has it, in the parameters' dtype."""
-    return nnx.LayerNorm(
-        channels,
+    return LayerNorm(
+        config.n_embd,
+        numerics,
+        out=numerics.params if config.qat else numerics.compute,  # integers are rounded from float32
         epsilon=LAYER_NORM_EPSILON,
         use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits where a channel dominates
-        param_dtype=numerics.params,
-        dtype=numerics.params,
         rngs=rngs,
     )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """A LayerNorm in the parameters' dtype; a fused one where the numerics say so.
+
+    Args:
+      num_features: C.
+      numerics: of the model.
+      out: dtype of the fused one's result, which is what takes it in its compute dtype.
+      kwargs: see nnx.LayerNorm.
+    """
+
+    def __init__(self, num_features: int, numerics: Numerics, out: Any, **kwargs: Any) -> None:
+        dtypes = {"dtype": numerics.params, "param_dtype": numerics.params}
+        super().__init__(num_features, **dtypes, **kwargs)
+        self.out = out if numerics.fused_layer_norm else None
+
+    def __call__(self, x: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
+        """Return x, normalized over its channels."""
+        if self.out is None:
+            return super().__call__(x)
+        return fused.layer_norm(x, self.scale[...], self.bias[...], self.out)
+
+
+def gelu(x: Float[Array, "*N"], numerics: Numerics) -> Float[Array, "*N"]:
+    """Return GELU in its tanh form."""
+    return fused.gelu(x) if numerics.fused_gelu else jax.nn.gelu(x, approximate=True)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.training.model.gpt import GPT, logits_of
-from jaxgpt.training.model.numerics import Numerics
+from jaxgpt.training.model.numerics import Numerics, matmul
 from jaxgpt.training.model.params import Params, merge
 
 
@@ -55,24 +55,27 @@ def head_loss(
     def chunk(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         features, wanted = part
         logits = logits_of(features, table, head.vocab_size, head.numerics)
-        return total + _cross_entropy(logits, wanted)[0], None
+        return total + _cross_entropy(logits, wanted, table.dtype)[0], None
 
-    return _over_chunks(chunk, _like(x, ()), x, targets, head.chunks)[0]
+    return _over_chunks(chunk, _like(x, (), table.dtype), x, targets, head.chunks)[0]
 
 
 def _head_loss_forward(
     head: HeadSettings, x: Array, table: Array, targets: Array, factor: Array
 ) -> tuple[Array, tuple[Array, Array, Array]]:
+    numerics, dtype = head.numerics, table.dtype
+    operand = table.astype(numerics.compute)  # once, not for each chunk
+
     def chunk(carry: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         (total, table_gradient), (features, wanted) = carry, part
-        logits, backward = jax.vjp(
-            lambda x, table: logits_of(x, table, head.vocab_size, head.numerics), features, table
-        )
-        loss, gradient = _cross_entropy(logits, wanted)
-        features_gradient, more = backward(gradient * factor)
-        return (total + loss, table_gradient + more), features_gradient
+        logits = logits_of(features, operand, head.vocab_size, numerics, numerics.logits)
+        loss, gradient = _cross_entropy(logits, wanted, dtype)
+        gradient = gradient * factor
+        of_features = matmul("NV,VC->NC", gradient, operand, numerics, x.dtype)
+        of_table = matmul("NV,NC->VC", gradient, features, numerics, dtype)
+        return (total + loss, table_gradient + of_table), of_features
 
-    start = (_like(x, ()), _like(x, table.shape))
+    start = (_like(x, (), dtype), _like(x, table.shape, dtype))
     (loss, table_gradient), x_gradient = _over_chunks(chunk, start, x, targets, head.chunks)
     return loss, (x_gradient, table_gradient, factor)
 
@@ -82,24 +85,24 @@ def _head_loss_backward(
 ) -> tuple[Array, Array, None, None]:
     x_gradient, table_gradient, factor = kept
     ratio = gradient / factor  # 1 where the caller multiplies by what it said
-    return x_gradient * ratio, table_gradient * ratio, None, None
+    return (x_gradient * ratio).astype(x_gradient.dtype), table_gradient * ratio, None, None
 
 
 head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
 def _cross_entropy(
-    logits: Float[Array, "N V2"], targets: Int[Array, "N"]
+    logits: Float[Array, "N V2"], targets: Int[Array, "N"], dtype: Any
 ) -> tuple[Float[Array, ""], Float[Array, "N V2"]]:
-    """Return the summed loss and its gradient: softmax - one-hot where a target counts."""
+    """Return the summed loss and its gradient: softmax - one-hot where a target counts; both in a dtype."""
     counted = targets >= 0
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    powers = jnp.exp(logits - largest)
+    largest = jnp.max(logits, axis=-1, keepdims=True).astype(dtype)
+    powers = jnp.exp(logits.astype(dtype) - largest)
     total = jnp.sum(powers, axis=-1, keepdims=True)
-    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1).astype(dtype)
     losses = jnp.where(counted[:, None], jnp.log(total) + largest - chosen, 0.0)
     hits = jnp.arange(logits.shape[-1])[None] == targets[:, None]
-    gradient = powers * (counted[:, None] / total) - hits.astype(logits.dtype)  # no hit where it is < 0
+    gradient = powers * (counted[:, None] / total) - hits.astype(dtype)  # no hit where it is < 0
     return jnp.sum(losses), gradient
 
 
@@ -117,9 +120,9 @@ def _over_chunks(
     return carry, None if out is None else out.reshape(x.shape)
 
 
-def _like(x: Array, shape: tuple[int, ...]) -> Array:
-    """Return zeros of another shape that vary over devices as x does."""
-    return jnp.broadcast_to(jnp.sum(x[:0]), shape)
+def _like(x: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return zeros of another shape and dtype that vary over devices as x does."""
+    return jnp.broadcast_to(jnp.sum(x[:0], dtype=dtype), shape)
 
 
 def summed_loss(
@@ -151,5 +154,5 @@ def summed_loss(
     model = merge(graph, params)
     x, table = model.head_operands(model.features(inputs, keys, remat))
     head = HeadSettings(model.vocab_size, model.numerics, chunks)
-    loss = head_loss(head, x, table, targets, jnp.asarray(factor, x.dtype))
+    loss = head_loss(head, x, table, targets, jnp.asarray(factor, table.dtype))
     return loss, jnp.sum(targets >= 0, dtype=jnp.int32)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxgpt.shared.config import ModelConfig, Precision
+from jaxgpt.shared.config import ModelConfig, TrainConfig
 
 COMPUTE_DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 FLASH_CAPABILITY = 8.0  # cuDNN's fused attention needs an A100 or newer
@@ -23,37 +23,58 @@ class Numerics(NamedTuple):
       flash: attention by cuDNN's fused kernel, which never writes the (T, T) weights; without a cache only.
       wide_sums: products of the compute dtype are summed in the parameters' dtype. XLA's CPU backend has no
         such product of float16.
+      low_precision_stream: see TrainConfig, as of the others.
+      low_precision_logits: see TrainConfig.
+      fused_layer_norm: see TrainConfig.
+      fused_gelu: see TrainConfig.
+      unfused_qkv: see TrainConfig.
     """
 
     params: Any = jnp.float32
     compute: Any = jnp.float32
     flash: bool = False
     wide_sums: bool = True
+    low_precision_stream: bool = False
+    low_precision_logits: bool = False
+    fused_layer_norm: bool = False
+    fused_gelu: bool = False
+    unfused_qkv: bool = False
 
     @property
     def is_mixed(self) -> bool:
         """Whether products are computed in another dtype than the parameters'."""
         return jnp.dtype(self.compute) != jnp.dtype(self.params)
 
+    @property
+    def stream(self) -> Any:
+        """The dtype of the residual stream."""
+        return self.compute if self.low_precision_stream else self.params
+
+    @property
+    def logits(self) -> Any:
+        """The dtype of a training's logits."""
+        return self.compute if self.low_precision_logits else self.params
+
 
 FLOAT32 = Numerics()
+TRAFFIC = ("low_precision_stream", "low_precision_logits", "fused_layer_norm", "fused_gelu", "unfused_qkv")
 
 
 def choose_numerics(
-    model: ModelConfig, precision: Precision, platform: str, capability: float
+    model: ModelConfig, train: TrainConfig, platform: str, capability: float
 ) -> tuple[Numerics, str]:
     """Decide how a model is trained on a device.
 
     Args:
       model: shape.
-      precision: of matrix products.
+      train: precision of matrix products, and what else is computed in it.
       platform: of the device: cpu, gpu.
       capability: CUDA compute capability; 0 where there is none.
 
     Returns:
       The numerics, and why attention is flash or not.
     """
-    size = model.head_size
+    size, precision = model.head_size, train.precision
     obstacles = {
         f"the device is a {platform}, no GPU": platform != "gpu",
         f"compute capability {capability} is below {FLASH_CAPABILITY}": platform == "gpu"
@@ -68,6 +89,8 @@ def choose_numerics(
     reason = f"attention by XLA ({found[0]})" if found else "flash attention by cuDNN"
     wide_sums = not (platform == "cpu" and precision == "fp16")
     numerics = Numerics(compute=COMPUTE_DTYPES[precision], flash=not found, wide_sums=wide_sums)
+    if numerics.is_mixed:
+        numerics = numerics._replace(**{name: getattr(train, name) for name in TRAFFIC})
     return numerics, reason
 
 

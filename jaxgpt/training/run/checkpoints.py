@@ -5,12 +5,11 @@ RUN/damaged/             checkpoints that could not be read or did not match the
 """
 
 import contextlib
-import errno
 import functools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.training.devices.processes import all_agree, on_main_process
 from jaxgpt.training.model.params import Params, init_params, pad_vocabulary, trim_vocabulary
 from jaxgpt.training.run.folder import Run
+from jaxgpt.training.run.full_disk import told_as_os_error
 from jaxgpt.training.step.state import Guard, TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each step of a save
+# Orbax reports each step of a save, and prints an error with its trace before it raises it.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -35,15 +36,14 @@ class Checkpoints:
     Args:
       folder: the run folder.
       read_only: never writes nor deletes.
+      data_since: the step after which val_loss is of the data set of now (RunConfig.data_since).
     """
 
-    def __init__(self, folder: Path, read_only: bool = False) -> None:
-        policy = preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(2),  # one more, should the last be damaged
-                preservation_policy.BestN(get_metric_fn=_badness, reverse=True, n=1),
-            ]
-        )
+    def __init__(self, folder: Path, read_only: bool = False, data_since: int = 0) -> None:
+        self.data_since = data_since
+        self._bytes = 0  # of a state
+        # Two latest ones, should the last be damaged.
+        policy = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(2), _Best(self)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             read_only=read_only,
@@ -72,7 +72,8 @@ class Checkpoints:
             position=ocp.args.JsonSave(position),
         )
         metrics = {"val_loss": math.inf if val_loss is None else val_loss}
-        with _full_disk_is_an_os_error(self.folder):  # also of the save before this one
+        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        with self._full_disk_is_told():  # also of the save before this one
             saved = self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
         if not saved:
             raise RuntimeError(f"Orbax did not save step {int(state.step)}")
@@ -87,10 +88,12 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def best(self) -> int | None:
-        """Return the stored step of lowest val_loss (the last one where none was measured)."""
-        losses = {step: self.val_loss(step) for step in self.steps()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
-        return min(known, key=lambda step: known[step]) if known else self.latest()
+        """Return the stored step of lowest val_loss (the last one where none was measured).
+
+        Losses on an earlier data set count where none was measured on that of now.
+        """
+        best = _lowest({step: self.val_loss(step) for step in self.steps()}, self.data_since)
+        return self.latest() if best is None else best
 
     def val_loss(self, step: int) -> float | None:
         """Return the val_loss stored with a step; None when it was not measured."""
@@ -136,7 +139,7 @@ class Checkpoints:
         state, position = TrainState(params=found["params"], guard=guard, **rest), dict(found["position"])
         with damaged(self.folder / str(step) / "position", "an earlier step may be whole"):
             whole = position["checksum"] == checksum(state) and position["step"] == step
-            float(position["cpu_seconds"])
+            float(position["cpu_seconds"]), int(position.get("tokens_seen", 0))
         if not whole:
             raise UserError(
                 f"checkpoint {self.folder / str(step)} is damaged: its arrays do not have the checksum that "
@@ -192,8 +195,16 @@ class Checkpoints:
         Raises:
           OSError: the disk is full; what was saved before is whole.
         """
-        with _full_disk_is_an_os_error(self.folder):
+        with self._full_disk_is_told():
             self._manager.wait_until_finished()
+
+    def raise_failed_save(self) -> None:
+        """Raise what `wait` would, where the last save has ended; waits for none."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def _full_disk_is_told(self) -> contextlib.AbstractContextManager[None]:
+        return told_as_os_error(self.folder, f"a checkpoint of {self._bytes:,} bytes")
 
     def close(self) -> None:
         """Stop, after the saves under way."""
@@ -201,16 +212,6 @@ class Checkpoints:
             self._manager.wait_until_finished()
         with contextlib.suppress(Exception):
             self._manager.close()
-
-
-@contextlib.contextmanager
-def _full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # Orbax and TensorStore wrap it in several kinds
-        if "No space left" not in str(error) and "ENOSPC" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, "no space left", str(folder)) from error
 
 
 def checksum(state: TrainState) -> int:
@@ -247,8 +248,24 @@ def _beside_params(state: TrainState) -> dict[str, Any]:
     return {**rest, "guard": state.guard._asdict()}
 
 
-def _badness(metrics: dict[str, float]) -> float:
-    return float(metrics.get("val_loss", math.inf))
+class _Best(preservation_policy.PreservationPolicy):
+    """Keeps the best checkpoint, the one that Checkpoints.best names."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Return which checkpoints stay, of those that Orbax knows."""
+        losses = {each.step: each.metrics["val_loss"] for each in checkpoints if each.metrics is not None}
+        best = _lowest(losses, self._checkpoints.data_since)
+        return [each.step == best or each.metrics is None for each in checkpoints]
+
+
+def _lowest(losses: Mapping[int, float | None], data_since: int) -> int | None:
+    """Return the step of the lowest loss, of those after data_since if there are any; None without losses."""
+    known = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    known = {step: loss for step, loss in known.items() if step > data_since} or known
+    return min(known, key=lambda step: known[step]) if known else None
 
 
 def load_params(run: Run, which: str) -> tuple[int, Params]:
@@ -267,7 +284,7 @@ def load_params(run: Run, which: str) -> tuple[int, Params]:
     placed = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in abstract.items()
     }
-    checkpoints = Checkpoints(run.folder, read_only=True)
+    checkpoints = Checkpoints(run.folder, read_only=True, data_since=run.config.data_since)
     try:
         step = checkpoints.resolve(which)
         return step, trim_vocabulary(checkpoints.restore_params(step, placed), model.vocab_size)

@@ -1,6 +1,6 @@
 """The run folder: what a training leaves, and how others read it.
 
-RUN/config.json      model, training and data; written once
+RUN/config.json      model, training and data; written once, and again when that is changed (override.py)
 RUN/checkpoints/     see checkpoints.py; RUN/damaged/ holds what could not be read
 RUN/metrics.jsonl    a JSON object a line: step and loss, or step and val_loss
 RUN/summary.json     figures of the finished run
@@ -19,7 +19,7 @@ from typing import Any
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import lock, read_json, write_json
+from jaxgpt.shared.files import check_output_folder, lock, read_json, write_json
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 RUN_FORMAT_VERSION = 3
@@ -43,6 +43,8 @@ class RunConfig:
       data: folder, manifest hash, tokenizer name and hash.
       init: what it began with: folder, kind (run or artifact), step of the run, sha256 (of model.safetensors,
         or of the run's config.json); None for new parameters.
+      overrides: what was changed on purpose, in order: step after which it holds, time (UTC), changed (name
+        of a setting -> from, to), config_sha256 (of config.json before).
     """
 
     preset: str
@@ -50,11 +52,24 @@ class RunConfig:
     train: TrainConfig
     data: dict[str, Any]
     init: dict[str, Any] | None = None
+    overrides: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what config.json holds."""
+        """Return what config.json holds; nothing of overrides where there are none."""
         fields = {**dataclasses.asdict(self), "model": self.model.to_json()}
-        return {"format_version": RUN_FORMAT_VERSION, **fields}
+        found = {"format_version": RUN_FORMAT_VERSION, **fields}
+        return found if self.overrides else {k: v for k, v in found.items() if k != "overrides"}
+
+    def data_at(self, step: int) -> dict[str, Any]:
+        """Return what `data` was in the steps up to one."""
+        later = [each for each in self.overrides if each["step"] >= step and "data" in each["changed"]]
+        found: dict[str, Any] = later[0]["changed"]["data"]["from"] if later else self.data
+        return found
+
+    @property
+    def data_since(self) -> int:
+        """The step after which the data set is that of now: losses before are of another one."""
+        return max((each["step"] for each in self.overrides if "data" in each["changed"]), default=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +108,10 @@ def read_run_config(folder: Path) -> RunConfig:
         _ = data["folder"], data["manifest_sha256"], data["tokenizer"]["name"], data["tokenizer"]["sha256"]
         init = None if value.get("init") is None else dict(value["init"])
         _ = init is None or (init["folder"], init["kind"], init["step"], init["sha256"])
-        return RunConfig(value["preset"], model, train, data, init)
+        overrides = tuple(dict(each) for each in value.get("overrides", []))
+        for each in overrides:
+            _ = int(each["step"]), dict(each["changed"]), each["config_sha256"]
+        return RunConfig(value["preset"], model, train, data, init, overrides)
 
 
 def open_run(folder: Path) -> Run:
@@ -165,6 +183,7 @@ def require_same_training(folder: Path, config: RunConfig) -> None:
 
 def create_run(folder: Path, config: RunConfig) -> None:
     """Make a run folder, or check that the one there is of the same training: see require_same_training."""
+    check_output_folder(folder)
     require_same_training(folder, config)
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,24 +196,48 @@ def lock_run(folder: Path) -> contextlib.AbstractContextManager[None]:
     return lock(folder / ".lock", refusal)
 
 
+def stored_steps(folder: Path) -> list[int]:
+    """Return the steps of a run's checkpoints by their folders' names, in order; they may be damaged."""
+    return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
+
+
 # How often to look does not change what is trained.
 _FREE_SETTINGS = {"eval_every", "checkpoint_every", "sample_every", "max_skipped"}
+Differences = dict[str, tuple[Any, Any]]  # name of a setting -> what it was, what it is now
+
+
+def differences(old: RunConfig, new: RunConfig) -> Differences:
+    """Return what differs between two trainings, but for how often they look, by name."""
+    found: Differences = {}
+    for section in ("model", "train"):
+        was, now = (dataclasses.asdict(getattr(config, section)) for config in (old, new))
+        for name in was:
+            if was[name] != now[name] and name not in _FREE_SETTINGS:
+                found[f"{section}.{name}"] = (was[name], now[name])
+    if old.data["manifest_sha256"] != new.data["manifest_sha256"]:
+        found["data"] = (old.data, new.data)
+    if _identity(old.init) != _identity(new.init):
+        found["init"] = (_identity(old.init) or "none", _identity(new.init) or "none")
+    return found
+
+
+def in_words(found: Differences, *names: str) -> str:
+    """Say what differs: of all, or of these names."""
+
+    def shown(value: Any) -> str:
+        return str(value["folder"]) if isinstance(value, dict) else str(value)
+
+    chosen = {name: found[name] for name in names or found}
+    return "; ".join(f"{name} was {shown(was)}, now {shown(now)}" for name, (was, now) in chosen.items())
 
 
 def _require_same(old: RunConfig, new: RunConfig, folder: Path) -> None:
-    pairs = {
-        **_differences("model", dataclasses.asdict(old.model), dataclasses.asdict(new.model)),
-        **_differences("train", dataclasses.asdict(old.train), dataclasses.asdict(new.train)),
-    }
-    if old.data["manifest_sha256"] != new.data["manifest_sha256"]:
-        pairs["data"] = (old.data["folder"], new.data["folder"])
-    if _identity(old.init) != _identity(new.init):
-        pairs["init"] = (_identity(old.init) or "none", _identity(new.init) or "none")
-    if pairs:
-        text = "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in pairs.items())
+    found = differences(old, new)
+    if found:
         raise UserError(
-            f"{folder} holds another training ({text}); choose another --out, or the old settings; to go on "
-            f"from its model with new ones: --init {folder} --out ANOTHER"
+            f"{folder} holds another training ({in_words(found)}); choose another --out, or the old "
+            "settings; to change this run from here on: --override (what is not given stays as it was); to "
+            f"begin another with its model: --init {folder} --out ANOTHER"
         )
 
 
@@ -204,11 +247,3 @@ def _identity(init: dict[str, Any] | None) -> str:
         return ""
     step = "" if init["step"] is None else f" step {init['step']}"
     return f"{init['kind']} {init['sha256'][:12]}...{step}"
-
-
-def _differences(section: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {
-        f"{section}.{name}": (old[name], new[name])
-        for name in old
-        if old[name] != new[name] and name not in _FREE_SETTINGS
-    }

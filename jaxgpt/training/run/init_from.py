@@ -17,7 +17,7 @@ from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import read_json, sha256_of
+from jaxgpt.shared.files import as_path, read_json, sha256_of
 from jaxgpt.shared.huggingface import MODEL_TYPE, OWN_MODEL_TYPE, read_hf_config
 from jaxgpt.shared.tensor_file import dtype_name, read_tensor_file
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
@@ -106,12 +106,13 @@ class InitSource:
             )
 
 
-def open_init_source(folder: Path) -> InitSource:
+def open_init_source(folder: Path | str) -> InitSource:
     """Open a run or a float32 artifact; JAX's devices are not touched.
 
     Raises:
       UserError: it is neither, or a model that is not trained here.
     """
+    folder = as_path(folder, "--init")
     if not folder.is_dir():
         raise UserError(f"--init {folder} is no folder; expected a run or a float32 artifact")
     path = folder / "config.json"

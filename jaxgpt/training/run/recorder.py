@@ -15,6 +15,7 @@ from jaxgpt.shared.console import say, stderr
 from jaxgpt.shared.files import write_atomic
 from jaxgpt.training.devices.processes import is_main_process
 from jaxgpt.training.run.folder import read_metrics
+from jaxgpt.training.run.full_disk import told_as_os_error
 
 
 @contextlib.contextmanager
@@ -29,9 +30,6 @@ def _hidden(name: str) -> Iterator[None]:
         if absent:
             del sys.modules[name]
 
-
-with _hidden("torch"):  # which tensorboardX loads where it is installed, for seconds: nothing here needs it
-    from tensorboardX import SummaryWriter
 
 RATE_STEPS = 50  # tokens/s is the mean over so many steps
 PLAIN_LINES = 20  # lines of progress where stderr is no terminal
@@ -67,9 +65,10 @@ class Recorder:
         peak_tokens_per_s: float | None,
     ) -> None:
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step] if first_step else []
-        write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._path = folder / "metrics.jsonl"
+        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = _open_board(folder / "tensorboard", first_step)
         self._max_steps, self._tokens_per_step = max_steps, tokens_per_step
         self._peak_tokens_per_s = peak_tokens_per_s
         self._times: deque[float] = deque(maxlen=RATE_STEPS + 1)
@@ -144,19 +143,48 @@ class Recorder:
 
     def sample(self, step: int, text: str) -> None:
         """Record a sample text."""
-        self._board.add_text("sample", text, step)
+        if self._board is not None:
+            self._board.add_text("sample", text, step)
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        now = time.time()
+        with told_as_os_error(self._path, f"the figures of step {step}"):
+            self._file.write(json.dumps({"step": step, **values, "time": round(now, 3)}) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step, walltime=now)
 
     def close(self) -> None:
         """End the display and flush everything."""
         self._display.stop()
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):  # a full disk, which step() has told
+            self._file.close()
+        if self._board is not None:
+            _close(self._board)
+
+
+def _open_board(folder: Path, first_step: int) -> Any:
+    """Return the writer of TensorBoard's files; None, with a line, where its package is not installed."""
+    try:
+        with _hidden("torch"):  # which tensorboardX loads where it is, for seconds: nothing here needs it
+            from tensorboardX import SummaryWriter
+    except ModuleNotFoundError as error:
+        if error.name != "tensorboardX":
+            raise
+        say("no TensorBoard files: tensorboardX is not installed (metrics.jsonl holds the same figures)")
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step + 1)
+
+
+def _close(board: Any) -> None:
+    """Close TensorBoard's files; on a full disk they stay as they are."""
+    try:
+        board.close()
+    except OSError:
+        writer = board.file_writer.event_writer
+        writer._worker.stop()
+        writer.close = lambda: None  # it would be tried again when the process ends
 
 
 class SilentRecorder(Recorder):

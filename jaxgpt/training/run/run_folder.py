@@ -24,10 +24,15 @@ import numpy as np
 
 from jaxgpt.shared.architecture import flops_per_token
 from jaxgpt.shared.console import cpu_seconds, say
+from jaxgpt.shared.errors import UserError, require_type
+from jaxgpt.shared.files import as_path
 from jaxgpt.training.devices.precision import peak_flops
-from jaxgpt.training.devices.processes import on_main_process
+from jaxgpt.training.devices.processes import is_main_process, of_main_process, on_main_process
 from jaxgpt.training.run.checkpoints import Checkpoints
-from jaxgpt.training.run.folder import create_run, lock_run
+from jaxgpt.training.run.folder import Differences, create_run, in_words, lock_run, read_run_config
+from jaxgpt.training.run.full_disk import quiet_threads
+from jaxgpt.training.run.learning_rates import LearningRates
+from jaxgpt.training.run.override import adapted, changes, record
 from jaxgpt.training.run.recorder import Recorder, make_recorder
 from jaxgpt.training.run.training import Training
 from jaxgpt.training.step.state import TrainState
@@ -39,6 +44,8 @@ class RunFolder:
     Args:
       folder: where; what lies there must be the same training (intervals may differ).
       training: what is trained.
+      override: what lies there is another training, which is changed to this one from its last checkpoint on;
+        override.py says what may change.
 
     Attributes:
       checkpoints: that lie in it.
@@ -50,11 +57,14 @@ class RunFolder:
       UserError: the folder holds something else, or another process trains in it.
     """
 
-    def __init__(self, folder: Path, training: Training) -> None:
-        self.folder, self.training = folder, training
+    def __init__(self, folder: Path | str, training: Training, override: bool = False) -> None:
+        require_type("training", training, Training)
+        self.folder, self.training, self._override = as_path(folder, "folder"), training, override
+        self._changes: Differences = {}  # process 0's
         with contextlib.ExitStack() as held:
             on_main_process(functools.partial(self._create_and_lock, held))
-            self.checkpoints = Checkpoints(folder)
+            held.enter_context(quiet_threads())
+            self.checkpoints = Checkpoints(self.folder)
             held.callback(self.checkpoints.close)
             self._held = held.pop_all()
         self.recorder: Recorder
@@ -62,6 +72,8 @@ class RunFolder:
         self.skipped_in_row = 0
         self._last: tuple[int, Mapping[str, Any]] | None = None  # the step not yet written down
         self._waited_s = 0.0
+        self._first, self._tokens_before = 0, 0
+        self._rates = LearningRates(training.train)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -89,14 +101,19 @@ class RunFolder:
         """
         training = self.training
         if self.checkpoints.latest() is None:
-            state, first = training.first_state(), 0
+            state = training.first_state()
         else:
             training.release_init()
             state, position = self.checkpoints.restore_latest_whole(training.compiled.sharded_shapes())
-            self.cpu_seconds_before, first = float(position["cpu_seconds"]), int(position["step"])
-        _say_what_is_trained(training, first)
+            state = adapted(state, position.get("precision"), training)
+            self.cpu_seconds_before, self._first = float(position["cpu_seconds"]), int(position["step"])
+            self._tokens_before = int(position.get("tokens_seen", self._first * training.tokens_per_step))
+        on_main_process(self._record_override)
+        since = read_run_config(self.folder).data_since if is_main_process() else 0
+        self.checkpoints.data_since = of_main_process(since)
+        _say_what_is_trained(training, self._first)
         peak, steps = _peak_tokens_per_s(training), training.train.max_steps
-        self.recorder = make_recorder(self.folder, first, steps, training.tokens_per_step, peak)
+        self.recorder = make_recorder(self.folder, self._first, steps, training.tokens_per_step, peak)
         self._held.callback(self.recorder.close)
         return state
 
@@ -108,7 +125,14 @@ class RunFolder:
         Args:
           step: its number, from 1 on.
           metrics: scalars, of Training.step or a caller's own; with loss, nats per token.
+
+        Raises:
+          UserError: there is no loss.
+          OSError: the disk is full; a checkpoint that was being saved may be what met it.
         """
+        if "loss" not in metrics:
+            raise UserError(f"step {step} has {', '.join(metrics) or 'no figures'}, expected loss among them")
+        self.checkpoints.raise_failed_save()
         waited = self.training.input_wait_s
         self.recorder.waited(waited - self._waited_s)
         self._waited_s = waited
@@ -134,16 +158,25 @@ class RunFolder:
         step = int(state.step)
         position = {
             "step": step,
-            "tokens_seen": step * self.training.tokens_per_step,
+            "tokens_seen": self.tokens_seen(step),
             "cpu_seconds": self.cpu_seconds_before + cpu_seconds(),
+            "precision": self.training.train.precision,
         }
         known = val_loss is not None and math.isfinite(val_loss)
         self.checkpoints.save(state, position, val_loss if known else None)
 
+    def tokens_seen(self, step: int) -> int:
+        """Return how many tokens the run was trained on after a step, those before an override included."""
+        return self._tokens_before + (step - self._first) * self.training.tokens_per_step
+
+    def best_step(self) -> int | None:
+        """Return the step of the checkpoint that evaluate and convert take; None where there is none."""
+        self.checkpoints.wait()
+        return self.checkpoints.best()
+
     def best_val_loss(self) -> float | None:
         """Return the val_loss of the checkpoint that evaluate and convert take; None where none has one."""
-        self.checkpoints.wait()
-        best = self.checkpoints.best()
+        best = self.best_step()
         return None if best is None else self.checkpoints.val_loss(best)
 
     def pause(self) -> None:
@@ -152,10 +185,19 @@ class RunFolder:
         self.recorder.pause()
 
     def _create_and_lock(self, held: contextlib.ExitStack) -> None:
-        create_run(self.folder, self.training.config)
+        if self._override:
+            self._changes = changes(self.folder, self.training)
+        else:
+            create_run(self.folder, self.training.config)
         held.enter_context(lock_run(self.folder))
         (self.folder / "tokenizer").mkdir(exist_ok=True)
         self.training.tokenizer.save(self.folder / "tokenizer")
+
+    def _record_override(self) -> None:
+        """Write down what was changed, now that the state is whole that it applies to."""
+        if self._changes:
+            say(f"{self.folder}: changed after step {self._first}: {in_words(self._changes)}")
+            record(self.folder, self.training.config, self._changes, self._first)
 
     def _record_last(self) -> None:
         """Write the last step down, if that is not done; waits until the devices have finished it."""
@@ -165,6 +207,10 @@ class RunFolder:
         self._last = None
         values = {name: np.asarray(value).item() for name, value in metrics.items() if name != "step"}
         self.skipped_in_row = int(values.pop("skipped_in_row", 0))
+        # A skipped step does not count for the optimizer, which knows what the rate of the next one is.
+        taken = step - int(values.get("skipped", 0)) + (self.skipped_in_row > 0)
+        values["learning_rate"] = self._rates.at(taken)
+        values["tokens_seen"] = self.tokens_seen(step)
         if self.skipped_in_row:
             say(
                 f"step {step} was skipped: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, windows
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, require_type
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.devices.malloc import reserve_memory
@@ -70,6 +70,9 @@ class Training:
         init: InitSource | None = None,
         preset: str = "custom",
     ) -> None:
+        given = (("model", model, ModelConfig), ("train", train, TrainConfig), ("dataset", dataset, Dataset))
+        for name, value, kind in (*given, ("mesh", mesh, Mesh)):
+            require_type(name, value, kind)
         _require_fitting_data(model, dataset)
         self.tokenizer = _load_tokenizer_of(dataset)
         _require_even_split(train, mesh.size)
@@ -81,7 +84,7 @@ class Training:
         self.config = RunConfig(preset, model, train, data_entry(dataset), entry)
         self.model, self.train, self.dataset, self.mesh = model, train, dataset, mesh
         platform, capability = jax.default_backend(), compute_capability()
-        numerics, self.attention = choose_numerics(model, train.precision, platform, capability)
+        numerics, self.attention = choose_numerics(model, train, platform, capability)
         self.compiled = CompiledTraining(model, train, mesh, numerics)
         eval_step = make_eval_step(self.compiled.graph, train.loss_chunks)
         self._eval_step = jax.jit(eval_step, compiler_options=self.compiled.compiler_options)

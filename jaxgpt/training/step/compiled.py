@@ -17,7 +17,7 @@ from jaxgpt.training.step.train_step import make_train_step
 
 # What makes a platform's compiler take kernels whose results repeat to the bit, in another process, too: XLA
 # then leaves out atomic sums (cuDNN's backward attention has them) and chooses no kernel by its time.
-DETERMINISTIC_OPTIONS: dict[str, dict[str, bool]] = {"gpu": {"xla_gpu_deterministic_ops": True}}
+DETERMINISTIC_OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_deterministic_ops": True}}
 
 
 class CompiledTraining:

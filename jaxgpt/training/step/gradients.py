@@ -28,8 +28,8 @@ GATHERED_AGAIN = {
     "squeeze",
     "transpose",
 }
-# What rounds a whole parameter, besides; of activations it is kept.
-ROUNDED_AGAIN = {"abs", "custom_jvp_call", "div", "optimization_barrier", "stop_gradient"}
+# What rounds or cuts a whole parameter, besides; of activations it is kept.
+ROUNDED_AGAIN = {"abs", "custom_jvp_call", "div", "optimization_barrier", "split", "stop_gradient"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,7 @@ def report_figures(
       asked: preset, what it is, and the command.
     """
     from jaxgpt.training.run.folder import read_metrics  # imports JAX
+    from jaxgpt.training.run.summary import read_summary
 
     quality, speed, memorization = measured["quality"], measured["speed"], measured["memorization"]
     certificate = read_json(fp32 / "certificate.json", "certificate")
@@ -62,7 +63,7 @@ def report_figures(
     every = max(len(train) // CURVE_POINTS, 1)
     manifest = dataset.manifest
     speeds = [SpeedRow.from_json(row) for row in speed["rows"]]
-    summary = read_json(run / "summary.json", "summary of a finished run")
+    summary = read_summary(run)
     return {
         **asked,
         "data": {

@@ -1,0 +1,110 @@
+"""What the stages after the training cost, from two speeds that were measured: a forward pass, a token.
+
+Rough: a stage is so many seconds to load and save, and so many tokens that pass through a PyTorch module. The
+factors are those of stages that were timed. What is measured is cut down to the time there is, by one scale.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from jaxgpt_bench.reproduce.minutes.probe import CpuSpeed
+from jaxgpt_bench.reproduce.recipes import Recipe
+
+SCALES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625)  # of a recipe's amounts
+LEAST = {"quality_tokens": 4096, "parse_samples": 6, "parse_tokens": 64, "rounds": 1}
+
+FIXED_S = 6.0  # to open and write models, whatever their size
+CONVERT_TOKENS = 6_000  # through a module: probe, rounded and not, and verify again
+QUANTIZE_TOKENS = 60_000  # calibration on 8,192, the certificate's loss of two models on 16,384, verify
+QUALITY_FACTOR = 2.5  # times a forward: a quantized module's, and distances of logits in float64
+DECODE_FACTOR = 1.5  # times a float32 token: a quantized module's
+FIXED_SAMPLES = 12  # fixed prompts, greedy and by chance, of two models
+UNCACHED_FACTOR = 0.5  # a forward of half a context a token: transformers without a cache
+SPEED_ROWS, UNCACHED_ROWS = 14, 2  # programs with a cache, and without, that are measured
+SPEED_LOAD_S = 4.0  # to start a program
+PREFILL = 2  # forwards of a row in a round: its prompt, and the ceiling's reading
+LOOKED_UP = 1.2e-6  # seconds a training token: its runs are looked up on one core
+
+STAGES = ("convert", "quantize", "quality", "samples", "other-text", "memorization", "speed", "report")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Amounts:
+    """How much is measured: fields of a recipe.
+
+    Attributes:
+      quality_tokens: of the validation split.
+      parse_samples: texts whose share that parses is counted, for each model.
+      parse_tokens: their length at most.
+      rounds: of the speed measurement.
+    """
+
+    quality_tokens: int
+    parse_samples: int
+    parse_tokens: int
+    rounds: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, scale: float = 1.0) -> "Amounts":
+        """Return a recipe's amounts, times a scale, never below LEAST (or what the recipe has)."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: _scaled(getattr(recipe, name), LEAST[name], scale) for name in names})
+
+
+def _scaled(amount: int, least: int, scale: float) -> int:
+    return max(round(amount * scale), min(least, amount))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What the costs of stages depend on.
+
+    Attributes:
+      cpu: speed of the float32 module.
+      block_size: context, tokens.
+      train_tokens: of the data set.
+      val_tokens: of the data set.
+      methods: quantizations.
+      conversions: 1, or 2 with a quantization-aware training.
+      other_texts: how many are given.
+      tokens: that the speed measurement generates, and the samples at most.
+    """
+
+    cpu: CpuSpeed
+    block_size: int
+    train_tokens: int
+    val_tokens: int
+    methods: int
+    conversions: int
+    other_texts: int
+    tokens: int
+
+    def seconds(self, amounts: Amounts) -> dict[str, float]:
+        """Return the seconds of each stage after the training; conversions and methods all together."""
+        models = self.methods + self.conversions
+        a_token = self.cpu.forward_s / self.block_size
+        decode = self.cpu.decode_s * DECODE_FACTOR
+        quality = min(amounts.quality_tokens, self.val_tokens) * a_token * QUALITY_FACTOR * models
+        written = models * amounts.parse_samples * amounts.parse_tokens * decode
+        uncached = UNCACHED_ROWS * self.tokens * self.cpu.forward_s * UNCACHED_FACTOR
+        a_round = SPEED_ROWS * (self.tokens * decode + PREFILL * self.cpu.forward_s) + uncached
+        return {
+            "convert": self.conversions * (2 * FIXED_S + CONVERT_TOKENS * a_token),
+            "quantize": self.methods * (2 * FIXED_S + QUANTIZE_TOKENS * a_token),
+            "quality": FIXED_S + quality + written,
+            "samples": FIXED_S + 2 * FIXED_SAMPLES * self.tokens * decode,
+            "other-text": self.other_texts * (FIXED_S + models * 8192 * a_token * QUALITY_FACTOR),
+            "memorization": FIXED_S + self.train_tokens * LOOKED_UP,
+            "speed": SPEED_LOAD_S * (SPEED_ROWS + UNCACHED_ROWS) + a_round * amounts.rounds,
+            "report": FIXED_S,
+        }
+
+    def fitting(self, recipe: Recipe, seconds: float, stages: Sequence[str] = STAGES) -> Amounts:
+        """Return the largest amounts with which some stages fit into so many seconds; else the least."""
+        for scale in SCALES:
+            amounts = Amounts.of(recipe, scale)
+            found = self.seconds(amounts)
+            if math.fsum(found[stage] for stage in stages) <= seconds:
+                return amounts
+        return amounts

@@ -1,0 +1,61 @@
+"""A disk that is full while a run is written: one line that says so, whichever library met it first.
+
+Orbax and TensorStore save in threads of their own and wrap the system's error in several kinds; what they,
+and TensorBoard's writer, print about it besides is left out.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# What ends a write for want of room: the device, a quota, a limit of the shell.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def told_as_os_error(path: Path, what: str) -> Iterator[None]:
+    """Raise an OSError that names a path where the block fails for want of room; other errors pass.
+
+    Args:
+      path: that is written to.
+      what: is written, such as "a checkpoint of 1,492,320 bytes".
+    """
+    try:
+        yield
+    except Exception as error:
+        found = _error_number(error)
+        if found is None:
+            raise
+        raise OSError(found, f"{os.strerror(found)} for {what}", str(path)) from error
+
+
+def _error_number(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno in FULL:
+        return error.errno
+    return next((number for number in FULL if os.strerror(number) in str(error)), None)
+
+
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Leave out what threads print that can't write, or are called back by a save that failed."""
+    unraisable, uncaught = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook = _without_known(unraisable)
+    threading.excepthook = _without_known(uncaught)
+    try:
+        yield
+    finally:
+        sys.unraisablehook, threading.excepthook = unraisable, uncaught
+
+
+def _without_known(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def shown(lost: Any) -> None:
+        known = lost.exc_value is not None and _error_number(lost.exc_value) is not None
+        if not known and str(lost.exc_value) != "Event loop is closed":  # asyncio's, after a save that failed
+            hook(lost)
+
+    return shown
