@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt_bench.common.formatting import without_folders
-from jaxgpt_bench.common.modules import require_modules
+from jaxgpt_bench.reproduce.minutes.modules import require_modules
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.recipes import Recipe, find_recipe
 
