@@ -121,6 +121,10 @@ def test_the_hlo_tells_the_function_that_a_kernel_comes_from(step: Program) -> N
     assert reduce is not None
     assert step.source(reduce, "jaxgpt") == "training/model/loss.py:98 _cross_entropy"
     assert step.source(reduce, "no_such_package") == ""
+    head = step["custom-call.3"]
+    assert head is not None
+    assert step.source(head, "jaxgpt/training") == "model/numerics.py:142 _product"
+    assert step.source(head, "jaxgpt/training", ("numerics.py",)) == "model/gpt.py:204 logits_of"
 
 
 def test_kernels_that_overlap_share_their_time_and_gaps_are_counted() -> None:
@@ -160,6 +164,8 @@ def test_rows_hold_rates_and_shares_of_what_was_measured(step: Program) -> None:
     assert rows["reductions"].of_measured == pytest.approx(826.34 / 0.5 / 3000, rel=1e-3)
     first = profile.kernels[0]
     assert (first.name[:14], first.count, first.op) == ("sm90_xmma_gemm", 1, "custom-call.3")
+    assert first.source == "model/gpt.py:204 logits_of"
+    assert first.of_measured == pytest.approx(2 * 316.485 / 800 / 0.8, rel=1e-3)
     assert StepProfile.from_json(profile.to_json()) == profile
 
 

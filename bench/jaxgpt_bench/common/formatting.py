@@ -28,7 +28,7 @@ def span_text(ratio: Spread) -> str:
     return f"{ratio.median:.2f} ({ratio.min:.2f}-{ratio.max:.2f})"
 
 
-def shortened(name: str, width: int = 44) -> str:
+def shortened(name: str, width: int = 32) -> str:
     """Print a kernel's name: of a long one the beginning and the end."""
     return name if len(name) <= width else f"{name[: width - 15]}...{name[-12:]}"
 

@@ -45,7 +45,8 @@ class KernelRow(JsonData):
       ms: of a step, all its starts together.
       share: of the step.
       count: how often a step starts it.
-      op: the first HLO instructions that it belongs to.
+      tflops: see KindRow; so are gb_s and of_measured.
+      op: the first HLO instruction that it belongs to, and how many more.
       source: line and function of this project that wrote them, where known.
     """
 
@@ -54,6 +55,9 @@ class KernelRow(JsonData):
     ms: float
     share: float
     count: float
+    tflops: float | None
+    gb_s: float | None
+    of_measured: float | None
     op: str
     source: str
 

@@ -152,7 +152,7 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def _rate(row: KindRow) -> str:
+def _rate(row: KindRow | KernelRow) -> str:
     if row.tflops is not None:
         return f"{row.tflops:.3g} TFLOP/s"
     return "" if row.gb_s is None else f"{row.gb_s:,.0f} GB/s"
@@ -171,7 +171,8 @@ KERNELS = (
     Column[KernelRow]("kind", lambda row: row.kind),
     Column[KernelRow]("ms/step", lambda row: f"{row.ms:.2f}"),
     Column[KernelRow]("count", lambda row: f"{row.count:.0f}"),
-    Column[KernelRow]("HLO, source", lambda row: "; ".join(filter(None, (row.op, row.source)))),
+    Column[KernelRow]("reached", lambda row: f"{_rate(row)} {_share(row.of_measured)}".strip()),
+    Column[KernelRow]("source; HLO", lambda row: "; ".join(filter(None, (row.source, row.op)))),
 )
 SOURCES = (
     Column[SourceRow]("function", lambda row: row.source),

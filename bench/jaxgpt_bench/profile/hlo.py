@@ -167,7 +167,7 @@ class Program:
         """
         inner = self.inside(instruction)
         if instruction.opcode == "fusion" and inner:
-            return float(sum(self._read(inner)) + self._written(inner))
+            return sum(self._read(inner), 0.0) + self._written(inner)
         read = sum(shape.bytes for shape in self._operand_shapes(instruction))
         written = sum(shape.bytes for shape in instruction.results)
         if instruction.opcode in SLICES:
@@ -182,19 +182,25 @@ class Program:
         """Return JAX's name of what it computes; where it has none, of something inside, or of a user."""
         return next(filter(None, (each.op_name for each in self._related(instruction))), "")
 
-    def source(self, instruction: Instruction, package: str) -> str:
+    def source(self, instruction: Instruction, package: str, helpers: tuple[str, ...] = ()) -> str:
         """Return file, line and function of a package that it comes from; "" where that is not known.
 
         Args:
           instruction: whose stack is read; where it has none, that of what it holds, or of a user.
           package: name of the folder that the files lie in.
+          helpers: files whose callers are told instead, where there is one.
         """
         for each in self._related(instruction):
-            found = FRAME.search(each.rest)
-            for file, line, function in self._stack(int(found[1])) if found else ():
-                _, here, below = file.rpartition(f"/{package}/")
-                if here:
-                    return f"{below}:{line} {function.split('.')[-1] if '<' in function else function}"
+            frame = FRAME.search(each.rest)
+            places = [
+                f"{below}:{line} {function.split('.')[-1] if '<' in function else function}"
+                for file, line, function in (self._stack(int(frame[1])) if frame else ())
+                for _, here, below in (file.rpartition(f"/{package}/"),)
+                if here
+            ]
+            if places:
+                others = (each for each in places if not each.partition(":")[0].endswith(helpers))
+                return next(others, places[0])
         return ""
 
     def _related(self, instruction: Instruction) -> Iterator[Instruction]:
@@ -232,13 +238,18 @@ class Program:
         axes = [int(axis) for axis in re.findall(r"\d+", contracted[1] or contracted[2] or "")]
         return 2 * math.prod(instruction.results[0].dims) * math.prod(operands[0].dims[i] for i in axes)
 
-    def _read(self, inner: list[Instruction]) -> Iterator[int]:
-        for parameter in (each for each in inner if each.opcode == "parameter"):
-            users = [each for each in inner if parameter.name in each.operands]
-            if users and all(_takes_part(user, parameter.name) for user in users):
-                yield sum(shape.bytes for user in users for shape in user.results if user.opcode in SLICES)
-            else:
-                yield sum(shape.bytes for shape in parameter.results)
+    def _read(self, inner: list[Instruction]) -> Iterator[float]:
+        """Yield the bytes of each parameter of a fusion that its result needs, from the result back."""
+        by_name = {each.name: each for each in inner}
+        needed = {inner[-1].name: 1.0}  # share of each array
+        for each in reversed(inner):
+            share = needed.get(each.name, 0.0)
+            if each.opcode == "parameter":
+                yield share * sum(shape.bytes for shape in each.results)
+            for position, name in enumerate(each.operands):
+                if name in by_name:
+                    part = _operand_share(each, position, by_name[name]) if share else 0.0
+                    needed[name] = max(needed.get(name, 0.0), min(share * part, 1.0))
 
     def _written(self, inner: list[Instruction]) -> int:
         root, by_name = inner[-1], {each.name: each for each in inner}
@@ -259,9 +270,14 @@ class Program:
         return sum(shape.bytes for shape in update.results) if update else 0
 
 
-def _takes_part(user: Instruction, name: str) -> bool:
-    """Whether an instruction reads only a part of an array, or writes into it."""
-    return user.opcode in (*SLICES, "dynamic-update-slice") and user.operands[0] == name
+def _operand_share(user: Instruction, position: int, operand: Instruction) -> float:
+    """Return which share of an operand a whole result needs."""
+    if user.opcode == "dynamic-update-slice" and position == 0:
+        return 0.0  # updated in place
+    if user.opcode not in SLICES or position > 0:
+        return 1.0
+    size = math.prod(operand.results[0].dims)
+    return math.prod(user.results[0].dims) / size if size else 0.0
 
 
 def _attention_flops(instruction: Instruction) -> float:

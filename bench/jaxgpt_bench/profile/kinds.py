@@ -128,9 +128,11 @@ def _of_instruction(instruction: Instruction, program: Program) -> str | None:
         return COLLECTIVES
     if "dot" in opcodes or "gemm" in instruction.target or "matmul" in instruction.target:
         return PRODUCTS
+    if "scatter" in opcodes:
+        return GATHERS
     if {"reduce", "reduce-window"} & opcodes:
         return REDUCTIONS
-    if {"gather", "scatter"} & opcodes:
+    if "gather" in opcodes:
         return GATHERS
     if opcodes <= MOVING:
         return MOVES

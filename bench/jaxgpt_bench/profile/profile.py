@@ -13,7 +13,8 @@ from jaxgpt_bench.profile.kinds import CONTROL, NO_KERNEL, kind_of, product_dtyp
 from jaxgpt_bench.profile.rates import DTYPES, copy_rate, product_rate
 from jaxgpt_bench.profile.trace import Kernel, exclusive_times, record
 
-PACKAGE = "jaxgpt"
+PACKAGE = "jaxgpt/training"
+HELPERS = ("model/numerics.py", "model/layers.py")  # who calls them tells more
 TOP_KERNELS = 15
 TOP_SOURCES = 12
 PRECISION_OF = {"tf32": "fp32", "bf16": "bf16", "fp16": "fp16"}  # columns of the datasheets' table
@@ -99,7 +100,7 @@ def summarize(
         product_tflops={dtype: rate / 1e12 for dtype, rate in products.items()},
         memory_gb_s=None if copies is None else copies / 1e9,
         kinds=tuple(sorted(kinds, key=lambda row: -row.ms)),
-        kernels=_kernel_rows(busy, program, steps, total),
+        kernels=_kernel_rows(busy, program, steps, total, ceilings),
         sources=_source_rows(busy, program, steps, total),
     )
 
@@ -126,27 +127,38 @@ def _kind_row(
     kind: str, found: list[Timed], program: Program, steps: int, total: float, ceilings: _Ceilings
 ) -> KindRow:
     ns = sum(each.ns for each in found)
-    flops, moved, known_ns = _work(found, program)
-    tflops = gb_s = of_measured = of_datasheet = None
-    if flops and known_ns:
-        dtype, rate = product_dtype(kind) or "attention", flops / known_ns * 1e9
-        measured, datasheet = ceilings.measured(dtype), ceilings.datasheet(dtype)
-        tflops = rate / 1e12
-        of_measured = rate / measured if measured else None
-        of_datasheet = rate / datasheet if datasheet else None
-    elif moved and known_ns:
-        gb_s = moved / known_ns
-        of_measured = gb_s * 1e9 / ceilings.copies if ceilings.copies else None
     return KindRow(
         kind=kind,
         ms=ns / steps / 1e6,
         share=ns / max(total, 1.0),
         kernels=0.0 if kind == NO_KERNEL else len(found) / steps,
-        tflops=tflops,
-        gb_s=gb_s,
-        of_measured=of_measured,
-        of_datasheet=of_datasheet,
+        **vars(_reached(kind, found, program, ceilings)),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reached:
+    tflops: float | None = None
+    gb_s: float | None = None
+    of_measured: float | None = None
+    of_datasheet: float | None = None
+
+
+def _reached(kind: str, found: list[Timed], program: Program, ceilings: _Ceilings) -> _Reached:
+    """Return the rate of kernels of one kind: of FLOPs where they multiply, else of bytes."""
+    flops, moved, ns = _work(found, program)
+    if flops and ns:
+        dtype, rate = product_dtype(kind) or "attention", flops / ns * 1e9
+        measured, datasheet = ceilings.measured(dtype), ceilings.datasheet(dtype)
+        return _Reached(
+            tflops=rate / 1e12,
+            of_measured=rate / measured if measured else None,
+            of_datasheet=rate / datasheet if datasheet else None,
+        )
+    if moved and ns:
+        share = moved / ns * 1e9 / ceilings.copies if ceilings.copies else None
+        return _Reached(gb_s=moved / ns, of_measured=share)
+    return _Reached()
 
 
 def _work(found: list[Timed], program: Program) -> tuple[float, float, float]:
@@ -170,16 +182,20 @@ def _work(found: list[Timed], program: Program) -> tuple[float, float, float]:
     return flops, moved, ns
 
 
-def _kernel_rows(busy: list[Timed], program: Program, steps: int, total: float) -> tuple[KernelRow, ...]:
-    grouped: dict[tuple[str, str], list[Timed]] = collections.defaultdict(list)
+def _kernel_rows(
+    busy: list[Timed], program: Program, steps: int, total: float, ceilings: _Ceilings
+) -> tuple[KernelRow, ...]:
+    """Return the longest kernels: one name, one kind, one source."""
+    sources = _sources(busy, program)
+    grouped: dict[tuple[str, str, str], list[Timed]] = collections.defaultdict(list)
     for each in busy:
-        grouped[each.kernel.name, each.kind].append(each)
+        grouped[each.kernel.name, each.kind, sources[_name(each)]].append(each)
     longest = sorted(grouped.items(), key=lambda item: -sum(each.ns for each in item[1]))[:TOP_KERNELS]
     rows = []
-    for (name, kind), found in longest:
+    for (name, kind, source), found in longest:
         ns = sum(each.ns for each in found)
-        ops = {each.instruction.name: each.instruction for each in found if each.instruction is not None}
-        sources = {program.source(each, PACKAGE): None for each in ops.values()}
+        ops = list(dict.fromkeys(_name(each) for each in found))
+        reached = _reached(kind, found, program, ceilings)
         rows.append(
             KernelRow(
                 name=name,
@@ -187,28 +203,36 @@ def _kernel_rows(busy: list[Timed], program: Program, steps: int, total: float) 
                 ms=ns / steps / 1e6,
                 share=ns / max(total, 1.0),
                 count=len(found) / steps,
-                op=_some(list(ops)),
-                source=_some([source for source in sources if source]),
+                tflops=reached.tflops,
+                gb_s=reached.gb_s,
+                of_measured=reached.of_measured,
+                op=ops[0] + (f" and {len(ops) - 1} more" if len(ops) > 1 else ""),
+                source=source,
             )
         )
     return tuple(rows)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+def _name(timed: Timed) -> str:
+    return "" if timed.instruction is None else timed.instruction.name
+
+
+def _sources(busy: list[Timed], program: Program) -> dict[str, str]:
+    """Return line and function of each instruction by its name; "" where that is not known."""
+    instructions = {_name(each): each.instruction for each in busy}
+    return {
+        name: "" if each is None else program.source(each, PACKAGE, HELPERS)
+        for name, each in instructions.items()
+    }
 
 
 def _source_rows(busy: list[Timed], program: Program, steps: int, total: float) -> tuple[SourceRow, ...]:
-    of_function: dict[str, float] = collections.defaultdict(float)
-    of_instruction: dict[str, float] = collections.defaultdict(float)
+    sources = _sources(busy, program)
+    times: dict[str, float] = collections.defaultdict(float)
     for each in busy:
-        of_instruction["" if each.instruction is None else each.instruction.name] += each.ns
-    for name, ns in of_instruction.items():
-        instruction = program[name]
-        place = "" if instruction is None else program.source(instruction, PACKAGE)
-        file, _, rest = place.partition(":")
-        of_function[f"{file} {rest.partition(' ')[2]}".strip() or "not known"] += ns
-    longest = sorted(of_function.items(), key=lambda item: -item[1])[:TOP_SOURCES]
+        file, _, rest = sources[_name(each)].partition(":")
+        times[f"{file} {rest.partition(' ')[2]}".strip() or "not known"] += each.ns
+    longest = sorted(times.items(), key=lambda item: -item[1])[:TOP_SOURCES]
     return tuple(
         SourceRow(source=source, ms=ns / steps / 1e6, share=ns / max(total, 1.0)) for source, ns in longest
     )
