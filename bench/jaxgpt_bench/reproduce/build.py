@@ -17,6 +17,7 @@ from jaxgpt_bench.reproduce.memorization import Corpus
 from jaxgpt_bench.reproduce.minutes.plan import PLAN, Asked, Plan, fitted, planned, read_plan, with_amounts
 from jaxgpt_bench.reproduce.minutes.step_profile import profile_command, step_profile
 from jaxgpt_bench.reproduce.options import ReproduceOptions
+from jaxgpt_bench.reproduce.other_text import parse_other
 from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, Recipe
 from jaxgpt_bench.reproduce.stages import Stages, made_by_removing, require
 from jaxgpt_bench.reproduce.training_run import best_step, made_of_run, trained
@@ -29,6 +30,7 @@ QUANTIZED = (
     ("int8-weight-only", "fp32"),
     ("int4-weight-only", "fp32"),
 )
+BYTES_A_TOKEN = 3  # of text, about
 # What tells an output folder that is filled by and by; the others appear whole, with a certificate.
 MARKERS = {"data": "manifest.json", "run": "config.json", "qat": "config.json"}
 
@@ -120,11 +122,6 @@ def planned_here(stages: Stages, options: ReproduceOptions, recipe: Recipe, data
         return plan
     if options.minutes is None and not recipe.fits_device:
         return None
-    if (options.out / "run" / "config.json").exists():
-        raise UserError(
-            f"{options.out / 'run'} was begun without a plan; give the options that it began with, or "
-            "choose another --out"
-        )
     with stages.doing("plan", "trying the training on this device"):
         if options.minutes is None:
             plan = fitted(recipe, options.preset, dataset)
@@ -137,12 +134,13 @@ def planned_here(stages: Stages, options: ReproduceOptions, recipe: Recipe, data
 
 def asked_of(options: ReproduceOptions, minutes: float) -> Asked:
     """Return what a plan is made for."""
+    others = [parse_other(given) for given in options.other_text]
     return Asked(
         preset=options.preset,
         minutes=minutes,
         budget_s=options.budget_seconds,
         methods=len(QUANTIZED),
-        other_texts=len(options.other_text),
+        other_tokens=round(sum(other.path.stat().st_size for other in others) / BYTES_A_TOKEN),
     )
 
 

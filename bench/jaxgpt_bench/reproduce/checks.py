@@ -4,6 +4,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_output_folder
 from jaxgpt_bench.common.markdown_blocks import require_markers
 from jaxgpt_bench.reproduce.build import check_folders
+from jaxgpt_bench.reproduce.minutes.plan import read_plan
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.other_text import OtherText, other_documents, parse_other
 from jaxgpt_bench.reproduce.recipes import Recipe
@@ -32,6 +33,7 @@ def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
     if options.run is None and not (options.out / "data" / "manifest.json").exists():
         check_source(recipe.offline_source if options.source == "offline" else options.source)
     check_folders(options.out, takes_run=options.run is not None)
+    check_plan(options, recipe)
     if options.readme is not None:
         require_markers(options.readme, "reproduction")
     check_output_folder(options.out)
@@ -52,6 +54,21 @@ def check_time(options: ReproduceOptions) -> None:
             raise UserError(f"{name} ({value:g}) must lie between {least} and {most}")
     if options.minutes is not None and (options.run is not None or options.max_steps is not None):
         raise UserError("--minutes chooses the steps of the training: leave --run and --max-steps out")
+
+
+def check_plan(options: ReproduceOptions, recipe: Recipe) -> None:
+    """Refuse a folder that was begun with another plan, or without one where there is to be one.
+
+    Raises:
+      UserError: it was.
+    """
+    is_planned = options.run is None and (options.minutes is not None or recipe.fits_device)
+    plan = read_plan(options.out, options.preset, options.minutes)
+    run = options.out / "run"
+    if is_planned and plan is None and (run / "config.json").exists():
+        raise UserError(
+            f"{run} was begun without a plan; give the options that it began with, or choose another --out"
+        )
 
 
 LEAST_MINUTES, MOST_MINUTES = 3, 7 * 24 * 60

@@ -12,6 +12,7 @@ report.html.
 import dataclasses
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxgpt.shared.console import Result, say
@@ -91,7 +92,7 @@ def say_stopped(options: ReproduceOptions, stop: "StoppedError") -> None:
 
     stage, why = stop.result.figures["stage"], stop.result.figures.get("why", "asked to stop")
     left = ", ".join(ORDER[ORDER.index(stage) :])
-    program = "python3 -m jaxgpt_bench" if sys.argv[0].endswith("__main__.py") else "jaxgpt-bench"
+    program = "python3 -m jaxgpt_bench" if Path(sys.argv[0]).parent.name == "jaxgpt_bench" else "jaxgpt-bench"
     words = shlex.join(command_words(dataclasses.replace(options, stage=None)))
     say(f"stopped in {stage}: {why}; left: {left}; to go on: {program} {words}")
 

@@ -24,6 +24,8 @@ from jaxgpt_bench.reproduce.stages import Stages, read_figures
 from jaxgpt_bench.speed.command import generate
 from jaxgpt_bench.speed.options import SpeedOptions
 
+# Other programs that read the float32 artifact as it is: with --minutes those alone are measured.
+WITHOUT_CONVERSION = ("transformers", "torch-quantize-dynamic")
 SAMPLED = ("torch-fp32", "int8-dynamic")  # models that continue the fixed prompts
 
 
@@ -53,11 +55,16 @@ def measure(
             lambda: dict(quality(asked).figures),
         )
     }
-    fixed = {"seed": SEED, "temperatures": TEMPERATURES, "prompts": FIXED_PROMPTS, "tokens": recipe.tokens}
+    fixed = {
+        "seed": SEED,
+        "temperatures": TEMPERATURES,
+        "prompts": FIXED_PROMPTS,
+        "tokens": recipe.sample_tokens,
+    }
     found["samples"] = stages.measured(
         out / "samples.json",
         {**built.hashes(built.artifacts), **fixed},
-        lambda: sampled(opened(), recipe.tokens),
+        lambda: sampled(opened(), recipe.sample_tokens),
     )
     found["other_text"] = [
         *(measure_other(other, stages, out, hashes, opened, built) for other in others),
@@ -137,11 +144,20 @@ def measure_speed(options: ReproduceOptions, recipe: Recipe, stages: Stages, bui
         tokens=recipe.tokens,
         threads=options.threads,
         rounds=options.rounds or recipe.rounds,
-        peers=True,
+        peers=options.minutes is None,
+        peer=() if options.minutes is None else WITHOUT_CONVERSION,
     )
-    settings = {"tokens": asked.tokens, "threads": asked.threads, "rounds": asked.rounds,
-                "cpu": machine.cpu, "cores": machine.cores, "python": machine.python,
-                **machine.packages, "engine": sha256_of(engine) if engine.exists() else None}  # fmt: skip
+    settings = {
+        **({"peers": asked.peer} if asked.peer else {}),
+        "tokens": asked.tokens,
+        "threads": asked.threads,
+        "rounds": asked.rounds,
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "python": machine.python,
+        **machine.packages,
+        "engine": sha256_of(engine) if engine.exists() else None,
+    }
     threads = torch.get_num_threads()
     try:
         return stages.measured(

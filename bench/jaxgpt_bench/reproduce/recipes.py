@@ -31,7 +31,8 @@ class Recipe:
       quality_tokens: of the validation split; 0 for all.
       parse_samples: texts whose share that parses is measured, for each model.
       parse_tokens: their length at most.
-      tokens: to generate for speed, and for the samples at most.
+      tokens: to generate for speed.
+      sample_tokens: of the fixed prompts' samples at most.
       rounds: of the speed measurement.
     """
 
@@ -46,6 +47,7 @@ class Recipe:
     parse_samples: int = 24
     parse_tokens: int = 200
     tokens: int = 250
+    sample_tokens: int = 250
     rounds: int = 5
 
 
@@ -82,7 +84,7 @@ RECIPES = {
         tokenizer="gpt2",
         val_fraction=0.04,
         train={"preset": "gpt2", "batch_size": 128, "grad_accum_steps": 8, "dropout": 0.1,
-               "attn_dropout": 0.0, "max_steps": 1000, "eval_every": 100, "checkpoint_every": 100,
+               "max_steps": 1000, "eval_every": 100, "checkpoint_every": 100,
                "sample_every": 500},
         qat={"preset": "gpt2", "batch_size": 32, "grad_accum_steps": 2, "max_steps": 200,
              "optimizer": "adamw", "learning_rate": 1e-5, "embedding_learning_rate": 1e-5, "warmup_steps": 20,

@@ -12,19 +12,20 @@ from jaxgpt_bench.reproduce.minutes.probe import CpuSpeed
 from jaxgpt_bench.reproduce.recipes import Recipe
 
 SCALES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625)  # of a recipe's amounts
-LEAST = {"quality_tokens": 4096, "parse_samples": 6, "parse_tokens": 64, "rounds": 1}
+LEAST = {"quality_tokens": 4096, "parse_samples": 6, "parse_tokens": 64, "sample_tokens": 80, "tokens": 64,
+         "rounds": 1}  # fmt: skip
 
 FIXED_S = 6.0  # to open and write models, whatever their size
 CONVERT_TOKENS = 6_000  # through a module: probe, rounded and not, and verify again
 QUANTIZE_TOKENS = 60_000  # calibration on 8,192, the certificate's loss of two models on 16,384, verify
-QUALITY_FACTOR = 2.5  # times a forward: a quantized module's, and distances of logits in float64
-DECODE_FACTOR = 1.5  # times a float32 token: a quantized module's
+QUALITY_FACTOR = 2.0  # times a forward: logits of all positions, and their distances in float64
+DECODE_FACTOR = 1.2  # times a float32 token: choosing tokens, a method that is slower
 FIXED_SAMPLES = 12  # fixed prompts, greedy and by chance, of two models
-UNCACHED_FACTOR = 0.5  # a forward of half a context a token: transformers without a cache
 SPEED_ROWS, UNCACHED_ROWS = 14, 2  # programs with a cache, and without, that are measured
 SPEED_LOAD_S = 4.0  # to start a program
-PREFILL = 2  # forwards of a row in a round: its prompt, and the ceiling's reading
-LOOKED_UP = 1.2e-6  # seconds a training token: its runs are looked up on one core
+PROMPT_TOKENS, PREFILLED_TOKENS = 16, 512  # of the speed measurement
+LOOKED_UP_S = 1.2e-6  # of a training token on one core, to look its runs up
+LOOKING_CORES = 8  # that this uses at most
 
 STAGES = ("convert", "quantize", "quality", "samples", "other-text", "memorization", "speed", "report")
 
@@ -37,12 +38,16 @@ class Amounts:
       quality_tokens: of the validation split.
       parse_samples: texts whose share that parses is counted, for each model.
       parse_tokens: their length at most.
-      rounds: of the speed measurement.
+      sample_tokens: length of the fixed prompts' samples at most.
+      tokens: that the speed measurement generates.
+      rounds: of it.
     """
 
     quality_tokens: int
     parse_samples: int
     parse_tokens: int
+    sample_tokens: int
+    tokens: int
     rounds: int
 
     @classmethod
@@ -67,8 +72,7 @@ class Experiment:
       val_tokens: of the data set.
       methods: quantizations.
       conversions: 1, or 2 with a quantization-aware training.
-      other_texts: how many are given.
-      tokens: that the speed measurement generates, and the samples at most.
+      other_tokens: of the texts from elsewhere, about.
     """
 
     cpu: CpuSpeed
@@ -77,26 +81,28 @@ class Experiment:
     val_tokens: int
     methods: int
     conversions: int
-    other_texts: int
-    tokens: int
+    other_tokens: int
 
     def seconds(self, amounts: Amounts) -> dict[str, float]:
         """Return the seconds of each stage after the training; conversions and methods all together."""
         models = self.methods + self.conversions
-        a_token = self.cpu.forward_s / self.block_size
-        decode = self.cpu.decode_s * DECODE_FACTOR
-        quality = min(amounts.quality_tokens, self.val_tokens) * a_token * QUALITY_FACTOR * models
-        written = models * amounts.parse_samples * amounts.parse_tokens * decode
-        uncached = UNCACHED_ROWS * self.tokens * self.cpu.forward_s * UNCACHED_FACTOR
-        a_round = SPEED_ROWS * (self.tokens * decode + PREFILL * self.cpu.forward_s) + uncached
+        a_token, decode = self.cpu.forward_s / self.block_size, self.cpu.decode_s
+        measured = min(amounts.quality_tokens, self.val_tokens) * a_token * QUALITY_FACTOR * models
+        written = models * amounts.parse_samples * amounts.parse_tokens * decode * DECODE_FACTOR
+        context = PROMPT_TOKENS + amounts.tokens / 2  # that a token without a cache computes again
+        uncached = UNCACHED_ROWS * amounts.tokens * context * a_token
+        a_round = SPEED_ROWS * (amounts.tokens * decode + PREFILLED_TOKENS * a_token) + uncached
+        looked_up = self.train_tokens * LOOKED_UP_S / min(self.cpu.cores, LOOKING_CORES)
+        other = models * self.other_tokens * a_token * QUALITY_FACTOR
         return {
             "convert": self.conversions * (2 * FIXED_S + CONVERT_TOKENS * a_token),
             "quantize": self.methods * (2 * FIXED_S + QUANTIZE_TOKENS * a_token),
-            "quality": FIXED_S + quality + written,
-            "samples": FIXED_S + 2 * FIXED_SAMPLES * self.tokens * decode,
-            "other-text": self.other_texts * (FIXED_S + models * 8192 * a_token * QUALITY_FACTOR),
-            "memorization": FIXED_S + self.train_tokens * LOOKED_UP,
-            "speed": SPEED_LOAD_S * (SPEED_ROWS + UNCACHED_ROWS) + a_round * amounts.rounds,
+            "quality": FIXED_S + measured + written,
+            "samples": FIXED_S + 2 * FIXED_SAMPLES * amounts.sample_tokens * decode * DECODE_FACTOR,
+            "other-text": FIXED_S + other if other else 0.0,
+            "memorization": FIXED_S + looked_up,
+            # A round before those that count, in which each program's environment is chosen.
+            "speed": SPEED_LOAD_S * (SPEED_ROWS + UNCACHED_ROWS) + a_round * (1 + amounts.rounds),
             "report": FIXED_S,
         }
 

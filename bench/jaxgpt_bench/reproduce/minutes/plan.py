@@ -17,18 +17,25 @@ from jaxgpt.shared.files import read_json, write_json
 from jaxgpt_bench.reproduce.minutes.clock import Clock, clock_text
 from jaxgpt_bench.reproduce.minutes.costs import STAGES, Amounts, Experiment
 from jaxgpt_bench.reproduce.minutes.probe import Attempt, CpuSpeed, Probe
-from jaxgpt_bench.reproduce.minutes.schedule import length_of, settings_of, validation_s
+from jaxgpt_bench.reproduce.minutes.schedule import (
+    LEAST_STEPS,
+    TooShortError,
+    length_of,
+    settings_of,
+    validation_s,
+)
 from jaxgpt_bench.reproduce.recipes import Recipe
 
 PLAN = "plan.json"
 MEASURED = STAGES[2:]  # what `Amounts` are of
 OTHERS_SHARE = 0.33  # of the minutes, at most, for all stages after the training
-SAFETY = 1.25  # times what they are estimated to cost
+SAFETY = 1.15  # times what they are estimated to cost
 QAT_SHARE = 0.07  # of the minutes, for the quantization-aware training
 QAT_FACTOR = 2.5  # times a step's time a token: an estimate, to choose the steps that are then measured
 LEAST_QAT_STEPS = 10
 PROFILE_S = 90.0  # of a step's kernels, on a GPU
 CALL_S = 15.0  # of each call: imports, hashes
+AGAIN = 0.6  # of a training's start, when what it compiles is kept from the first one
 SAVING_BYTES_S = 1e8  # of a checkpoint, on a slow disk
 SAVING_S = 10.0
 USEFUL_S = 20.0  # of steps, for which a training is begun or gone on with
@@ -163,14 +170,14 @@ class Asked:
       minutes: of the whole experiment.
       budget_s: seconds of each call; None for one call.
       methods: quantizations.
-      other_texts: how many texts from elsewhere are given.
+      other_tokens: of the texts from elsewhere, about.
     """
 
     preset: str
     minutes: float
     budget_s: float | None
     methods: int
-    other_texts: int
+    other_tokens: int
 
 
 def planned(asked: Asked, recipe: Recipe, dataset: Dataset, clock: Clock) -> Plan:
@@ -191,17 +198,21 @@ def planned(asked: Asked, recipe: Recipe, dataset: Dataset, clock: Clock) -> Pla
         others["qat"] = _qat_s(qat, rounded["max_steps"], len(dataset.val))
     others["profile"] = PROFILE_S if train.platform == "gpu" else 0.0
     calls = 1 if asked.budget_s is None else math.ceil(whole_s / asked.budget_s)
-    begin_s, spent_s = train.startup_s + (calls - 1) * (CALL_S + train.startup_s), clock.spent_s()
-    length = length_of(
-        whole_s - spent_s - begin_s - math.fsum(others.values()),
-        train.step_s,
-        train.batch_size,
-        train.block_size,
-        len(dataset.train),
-        len(dataset.val),
-        halves=recipe.fits_device,
-    )
-    seconds = {"data and plan": spent_s, "train": begin_s + length.seconds, **others}
+    begin_s, spent_s = train.startup_s + (calls - 1) * (CALL_S + AGAIN * train.startup_s), clock.spent_s()
+    seconds = {"data and plan": spent_s, "train": begin_s, **others}
+    try:
+        length = length_of(
+            whole_s - math.fsum(seconds.values()),
+            train.step_s,
+            train.batch_size,
+            train.block_size,
+            len(dataset.train),
+            len(dataset.val),
+            halves=recipe.fits_device,
+        )
+    except TooShortError as short:
+        raise _too_few(asked.minutes, seconds, short) from None
+    seconds["train"] += length.seconds
     say(f"[plan] {length}; {', '.join(f'{name} {value:.0f} s' for name, value in seconds.items())}")
     settings = settings_of(length, recipe.train, 1 / train.tokens_per_s, len(dataset.val))
     return Plan(
@@ -217,6 +228,17 @@ def planned(asked: Asked, recipe: Recipe, dataset: Dataset, clock: Clock) -> Pla
         saving_s=_saving_s(train),
         length=str(length),
         methods=asked.methods,
+    )
+
+
+def _too_few(minutes: float, seconds: Mapping[str, float], short: TooShortError) -> UserError:
+    wanted = math.ceil(minutes + (short.needed_s - short.available_s) / 60)
+    others = {**seconds, "a training's start": seconds["train"]}
+    del others["train"]
+    said = ", ".join(f"{name} {value:.0f} s" for name, value in others.items() if value >= 1)
+    return UserError(
+        f"--minutes {minutes:g} are too few on this machine: beside the training's steps they take {said}, "
+        f"and {LEAST_STEPS} steps {short.needed_s:.0f} s; give --minutes {wanted}"
     )
 
 
@@ -237,8 +259,7 @@ def _experiment(asked: Asked, recipe: Recipe, dataset: Dataset, cpu: CpuSpeed, b
         val_tokens=len(dataset.val),
         methods=asked.methods,
         conversions=1 if recipe.qat is None else 2,
-        other_texts=asked.other_texts,
-        tokens=recipe.tokens,
+        other_tokens=asked.other_tokens,
     )
 
 

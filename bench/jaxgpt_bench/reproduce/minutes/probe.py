@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxgpt_bench.reproduce.minutes.fit import MicroBatch, candidates, estimated
 MODULE = "jaxgpt_bench.reproduce.minutes.probe"
 ROOM = 0.95  # of a device's free memory that a step may take by the compiler's count
 WARMUP_STEPS, LEAST_STEPS, MOST_STEPS, TIMED_S = 2, 3, 20, 6.0
-DECODED_TOKENS = 12
+FORWARDS, DECODED_TOKENS = 2, 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,17 +243,19 @@ def cpu_speed(data: Path, settings: dict[str, Any]) -> dict[str, Any]:
     config = run_config(train_options(data=data, out=data, **settings), open_dataset(data)).model
     model = float_model(config, random_tensors(config))
     session = TorchSession(model)
-    session.prefill([0] * config.block_size)
-    started = time.perf_counter()
-    session.prefill([0] * config.block_size)
-    forward = time.perf_counter() - started
+    text = [0] * config.block_size
+    session.prefill(text)  # not timed
+    forward = min(_seconds(functools.partial(session.prefill, text)) for _ in range(FORWARDS))
     session.prefill([0])
-    started = time.perf_counter()
     count = min(DECODED_TOKENS, config.block_size - 1)
-    for _ in range(count):
-        session.decode(0)
-    decode = (time.perf_counter() - started) / count
+    decode = statistics.median(_seconds(functools.partial(session.decode, 0)) for _ in range(count))
     return {"forward_s": forward, "decode_s": decode, "cores": usable_cores()}
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def answer(data: Path, question: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
 
 # Text that a model meets for the fifth time teaches less than new text, after some sixteen times next to
@@ -15,10 +14,18 @@ LEAST_STEPS = 20
 ENOUGH_STEPS = 1000  # with fewer a smaller batch takes more of them in the same time
 LEAST_BATCH = 16
 CHECKPOINT_S = 100.0  # what a cut training loses at most
-VALIDATION_SHARE = 0.03  # of a training's time
+VALIDATION_SHARE = 0.05  # of a training's time
 MOST_VALIDATIONS = 20
 FORWARD_SHARE = 1 / 3  # of a step's time a token: what a validation takes
 CHECKPOINT_SHARE = 0.02  # of a training's time, which saving takes
+
+
+class TooShortError(Exception):
+    """There are `available_s` seconds for a training whose LEAST_STEPS take `needed_s`."""
+
+    def __init__(self, available_s: float, needed_s: float) -> None:
+        super().__init__()
+        self.available_s, self.needed_s = available_s, needed_s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +80,7 @@ def length_of(
       halves: whether the batch may be halved, at the same tokens a second, where there would be few steps.
 
     Raises:
-      UserError: there is no time for LEAST_STEPS.
+      TooShortError: there is no time for LEAST_STEPS.
     """
     last_s = validation_s(val_tokens, step_s / (batch_size * block_size))
     available_s -= last_s
@@ -85,11 +92,7 @@ def length_of(
     tokens_per_step = batch_size * block_size
     most = max(MAX_PASSES * train_tokens // tokens_per_step, LEAST_STEPS)
     if steps < LEAST_STEPS:
-        missing_s = LEAST_STEPS * each_s - available_s
-        raise UserError(
-            f"{max(available_s, 0):.0f} s are left for a training whose {LEAST_STEPS} steps take "
-            f"{LEAST_STEPS * each_s:.0f} s; give at least {math.ceil(missing_s / 60)} minutes more"
-        )
+        raise TooShortError(available_s, LEAST_STEPS * each_s)
     return Length(
         steps=min(steps, most),
         batch_size=batch_size,
@@ -120,7 +123,9 @@ def settings_of(length: Length, recipe: Mapping[str, Any], token_s: float, val_t
     checkpoint_every = min(max(round(CHECKPOINT_S / step_s), 1), steps)
     # One is a multiple of the other: the best checkpoint is sought among those whose loss was measured.
     if eval_every > checkpoint_every:
-        eval_every = math.ceil(eval_every / checkpoint_every) * checkpoint_every
+        times = math.ceil(eval_every / checkpoint_every)
+        checkpoint_every = math.ceil(eval_every / times)
+        eval_every = times * checkpoint_every
     else:
         checkpoint_every = max(checkpoint_every // eval_every, 1) * eval_every
     preset = find_preset(recipe["preset"]).train
