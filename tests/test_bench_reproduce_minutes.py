@@ -12,11 +12,11 @@ import jaxgpt_bench.reproduce.build as build_module
 import jaxgpt_bench.reproduce.measure as measure_module
 import pytest
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.common.modules import require_modules
 from jaxgpt_bench.reproduce import stages, training_run
 from jaxgpt_bench.reproduce.minutes import fit, plan, probe, results, schedule, step_profile
 from jaxgpt_bench.reproduce.minutes.clock import Clock
 from jaxgpt_bench.reproduce.minutes.costs import LEAST, STAGES, Amounts, Experiment
+from jaxgpt_bench.reproduce.minutes.modules import require_modules
 from jaxgpt_bench.reproduce.minutes.probe import Attempt, CpuSpeed
 from jaxgpt_bench.reproduce.recipes import RECIPES
 from test_bench_reproduce import RECIPE, fill, speed_figures

@@ -192,7 +192,7 @@ except OSError as error:
 @pytest.mark.parametrize(
     ("out", "parts"),
     [
-        ("gs://bucket/run", ("--out gs://bucket/run is an address", "mount that storage")),
+        ("gs://bucket/run", ("--out gs://bucket/run is an address", "mount it")),
         ("s3://bucket/run", ("--out s3://bucket/run is an address",)),
         ("{}/file", ("/file is a file, expected a folder",)),
         ("{}/file/run", ("/file is a file, expected a folder",)),

@@ -141,6 +141,7 @@ def test_a_summary_that_a_kill_left_out_is_written_by_the_same_command(
     assert command("jaxgpt", *train_arguments(data, finished, "--max-steps", 8))[0] == 0
     found = read_summary(finished)
     assert found.pop("cpu_seconds") == pytest.approx(expected.pop("cpu_seconds"), rel=0.5)
+    del expected["startup_s"], expected["compile_s"]  # of a start that trained nothing none is told
     assert found == expected
 
 
@@ -167,7 +168,7 @@ def test_changed_settings_and_data_are_recorded_and_hold_from_there_on(
     rate = found["train.learning_rate"][0]
     assert found == {
         "train.batch_size": (4, 8), "train.grad_accum_steps": (1, 2), "train.learning_rate": (rate, 1e-6),
-        "train.embedding_learning_rate": (rate, 1e-6), "train.max_steps": (8, 16), "train.seed": (0, 3),
+        "train.embedding_learning_rate": (0.04, 1e-6), "train.max_steps": (8, 16), "train.seed": (0, 3),
     }  # fmt: skip
     assert (config.data["folder"], config.data_since) == (str(other_data), 8)
     taken = [row for row in read_metrics(overridden) if "loss" in row]

@@ -26,7 +26,7 @@ from jaxgpt.training.run.folder import open_run, read_metrics, read_run_config
 from jaxgpt.training.run.learning_rates import LearningRates
 from jaxgpt.training.run.recorder import make_recorder
 from jaxgpt.training.step.state import Guard, TrainState
-from jaxgpt.training.train import warn
+from jaxgpt.training.trainer import warn
 
 
 def training_losses(run: Path) -> list[tuple[int, float]]:

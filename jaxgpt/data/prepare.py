@@ -33,8 +33,8 @@ class PrepareOptions:
 
     Attributes:
       source: hub:NAME[@REVISION], stdlib, packages:NAME,..., or a path: a table (.jsonl, .json, .csv,
-        and others), a text (.txt, .md, .rst), source code, or a folder of such files; compressed files
-        (.gz, .xz, .bz2, .zst) are read as what they hold.
+        and others), a text (.txt, .md, .rst), source code, or a folder of such files; what is
+        compressed (.gz, .xz, .bz2, .zst) is read as what it holds.
       out: the dataset folder to write.
       tokenizer: gpt2, bpe:N (N tokens, trained on the training documents), or a folder whose tokenizer is
         taken (an artifact, a data set, a folder of Hugging Face).

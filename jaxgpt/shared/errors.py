@@ -95,7 +95,7 @@ def require_local_path(path: Path, option: str) -> None:
         address = str(path).replace(":/", "://", 1)
         raise UserError(
             f"{option} {address} is an address, expected a path of the local file system; copy it from or to "
-            "there yourself, or mount that storage as a folder"
+            "there yourself, or mount it"
         )
 
 

@@ -320,7 +320,10 @@ def _check_output_folder(target: Path, option: str) -> None:
     if there.is_symlink() and not there.exists():
         raise UserError(f"{option} {target}: {there} is a link to nowhere ({os.readlink(there)})")
     if not there.is_dir():
-        raise UserError(f"{option} {target}: {there} is a file, expected a folder; choose another {option}")
+        raise UserError(
+            f"{option} {target} can't be written: {there} is a file, expected a folder; "
+            f"choose another {option}"
+        )
     check_writable(target / "written" if target == there else target, option)
 
 

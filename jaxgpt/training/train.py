@@ -8,8 +8,7 @@ same command again resumes from the last checkpoint, bit for bit. The loop is in
 
 import time
 
-from jaxgpt.shared.config import TrainConfig
-from jaxgpt.shared.console import Result, say
+from jaxgpt.shared.console import Result
 from jaxgpt.shared.files import check_output_folder
 from jaxgpt.training.options import TrainOptions, run_config, with_precision, with_settings_of_run
 
@@ -39,7 +38,6 @@ def train(options: TrainOptions) -> Result:
     dataset = open_dataset(options.data)
     init_source = None if options.init is None else open_init_source(options.init)
     config = run_config(options, dataset, init_source)
-    warn(config.train)
     devices = options.devices
     use_cpu_devices(devices.cpu_devices)
     if expected_platform(jax.config.values["jax_platforms"]) == "cpu":
@@ -57,12 +55,3 @@ def train(options: TrainOptions) -> Result:
     training = Training(config.model, config.train, dataset, mesh, init=init_source, preset=config.preset)
     with compilation_cache(options.compilation_cache):
         return Trainer(training, options.out, options.override, started).run()
-
-
-def warn(train: TrainConfig) -> None:
-    """Say what is allowed, and probably not meant."""
-    if train.warmup_steps >= train.max_steps:
-        say(
-            f"WARNING: warmup_steps ({train.warmup_steps}) is not below max_steps ({train.max_steps}): the "
-            "learning rate rises until the last step and never falls; give a lower --warmup-steps"
-        )

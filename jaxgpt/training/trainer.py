@@ -16,6 +16,7 @@ import jax
 
 from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
+from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.console import Result, cpu_seconds, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_atomic, write_json
@@ -69,6 +70,7 @@ class Trainer:
         """
         with StopSignal() as self.stop:
             on_main_process(self._require_fitting_folder)
+            warn(self.settings)
             if finished_steps(self.folder) != self.settings.max_steps:  # else there is nothing left to do
                 self._require_room()
             with RunFolder(self.folder, self.training, self.override) as run:
@@ -218,3 +220,12 @@ class Trainer:
             + ("" if first < step else " (nothing left to do)")
         )
         return Result(figures)
+
+
+def warn(train: TrainConfig) -> None:
+    """Say what is allowed, and probably not meant."""
+    if train.warmup_steps >= train.max_steps:
+        say(
+            f"WARNING: warmup_steps ({train.warmup_steps}) is not below max_steps ({train.max_steps}): the "
+            "learning rate rises until the last step and never falls; give a lower --warmup-steps"
+        )

@@ -56,7 +56,8 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             self._process.wait()
-            raise RuntimeError(f"{self.name} stopped: {answer['error']}")
+            code = self._process.returncode
+            raise RuntimeError(f"{self.name} stopped with code {code}: {answer['error']}")
         return answer
 
     def close(self) -> None:

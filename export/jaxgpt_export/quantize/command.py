@@ -305,9 +305,7 @@ def _quality_figures(measured: "tuple[Quality, Quality]") -> dict[str, Any]:
 
 def choice_table(rows: list[dict[str, Any]]) -> Table:
     """Lay out what auto tried."""
-    table = Table(
-        "method", "in higher precision", "val loss", "KL mean", "top-1", "MB", "PyTorch module / float"
-    )
+    table = Table("method", "in higher precision", "val loss", "KL mean", "top-1", "MB", "speed / float")
     for row in rows:
         table.add_row(
             row["method"],
