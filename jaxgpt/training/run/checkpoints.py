@@ -219,7 +219,7 @@ def checksum(state: TrainState) -> int:
 
     Integer arithmetic: the same for every layout over devices.
     """
-    # Summed leaf by leaf, so that the many leaves of equal shape share a compiled program; one after the other,
+    # Leaf by leaf, so that the many leaves of equal shape share a compiled program, and one after the other,
     # for processes that meet in several programs at once may wait for each other without end.
     sums = [jax.device_get(_sums(leaf)) for leaf in jax.tree.leaves(state)]
     total = sum(int(weighted) + 2 * number * int(plain) for number, (weighted, plain) in enumerate(sums))
