@@ -23,6 +23,7 @@ class Sampling:
       temperature: divides the logits; 0 takes the most probable token (greedy).
       top_k: keep the k most probable tokens; 0 keeps all.
       top_p: keep the fewest tokens whose probabilities reach p; 1 keeps all.
+      min_p: keep the tokens that are at least so probable as the most probable one times this; 0 keeps all.
       seed: of the random numbers.
 
     Raises:
@@ -33,9 +34,10 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "seed"):
+        for name in ("temperature", "top_k", "top_p", "seed", "min_p"):
             require_number(name, getattr(self, name), whole=name in ("top_k", "seed"))
         if not 0.0 <= self.temperature < float("inf"):
             raise UserError(f"temperature ({self.temperature}) must be 0 (greedy) or a positive number")
@@ -43,6 +45,8 @@ class Sampling:
             raise UserError(f"top_k ({self.top_k}) must be 0 (all tokens) or more")
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p ({self.top_p}) must lie in (0, 1]")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise UserError(f"min_p ({self.min_p}) must lie in [0, 1]")
         if self.seed < 0:
             raise UserError(f"seed ({self.seed}) must not be negative")
 
@@ -116,7 +120,7 @@ def _among_largest(
     Args:
       scaled: (V,), logits divided by the temperature, the largest 0.
       count: tokens that are sorted; with top_k, k.
-      sampling: top_k and top_p cut the distribution, which is normalized again.
+      sampling: top_k, top_p and min_p cut the distribution, which is normalized again.
       uniform: in [0, 1).
 
     Returns:
@@ -131,6 +135,12 @@ def _among_largest(
         kept = int((reached - weights < sampling.top_p * total).sum())
         if kept == len(order) and not whole:
             return None
+        total = reached[kept - 1]
+    if sampling.min_p > 0.0:
+        likely = int((weights >= sampling.min_p).sum())  # the largest weight is 1
+        if likely == len(order) and not whole:
+            return None
+        kept = min(kept, likely)
         total = reached[kept - 1]
     at = int(np.searchsorted(reached[:kept], uniform * total, side="right"))
     if at < kept or whole:
