@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt.generation.logit_rules import LogitRules
-from jaxgpt.generation.pace import Pace
 from jaxgpt.generation.sampling import Sampling
-from jaxgpt.generation.scheduler import Scheduler, Text
+from jaxgpt.generation.scheduling.logit_rules import LogitRules
+from jaxgpt.generation.scheduling.pace import Pace
+from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
 from jaxgpt.generation.session import BatchSession
 from jaxgpt.generation.state import GenerationState
 from jaxgpt.shared.errors import UserError

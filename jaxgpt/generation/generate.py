@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from jaxgpt.generation.sampling import Sampling
-from jaxgpt.generation.scheduler import Scheduler, Text
+from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
 from jaxgpt.generation.session import BatchSession, Session
 from jaxgpt.generation.state import Generation, GenerationState
 from jaxgpt.shared.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxgpt.generation.scheduler import Scheduler
+from jaxgpt.generation.scheduling.scheduler import Scheduler
 from jaxgpt.generation.session import BatchSession, ScoringSession
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-from jaxgpt.generation.scheduler import NewToken, Scheduler, Text
+from jaxgpt.generation.scheduling.scheduler import NewToken, Scheduler, Text
 
 
 class Update(NamedTuple):

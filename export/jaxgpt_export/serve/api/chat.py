@@ -4,7 +4,7 @@ import time
 import uuid
 from typing import Any
 
-from jaxgpt.generation.scheduler import NewToken
+from jaxgpt.generation.scheduling.scheduler import NewToken
 from jaxgpt.generation.scoring import TokenScore
 
 from jaxgpt_export.serve.api.answer import Answer

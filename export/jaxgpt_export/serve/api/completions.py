@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import Any
 
-from jaxgpt.generation.scheduler import NewToken, Text
+from jaxgpt.generation.scheduling.scheduler import NewToken, Text
 from jaxgpt.generation.scoring import TokenScore
 from jaxgpt.generation.text_stream import TextStream
 from jaxgpt.shared.tokenizer import Tokenizer

@@ -6,9 +6,9 @@ import secrets
 import time
 from typing import NamedTuple
 
-from jaxgpt.generation.logit_rules import LogitRules
 from jaxgpt.generation.sampling import Sampling
-from jaxgpt.generation.scheduler import Text
+from jaxgpt.generation.scheduling.logit_rules import LogitRules
+from jaxgpt.generation.scheduling.scheduler import Text
 from jaxgpt.generation.state import GenerationState
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt.generation.drafting import Drafting
-from jaxgpt.generation.logit_rules import LogitRules
-from jaxgpt.generation.pace import Pace
+from jaxgpt.generation.scheduling.logit_rules import LogitRules
+from jaxgpt.generation.scheduling.pace import Pace
+from jaxgpt.generation.scheduling.slots import SlotPool, shared_length
 from jaxgpt.generation.scoring import TokenScore, score_rows
 from jaxgpt.generation.session import BatchSession, SlotView
-from jaxgpt.generation.slots import SlotPool, shared_length
 from jaxgpt.generation.state import GenerationState
 from jaxgpt.shared.errors import UserError
 
