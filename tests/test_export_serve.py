@@ -20,7 +20,7 @@ from jaxgpt_export.llm import LLM
 from jaxgpt_export.native.library import instruction_sets
 from serving import SECONDS, Served, serving
 
-from jaxgpt.generation.scoring import log_sums
+from jaxgpt.generation.scoring import score, tops_of_rows
 from jaxgpt.generation.session import ScoringSession
 
 PROMPT = "Write a function to add the total by the"
@@ -125,10 +125,16 @@ def test_echoed_log_probabilities_are_those_of_the_engine_s_logits(server: Serve
         session = llm._model.new_session(1)
         assert isinstance(session, ScoringSession)
         logits = session.forward(tokens, all_logits=True)
-        right = logits[np.arange(len(tokens) - 1), tokens[1:]] - log_sums(logits[:-1])
+        right = [
+            score(row, top, token, 0).logprob
+            for row, top, token in zip(logits, tops_of_rows(session, logits, 1), tokens[1:], strict=False)
+        ]
+        exact = logits[:-1].astype(np.float64)
+        exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(right, exact[np.arange(len(right)), tokens[1:]], rtol=0, atol=1e-12)
         assert told["token_logprobs"][0] is None
         assert told["top_logprobs"][0] is None
-        assert told["token_logprobs"][1:-1] == right.tolist()  # to the bit
+        assert told["token_logprobs"][1:-1] == right  # to the bit
         assert len(told["tokens"]) == len(tokens) + 1
         for place, row in enumerate(logits[:-1]):
             likely = max(told["top_logprobs"][place + 1].values())

@@ -3,13 +3,15 @@
 A token's log-probability is its logit minus logsumexp of the logits, in float64.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.generation.session import ScoringSession
+from jaxgpt.generation.sampling import Top, damaged_model, tops_in_numpy
+from jaxgpt.generation.session import BatchSession, ScoringSession
 from jaxgpt.shared.errors import UserError
 
 ROWS = 64  # whose logits exist at once: those of a long text with GPT-2's vocabulary would take 200 MB
@@ -49,47 +51,37 @@ def log_probabilities(session: ScoringSession, tokens: Sequence[int], before: in
         )
     session.truncate(0)
     given = [before, *tokens[:-1]]
-    found = [np.zeros(0)]
+    found = []
     for start in range(0, len(tokens), ROWS):
         targets = tokens[start : start + ROWS]
         logits = session.forward(given[start : start + len(targets)], all_logits=True)
-        found.append(logits[np.arange(len(targets)), targets] - log_sums(logits))
-    return np.concatenate(found)
+        tops = tops_of_rows(session, logits, 1)
+        found += [score(*row, 0).logprob for row in zip(logits, tops, targets, strict=True)]
+    return np.array(found)
 
 
-def score_rows(logits: npt.NDArray[np.float32], targets: Sequence[int], top: int) -> list[TokenScore]:
-    """Score a token of each row of logits.
+def tops_of_rows(session: object, logits: npt.NDArray[np.float32], count: int) -> list[Top | None]:
+    """Return the Top of each row of logits (M, V) at temperature 1, by the session where it can."""
+    count = max(count, 1)
+    if isinstance(session, BatchSession):
+        return session.top(logits, [1.0] * len(logits), count) if len(logits) else []
+    return tops_in_numpy(logits, [1.0] * len(logits), count)
+
+
+def score(logits: npt.NDArray[np.float32], top: Top | None, target: int, count: int) -> TokenScore:
+    """Score a token.
 
     Args:
-      logits: (N, V).
-      targets: (N,).
-      top: the most likely tokens that are told beside each.
+      logits: (V,).
+      top: of these logits at temperature 1; None where they are not finite.
+      target: the token.
+      count: the most likely tokens that are told beside it, at most as many as `top` has.
+
+    Raises:
+      UserError: the logits are not finite.
     """
-    sums = log_sums(logits)
-    scores = []
-    for row, target, total in zip(logits, targets, sums, strict=True):
-        best = most_likely(row, top)
-        likely = [(int(token), float(row[token] - total)) for token in best]
-        scores.append(TokenScore(float(row[target] - total), likely))
-    return scores
-
-
-def log_sums(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return logsumexp in float64 of each row of logits (N, V): (N,); UserError where one is not finite."""
-    if not np.isfinite(logits).all():
-        raise UserError("the model's logits hold NaN or infinity; its weights are damaged")
-    exact = logits.astype(np.float64)
-    largest = exact.max(axis=1, initial=-np.inf)
-    sums: npt.NDArray[np.float64] = np.log(np.exp(exact - largest[:, None]).sum(axis=1)) + largest
-    return sums
-
-
-def most_likely(row: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
-    """Return the places of the `count` largest of (V,), the largest first, the lower of equals first."""
-    if not count:
-        return np.zeros(0, np.int64)
-    if count == 1:
-        return np.array([np.argmax(row)])
-    least = np.partition(row, -count)[-count] if count < len(row) else row.min()
-    places = np.flatnonzero(row >= least)
-    return places[np.argsort(-row[places], kind="stable")][:count]
+    if top is None:
+        raise damaged_model()
+    log_sum = float(logits[top.ids[0]]) + math.log(top.total)
+    likely = [(int(token), float(logits[token]) - log_sum) for token in top.ids[:count]]
+    return TokenScore(float(logits[target]) - log_sum, likely)

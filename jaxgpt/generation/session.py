@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from jaxgpt.generation.sampling import Top
+
 
 @runtime_checkable
 class Session(Protocol):
@@ -113,6 +115,12 @@ class BatchSession(Protocol):
         self, token: int, max_tokens: int = 1, stop_token: int = -1, slot: int = 0
     ) -> list[int]:
         """Take a token into a slot and go on greedily, as in RewindableSession."""
+        ...
+
+    def top(
+        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
+    ) -> list[Top | None]:
+        """Return `top_of_row` of each row of logits (M, V); None for one that is not finite."""
         ...
 
     def truncate(self, length: int, slot: int) -> None:

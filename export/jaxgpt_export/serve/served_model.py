@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxgpt.generation.sampling import Top, tops_in_numpy
 from jaxgpt.generation.scheduling.scheduler import Scheduler
 from jaxgpt.generation.session import BatchSession, ScoringSession
 from jaxgpt.shared.errors import UserError
@@ -110,6 +111,12 @@ class OneSlot:
     ) -> list[int]:
         """Take a token; return the next one: nothing is won by several a call."""
         return [int(self.greedy([token], [0])[0])]
+
+    def top(
+        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
+    ) -> list[Top | None]:
+        """Return what drawing needs of each row."""
+        return tops_in_numpy(logits, temperatures, count)
 
     def truncate(self, length: int, slot: int) -> None:
         """Forget the tokens from `length` on."""

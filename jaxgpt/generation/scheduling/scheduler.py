@@ -12,20 +12,22 @@ decodes several tokens a step. Each text is, to the bit, the one that it would b
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxgpt.generation.drafting import Drafting
+from jaxgpt.generation.sampling import SORTED_FIRST, damaged_model
 from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.pace import Pace
 from jaxgpt.generation.scheduling.slots import SlotPool, shared_length
-from jaxgpt.generation.scoring import TokenScore, score_rows
+from jaxgpt.generation.scoring import TokenScore, score, tops_of_rows
 from jaxgpt.generation.session import BatchSession, SlotView
 from jaxgpt.generation.state import GenerationState
 from jaxgpt.shared.errors import UserError
@@ -260,36 +262,62 @@ class Scheduler:
             best = self.session.greedy(tokens, slots, wanted=wanted)
         else:
             logits = self.session.forward(tokens, slots, wanted=wanted)
+        draws: list[tuple[int, Text]] = []  # rows of logits, and for whom
+        scored: list[tuple[int, Text, int]] = []  # the same, and the token of the prompt that follows
         place = 0
         for text, taken, asked in rows:
             self.pool.tokens[text.slot] += taken
-            text_rows = slice(place, place + sum(asked))
-            place = text_rows.stop
+            next_place = place + sum(asked)
             if text.prompt_left:
-                self._after_prompt(text, len(taken), None if logits is None else logits[text_rows])
-            if text.prompt_left or not text.state.left or not asked[-1]:
-                continue
-            try:
-                if best is not None:
-                    text.push(int(best[place - 1]), None)
-                else:
-                    assert logits is not None
-                    _draw(text, logits[place - 1])
-                self.counts.new_tokens += 1
-            except UserError as error:
-                text.error = error
+                after = len(text.state.prompt) - text.prompt_left + 1
+                text.prompt_left -= len(taken)
+                self.counts.prompt_tokens += len(taken)
+                if text.score_prompt:
+                    targets = text.state.prompt[after : after + len(taken)]
+                    scored += [(place + i, text, target) for i, target in enumerate(targets)]
+            if not text.prompt_left and not text.state.left:
+                text.state.end("length")
+            elif not text.prompt_left and asked[-1]:
+                draws.append((next_place - 1, text))
+            place = next_place
+        if best is not None:
+            for at, text in draws:
+                text.push(int(best[at]), None)
+        elif logits is not None:
+            self._score(logits, scored)
+            self._draw(logits, draws)
+        self.counts.new_tokens += len(draws)
 
-    def _after_prompt(self, text: Text, count: int, logits: npt.NDArray[np.float32] | None) -> None:
-        """Count tokens of a prompt that were taken, and score those that follow them."""
-        first = len(text.state.prompt) - text.prompt_left
-        text.prompt_left -= count
-        self.counts.prompt_tokens += count
-        if text.score_prompt:
-            assert logits is not None
-            targets = text.state.prompt[first + 1 : first + count + 1]
-            text.prompt_scores += score_rows(logits[: len(targets)], targets, text.logprobs or 0)
-        if not text.prompt_left and not text.state.left:
-            text.state.end("length")
+    def _score(self, logits: npt.NDArray[np.float32], scored: Sequence[tuple[int, Text, int]]) -> None:
+        """Score tokens of prompts."""
+        most = max((text.logprobs or 0 for _, text, _ in scored), default=0)
+        tops = tops_of_rows(self.session, logits[[at for at, _, _ in scored]], most)
+        for (at, text, target), top in zip(scored, tops, strict=True):
+            with _own_error(text):
+                text.prompt_scores.append(score(logits[at], top, target, text.logprobs or 0))
+
+    def _draw(self, logits: npt.NDArray[np.float32], draws: Sequence[tuple[int, Text]]) -> None:
+        """Draw each text's next token, and score it where that is asked for."""
+        asked = [(at, text) for at, text in draws if text.logprobs is not None]
+        most = max((text.logprobs or 0 for _, text in asked), default=0)
+        own_tops = tops_of_rows(self.session, logits[[at for at, _ in asked]], most)
+        top_of = {text: top for (_, text), top in zip(asked, own_tops, strict=True)}
+        raw = {text: logits[at].copy() for at, text in asked if text.rules}
+        for at, text in draws:
+            if text.rules:
+                logits[at] = text.rules.apply(logits[at], text.state.tokens)
+        rows = logits if len(draws) == len(logits) else logits[[at for at, _ in draws]]
+        temperatures = [text.state.sampler.temperature for _, text in draws]
+        tops = self.session.top(rows, temperatures, SORTED_FIRST) if draws else []
+        for (_, text), row, top in zip(draws, rows, tops, strict=True):
+            with _own_error(text):
+                if top is None:
+                    raise damaged_model()
+                token = text.state.sampler.draw(row, top)
+                told = None
+                if text.logprobs is not None:
+                    told = score(raw.get(text, row), top_of[text], token, text.logprobs)
+                text.push(token, told)
 
     def _admit(self) -> None:
         """Give slots to waiting texts."""
@@ -345,9 +373,10 @@ class Scheduler:
             self.pool.give_back(text.slot)
 
 
-def _draw(text: Text, logits: npt.NDArray[np.float32]) -> None:
-    """Draw a text's next token from logits (V,)."""
-    changed = text.rules.apply(logits, text.state.tokens) if text.rules else logits
-    token = text.state.sampler.draw(changed)
-    score = None if text.logprobs is None else score_rows(logits[None], [token], text.logprobs)[0]
-    text.push(token, score)
+@contextlib.contextmanager
+def _own_error(text: Text) -> Iterator[None]:
+    """Let an error that concerns one text end no other."""
+    try:
+        yield
+    except UserError as error:
+        text.error = error

@@ -40,7 +40,7 @@ def complete(model: ServedModel, fields: Fields, caller: Caller) -> Answer:
             400, "best_of is not supported, unless it equals n", param="best_of", code="unsupported_value"
         )
     logprobs = None
-    if fields.get("logprobs") not in (None, False):
+    if fields.get("logprobs") is not None and fields.get("logprobs") is not False:
         logprobs = fields.whole("logprobs", 0, 0, MOST_LOGPROBS)
     prompts = read_prompts(fields.get("prompt"), model.tokenizer)
     texts = [
