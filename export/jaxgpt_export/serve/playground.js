@@ -59,7 +59,7 @@ async function loadModels() {
   $("second").replaceChildren(new Option("none", ""), ...names.map((name) => new Option(name)));
   $("second").value = names[1] ?? "";
   showPanels();
-  say("Ready.");
+  say("Ready. Models run one after the other, each with the whole processor.");
 }
 
 // ---- a run ----
@@ -258,11 +258,11 @@ function showAlternatives(span) {
     const row = table.insertRow();
     row.className = other === name ? "chosen" : "";
     const cells = [JSON.stringify(other), percentOf(logprob), signed(logprob, 2)];
+    if (other === name) cells.push("written");
     for (const text of cells) row.insertCell().textContent = text;
   }
   const popup = $("popup");
-  const caption = "token, probability, log-probability; bold: what was written";
-  popup.replaceChildren(element("small", "", caption), table);
+  popup.replaceChildren(element("small", "", "token, probability, its logarithm"), table);
   popup.hidden = false;
   document.querySelector("[aria-describedby=popup]")?.removeAttribute("aria-describedby");
   span.setAttribute("aria-describedby", "popup");
