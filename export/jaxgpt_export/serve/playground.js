@@ -117,7 +117,8 @@ class Panel {
     this.output = this.find(".output");
     this.output.setAttribute("aria-label", `Text of ${model.id}; arrow keys go from token to token`);
     this.find("ul").replaceChildren(...describe(model).map((line) => element("li", "", line)));
-    this.tokens = [];  // {name, logprob, top, span, end}
+    this.find("details").open = innerWidth > 760;  // as in playground.css: below, panels are one column
+    this.tokens = [];  // {name, text, logprob, top, span; end, inside: of its text in the model's}
   }
 
   find(selector) {
@@ -149,9 +150,7 @@ class Panel {
       }
       if (tokens && first === null) [first, early] = [performance.now(), tokens];
       if (tokens) last = performance.now();
-      for (const token of this.tokens.slice(-40)) {
-        token.span.classList.toggle("held", reason !== "length" && token.end > text.length);
-      }
+      this.strike(reason === "length" ? Infinity : text.length);
       if (atEnd) this.output.scrollTop = this.output.scrollHeight;
       markParting();
       const count = usage?.completion_tokens ?? tokens;
@@ -169,8 +168,21 @@ class Panel {
       if (token.text.startsWith("\n")) token.span.classList.add("line");
       if (token.top) token.span.tabIndex = -1;  // reached with the arrow keys: one stop of Tab a text
       token.span.token = token;
+      token.inside = token.text.length;
       this.tokens.push(token);
       this.output.append(token.span);
+    }
+  }
+
+  /** Strike out what is generated, but not in the text: a stop text, or its beginning while it may be one. */
+  strike(textLength) {
+    for (const token of this.tokens.slice(-40)) {
+      const begin = token.end - token.text.length;
+      const inside = Math.max(0, Math.min(textLength - begin, token.text.length));
+      if (token.end === undefined || inside === token.inside) continue;
+      token.inside = inside;
+      token.span.textContent = token.text.slice(0, inside);
+      if (inside < token.text.length) token.span.append(element("s", "", token.text.slice(inside)));
     }
   }
 

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import uvicorn
 
@@ -17,6 +17,7 @@ from jaxgpt_export.serve.served_model import Limits, ServedModel
 GRACE_SECONDS = 2  # for answers that a client does not read, once all texts are done
 
 
+@runtime_checkable
 class Loading(Protocol):
     """Models that are being loaded."""
 

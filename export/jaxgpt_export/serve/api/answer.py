@@ -7,7 +7,7 @@ scheduler reads before each step. This works for answers in one piece as for str
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxgpt.shared.errors import UserError
 
@@ -22,6 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 RETRY_SECONDS = 1
 
 
+@runtime_checkable
 class Reply(Protocol):
     """How a route's answer looks."""
 
