@@ -110,7 +110,19 @@ def test_texts_have_contrast_in_both_schemes() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium; Debian's package of that name has it")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     if not instruction_sets():
         pytest.skip("no C++ compiler built the engine")
     made = tiny_artifacts(tmp_path_factory.mktemp("playground"))
@@ -120,27 +132,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def page(server: Served) -> Iterator[Any]:
-    """The page in Chromium, with what it asked for and what went wrong in it."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium; Debian's package of that name has it")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(30_000)
-        page.addresses, page.errors = [], []
-        page.on("request", lambda request: page.addresses.append(request.url))
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda said: page.errors.append(said.text) if "Policy" in said.text else None)
-        page.goto(server.address)
-        page.get_by_text("the API key is missing or wrong").wait_for()
-        page.keyboard.type(KEY)  # the field has the focus
-        page.keyboard.press("Tab")
-        page.get_by_text("Ready.").wait_for()
-        yield page
-        browser.close()
+def page(browser: Any, server: Served) -> Any:
+    """The page, with what it asked for and what went wrong in it."""
+    page = browser.new_page()
+    page.set_default_timeout(30_000)
+    page.addresses, page.errors = [], []
+    page.on("request", lambda request: page.addresses.append(request.url))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda said: page.errors.append(said.text) if "Policy" in said.text else None)
+    page.goto(server.address)
+    page.get_by_text("the API key is missing or wrong").wait_for()
+    page.keyboard.type(KEY)  # the field has the focus
+    page.keyboard.press("Tab")
+    page.get_by_text("Ready.").wait_for()
+    return page
 
 
 def run(page: Any, **settings: object) -> list[Any]:
