@@ -204,8 +204,8 @@ def test_the_first_difference_is_marked(page: Any, server: Served) -> None:
         marked = ["part" in span.get_attribute("class") for span in panel.locator(".token").all()]
         assert [i for i, mark in enumerate(marked) if mark] == [place]
     page.select_option("#second", "int8-dynamic")
-    run(page, temperature=0)
-    assert page.locator("#parting").text_content() == "The first 20 tokens are the same."
+    run(page, seed="")  # one is drawn, for both
+    assert re.fullmatch(r"The first \d+ tokens are the same\.", page.locator("#parting").text_content())
     page.select_option("#second", "int8-weight-only")
 
 

@@ -67,6 +67,7 @@ async function loadModels() {
 function readSettings() {
   const body = {prompt: $("prompt").value, stream: true, stream_options: {include_usage: true}};
   for (const name of NUMBERS) if ($(name).value !== "") body[name] = Number($(name).value);
+  body.seed ??= crypto.getRandomValues(new Uint32Array(1))[0];  // one for both models
   const unescape = (line) => line.replace(/\\n/g, "\n").replace(/\\t/g, "\t");
   body.stop = $("stops").value.split("\n").filter(Boolean).map(unescape);
   body.echo = $("echo").checked;
