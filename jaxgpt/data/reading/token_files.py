@@ -90,10 +90,10 @@ def read_tokens(path: Path) -> Tokens:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = np.frombuffer(file.read(12), "<i4")
-    if len(head) == 3 and head[0] == LLAMA_MAGIC:
+        head = np.frombuffer(file.read(12).ljust(12, b"\0"), "<i4")
+    if head[0] == LLAMA_MAGIC:
         raise UserError(f"{path} holds 32-bit tokens (its header says {LLAMA_MAGIC}); 16-bit ones are read")
-    if len(head) < 3 or head[0] != MAGIC:
+    if head[0] != MAGIC:
         if size < 2 or size % 2:
             raise UserError(f"{path} has {size} bytes, expected 2 a token; it is cut, or holds no tokens")
         return map_file(path, TOKEN_DTYPE)

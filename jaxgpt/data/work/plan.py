@@ -123,12 +123,10 @@ def jsonable(reading: ReadOptions) -> dict[str, Any]:
 
 def reading_of(plan: Mapping[str, Any]) -> ReadOptions:
     """Return the options of a plan."""
-    return ReadOptions(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in plan["reading"].items()
-        }
-    )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in plan["reading"].items()
+    }
+    return ReadOptions(**values)
 
 
 def _state(path: Path) -> tuple[int, int]:
