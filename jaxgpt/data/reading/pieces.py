@@ -18,7 +18,7 @@ from jaxgpt.data.reading.text_files import is_plain_text
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
 # Bytes of a piece: enough of them for all cores, and not so many that a folder of shards can't be listed.
-LEAST_BYTES, MOST_BYTES = 32 << 20, 128 << 20
+LEAST_BYTES, MOST_BYTES = 16 << 20, 128 << 20
 PIECES = 512
 EXPANSION = 4  # bytes of text in a byte of a compressed file, about
 _WINDOW_BYTES = 1 << 20
