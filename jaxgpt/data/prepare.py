@@ -128,13 +128,15 @@ def _prepare(options: PrepareOptions) -> Result:
 def _join(options: PrepareOptions) -> Result:
     """Help to make a data set until there is nothing more to share."""
     folder = work_folder_of(options.out)
+    if options.workers < 0:
+        raise UserError(f"workers ({options.workers}) must be 0 (as many as cores) or more")
     if not (folder / "plan.json").exists():
         raise UserError(f"nobody prepares {options.out} at the moment; begin without --join")
     units = 0
     try:
         work = Work(folder)
         units = len(work.units)
-        with Crew(work, options.workers or usable_cores()) as crew:
+        with Crew(work, options.workers or usable_cores(), joins=True) as crew:
             for stage in STAGES:
                 crew.complete(stage)
     except (StoppedError, FileNotFoundError, UserError):

@@ -31,22 +31,30 @@ class Crew:
     Args:
       work: what they work on.
       workers: at least 1; one unit is encoded by as many threads.
+      joins: whether other processes began the work; what goes wrong here does not stop them.
     """
 
-    def __init__(self, work: Work, workers: int) -> None:
-        self._work = work
+    def __init__(self, work: Work, workers: int, joins: bool = False) -> None:
+        self._work, self._joins = work, joins
         self._count = min(workers, len(work.units))
-        if self._count == 1:
+        self._folder = work.plan["folder"] or os.getcwd()
+        self._is_alone = self._count == 1 and self._folder == os.getcwd()
+        if self._is_alone:
             work.threads = workers
+        if not Path(self._folder).is_dir():
+            raise UserError(f"the source is told from {self._folder}, which is not there; mount it here too")
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Crew":
-        if self._count > 1:
+        if not self._is_alone:
             root = str(Path(jaxgpt.__file__).resolve().parents[1])
             paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
             line = [sys.executable, "-m", WORKER, str(self._work.folder), str(os.getpid())]
-            self._processes = [subprocess.Popen(line, env=environment) for _ in range(self._count)]
+            line += ["joins"] if self._joins else []
+            self._processes = [
+                subprocess.Popen(line, env=environment, cwd=self._folder) for _ in range(self._count)
+            ]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,8 +83,8 @@ class Crew:
             for process in self._processes:
                 if process.poll() not in (None, 0):
                     raise UserError(
-                        f"a worker process ended with code {process.returncode} (it was killed, perhaps for "
-                        "want of memory); run the same command again with fewer --workers"
+                        f"a worker process ended with code {process.returncode} (a negative one: it was "
+                        "killed, perhaps for want of memory); run the same command again with fewer --workers"
                     )
             time.sleep(PAUSE_S)
 

@@ -94,6 +94,8 @@ def make_plan(
         "tokens": tokens,
         "report": report.to_json(),
         "units": [[dataclasses.asdict(piece) for piece in unit] for unit in units_of(pieces)],
+        # Where relative paths begin: processes that join start there.
+        "folder": str(Path.cwd()) if any(_is_relative(path) for path in (source, tokenizer)) else None,
         "files": sorted({(piece.path, *_state(Path(piece.path))) for piece in pieces if piece.kind != "hub"}),
     }
     return dict(json.loads(json.dumps(plan)))  # as it is read back, so that plans can be compared
@@ -127,6 +129,12 @@ def reading_of(plan: Mapping[str, Any]) -> ReadOptions:
         name: tuple(value) if isinstance(value, list) else value for name, value in plan["reading"].items()
     }
     return ReadOptions(**values)
+
+
+def _is_relative(name: str) -> bool:
+    """Whether a source or a tokenizer is a path that depends on where a process runs."""
+    path = Path(name.removeprefix(PREFIX))
+    return path.exists() and not path.is_absolute()
 
 
 def _state(path: Path) -> tuple[int, int]:
