@@ -5,7 +5,7 @@ are compared by a 64-bit hash. A document that shares a run is always found; one
 where two hashes collide (probability about 1e-7 for 2 M against 2 M runs).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -116,22 +116,18 @@ def in_sorted(hashes: UInt64, sorted_hashes: UInt64) -> npt.NDArray[np.bool_]:
     return np.asarray(sorted_hashes[at] == hashes)
 
 
-def sharing(
-    tokens: Tokens, lengths: npt.NDArray[np.int64], training: Sequence[UInt64]
-) -> npt.NDArray[np.bool_]:
+def sharing(tokens: Tokens, lengths: npt.NDArray[np.int64], training: UInt64) -> npt.NDArray[np.bool_]:
     """Tell which documents share a run with training.
 
     Args:
       tokens: documents; see `document_runs`.
       lengths: tokens of each.
-      training: hashes of runs of the training text, sorted; several arrays of ascending hashes.
+      training: hashes of runs of the training text, sorted.
     """
     hashes, documents = document_runs(tokens, lengths)
-    order = np.argsort(hashes)
-    hashes, documents = hashes[order], documents[order]
     shared = np.zeros(len(lengths), np.bool_)
-    for part in training:
-        if len(part):
-            begin, end = np.searchsorted(hashes, part[0]), np.searchsorted(hashes, part[-1], "right")
-            shared[documents[begin:end][in_sorted(hashes[begin:end], part)]] = True
+    if len(training):
+        likely = np.flatnonzero((hashes >= training[0]) & (hashes <= training[-1]))
+        likely = likely[np.argsort(hashes[likely])]  # in order, what is looked up lies side by side
+        shared[documents[likely[in_sorted(hashes[likely], training)]]] = True
     return shared

@@ -154,6 +154,22 @@ def _measure(way: Way, folder: Path, source: Path, out: Path, workers: int) -> M
     return measured([sys.executable, *line], environment)
 
 
+def markdown_block(speed: PrepareFigures, memory: PrepareFigures) -> str:
+    """Return the block of docs/data.md: speed beside nanoGPT's way, and memory at several sizes."""
+    machine = speed.machine
+    sizes = ", ".join(
+        f"{row.peak_memory_mb:,.0f} MB for {row.source_bytes / 1e9:.1f} GB" for row in memory.rows
+    )
+    return (
+        f"Python files as `.jsonl`, gpt2's tokenizer, {machine.cores} cores ({machine.cpu}); jaxgpt "
+        "deduplicates, looks for overlap and hashes, which nanoGPT's `prepare.py` (`datasets.map`, tiktoken) does not:\n\n"
+        f"{table(COLUMNS, speed.rows).markdown()}\n\n"
+        f"Peak memory of all processes of jaxgpt: {sizes}. Measured by `jaxgpt-bench prepare` "
+        "([prepare.json](../bench/results/prepare.json), "
+        "[prepare_memory.json](../bench/results/prepare_memory.json))."
+    )
+
+
 COLUMNS = (
     Column[PrepareRow]("way", lambda row: row.way),
     Column[PrepareRow]("MB", lambda row: f"{row.source_bytes / 1e6:,.0f}"),

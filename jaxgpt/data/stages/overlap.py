@@ -75,15 +75,14 @@ def merge_hashes(work: Work, part: int, advance: Advance) -> dict[str, Any]:
 
 def find_overlap(work: Work, number: int, advance: Advance) -> dict[str, Any]:
     """Write which validation documents of a unit share a run with training."""
-    parts = [
-        map_file(work.path("merged", part, ".hashes"), np.dtype(np.uint64))
-        for part in range(merge_parts(work))
-    ]
-    shared = [np.zeros(0, np.bool_)]
-    for tokens, lengths in validation_batches(work, number):
-        shared.append(sharing(tokens, lengths, parts))
-        advance(0)
-    found = np.concatenate(shared)
+    found = np.zeros(work.summary("validation", number)["documents"], np.bool_)
+    for part in range(merge_parts(work)):  # one after the other: what is mapped takes memory
+        hashes = map_file(work.path("merged", part, ".hashes"), np.dtype(np.uint64))
+        first = 0
+        for tokens, lengths in validation_batches(work, number):
+            found[first : first + len(lengths)] |= sharing(tokens, lengths, hashes)
+            first += len(lengths)
+            advance(0)
     with new_file(work.path("overlap", number, ".npy")) as path, path.open("wb") as file:
         np.save(file, found)
     return {"overlapping": int(found.sum())}
