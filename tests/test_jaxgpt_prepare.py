@@ -111,7 +111,7 @@ def test_preparing_again_gives_the_same_bytes(
     command: Command, data: Path, work: Path, tmp_path: Path
 ) -> None:
     arguments = ("--source", work / "rows.jsonl", "--tokenizer", "bpe:384", "--val-fraction", 0.1)
-    assert command("jaxgpt", "prepare", *arguments, "--out", tmp_path / "d", "--workers", 1)[0] == 0
+    assert command("jaxgpt", "prepare", *arguments, "--out", tmp_path / "d", "--threads", 1)[0] == 0
     for name in ("train.bin", "val.bin", "merges.txt", "tokenizer.json", "vocab.json"):
         assert sha256_of(tmp_path / "d" / name) == sha256_of(data / name)
 

@@ -162,7 +162,8 @@ def markdown_block(speed: PrepareFigures, memory: PrepareFigures) -> str:
     )
     return (
         f"Python files as `.jsonl`, gpt2's tokenizer, {machine.cores} cores ({machine.cpu}); jaxgpt "
-        "deduplicates, looks for overlap and hashes, which nanoGPT's `prepare.py` (`datasets.map`, tiktoken) does not:\n\n"
+        "deduplicates, looks for overlap and hashes, which nanoGPT's `prepare.py` (`datasets.map`, tiktoken) "
+        "does not:\n\n"
         f"{table(COLUMNS, speed.rows).markdown()}\n\n"
         f"Peak memory of all processes of jaxgpt: {sizes}. Measured by `jaxgpt-bench prepare` "
         "([prepare.json](../bench/results/prepare.json), "

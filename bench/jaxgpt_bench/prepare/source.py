@@ -22,7 +22,7 @@ def write_source(path: Path, size_bytes: int) -> int:
       path: the file to write.
       size_bytes: about how large.
     """
-    folders = [Path(sysconfig.get_paths()["stdlib"]), *map(Path, site.getsitepackages())]
+    folders = installed_folders()
     files = sorted({file for folder in folders for file in folder.rglob("*.py")})
     written, count, variant = 0, 0, 0
     with path.open("w", encoding="utf-8") as out:
@@ -39,6 +39,11 @@ def write_source(path: Path, size_bytes: int) -> int:
                 raise UserError(f"no Python file is installed below {', '.join(map(str, folders))}")
             variant += 1
     return count
+
+
+def installed_folders() -> list[Path]:
+    """Return where Python's own and other packages are installed."""
+    return [Path(sysconfig.get_paths()["stdlib"]), *map(Path, site.getsitepackages())]
 
 
 def _line(file: Path, variant: int) -> str | None:
