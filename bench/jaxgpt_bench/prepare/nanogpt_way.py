@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def _encoding() -> Any:
     return tiktoken.get_encoding("gpt2")
 
 
-def _tokens(row: dict[str, Any]) -> dict[str, Any]:
+def _tokens(row: Mapping[str, Any]) -> dict[str, Any]:
     ids = _encoding().encode_ordinary(row["text"])
     ids.append(_encoding().eot_token)
     return {"ids": ids, "len": len(ids)}
@@ -56,11 +57,12 @@ def prepare(source: Path, folder: Path, processes: int) -> None:
     import datasets
 
     datasets.disable_progress_bars()
+    num_proc = processes if processes > 1 else None
     table: Any = datasets.load_dataset(
-        "json", data_files=str(source), split="train", cache_dir=str(folder / "cache"), num_proc=processes
+        "json", data_files=str(source), split="train", cache_dir=str(folder / "cache"), num_proc=num_proc
     )
     splits = table.train_test_split(test_size=VAL_SHARE, seed=SEED, shuffle=True)
-    tokenized = splits.map(_tokens, remove_columns=["text"], num_proc=processes)
+    tokenized = splits.map(_tokens, remove_columns=["text"], num_proc=num_proc)
     for split, name in (("train", "train"), ("test", "val")):
         rows = tokenized[split]
         total = int(np.sum(rows["len"], dtype=np.uint64))
