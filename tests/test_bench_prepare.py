@@ -61,7 +61,9 @@ def test_nanogpts_way_gives_the_tokens_of_gpt2(
     for name in ("train", "val"):
         tokens = np.fromfile(tmp_path / f"{name}.bin", np.uint16)
         ends = np.flatnonzero(tokens == tokenizer.endoftext)
-        found += [tokenizer.decode(part[part != tokenizer.endoftext]) for part in np.split(tokens, ends)]
+        found += [
+            tokenizer.decode(part[part != tokenizer.endoftext].tolist()) for part in np.split(tokens, ends)
+        ]
     texts = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert sorted(filter(None, found)) == sorted(texts)
 
