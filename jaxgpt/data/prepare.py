@@ -18,6 +18,7 @@ from jaxgpt.data.encode import answer_mask, encode, join, join_masks
 from jaxgpt.data.make_tokenizer import check_tokenizer_name, is_bpe, make_tokenizer
 from jaxgpt.data.overlap import OVERLAP_TOKENS, without_overlap
 from jaxgpt.data.reading.columns import DEFAULT_COLUMN
+from jaxgpt.data.requests.held_out import REASON
 from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import DATASET_FORMAT_VERSION, MASKED_FORMAT_VERSION, Mask, Tokens, pack_mask
@@ -41,7 +42,10 @@ class PrepareOptions:
       val_fraction: share of the groups (files for code, else documents) that go into validation.
       text_column: column of a table that holds the text.
       template: makes a text of several columns, such as '{instruction}\n{output}'; the last is the answer.
-      code: what is taken of .py files: docstring -> code pairs, or whole files, as of other source code.
+      code: what is taken of .py files: docstring -> code pairs, requests ("Write a function to ...") with
+        their programs, or whole files, as of other source code.
+      held_out: text file of requests, one a line; pairs that ask the same, in whatever words around it, are
+        left out of training and validation.
       include: patterns, such as '*.md' 'src/*'; only files of a folder that fit one are read.
       exclude: patterns of files that are not read.
       skip_errors: leave out files and rows that are damaged; they are counted and named.
@@ -59,7 +63,8 @@ class PrepareOptions:
     val_fraction: float = 0.05
     text_column: str = DEFAULT_COLUMN
     template: str = ""
-    code: Literal["pairs", "files"] = "pairs"
+    code: Literal["pairs", "requests", "files"] = "pairs"
+    held_out: Path | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     skip_errors: bool = False
@@ -146,6 +151,8 @@ def _split_documents(
 ) -> tuple[list[Document], list[Document]]:
     """Read the source; return the documents of training and of validation, no text twice."""
     documents = deduplicate(source.documents, counts)
+    if options.held_out is not None:
+        counts["held_out_pairs"] = source.report.skipped[REASON]
     for line in source.report.lines():
         say(f"{options.source}: {line}")
     if not documents:
@@ -235,7 +242,7 @@ def _manifest(
 ) -> dict[str, Any]:
     # What is as it is unless it is asked for has no entry: the same text gives the same file as ever.
     asked = {
-        name: list(value) if isinstance(value, tuple) else value
+        name: list(value) if isinstance(value, tuple) else value.name if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(options.reading).items()
         if name != "text_column" and value != getattr(ReadOptions(), name)
     }

@@ -2,7 +2,7 @@
 
 hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
 stdlib                docstring -> code pairs of the running interpreter's standard library
-packages:NAME,...     the same from installed packages
+packages:NAME,...     the same from installed packages, `stdlib` among them if it is named
 PATH                  a table, a text, source code, or a folder of such files (reading/folder_files.py)
 """
 
@@ -22,6 +22,8 @@ from jaxgpt.data.reading.opening import DamagedFileError, uncompressed_name
 from jaxgpt.data.reading.rows import NoTableError
 from jaxgpt.data.reading.text_files import read_text, text_documents
 from jaxgpt.data.report import ReadReport
+from jaxgpt.data.requests.functions import requests_of_file
+from jaxgpt.data.requests.held_out import read_held_out, without_held_out
 from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
 
@@ -33,7 +35,8 @@ class ReadOptions:
     Attributes:
       text_column: column of a table that holds the text.
       template: makes a text of several columns; empty for the one.
-      code: what is taken of .py files: docstring pairs or whole files.
+      code: what is taken of .py files: docstring pairs, requests with their programs, or whole files.
+      held_out: text file of requests, one a line; pairs that ask the same are left out.
       include: patterns of the files of a folder that are read; empty for all that are known.
       exclude: patterns of those that are not.
       skip_errors: leave out what is damaged instead of stopping there.
@@ -41,7 +44,8 @@ class ReadOptions:
 
     text_column: str = DEFAULT_COLUMN
     template: str = ""
-    code: Literal["pairs", "files"] = "pairs"
+    code: Literal["pairs", "requests", "files"] = "pairs"
+    held_out: Path | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     skip_errors: bool = False
@@ -63,6 +67,15 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
       UserError: nothing of that name can be read; the message names the choices.
     """
     options = options or ReadOptions()
+    if options.held_out is None:
+        return _open(name, options)
+    held_out = read_held_out(options.held_out)
+    source = _open(name, options)
+    documents = without_held_out(source.documents, held_out, source.report)
+    return dataclasses.replace(source, documents=documents)
+
+
+def _open(name: str, options: ReadOptions) -> Source:
     columns, report = options.columns, ReadReport(options.skip_errors)
     if name == "stdlib":
         documents = _installed(standard_library(), "", options, report)
@@ -85,6 +98,10 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
 def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
     folders, versions = [], []
     for package in name.removeprefix("packages:").split(","):
+        if package == "stdlib":
+            folders.append((package, standard_library()))
+            versions.append(interpreter())
+            continue
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
@@ -115,6 +132,10 @@ def _python(path: Path, group: str, options: ReadOptions, report: ReadReport) ->
     if options.code == "files":
         yield from _whole(path, group, report, alone=False)
         return
+    if options.code == "requests":
+        for pair in requests_of_file(path, report):
+            yield Document(f"{pair.instruction}\n{pair.output}", group, len(pair.instruction))
+        return
     for pair in pairs_of_file(path, report):
         yield Document(pair.text, group, len(pair.question))
 
@@ -135,6 +156,8 @@ def _local(
                 yield from _table(file, columns, options, report, in_folder)
             elif file.kind == "python" and options.code == "pairs":
                 yield from _counted_pairs(file, options, report)
+            elif file.kind == "python" and options.code == "requests":
+                yield from _python(file.path, file.name, options, report)
             else:
                 yield from _whole(file.path, file.name, report, alone=len(files) == 1)
         except DamagedFileError as error:
