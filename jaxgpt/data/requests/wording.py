@@ -30,8 +30,8 @@ TESTED = r"(?:True|true|Truthy|1) (?:if|when|iff|whether|if and only if)\b|(?:wh
 MIN_WORDS, MAX_WORDS = 2, 22
 _TEMPLATE_WORDS = """
     a an the of to for in it its is are be this that which and python function program write create code
-    script method given whether if true false check checks determine determines tell tells compute computes calculate
-    calculates find finds return returns get gets give gives test tests
+    script method given whether if true false check checks determine determines tell tells compute computes
+    calculate calculates find finds return returns get gets give gives test tests
 """
 _NOT_CONTENT = frozenset(_TEMPLATE_WORDS.split())
 
