@@ -48,7 +48,10 @@ class PrepareOptions:
       val_fraction: share of the groups (files for code, else documents) that go into validation.
       text_column: column of a table that holds the text.
       template: makes a text of several columns, such as '{instruction}\n{output}'; the last is the answer.
-      code: what is taken of .py files: docstring -> code pairs, or whole files, as of other source code.
+      code: what is taken of .py files: docstring -> code pairs, requests ("Write a function to ...") with
+        their programs, or whole files, as of other source code.
+      held_out: text file of requests, one a line; pairs that ask the same, in whatever words around it, are
+        left out of training and validation.
       include: patterns, such as '*.md' 'src/*'; only files of a folder that fit one are read.
       exclude: patterns of files that are not read.
       skip_errors: leave out files and rows that are damaged; they are counted and named.
@@ -68,7 +71,8 @@ class PrepareOptions:
     val_fraction: float = 0.05
     text_column: str = DEFAULT_COLUMN
     template: str = ""
-    code: Literal["pairs", "files"] = "pairs"
+    code: Literal["pairs", "requests", "files"] = "pairs"
+    held_out: Path | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     skip_errors: bool = False
@@ -207,7 +211,7 @@ def _manifest(work: Work) -> dict[str, Any]:
     # What is as it is unless it is asked for has no entry: the same text gives the same file as ever.
     usual = jsonable(ReadOptions())
     asked = {
-        name: value
+        name: Path(value).name if name == "held_out" else value
         for name, value in plan["reading"].items()
         if name != "text_column" and value != usual[name]
     }

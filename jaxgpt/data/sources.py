@@ -2,11 +2,12 @@
 
 hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
 stdlib                docstring -> code pairs of the running interpreter's standard library
-packages:NAME,...     the same from installed packages
+packages:NAME,...     the same from installed packages, `stdlib` among them if it is named
 PATH                  a table, a text, source code, or a folder of such files (reading/folder_files.py)
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from jaxgpt.data.reading.pieces import file_piece, pieces_of
 from jaxgpt.data.reading.rows import NoTableError
 from jaxgpt.data.reading.text_files import read_text, text_documents
 from jaxgpt.data.report import ReadReport
+from jaxgpt.data.requests.functions import requests_of_file
+from jaxgpt.data.requests.held_out import read_held_out, without_held_out
 from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
@@ -35,7 +38,8 @@ class ReadOptions:
     Attributes:
       text_column: column of a table that holds the text.
       template: makes a text of several columns; empty for the one.
-      code: what is taken of .py files: docstring pairs or whole files.
+      code: what is taken of .py files: docstring pairs, requests with their programs, or whole files.
+      held_out: text file of requests, one a line; pairs that ask the same are left out.
       include: patterns of the files of a folder that are read; empty for all that are known.
       exclude: patterns of those that are not.
       skip_errors: leave out what is damaged instead of stopping there.
@@ -43,7 +47,8 @@ class ReadOptions:
 
     text_column: str = DEFAULT_COLUMN
     template: str = ""
-    code: Literal["pairs", "files"] = "pairs"
+    code: Literal["pairs", "requests", "files"] = "pairs"
+    held_out: Path | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     skip_errors: bool = False
@@ -66,6 +71,8 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
     """
     options = options or ReadOptions()
     _ = options.columns  # of a template
+    if options.held_out is not None:
+        read_held_out(options.held_out)
     report = ReadReport(options.skip_errors)
     if name == "stdlib":
         return _source(name, interpreter(), _installed(standard_library(), ""), options, report)
@@ -103,6 +110,24 @@ def read_piece(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterat
     Raises:
       UserError: what is damaged, unless errors are skipped.
     """
+    documents = _read(piece, options, report)
+    if options.held_out is None:
+        yield from documents
+    else:
+        yield from without_held_out(documents, _held_out(options.held_out, _state(options.held_out)), report)
+
+
+@functools.lru_cache(1)
+def _held_out(path: Path, state: tuple[int, int]) -> frozenset[str]:
+    return read_held_out(path)  # once for all pieces
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _read(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     if piece.kind == "hub":
         yield from hub_documents(piece, options.columns, report)
     elif piece.kind == "installed":
@@ -117,6 +142,10 @@ def read_piece(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterat
 def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
     folders, versions = [], []
     for package in name.removeprefix("packages:").split(","):
+        if package == "stdlib":
+            folders.append((package, standard_library()))
+            versions.append(interpreter())
+            continue
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
@@ -145,6 +174,10 @@ def _python(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[
     if options.code == "files":
         yield from _text(piece, report)
         return
+    if options.code == "requests":
+        for pair in requests_of_file(Path(piece.path), report):
+            yield Document(f"{pair.instruction}\n{pair.output}", piece.group, len(pair.instruction))
+        return
     for pair in pairs_of_file(Path(piece.path), report):
         yield Document(pair.text, piece.group, len(pair.question))
 
@@ -166,6 +199,8 @@ def _local(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[D
         yield from _table(piece, options, report)
     elif piece.kind == "python" and options.code == "pairs":
         yield from _counted_pairs(piece, options, report)
+    elif piece.kind == "python" and options.code == "requests":
+        yield from _python(piece, options, report)
     else:
         yield from _text(piece, report)
 

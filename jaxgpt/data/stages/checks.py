@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxgpt.data.documents import working_fraction
 from jaxgpt.data.report import ReadReport
+from jaxgpt.data.requests.held_out import REASON
 from jaxgpt.data.stages.read import UnitDocuments, documents_of, duplicate_parts
 from jaxgpt.data.work.work_folder import Work
 from jaxgpt.shared.console import say
@@ -28,7 +29,10 @@ def read_counts(work: Work) -> Counter[str]:
     counts["duplicates"] = sum(
         work.summary("duplicates", part)["duplicates"] for part in range(duplicate_parts(work))
     )
-    return Counter({name: count for name, count in counts.items() if count})
+    found = Counter({name: count for name, count in counts.items() if count})
+    if work.plan["reading"]["held_out"] is not None:
+        found["held_out_pairs"] = merged_report(work).skipped[REASON]
+    return found
 
 
 def check_documents(work: Work) -> None:

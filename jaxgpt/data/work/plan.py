@@ -16,7 +16,7 @@ from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.data.work.work_folder import Work
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import read_json, write_json
+from jaxgpt.shared.files import read_json, sha256_of, write_json
 
 PLAN_VERSION = 1
 
@@ -86,6 +86,7 @@ def make_plan(
         "source": source,
         "revision": revision,
         "reading": jsonable(reading),
+        "held_out_sha256": None if reading.held_out is None else sha256_of(reading.held_out),
         "tokenizer": tokenizer,
         "tokenizer_sha256": made.sha256 if made else None,
         "special": list(special),
@@ -95,7 +96,9 @@ def make_plan(
         "report": report.to_json(),
         "units": [[dataclasses.asdict(piece) for piece in unit] for unit in units_of(pieces)],
         # Where relative paths begin: processes that join start there.
-        "folder": str(Path.cwd()) if any(_is_relative(path) for path in (source, tokenizer)) else None,
+        "folder": str(Path.cwd())
+        if any(_is_relative(path) for path in (source, tokenizer, str(reading.held_out)))
+        else None,
         "files": sorted({(piece.path, *_state(Path(piece.path))) for piece in pieces if piece.kind != "hub"}),
     }
     return dict(json.loads(json.dumps(plan)))  # as it is read back, so that plans can be compared
@@ -118,7 +121,7 @@ def units_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
 def jsonable(reading: ReadOptions) -> dict[str, Any]:
     """Return options as JSON takes them."""
     return {
-        name: list(value) if isinstance(value, tuple) else value
+        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(reading).items()
     }
 
@@ -128,7 +131,8 @@ def reading_of(plan: Mapping[str, Any]) -> ReadOptions:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in plan["reading"].items()
     }
-    return ReadOptions(**values)
+    held_out = values["held_out"]
+    return ReadOptions(**values | {"held_out": None if held_out is None else Path(held_out)})
 
 
 def _is_relative(name: str) -> bool:
