@@ -120,10 +120,11 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 1)
     assert command(*call, "--out", tmp_path / "d")[0] == 130
     assert not (tmp_path / "d").exists()
+    (tmp_path / ".d.tmp-work" / "read" / "00001.text").write_bytes(b"")  # lost when the machine stopped
     code, _, err = command(*call, "--out", tmp_path / "d")
     assert code == 0
-    assert "going on with what was begun, 3 of" in err
-    assert len(read_pieces) == 1 + len(set(read_pieces))
+    assert "going on with what was begun, 2 of" in err
+    assert len(read_pieces) == 2 + len(set(read_pieces))
     assert_same(tmp_path / "d", whole)
 
 

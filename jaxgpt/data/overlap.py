@@ -85,7 +85,9 @@ class HashFilter:
         made = cls(np.zeros(2**size // 8, np.uint8))
         for part in hashes:
             places = part >> made._shift
-            np.bitwise_or.at(made._bits, places >> _THREE, _ONE << (places & _SEVEN).astype(np.uint8))
+            bytes_of, bit_of = (places >> _THREE).astype(np.intp), (places & _SEVEN).astype(np.uint8)
+            for bit in range(8):  # twice as fast as np.bitwise_or.at
+                made._bits[bytes_of[bit_of == bit]] |= np.uint8(1 << bit)
         return made
 
     @classmethod

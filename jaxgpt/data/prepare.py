@@ -114,9 +114,11 @@ def _prepare(options: PrepareOptions) -> Result:
         val_fraction=options.val_fraction,
         answers_only=options.answers_only,
     )
-    work = open_work(options.out, plan)
+    work = open_work(options.out, plan, STAGES)
     try:
         with Crew(work, options.workers or usable_cores()) as crew:
+            if not is_bpe(options.tokenizer):  # needs no text: it is there before the others ask for it
+                work.work_through(TOKENIZER)
             for stage in STAGES:
                 crew.complete(stage)
                 _after(stage, work)

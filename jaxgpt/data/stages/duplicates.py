@@ -38,4 +38,4 @@ def find_duplicates(work: Work, part: int, advance: Advance) -> dict[str, Any]:
     return {"duplicates": len(dropped)}
 
 
-DUPLICATES = Stage(name="duplicates", count=duplicate_parts, run=find_duplicates)
+DUPLICATES = Stage(name="duplicates", count=duplicate_parts, run=find_duplicates, files=(".npy",))

@@ -88,6 +88,6 @@ def find_overlap(work: Work, number: int, advance: Advance) -> dict[str, Any]:
     return {"overlapping": int(found.sum())}
 
 
-FILTER = Stage(name="filter", count=lambda work: 1, run=write_filter)
-MERGED = Stage(name="merged", count=merge_parts, run=merge_hashes)
-OVERLAP = Stage(name="overlap", count=lambda work: len(work.units), run=find_overlap)
+FILTER = Stage(name="filter", count=lambda work: 1, run=write_filter, files=(".bits",))
+MERGED = Stage(name="merged", count=merge_parts, run=merge_hashes, files=(".hashes",))
+OVERLAP = Stage(name="overlap", count=lambda work: len(work.units), run=find_overlap, files=(".npy",))

@@ -150,6 +150,7 @@ READ = Stage(
     name="read",
     count=lambda work: len(work.units),
     run=read_unit,
+    files=(".text", ".records"),
     size=lambda work, number: sum(piece.size for piece in work.units[number]),
     title="reading",
 )

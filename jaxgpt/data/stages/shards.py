@@ -218,8 +218,18 @@ def _count(work: Work) -> int:
 
 
 VALIDATION = Stage(
-    name="validation", count=_count, run=encode_validation, size=_text_bytes("val"), title="encoding val"
+    name="validation",
+    count=_count,
+    run=encode_validation,
+    files=(".tokens", ".lengths", ".counted"),
+    size=_text_bytes("val"),
+    title="encoding val",
 )
 TRAINING = Stage(
-    name="training", count=_count, run=encode_training, size=_text_bytes("train"), title="encoding train"
+    name="training",
+    count=_count,
+    run=encode_training,
+    files=(".tokens", ".mask", ".hashes"),
+    size=_text_bytes("train"),
+    title="encoding train",
 )

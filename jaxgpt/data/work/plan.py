@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxgpt.data.reading.pieces import piece_bytes
 from jaxgpt.data.reading.token_files import PREFIX, token_pieces
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.sources import ReadOptions, open_source
-from jaxgpt.data.work.work_folder import Work
+from jaxgpt.data.work.work_folder import Stage, Work
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, sha256_of, write_json
@@ -27,12 +27,13 @@ def work_folder_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.tmp-work")
 
 
-def open_work(out: Path, plan: dict[str, Any]) -> Work:
+def open_work(out: Path, plan: dict[str, Any], stages: Iterable[Stage]) -> Work:
     """Return the work folder of a plan: what a killed process left, if its plan is the same, or a new one.
 
     Args:
       out: the data set to make.
       plan: of `make_plan`.
+      stages: of which tasks may be done.
     """
     folder = work_folder_of(out)
     if folder.exists():
@@ -43,6 +44,7 @@ def open_work(out: Path, plan: dict[str, Any]) -> Work:
         if same:
             (folder / "error.json").unlink(missing_ok=True)
             work = Work(folder)
+            work.forget_cut(stages)
             done = sum(work.is_done("read", number) for number in range(len(work.units)))
             say(f"{out}: going on with what was begun, {done} of {len(work.units)} units were read")
             return work
@@ -67,7 +69,8 @@ def make_plan(
       UserError: the source can't be read.
     """
     report = ReadReport()
-    made = None if is_bpe(tokenizer) else make_tokenizer(tokenizer, (), special)
+    needed = source.startswith(PREFIX) or tokenizer != "gpt2"  # which is always the same
+    made = make_tokenizer(tokenizer, (), special) if needed and not is_bpe(tokenizer) else None
     tokens: dict[str, int] | None = None
     if source.startswith(PREFIX):
         if made is None:

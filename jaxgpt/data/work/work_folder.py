@@ -13,15 +13,16 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.data.documents import Piece
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import read_json, write_json
+from jaxgpt.shared.files import new_file, read_json, write_json
 
 PAUSE_S = 0.05  # between two looks at what others do
 _TOLD_EVERY_S = 0.3
@@ -41,6 +42,7 @@ class Stage:
       name: of its folder.
       count: how many tasks there are, known when the stage before is done.
       run: does one; returns its summary, as JSON takes it.
+      files: ends of the names of the files that it writes.
       size: bytes of text in a task, for the progress bar; None where it takes no time.
       title: what the bar says.
     """
@@ -48,6 +50,7 @@ class Stage:
     name: str
     count: Callable[["Work"], int]
     run: Callable[["Work", int, Advance], dict[str, Any]]
+    files: tuple[str, ...] = ()
     size: Callable[["Work", int], int] | None = None
     title: str = ""
 
@@ -162,8 +165,27 @@ class Work:
             if not self.is_done(stage.name, number):
                 self.check()
                 summary = stage.run(self, number, advance)
-                write_json(self.path(stage.name, number, ".json"), summary)
+                sizes = {end: self.path(stage.name, number, end).stat().st_size for end in stage.files}
+                self._publish(self.path(stage.name, number, ".json"), {**summary, "sizes": sizes})
         return True
+
+    def _publish(self, path: Path, summary: dict[str, Any]) -> None:
+        """Let a summary appear whole; not forced to the disk, for that waits for all that was written."""
+        with new_file(path) as temporary:
+            temporary.write_text(json.dumps(summary, allow_nan=False), encoding="utf-8")
+
+    def forget_cut(self, stages: Iterable[Stage]) -> None:
+        """Forget tasks whose files are shorter than they were: the machine stopped before they were kept."""
+        for stage in stages:
+            for path in (self.folder / stage.name).glob("[0-9]*.json"):
+                number = int(path.stem)
+                try:
+                    sizes = read_json(path, "summary")["sizes"]
+                    whole = all(self.path(stage.name, number, e).stat().st_size == sizes[e] for e in sizes)
+                except (OSError, UserError, LookupError, TypeError, AttributeError):
+                    whole = False
+                if not whole:
+                    path.unlink()
 
     def fail(self, error: Exception, line: str | None) -> None:
         """Tell all others to stop; the first reason stays."""
