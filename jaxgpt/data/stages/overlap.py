@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.data.overlap import HashFilter, UInt64, document_runs, sharing
+from jaxgpt.data.overlap import HashFilter, UInt64, document_runs, sharing, sorted_once
 from jaxgpt.data.stages.shards import LENGTHS
 from jaxgpt.data.work.work_folder import Advance, Stage, Work
 from jaxgpt.shared.dataset import TOKEN_DTYPE, Tokens
@@ -69,7 +69,7 @@ def merge_hashes(work: Work, part: int, advance: Advance) -> dict[str, Any]:
         found.append(np.asarray(hashes[begin:end]))
         advance(0)
     with new_file(work.path("merged", part, ".hashes")) as path:
-        np.unique(np.concatenate(found)).tofile(path)
+        sorted_once(np.concatenate(found)).tofile(path)
     return {}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.data.overlap import HashFilter, run_hashes
+from jaxgpt.data.overlap import HashFilter, run_hashes, sorted_once
 from jaxgpt.data.stages.encode import answer_mask, closed, encode
 from jaxgpt.data.stages.read import documents_of
 from jaxgpt.data.stages.vocabulary import tokenizer_in
@@ -182,7 +182,7 @@ def encode_training(work: Work, number: int, advance: Advance) -> dict[str, Any]
                 sums[name] += batch.lengths[name].sum()
             if batch.counted is not None:
                 mask.add(batch.counted)
-    hashes = np.unique(np.concatenate(found))
+    hashes = sorted_once(np.concatenate(found))
     with new_file(file(".hashes")) as path:
         hashes.tofile(path)
     return {
