@@ -9,8 +9,13 @@ size_t Matrix::bytes_read() const {
   return size_t(outputs) * size_t(inputs) * size_t(bits) / 8 + scales;
 }
 
-jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int threads)
-    : shape(given), kernels(chosen), pool(threads), layers(size_t(given.n_layer)) {
+jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int count)
+    : shape(given),
+      kernels(chosen),
+      threads(shared_pool(count)),
+      pool(threads->pool),
+      step_mutex(threads->turn),
+      layers(size_t(given.n_layer)) {
   const int C = shape.n_embd;
   const auto room = [](int outputs, int inputs) {  // with scales for groups of 8, as small as they come, and biases
     return size_t(padded(outputs)) * (size_t(padded(inputs)) * 5 / 4 + 2 * sizeof(float));

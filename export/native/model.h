@@ -1,6 +1,7 @@
 // A model: its weights, packed once into the layout of layout.h, and the threads that multiply with them.
 #pragma once
 
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -66,8 +67,9 @@ struct jaxgpt_model {
   const Kernels* kernels;
   Pages pages;  // of all matrices, room for 8 bits each; what is not written takes no memory
   size_t pages_used = 0;
-  Pool pool;
-  std::mutex step_mutex;  // held by the session that runs
+  std::shared_ptr<SharedPool> threads;
+  Pool& pool;
+  std::mutex& step_mutex;  // held by the session that runs
   std::vector<Layer> layers;
   Norm last_norm;
   Matrix head;

@@ -230,3 +230,22 @@ float max(const float* x, int n) {
   for (int i = kFloats; i < n; i += kFloats) found = vmax(found, load_floats(x + i));
   return max_lanes(found);
 }
+
+double sum_exponentials(const float* x, int n, double top, double temperature) {
+  constexpr int kLanes = 16;
+  Doubles sums[kLanes / kDoubles] = {};
+  const int whole = n / kLanes * kLanes;
+  for (int i = 0; i < whole; i += kLanes)
+    for (int v = 0; v < kLanes / kDoubles; v++)
+      sums[v] += exponential((load_doubles(x + i + v * kDoubles) - top) / temperature);
+  double lanes[kLanes];
+  memcpy(lanes, sums, sizeof lanes);
+  for (int i = whole; i < n; i++) {
+    double one[kDoubles];
+    store(one, exponential((splat(double(x[i])) - top) / temperature));
+    lanes[i - whole] += one[0];
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
+}

@@ -19,6 +19,8 @@ Pages::Pages(size_t bytes, bool) : bytes_(bytes) {
 
 Pages::~Pages() { free(start_); }
 
+void Pages::release(size_t, size_t) {}
+
 #else
 
 Pages::Pages(size_t bytes, bool huge) : bytes_(bytes) {
@@ -42,6 +44,12 @@ Pages::Pages(size_t bytes, bool huge) : bytes_(bytes) {
 
 Pages::~Pages() {
   if (start_) munmap(start_, mapped_);
+}
+
+void Pages::release(size_t first, size_t bytes) {
+  constexpr size_t kPage = 4096;
+  const size_t begin = (first + kPage - 1) / kPage * kPage, end = (first + bytes) / kPage * kPage;
+  if (begin < end) madvise(start_ + begin, end - begin, MADV_DONTNEED);
 }
 
 #endif
