@@ -22,6 +22,7 @@ else:  # what is compiled once serves all workers and the commands that tests st
     COMPILED = tempfile.mkdtemp(prefix="jaxgpt-tests-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+    os.environ["JAXGPT_CACHE"] = os.path.join(COMPILED, "cache")  # what was checked is no user's
 
 import jax
 import pytest

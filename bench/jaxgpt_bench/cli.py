@@ -37,6 +37,10 @@ COMMANDS = {
         "jaxgpt_bench.training.command:TrainingOptions:train",
         "Measure training steps beside PyTorch's.",
     ),
+    "prepare": Command(
+        "jaxgpt_bench.prepare.command:PrepareBenchOptions:prepare",
+        "Measure how fast text becomes tokens, and in how much memory, beside nanoGPT's way.",
+    ),
     "recipe": Command(
         "jaxgpt_bench.recipe.command:RecipeOptions:recipe",
         "Measure how many steps each change of the training recipe saves.",
