@@ -104,6 +104,7 @@ def _in_process(run: Run, shape: Mapping[str, int], data: Path, core: int) -> Ou
         stdout=subprocess.PIPE,
         text=True,
         check=False,
+        process_group=0,  # Ctrl-C on a terminal goes to this process alone, which ends the others
     )
     if done.returncode:
         raise UserError(f"a training of {run.row} left with code {done.returncode}; its message is above")
