@@ -60,6 +60,6 @@ def test_ctrl_c_while_a_worker_starts_ends_it(
 def test_a_worker_that_fails_says_why_in_one_line(
     environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(RuntimeError, match="^a worker stopped with code 1: ValueError: two lines$"):
+    with pytest.raises(RuntimeError, match=r"^a worker stopped with code 1: ValueError: two lines$"):
         Worker("a worker", "answers", {"fail": True}, environment)
     assert "Traceback" in capfd.readouterr().err
