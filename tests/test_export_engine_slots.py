@@ -1,4 +1,4 @@
-"""The native engine as a scheduler uses it: slots that are copied and released, mixed chunks, rows reduced."""
+"""The engine as a scheduler uses it: slots that are copied and released, mixed chunks, rows reduced."""
 
 import dataclasses
 import os
@@ -336,6 +336,11 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_process_gets_threads_of_its_own(pairs: Artifact) -> None:
     command, environment = python(FORKED)
     done = subprocess.run(
-        [*command, str(pairs.folder)], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [*command, str(pairs.folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.stdout.strip() == "0", done.stderr
