@@ -22,6 +22,7 @@ else:  # what is compiled once serves all workers and the commands that tests st
     COMPILED = tempfile.mkdtemp(prefix="jaxgpt-tests-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+    os.environ["JAXGPT_CACHE"] = os.path.join(COMPILED, "cache")  # what was checked is no user's
     # Hundreds of programs are compiled and run for a moment each: LLVM's passes would take most of the time.
     # What XLA decides (fusion, layout, collectives) stays.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"

@@ -219,10 +219,10 @@ def test_a_given_run_brings_its_data_and_must_be_finished(run: Path, data: Path,
         build_module.taken_run(unfinished, found)
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "answers", "gpu"])
 def test_every_preset_is_a_training_that_can_be(name: str, data: Path, tmp_path: Path) -> None:
     dataset, chosen = open_dataset(data), RECIPES[name]
-    for settings in (chosen.train, chosen.qat or {}):
+    for settings in filter(None, (chosen.train, chosen.qat)):
         config = run_config(train_options(data=data, out=tmp_path, **settings), dataset)
         assert config.train.max_steps == settings["max_steps"]
         assert config.model.block_size >= chosen.tokens  # the speed measurement fits

@@ -1,12 +1,15 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxgpt.shared.dataset import open_dataset, windows
+from jaxgpt.shared.dataset import checked_files, open_dataset, pack_mask, windows
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import sha256_of
+from jaxgpt.training.batches import Batches
 
 
 @pytest.fixture
@@ -85,3 +88,57 @@ def test_a_damaged_manifest_is_said_to_be(copy: Path, section: str, name: str, v
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is damaged"):
         open_dataset(copy)
+
+
+def test_what_was_checked_is_read_once_and_again_when_it_changes(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    check = checked_files._check
+    monkeypatch.setattr(checked_files, "SETTLED_NS", 0)
+    monkeypatch.setattr(checked_files, "_check", lambda path: read.append(path.name) or check(path))
+    open_dataset(copy)
+    assert sorted(read) == ["train.bin", "val.bin"]
+    open_dataset(copy)
+    assert len(read) == 2
+    os.utime(copy / "val.bin")
+    open_dataset(copy)
+    assert read[2:] == ["val.bin"]
+
+
+@pytest.fixture(params=[False, True])
+def shards(request: pytest.FixtureRequest, copy: Path) -> tuple[Path, np.ndarray, np.ndarray | None]:
+    """A data set whose training split was cut into five files, one of them empty; its tokens and mask."""
+    tokens = np.fromfile(copy / "train.bin", np.uint16)
+    val = np.fromfile(copy / "val.bin", np.uint16)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    cuts = [0, 1000, 1000, 1013, 9000, len(tokens)]
+    counts = np.random.default_rng(0).integers(2, size=len(tokens)).astype(bool) if request.param else None
+    contents: dict[str, np.ndarray] = {"val.bin": val}
+    for i in range(5):
+        contents[f"train-{i:05d}.bin"] = tokens[cuts[i] : cuts[i + 1]]
+        if counts is not None:
+            contents[f"train-{i:05d}.mask.bin"] = pack_mask(counts[cuts[i] : cuts[i + 1]])
+    if counts is not None:
+        contents["val.mask.bin"] = pack_mask(np.ones(len(val), bool))
+        manifest["counts"]["val_answer_bytes"] = 1
+    manifest |= {"format_version": 3, "shards": 5, "files": {}}
+    for name, content in contents.items():
+        content.tofile(copy / name)
+        manifest["files"][name] = {"bytes": content.nbytes, "sha256": sha256_of(copy / name)}
+    (copy / "train.bin").unlink()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy, tokens, counts
+
+
+def test_shards_give_the_batches_of_one_file(shards: tuple[Path, np.ndarray, np.ndarray | None]) -> None:
+    folder, tokens, counts = shards
+    dataset = open_dataset(folder)
+    assert (np.asarray(dataset.train) == tokens).all()
+    assert len(dataset.train[990:1020]) == 30
+    mask = None if counts is None else pack_mask(counts)
+    one = Batches(tokens, 64, 4, 0, mask)
+    several = Batches(dataset.train, 64, 4, 0, dataset.train_mask)
+    for step in range(2 * one.windows_per_epoch // 4):
+        for expected, found in zip(one.at(step), several.at(step), strict=True):
+            assert (expected == found).all()

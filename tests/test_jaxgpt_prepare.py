@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 
-from jaxgpt.data.documents import Document, deduplicate, split
-from jaxgpt.data.overlap import run_hashes, without_overlap
+from jaxgpt.data.documents import is_validation, place_in_split
+from jaxgpt.data.overlap import HashFilter, document_runs, run_hashes, sharing
+from jaxgpt.data.stages.encode import closed
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tokenizer import load_tokenizer
@@ -57,7 +58,14 @@ def test_a_document_goes_when_it_shares_50_tokens_and_not_when_49(shared: int, k
     train = [random.integers(1000, size=300).astype(np.uint16) for _ in range(3)]
     fresh = random.integers(1000, 2000, size=200).astype(np.uint16)
     copier = np.concatenate([fresh[:30], train[1][100 : 100 + shared], fresh[30:60]])
-    assert without_overlap(train, [fresh, copier], endoftext=2000) == kept
+    val, lengths = closed([fresh, copier], 2000), np.array([len(fresh), len(copier)])
+    hashes, documents = document_runs(val, lengths)
+    assert np.bincount(documents).tolist() == (lengths - 49).tolist()
+    runs = run_hashes(closed(train, 2000))
+    passed = np.sort(runs[HashFilter.of([hashes], len(hashes)).may_hold(runs)])
+    assert len(passed) < len(runs) // 2
+    parts = [sharing(val, lengths, part) for part in np.array_split(passed, 3)]
+    assert np.flatnonzero(~np.any(parts, axis=0)).tolist() == kept
 
 
 def test_run_hashes_are_equal_exactly_where_runs_are() -> None:
@@ -70,23 +78,33 @@ def test_run_hashes_are_equal_exactly_where_runs_are() -> None:
     assert len(run_hashes(tokens[:49])) == 0
 
 
-def test_duplicates_and_blank_documents_are_counted_and_left_out() -> None:
-    counts: Counter[str] = Counter()
-    texts = ["a b", "a b ", "", "  \n", "c", "a b", "half \ud83d pair"]
-    kept = deduplicate([Document(text, text) for text in texts], counts)
-    assert [document.text for document in kept] == ["a b", "c", "half ? pair"]
-    assert counts == {"documents_read": 7, "duplicates": 2, "blank": 2}
+def test_duplicates_and_blank_documents_are_counted_and_left_out(command: Command, tmp_path: Path) -> None:
+    texts = ["a b", "a b ", "", "  \n", "c", "a b", "half \ud83d pair", *(f"more {i}" for i in range(40))]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    arguments = ("--source", path, "--tokenizer", "bpe:300", "--val-fraction", 0.2, "--out", tmp_path / "d")
+    assert command("jaxgpt", "prepare", *arguments)[0] == 0
+    dataset, tokenizer = open_dataset(tmp_path / "d"), load_tokenizer(tmp_path / "d")
+    found = [
+        tokenizer.decode(document)
+        for tokens in (dataset.train, dataset.val)
+        for document in documents_of(tokens, tokenizer.endoftext)
+    ]
+    assert sorted(found) == sorted(["a b", "c", "half ? pair", *texts[7:]])
+    counts = dataset.manifest["counts"]
+    assert {name: counts[name] for name in ("documents_read", "duplicates", "blank")} == {
+        "documents_read": 47,
+        "duplicates": 2,
+        "blank": 2,
+    }
 
 
 def test_a_group_is_never_cut_and_more_data_moves_none() -> None:
-    documents = [Document(f"text {i}", f"file {i // 5}") for i in range(500)]
-    train, val = split(documents, 0.2)
-    numbers = {int(document.text.split()[1]) // 5 for document in val}
-    assert not numbers & {int(document.text.split()[1]) // 5 for document in train}
-    assert 0.1 < len(val) / 500 < 0.3
-    more_train, more_val = split([Document("new", "new"), *documents], 0.2)
-    assert set(train) <= set(more_train)
-    assert set(val) <= set(more_val)
+    places = np.array([place_in_split(f"file {i // 5}") for i in range(500)], np.uint64)
+    assert (places.reshape(100, 5) == places[::5, None]).all()
+    val = is_validation(places, 0.2)
+    assert val.tolist() == [int(place) / 2**64 < 0.2 for place in places]
+    assert 0.1 < val.mean() < 0.3
 
 
 def test_preparing_again_gives_the_same_bytes(

@@ -33,9 +33,17 @@ COMMANDS = {
         "jaxgpt_bench.speed.native:NativeOptions:native",
         "Measure the native engine on a trained model.",
     ),
+    "serving": Command(
+        "jaxgpt_bench.serving.command:ServingOptions:serving",
+        "Measure clients against our server and others, in interleaved rounds.",
+    ),
     "train": Command(
         "jaxgpt_bench.training.command:TrainingOptions:train",
         "Measure training steps beside PyTorch's.",
+    ),
+    "prepare": Command(
+        "jaxgpt_bench.prepare.command:PrepareBenchOptions:prepare",
+        "Measure how fast text becomes tokens, and in how much memory, beside nanoGPT's way.",
     ),
     "recipe": Command(
         "jaxgpt_bench.recipe.command:RecipeOptions:recipe",

@@ -33,6 +33,10 @@ COMMANDS = {
         "jaxgpt_export.generation.command:GenerateOptions:run",
         "Continue a prompt with an artifact; the text streams to stdout.",
     ),
+    "serve": Command(
+        "jaxgpt_export.serve.command:ServeOptions:serve",
+        "Serve artifacts over HTTP: OpenAI's API, and a page to try them.",
+    ),
     "gguf": Command(
         "jaxgpt_export.interchange.gguf_file:GgufOptions:gguf_command",
         "Write a float32 artifact as a GGUF file for llama.cpp.",

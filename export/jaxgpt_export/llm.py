@@ -15,9 +15,8 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-from jaxgpt.generation.generate import DRAFT_TOKENS, decode_steps, generate
+from jaxgpt.generation.generate import DRAFT_TOKENS, Request, decode_steps, generate, generate_many
 from jaxgpt.generation.sampling import Sampling
-from jaxgpt.generation.scheduler import Request, generate_many
 from jaxgpt.generation.scoring import log_probabilities
 from jaxgpt.generation.session import ScoringSession
 from jaxgpt.generation.state import GenerationState

@@ -6,6 +6,7 @@
 
 #include "runtime/errors.h"
 #include "session.h"
+#include "top.h"
 
 namespace {
 
@@ -153,9 +154,37 @@ int jaxgpt_session_truncate(jaxgpt_session* session, int slot, int length) {
   });
 }
 
-int jaxgpt_session_length(const jaxgpt_session* session, int slot) {
-  std::lock_guard<std::mutex> lock(session->model.step_mutex);
-  return session->length(slot);
+int jaxgpt_session_copy(jaxgpt_session* session, int from, int to, int length) {
+  return guarded([&] {
+    require_non_null(session);
+    std::lock_guard<std::mutex> lock(session->model.step_mutex);
+    session->copy(from, to, length);
+  });
+}
+
+int jaxgpt_session_release(jaxgpt_session* session, int slot) {
+  return guarded([&] {
+    require_non_null(session);
+    std::lock_guard<std::mutex> lock(session->model.step_mutex);
+    session->release(slot);
+  });
+}
+
+int64_t jaxgpt_session_bytes_per_token(const jaxgpt_session* session) { return int64_t(session->bytes_per_token()); }
+
+int jaxgpt_session_length(const jaxgpt_session* session, int slot) { return session->length(slot); }
+
+int jaxgpt_top(jaxgpt_model* model, int rows, int columns, const float* logits, const double* temperature, int k,
+               int32_t* ids, double* scaled, double* total, uint8_t* finite) {
+  return guarded([&] {
+    require_non_null(model, logits, temperature, ids, scaled, total, finite);
+    if (rows < 1 || columns < 1 || k < 1 || k > columns)
+      throw_error(JAXGPT_BAD_ARGUMENT, "the %d largest of %d rows of %d are none", k, rows, columns);
+    for (int row = 0; row < rows; row++)
+      if (!(temperature[row] > 0)) throw_error(JAXGPT_BAD_ARGUMENT, "temperature %g is not positive", temperature[row]);
+    std::lock_guard<std::mutex> lock(model->step_mutex);
+    top_of_rows(*model, rows, columns, logits, temperature, k, {ids, scaled, total, finite});
+  });
 }
 
 int jaxgpt_session_use_screen(jaxgpt_session* session, int use) {

@@ -2,8 +2,8 @@
 //
 // A model holds packed weights and threads. A session holds the keys and values of some texts (slots). Every call
 // returns JAXGPT_OK or an error code with a text in jaxgpt_error() (one for each calling thread), also for a null
-// pointer that is needed. Pointers that are passed in are read during the call only; nothing is kept. Sessions of one
-// model may be used from several threads: their forwards take turns. A model must outlive its sessions.
+// pointer that is needed. Pointers that are passed in are read during the call only; nothing is kept. Sessions
+// may be used from several threads: their forwards take turns. A model must outlive its sessions.
 #pragma once
 
 #include <stdint.h>
@@ -13,7 +13,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define JAXGPT_ENGINE_VERSION 3
+#define JAXGPT_ENGINE_VERSION 4
 
 enum {
   JAXGPT_OK,
@@ -77,7 +77,13 @@ int jaxgpt_session_new(jaxgpt_model* model, int slots, int kv, jaxgpt_session** 
 void jaxgpt_session_free(jaxgpt_session* session);
 // Forgets the tokens of a slot from `length` on.
 int jaxgpt_session_truncate(jaxgpt_session* session, int slot, int length);
-// -1 where there is no such slot.
+// Lets slot `to` hold the first `length` tokens of slot `from`, and nothing else.
+int jaxgpt_session_copy(jaxgpt_session* session, int from, int to, int length);
+// Forgets a slot and gives its memory back to the system.
+int jaxgpt_session_release(jaxgpt_session* session, int slot);
+// Bytes of keys and values of a token, in all layers.
+int64_t jaxgpt_session_bytes_per_token(const jaxgpt_session* session);
+// -1 where there is no such slot. Does not wait for a step that runs.
 int jaxgpt_session_length(const jaxgpt_session* session, int slot);
 // Whether this session's single rows of which only the most probable token is wanted go through the head's screen
 // (see head.cpp); they do unless told otherwise. The result is the same.
@@ -98,6 +104,17 @@ int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slo
 // The slot must have room for max_tokens tokens. After an error it holds what it held before.
 int jaxgpt_session_decode_greedy(jaxgpt_session* session, int32_t slot, int32_t token, int32_t max_tokens,
                                  int32_t stop_token, int32_t* tokens, int32_t* count);
+
+// What drawing needs of rows of logits, so that nobody has to walk through a vocabulary twice. The order of each row's
+// sum depends on `columns` alone.
+//   logits       (rows, columns)
+//   temperature  (rows), positive
+//   ids          (rows, k) the k largest of each, the largest first, the lower of equals first; k <= columns
+//   scaled       (rows, k) (logit - largest) / temperature of these
+//   total        (rows) the sum of exp((logit - largest) / temperature) over all columns
+//   finite       (rows) 0 where a logit is not: nothing else is set for it
+int jaxgpt_top(jaxgpt_model* model, int rows, int columns, const float* logits, const double* temperature, int k,
+               int32_t* ids, double* scaled, double* total, uint8_t* finite);
 
 // For tests: the exact integer sums (rows, outputs) of a matrix of 8 bits and integers (rows, inputs).
 int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, const int8_t* x, int rows,

@@ -9,8 +9,13 @@ size_t Matrix::bytes_read() const {
   return size_t(outputs) * size_t(inputs) * size_t(bits) / 8 + scales;
 }
 
-jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int threads)
-    : shape(given), kernels(chosen), pool(threads), layers(size_t(given.n_layer)) {
+jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int count)
+    : shape(given),
+      kernels(chosen),
+      threads(shared_pool(count)),
+      pool(threads->pool),
+      step_mutex(threads->turn),
+      layers(size_t(given.n_layer)) {
   const int C = shape.n_embd;
   const auto room = [](int outputs, int inputs) {  // with scales for groups of 8, as small as they come, and biases
     return size_t(padded(outputs)) * (size_t(padded(inputs)) * 5 / 4 + 2 * sizeof(float));
@@ -19,6 +24,9 @@ jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int
   pages = Pages(layer * size_t(shape.n_layer) + room(shape.vocab_size, C), true);
   for (Layer& one : layers) one.matrices[JAXGPT_C_ATTN].qkv_tile_group = heads_per_group() * head_size() / kTile;
 }
+
+// The threads may serve other models for long: they no longer prefetch what is gone.
+jaxgpt_model::~jaxgpt_model() { pool.prefetch_later(nullptr, 0, 0); }
 
 int jaxgpt_model::heads_per_group() const {
   const int D = head_size(), heads = D % kTile == 0 ? 1 : kTile % D == 0 ? kTile / D : 0;

@@ -1,6 +1,7 @@
 // A model: its weights, packed once into the layout of layout.h, and the threads that multiply with them.
 #pragma once
 
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -61,13 +62,15 @@ struct Layer {
 
 struct jaxgpt_model {
   jaxgpt_model(const jaxgpt_shape& shape, const Kernels* kernels, int threads);
+  ~jaxgpt_model();
 
   jaxgpt_shape shape;
   const Kernels* kernels;
   Pages pages;  // of all matrices, room for 8 bits each; what is not written takes no memory
   size_t pages_used = 0;
-  Pool pool;
-  std::mutex step_mutex;  // held by the session that runs
+  std::shared_ptr<SharedPool> threads;
+  Pool& pool;
+  std::mutex& step_mutex;  // held by the session that runs
   std::vector<Layer> layers;
   Norm last_norm;
   Matrix head;

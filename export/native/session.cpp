@@ -22,26 +22,57 @@ size_t element_bytes(int kv) { return kv == JAXGPT_KV_FP32 ? 4 : kv == JAXGPT_KV
 }  // namespace
 
 jaxgpt_session::jaxgpt_session(jaxgpt_model& of, int slots, int kv) : model(of), head(of), kv_(kv) {
-  const auto& shape = model.shape;
   lengths_.assign(size_t(slots), 0);
   const int Dp = (model.head_size() + 15) / 16 * 16;
   head_bytes_ = size_t(kBlock) * size_t(Dp) * element_bytes(kv);
   scale_bytes_ = kv == JAXGPT_KV_INT8 ? kBlock * sizeof(float) : 0;
-  const size_t blocks = size_t(slots) * size_t(cache_blocks());
-  const size_t of_block = size_t(shape.n_layer) * size_t(shape.n_head) * 2 * (head_bytes_ + scale_bytes_);
+  const size_t blocks = size_t(slots) * size_t(cache_blocks()), of_block = bytes_per_block();
   if (blocks > (size_t(1) << 47) / of_block) throw std::bad_alloc();  // more than there are addresses
   cache_ = Pages(blocks * of_block, true);
 }
 
+size_t jaxgpt_session::bytes_per_block() const {
+  return size_t(model.shape.n_layer) * size_t(model.shape.n_head) * 2 * (head_bytes_ + scale_bytes_);
+}
+
 int jaxgpt_session::length(int slot) const {
-  return slot >= 0 && slot < int(lengths_.size()) ? lengths_[size_t(slot)] : -1;
+  if (slot < 0 || slot >= int(lengths_.size())) return -1;
+  return __atomic_load_n(&lengths_[size_t(slot)], __ATOMIC_RELAXED);
+}
+
+void jaxgpt_session::set_length(int slot, int length) {
+  __atomic_store_n(&lengths_[size_t(slot)], length, __ATOMIC_RELAXED);
 }
 
 void jaxgpt_session::truncate(int slot, int length) {
   const int now = this->length(slot);
   if (now < 0 || length < 0 || length > now)
     throw_error(JAXGPT_BAD_ARGUMENT, "slot %d cannot be cut to %d tokens", slot, length);
-  lengths_[size_t(slot)] = length;
+  set_length(slot, length);
+}
+
+// The blocks of a slot lie one after the other, so that its first positions are one piece of memory.
+void jaxgpt_session::copy(int from, int to, int length) {
+  const int have = this->length(from);
+  if (have < 0 || length < 0 || length > have)
+    throw_error(JAXGPT_BAD_ARGUMENT, "slot %d has no %d tokens to copy", from, length);
+  if (this->length(to) < 0) throw_error(JAXGPT_BAD_ARGUMENT, "slot %d is not one of %zu", to, lengths_.size());
+  if (from != to) {
+    const int blocks = (length + kBlock - 1) / kBlock;
+    const uint8_t* source = cache_.as<uint8_t>() + size_t(from) * bytes_per_slot();
+    uint8_t* target = cache_.as<uint8_t>() + size_t(to) * bytes_per_slot();
+    model.pool.run(blocks, [&](int block) {
+      const size_t start = size_t(block) * bytes_per_block();
+      memcpy(target + start, source + start, bytes_per_block());
+    });
+  }
+  set_length(to, length);
+}
+
+void jaxgpt_session::release(int slot) {
+  if (length(slot) < 0) throw_error(JAXGPT_BAD_ARGUMENT, "slot %d is not one of %zu", slot, lengths_.size());
+  set_length(slot, 0);
+  cache_.release(size_t(slot) * bytes_per_slot(), bytes_per_slot());
 }
 
 // Makes scratch for a chunk of `rows` rows.
@@ -128,7 +159,7 @@ void jaxgpt_session::chunk(int rows, const int32_t* slots, const int32_t* tokens
   embed(rows, slots, tokens);
   const bool fused = model.heads_per_group() && longest_run() <= kAttentionRows;
   for (int index = 0; index < model.shape.n_layer; index++) run_layer(index, rows, fused);
-  for (const Run& run : runs_) lengths_[size_t(run.slot)] += run.rows;
+  for (const Run& run : runs_) set_length(run.slot, length(run.slot) + run.rows);
 }
 
 // Logits of the wanted rows of a chunk, or the most probable token of each.
@@ -183,11 +214,7 @@ void jaxgpt_session::forward(int rows, const int32_t* slots, const int32_t* toke
 }
 
 int jaxgpt_session::decode_greedy(int slot, int32_t token, int max_tokens, int32_t stop_token, int32_t* tokens) {
-  const auto locked_length = [&] {
-    std::lock_guard<std::mutex> lock(model.step_mutex);
-    return length(slot);
-  };
-  const int before = locked_length();
+  const int before = length(slot);
   if (before >= 0 && max_tokens > model.shape.block_size - before)
     throw_error(JAXGPT_BAD_STATE, "slot %d would have more tokens than the context of %d holds", slot,
                 model.shape.block_size);
@@ -200,7 +227,7 @@ int jaxgpt_session::decode_greedy(int slot, int32_t token, int max_tokens, int32
     }
   } catch (...) {
     std::lock_guard<std::mutex> lock(model.step_mutex);
-    if (before >= 0 && before <= length(slot)) lengths_[size_t(slot)] = before;
+    if (before >= 0 && before <= length(slot)) set_length(slot, before);
     throw;
   }
   return count;

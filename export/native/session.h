@@ -22,7 +22,11 @@ struct jaxgpt_session {
   // Returns how many tokens it made.
   int decode_greedy(int slot, int32_t token, int max_tokens, int32_t stop_token, int32_t* tokens);
   void truncate(int slot, int length);
-  int length(int slot) const;  // -1 where there is no such slot
+  int length(int slot) const;  // -1 where there is no such slot; needs no lock
+  void copy(int from, int to, int length);
+  void release(int slot);
+  // Bytes of keys and values of a position, in all layers.
+  size_t bytes_per_token() const { return bytes_per_block() / kBlock; }
 
   jaxgpt_model& model;
   Head head;
@@ -40,6 +44,9 @@ struct jaxgpt_session {
 
   // attention.cpp
   int cache_blocks() const;
+  size_t bytes_per_block() const;  // of all layers and heads
+  size_t bytes_per_slot() const { return size_t(cache_blocks()) * bytes_per_block(); }
+  void set_length(int slot, int length);
   HeadCache cache(int layer, int slot, int head) const;
   void fused_qkv_attention(int layer, int rows);
   void attend(int layer);

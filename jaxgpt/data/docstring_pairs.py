@@ -64,23 +64,29 @@ def source_files(folder: Path) -> list[Path]:
 
 def pairs_of_file(path: Path, report: ReadReport | None = None) -> Iterator[Pair]:
     """Yield the pairs of a source file; one that does not parse has none, and is counted in the report."""
-    report = report or ReadReport()
+    found = read_source(path, report or ReadReport())
+    if found is not None:
+        yield from _pairs_of_tree(*found)
+
+
+def read_source(path: Path, report: ReadReport) -> tuple[ast.Module, str] | None:
+    """Return a source file's tree and text; None, counted in the report, for one that does not parse."""
     try:
         with open_file(path) as file:
             source = file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError):
         report.skip(".py files that are not UTF-8", str(path))
-        return
-    tree = _parse(source)
+        return None
+    tree = parse_source(source)
     if tree is None:
         report.skip(".py files that do not parse", str(path))
-        return
-    yield from _pairs_of_tree(tree, source)
+        return None
+    return tree, source
 
 
 def pairs_of_source(source: str) -> Iterator[Pair]:
     """Yield the pairs of Python source text, in the order of the definitions."""
-    tree = _parse(source)
+    tree = parse_source(source)
     if tree is not None:
         yield from _pairs_of_tree(tree, source)
 
@@ -108,7 +114,7 @@ def _pair(node: Definition, lines: list[str]) -> Pair | None:
     ):
         return None
     source = _source_without_docstring(node, lines)
-    if source is None or _is_stub(node.body[1:]):
+    if source is None or is_stub(node.body[1:]):
         return None
     return Pair(instruction, _signature(node), f"```python\n{source}\n```")
 
@@ -126,10 +132,11 @@ def _source_without_docstring(node: Definition, lines: list[str]) -> str | None:
     source = re.sub(r"\n\n\n+", "\n\n", source)
     if source.count("\n") + 1 < MIN_SOURCE_LINES or len(source) > MAX_SOURCE_CHARACTERS:
         return None
-    return source if _parse(source) is not None else None
+    return source if parse_source(source) is not None else None
 
 
-def _parse(source: str) -> ast.Module | None:
+def parse_source(source: str) -> ast.Module | None:
+    """Return the tree of Python source text; None where it is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
@@ -138,7 +145,7 @@ def _parse(source: str) -> ast.Module | None:
         return None
 
 
-def _is_stub(body: list[ast.stmt]) -> bool:
+def is_stub(body: list[ast.stmt]) -> bool:
     """Whether a body does nothing: pass, ..., or only `raise NotImplementedError`."""
     for statement in body:
         if isinstance(statement, ast.Pass):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from jaxgpt.data.report import ReadReport
 from jaxgpt.shared.tokenizer import ENDOFTEXT
@@ -26,6 +28,31 @@ class Document:
     answer: int | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a source that is read by itself: a file, or a range of a large one.
+
+    Attributes:
+      path: the file, or its address on the hub.
+      group: what documents of code are grouped by: the file's name.
+      kind: how it is read; see sources.py.
+      begin: first byte (of .parquet, row group) of the range.
+      end: where the range ends; None for the end of the file.
+      size: bytes of text, about; 0 where that is unknown.
+      alone: whether a text is cut into blocks, as one that is the only file.
+      in_folder: whether a file that is no table is left out instead of being an error.
+    """
+
+    path: str
+    group: str
+    kind: str
+    begin: int = 0
+    end: int | None = None
+    size: int = 0
+    alone: bool = False
+    in_folder: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Documents, with where they came from.
@@ -33,14 +60,22 @@ class Source:
     Attributes:
       name: the --source that was given.
       revision: commit, version or file list that tells which text it was.
-      documents: read as they are asked for.
+      pieces: what it consists of, in order.
+      read: yields the documents of a piece and counts what it leaves out.
       report: what was left out, complete when the documents are read.
     """
 
     name: str
     revision: str
-    documents: Iterable[Document]
+    pieces: Sequence[Piece]
+    read: Callable[[Piece, ReadReport], Iterator[Document]]
     report: ReadReport = dataclasses.field(default_factory=ReadReport)
+
+    @property
+    def documents(self) -> Iterator[Document]:
+        """The documents, read as they are asked for."""
+        for piece in self.pieces:
+            yield from self.read(piece, self.report)
 
 
 def cut_at_endoftext(document: Document) -> Iterator[Document]:
@@ -59,70 +94,45 @@ def cut_at_endoftext(document: Document) -> Iterator[Document]:
         begin += len(part) + len(ENDOFTEXT)
 
 
-def deduplicate(documents: Iterable[Document], counts: Counter[str]) -> list[Document]:
-    """Keep the first of equal documents, drop blank ones, and replace what UTF-8 can't hold.
+def cleaned(document: Document) -> tuple[bytes, int | None]:
+    """Clean a document: no white space at both ends, what UTF-8 can't hold replaced.
+
+    Returns:
+      The text, empty for a blank document, and where its answer begins in it, in characters.
+    """
+    text = document.text.strip()
+    answer = document.answer
+    if answer is not None:
+        before = len(document.text) - len(document.text.lstrip())
+        answer = min(max(answer - before, 0), len(text))
+    return text.encode("utf-8", "replace"), answer
+
+
+def place_in_split(group: str | bytes) -> int:
+    """Return a group's place in [0, 2^64): it is in validation when this / 2^64 is below --val-fraction.
+
+    It depends on nothing but the group: preparing with more data never moves a document from training to
+    validation.
+    """
+    data = group if isinstance(group, bytes) else group.encode("utf-8", "replace")
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def is_validation(places: npt.NDArray[np.uint64], val_fraction: float) -> npt.NDArray[np.bool_]:
+    """Tell which places lie in validation."""
+    return places.astype(np.float64) / 2**64 < val_fraction
+
+
+def working_fraction(least: float, most: float) -> float | None:
+    """Return the least --val-fraction, of two digits, that leaves no split empty; None where none does.
 
     Args:
-      documents: iterable of Document.
-      counts: gains "documents_read", "blank" and "duplicates".
-
-    Returns:
-      The documents that are kept, their text without white space at both ends, in order.
+      least: the least place of a group in [0, 1).
+      most: the largest.
     """
-    seen: set[bytes] = set()
-    kept = []
-    for document in documents:
-        counts["documents_read"] += 1
-        text = document.text.strip().encode("utf-8", "replace")
-        if not text:
-            counts["blank"] += 1
-            continue
-        digest = hashlib.sha256(text).digest()
-        if digest in seen:
-            counts["duplicates"] += 1
-            continue
-        seen.add(digest)
-        kept.append(Document(text.decode(), document.group, _answer_after_strip(document)))
-    return kept
-
-
-def _answer_after_strip(document: Document) -> int | None:
-    if document.answer is None:
-        return None
-    before = len(document.text) - len(document.text.lstrip())
-    return min(max(document.answer - before, 0), len(document.text.strip()))
-
-
-def place_in_split(group: str) -> float:
-    """Return a group's place in [0, 1): it is in validation when this is below --val-fraction."""
-    digest = hashlib.sha256(group.encode("utf-8", "replace")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def split(documents: Sequence[Document], val_fraction: float) -> tuple[list[Document], list[Document]]:
-    """Split by group: a group is in validation when its hash, read as a number in [0, 1), is below the share.
-
-    A document's split depends on nothing but its own group: preparing with more data never moves it from
-    training to validation.
-
-    Returns:
-      The documents of training and of validation.
-    """
-    train: list[Document] = []
-    val: list[Document] = []
-    for document in documents:
-        (val if place_in_split(document.group) < val_fraction else train).append(document)
-    return train, val
-
-
-def working_fraction(documents: Sequence[Document]) -> float | None:
-    """Return the least --val-fraction, of two digits, that leaves no split empty; None where none does."""
-    places = sorted({place_in_split(document.group) for document in documents})
-    if len(places) < 2:
-        return None
     for digits in range(1, 18):
         step = 10.0**-digits
-        fraction = round((places[0] // step + 1) * step, digits)
-        if places[0] < fraction <= places[-1] and fraction < 2 * places[0] + step:
+        fraction = round((least // step + 1) * step, digits)
+        if least < fraction <= most and fraction < 2 * least + step:
             return fraction
     return None

@@ -3,9 +3,9 @@
 What needs the network is imported when it is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from jaxgpt.data.documents import OFFLINE_CHOICES, Source
+from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Piece
 from jaxgpt.data.reading.columns import Columns
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.tables import load_table, table_documents
@@ -16,13 +16,14 @@ HUB_TIMEOUT_S = 8.0
 HUB_SUFFIXES = (".parquet", ".jsonl", ".json")  # in order of preference
 
 
-def hub_source(name: str, columns: Columns, report: ReadReport) -> Source:
-    """Open a data set of the hub: one kind of data file, at the commit that the hub names.
+def hub_pieces(name: str) -> tuple[str, list[Piece]]:
+    """Find a data set of the hub: one kind of data file, at the commit that the hub names.
 
     Args:
       name: hub, hub:NAME or hub:NAME@REVISION.
-      columns: what makes a document of a row.
-      report: gains what is left out.
+
+    Returns:
+      The commit, and a piece a file.
 
     Raises:
       UserError: the hub can't be reached, or has no such data set; the message names sources without network.
@@ -46,8 +47,18 @@ def hub_source(name: str, columns: Columns, report: ReadReport) -> Source:
         ) from None
     files = choose_data_files([sibling.rfilename for sibling in info.siblings or []], repository)
     urls = [f"hf://datasets/{repository}@{info.sha}/{file}" for file in files]
-    documents = table_documents(load_table(urls), columns, repository, report)
-    return Source(name, str(info.sha), documents, report)
+    return str(info.sha), [Piece(path=url, group=repository, kind="hub") for url in urls]
+
+
+def hub_documents(piece: Piece, columns: Columns, report: ReadReport) -> Iterator[Document]:
+    """Yield the documents of a file of the hub.
+
+    Args:
+      piece: of `hub_pieces`.
+      columns: what makes a document of a row.
+      report: gains what is left out.
+    """
+    yield from table_documents(load_table([piece.path]), columns, piece.group, report)
 
 
 def choose_data_files(files: Sequence[str], repository: str) -> list[str]:

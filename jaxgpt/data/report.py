@@ -1,6 +1,7 @@
 """What reading a source left out: counted by reason, the first of each named; nothing is dropped silently."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from jaxgpt.shared.errors import UserError
@@ -30,12 +31,12 @@ class ReadReport:
         self.pair_bytes = 0
         self.notes: list[str] = []
 
-    def skip(self, reason: str, where: str) -> None:
-        """Count something that is left out."""
+    def skip(self, reason: str, where: object) -> None:
+        """Count something that is left out; str(where) tells where it stands."""
         self.skipped[reason] += 1
         named = self.examples.setdefault(reason, [])
-        if len(named) < EXAMPLES and where not in named:
-            named.append(where)
+        if len(named) < EXAMPLES and str(where) not in named:
+            named.append(str(where))
 
     def add(self, other: "ReadReport") -> None:
         """Take over what another reading counted."""
@@ -50,7 +51,7 @@ class ReadReport:
         self.python_bytes += file_bytes
         self.pair_bytes += pair_bytes
 
-    def damaged(self, message: str, reason: str, where: str) -> None:
+    def damaged(self, message: str, reason: str, where: object) -> None:
         """Leave out what can't be read.
 
         Raises:
@@ -59,6 +60,18 @@ class ReadReport:
         if not self.skip_errors:
             raise UserError(f"{message}, or leave it out with --skip-errors")
         self.skip(reason, where)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was counted, as JSON takes it."""
+        return {name: value for name, value in vars(self).items() if name != "skip_errors"}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "ReadReport":
+        """Return a report of what another process counted."""
+        report = cls()
+        vars(report).update(found)
+        report.skipped = Counter(found["skipped"])
+        return report
 
     def lines(self) -> list[str]:
         """Return what is told of the reading, a line for each thing."""

@@ -2,11 +2,12 @@
 
 hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
 stdlib                docstring -> code pairs of the running interpreter's standard library
-packages:NAME,...     the same from installed packages
+packages:NAME,...     the same from installed packages, `stdlib` among them if it is named
 PATH                  a table, a text, source code, or a folder of such files (reading/folder_files.py)
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -14,16 +15,20 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgpt.data.docstring_pairs import interpreter, pairs_of_file, source_files, standard_library
-from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Source
-from jaxgpt.data.hub import hub_source
+from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Piece, Source
+from jaxgpt.data.hub import hub_documents, hub_pieces
 from jaxgpt.data.reading.columns import DEFAULT_COLUMN, Columns
-from jaxgpt.data.reading.folder_files import SourceFile, source_files_of
+from jaxgpt.data.reading.folder_files import source_files_of
 from jaxgpt.data.reading.opening import DamagedFileError, uncompressed_name
+from jaxgpt.data.reading.pieces import file_piece, pieces_of
 from jaxgpt.data.reading.rows import NoTableError
 from jaxgpt.data.reading.text_files import read_text, text_documents
 from jaxgpt.data.report import ReadReport
+from jaxgpt.data.requests.functions import requests_of_file
+from jaxgpt.data.requests.held_out import read_held_out, without_held_out
 from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.tokenizer import ENDOFTEXT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,8 @@ class ReadOptions:
     Attributes:
       text_column: column of a table that holds the text.
       template: makes a text of several columns; empty for the one.
-      code: what is taken of .py files: docstring pairs or whole files.
+      code: what is taken of .py files: docstring pairs, requests with their programs, or whole files.
+      held_out: text file of requests, one a line; pairs that ask the same are left out.
       include: patterns of the files of a folder that are read; empty for all that are known.
       exclude: patterns of those that are not.
       skip_errors: leave out what is damaged instead of stopping there.
@@ -41,7 +47,8 @@ class ReadOptions:
 
     text_column: str = DEFAULT_COLUMN
     template: str = ""
-    code: Literal["pairs", "files"] = "pairs"
+    code: Literal["pairs", "requests", "files"] = "pairs"
+    held_out: Path | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     skip_errors: bool = False
@@ -63,14 +70,16 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
       UserError: nothing of that name can be read; the message names the choices.
     """
     options = options or ReadOptions()
-    columns, report = options.columns, ReadReport(options.skip_errors)
+    _ = options.columns  # of a template
+    if options.held_out is not None:
+        read_held_out(options.held_out)
+    report = ReadReport(options.skip_errors)
     if name == "stdlib":
-        documents = _installed(standard_library(), "", options, report)
-        return Source(name, interpreter(), documents, report)
+        return _source(name, interpreter(), _installed(standard_library(), ""), options, report)
     if name.startswith("packages:"):
         return _packages(name, options, report)
     if name == "hub" or name.startswith("hub:"):
-        return hub_source(name, columns, report)
+        return _source(name, *hub_pieces(name), options, report)
     path = Path(name)
     if not name or not path.exists():
         raise UserError(
@@ -78,13 +87,65 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
             f"{OFFLINE_CHOICES}"
         )
     files = source_files_of(path, options.include, options.exclude, report)
-    documents = _local(files, columns, options, report, in_folder=path.is_dir())
-    return Source(name, f"{len(files)} files", documents, report)
+    return _source(name, f"{len(files)} files", pieces_of(files, path.is_dir()), options, report)
+
+
+def _source(
+    name: str, revision: str, pieces: Sequence[Piece], options: ReadOptions, report: ReadReport
+) -> Source:
+    def read(piece: Piece, report: ReadReport) -> Iterator[Document]:
+        return read_piece(piece, options, report)
+
+    return Source(name, revision, pieces, read, report)
+
+
+def read_piece(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
+    """Yield the documents of a piece of a source.
+
+    Args:
+      piece: of `open_source`.
+      options: how the source is read.
+      report: gains what is left out.
+
+    Raises:
+      UserError: what is damaged, unless errors are skipped.
+    """
+    documents = _read(piece, options, report)
+    if options.held_out is None:
+        yield from documents
+    else:
+        yield from without_held_out(documents, _held_out(options.held_out, _state(options.held_out)), report)
+
+
+@functools.lru_cache(1)
+def _held_out(path: Path, state: tuple[int, int]) -> frozenset[str]:
+    return read_held_out(path)  # once for all pieces
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _read(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
+    if piece.kind == "hub":
+        yield from hub_documents(piece, options.columns, report)
+    elif piece.kind == "installed":
+        yield from _python(piece, options, report)
+    else:
+        try:
+            yield from _local(piece, options, report)
+        except DamagedFileError as error:
+            report.damaged(str(error), "damaged files", piece.path)
 
 
 def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
     folders, versions = [], []
     for package in name.removeprefix("packages:").split(","):
+        if package == "stdlib":
+            folders.append((package, standard_library()))
+            versions.append(interpreter())
+            continue
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
@@ -93,12 +154,8 @@ def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
             )
         folders.append((package, Path(next(iter(spec.submodule_search_locations)))))
         versions.append(f"{package} {_version(package)}")
-    documents = (
-        document
-        for package, folder in folders
-        for document in _installed(folder, f"{package}/", options, report)
-    )
-    return Source(name, ", ".join(versions), documents, report)
+    pieces = [piece for package, folder in folders for piece in _installed(folder, f"{package}/")]
+    return _source(name, ", ".join(versions), pieces, options, report)
 
 
 def _version(package: str) -> str:
@@ -106,57 +163,63 @@ def _version(package: str) -> str:
     return importlib.metadata.version(distributions[0]) if distributions else "of unknown version"
 
 
-def _installed(folder: Path, prefix: str, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
-    for path in source_files(folder):
-        yield from _python(path, prefix + path.relative_to(folder).as_posix(), options, report)
+def _installed(folder: Path, prefix: str) -> list[Piece]:
+    return [
+        file_piece(path, prefix + path.relative_to(folder).as_posix(), "installed")
+        for path in source_files(folder)
+    ]
 
 
-def _python(path: Path, group: str, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
+def _python(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     if options.code == "files":
-        yield from _whole(path, group, report, alone=False)
+        yield from _text(piece, report)
         return
-    for pair in pairs_of_file(path, report):
-        yield Document(pair.text, group, len(pair.question))
+    if options.code == "requests":
+        for pair in requests_of_file(Path(piece.path), report):
+            yield Document(f"{pair.instruction}\n{pair.output}", piece.group, len(pair.instruction))
+        return
+    for pair in pairs_of_file(Path(piece.path), report):
+        yield Document(pair.text, piece.group, len(pair.question))
 
 
-def _whole(path: Path, group: str, report: ReadReport, alone: bool) -> Iterator[Document]:
-    text = read_text(path, report)
-    if text is not None:
-        separated = Path(uncompressed_name(path)).suffix.lower() == ".txt"
-        yield from text_documents(text, group, alone, separated)
+def _text(piece: Piece, report: ReadReport) -> Iterator[Document]:
+    path = Path(piece.path)
+    text = read_text(path, report, piece.begin, piece.end)
+    if text is None:
+        return
+    if piece.kind == "separated":
+        yield from (Document(part, part) for part in text.split(ENDOFTEXT))
+        return
+    separated = Path(uncompressed_name(path)).suffix.lower() == ".txt"
+    yield from text_documents(text, piece.group, piece.alone, separated)
 
 
-def _local(
-    files: Sequence[SourceFile], columns: Columns, options: ReadOptions, report: ReadReport, in_folder: bool
-) -> Iterator[Document]:
-    for file in files:
-        try:
-            if file.kind == "table":
-                yield from _table(file, columns, options, report, in_folder)
-            elif file.kind == "python" and options.code == "pairs":
-                yield from _counted_pairs(file, options, report)
-            else:
-                yield from _whole(file.path, file.name, report, alone=len(files) == 1)
-        except DamagedFileError as error:
-            report.damaged(str(error), "damaged files", str(file.path))
+def _local(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
+    if piece.kind == "table":
+        yield from _table(piece, options, report)
+    elif piece.kind == "python" and options.code == "pairs":
+        yield from _counted_pairs(piece, options, report)
+    elif piece.kind == "python" and options.code == "requests":
+        yield from _python(piece, options, report)
+    else:
+        yield from _text(piece, report)
 
 
-def _counted_pairs(file: SourceFile, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
+def _counted_pairs(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     taken = 0
-    for document in _python(file.path, file.name, options, report):
+    for document in _python(piece, options, report):
         taken += len(document.text.encode("utf-8", "replace"))
         yield document
-    report.add_pairs(file.path.stat().st_size, taken)
+    report.add_pairs(Path(piece.path).stat().st_size, taken)
 
 
-def _table(
-    file: SourceFile, columns: Columns, options: ReadOptions, report: ReadReport, in_folder: bool
-) -> Iterator[Document]:
+def _table(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     """Yield a table's rows; a .json of a folder that is no such table is left out (package.json, say)."""
-    suffix = Path(uncompressed_name(file.path)).suffix.lower()
+    path, columns = Path(piece.path), options.columns
+    suffix = Path(uncompressed_name(path)).suffix.lower()
     try:
-        yield from local_table_documents(file.path, columns, report)
+        yield from local_table_documents(path, columns, report, piece.begin, piece.end)
     except NoTableError as error:
-        if not options.skip_errors and not (in_folder and suffix == ".json"):
+        if not options.skip_errors and not (piece.in_folder and suffix == ".json"):
             raise UserError(str(error)) from None
-        report.skip(f"{suffix} files that are no table with {' and '.join(columns.names)}", file.name)
+        report.skip(f"{suffix} files that are no table with {' and '.join(columns.names)}", piece.group)

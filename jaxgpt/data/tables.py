@@ -18,7 +18,11 @@ HUB = "hf://"
 
 
 def local_table_documents(
-    path: Path, columns: str | Columns, report: ReadReport | None = None
+    path: Path,
+    columns: str | Columns,
+    report: ReadReport | None = None,
+    begin: int = 0,
+    end: int | None = None,
 ) -> Iterator[Document]:
     """Yield the rows of a table file; see `table_documents`.
 
@@ -26,12 +30,15 @@ def local_table_documents(
       path: .jsonl, .json, .csv, .tsv, .parquet or .arrow, perhaps compressed.
       columns: column that holds the text, or a template; of .csv and .tsv a missing `text` is guessed.
       report: gains what is left out.
+      begin: where the range of it begins that is read; see `read_rows`.
+      end: where that range ends.
     """
     report = report or ReadReport()
     chosen = Columns.one(columns) if isinstance(columns, str) else columns
     suffix = Path(uncompressed_name(path)).suffix.lower()
-    rows = read_rows(path, report, chosen.names if suffix == ".parquet" else ())
-    yield from table_documents(rows, chosen, str(path), report, guess=suffix in (".csv", ".tsv"))
+    rows = read_rows(path, report, chosen.names if suffix == ".parquet" else (), begin, end)
+    guess, first = suffix in (".csv", ".tsv"), not begin
+    yield from table_documents(rows, chosen, str(path), report, guess, first)
 
 
 def load_table(data_files: Sequence[str]) -> Iterator[Row]:
@@ -67,6 +74,7 @@ def table_documents(
     where: str,
     report: ReadReport | None = None,
     guess: bool = False,
+    first: bool = True,
 ) -> Iterator[Document]:
     """Yield the rows of a table; each is its own group. Rows without text are counted and left out.
 
@@ -76,6 +84,7 @@ def table_documents(
       where: the table, for messages.
       report: gains what is left out.
       guess: where there is no column `text`, take the one with the most text, and say so.
+      first: whether these are the table's first rows: in a later part all may lack the column.
 
     Raises:
       NoTableError: there is no such column.
@@ -102,7 +111,7 @@ def table_documents(
         if not documents:
             empty.skip("rows without text", place)
         yield from documents
-    if missing and found:
+    if missing and found and first:
         name = next(name for name in chosen.names if name in missing)
         raise no_column(where, name, found)
     report.add(empty)

@@ -1,19 +1,16 @@
 """One text from any session, and the options of every command that continues a prompt."""
 
 import dataclasses
-import itertools
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxgpt.generation.prompt_lookup import PromptLookup
-from jaxgpt.generation.sampling import Sampler, Sampling
-from jaxgpt.generation.session import RewindableSession, Session
+from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
+from jaxgpt.generation.session import BatchSession, Session
 from jaxgpt.generation.state import Generation, GenerationState
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 
-TOKENS_PER_CALL = 8  # made by one call of a session: Python between two calls takes 45 us
 DRAFT_TOKENS = 8  # drafted at most by prompt lookup, unless told otherwise
 
 
@@ -27,6 +24,7 @@ class PromptOptions:
       temperature: divides the logits; 0 takes the most probable token.
       top_k: keep the k most probable tokens; 0 keeps all.
       top_p: keep the fewest tokens whose probabilities reach p.
+      min_p: keep the tokens that are at least so probable as the most probable one times this.
       seed: of the random numbers.
       stop: texts that end the generation and are not shown.
       json: print one JSON document with text and figures on stdout instead of the text.
@@ -37,13 +35,14 @@ class PromptOptions:
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
     json: bool = False
 
     def sampling(self) -> Sampling:
         """Return how tokens are drawn; UserError for a value outside its range."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.seed, self.min_p)
 
     def prompt_text(self) -> str:
         """Return the prompt, read from stdin for "-"; UserError when that is not UTF-8."""
@@ -126,60 +125,67 @@ def decode_steps(session: Session, state: GenerationState, draft_tokens: int = 0
     Yields:
       After each call of the session, when its tokens were pushed.
     """
+    if isinstance(session, BatchSession):
+        scheduler = Scheduler(session)
+        text = Text(state, draft_tokens=draft_tokens)
+        scheduler.submit(text)
+        while not state.finished():
+            scheduler.step()
+            _raise_error(text)
+            yield
+        return
     state.push(state.sampler.draw(session.prefill(state.prompt)))
     yield
-    if isinstance(session, RewindableSession):
-        yield from _decode_with_drafts(session, state, draft_tokens)
-        return
     while not state.finished():
         state.push(state.sampler.draw(session.decode(state.tokens[-1])))
         yield
 
 
-def _decode_with_drafts(
-    session: RewindableSession, state: GenerationState, draft_tokens: int
-) -> Iterator[None]:
-    """Decode to the end, several tokens a call: drafts from the text itself, and greedy runs."""
-    lookup = PromptLookup(state.prompt, draft_tokens)
-    while not state.finished():
-        token = state.tokens[-1]
-        lookup.push(token)
-        draft = lookup.draft(state.left - 1)
-        started = time.perf_counter()
-        if state.sampler.greedy and not draft:
-            patience = lookup.patience if draft_tokens else TOKENS_PER_CALL
-            most = min(state.left, TOKENS_PER_CALL, patience)
-            drawn = session.decode_greedy(token, most, state.endoftext)
-        else:
-            drawn = _verify_draft(session, state.sampler, [token, *draft])
-        accepted = min(len(drawn) - 1, len(draft))
-        if accepted < len(draft):
-            session.truncate(len(state.prompt) + len(state.tokens) + accepted)
-        lookup.update(len(draft), accepted, time.perf_counter() - started, len(drawn))
-        state.drafted, state.accepted = lookup.drafted, lookup.accepted
-        for place, next_token in enumerate(drawn):
-            if place:
-                lookup.push(drawn[place - 1])
-            state.push(next_token)
-            if state.finished():
-                break
-        yield
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt and what is asked for.
 
-
-def _verify_draft(session: RewindableSession, sampler: Sampler, tokens: Sequence[int]) -> list[int]:
-    """Take a token and the draft behind it; return the draft tokens that are accepted and the one after them.
-
-    Each token is drawn from the logits that it would be drawn from without a draft, with a random number of
-    its own.
+    Attributes:
+      prompt: text to continue.
+      max_new_tokens: tokens to generate at most.
+      sampling: how they are drawn.
     """
-    all_logits = len(tokens) > 1
-    if sampler.greedy:
-        choices: Sequence[int] = session.greedy(tokens, all_logits=all_logits).tolist()
-        right = (a == b for a, b in zip(choices, tokens[1:], strict=False))
-        return list(choices[: 1 + sum(itertools.takewhile(bool, right))])
-    drawn: list[int] = []
-    for logits, drafted in itertools.zip_longest(session.forward(tokens, all_logits=all_logits), tokens[1:]):
-        drawn.append(sampler.draw(logits))
-        if drawn[-1] != drafted:
-            break
-    return drawn
+
+    prompt: str
+    max_new_tokens: int
+    sampling: Sampling
+
+
+def generate_many(
+    session: Session, tokenizer: Tokenizer, requests: Sequence[Request], stop: Sequence[str] = ()
+) -> Iterator[tuple[int, Generation]]:
+    """Generate texts, as many side by side as the session has slots; one after the other without slots.
+
+    Yields:
+      The place of a request and its text, in the order in which they end.
+
+    Raises:
+      UserError: a prompt leaves no room for a token.
+    """
+    if not isinstance(session, BatchSession):
+        for index, request in enumerate(requests):
+            arguments = (request.prompt, request.max_new_tokens, request.sampling, stop)
+            yield index, generate(session, tokenizer, *arguments)
+        return
+    scheduler = Scheduler(session)
+    places = {}
+    for index, request in enumerate(requests):
+        wish = (request.max_new_tokens, request.sampling, stop)
+        text = Text(GenerationState(tokenizer, request.prompt, session.block_size, *wish))
+        places[text] = index
+        scheduler.submit(text)
+    while scheduler.busy:
+        for text in scheduler.step():
+            _raise_error(text)
+            if text.finished:
+                yield places[text], text.state.result()
+
+
+def _raise_error(text: Text) -> None:
+    if text.error is not None:
+        raise text.error

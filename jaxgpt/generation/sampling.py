@@ -6,6 +6,8 @@ the same logits, so that samples of two models differ only where their distribut
 
 import dataclasses
 import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ class Sampling:
       temperature: divides the logits; 0 takes the most probable token (greedy).
       top_k: keep the k most probable tokens; 0 keeps all.
       top_p: keep the fewest tokens whose probabilities reach p; 1 keeps all.
+      min_p: keep the tokens that are at least so probable as the most probable one times this; 0 keeps all.
       seed: of the random numbers.
 
     Raises:
@@ -33,9 +36,10 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "seed"):
+        for name in ("temperature", "top_k", "top_p", "seed", "min_p"):
             require_number(name, getattr(self, name), whole=name in ("top_k", "seed"))
         if not 0.0 <= self.temperature < float("inf"):
             raise UserError(f"temperature ({self.temperature}) must be 0 (greedy) or a positive number")
@@ -43,14 +47,55 @@ class Sampling:
             raise UserError(f"top_k ({self.top_k}) must be 0 (all tokens) or more")
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p ({self.top_p}) must lie in (0, 1]")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise UserError(f"min_p ({self.min_p}) must lie in [0, 1]")
         if self.seed < 0:
             raise UserError(f"seed ({self.seed}) must not be negative")
+
+
+def damaged_model() -> UserError:
+    """Return the error of logits that are not finite."""
+    return UserError("the model's logits hold NaN or infinity; its weights are damaged")
 
 
 def require_number(name: str, value: object, *, whole: bool) -> None:
     """Raise UserError unless a value is a number, and a whole one where that is asked for."""
     if not isinstance(value, numbers.Integral if whole else numbers.Real):
         raise UserError(f"{name} ({quoted(value)}) must be a {'whole ' if whole else ''}number")
+
+
+class Top(NamedTuple):
+    """What drawing needs of a row of logits.
+
+    Attributes:
+      ids: (N,), the most probable tokens, the most probable first, the lower id of equals first.
+      scaled: (N,), their (logit - largest logit) / temperature.
+      total: the sum of exp of these over the whole row.
+    """
+
+    ids: npt.NDArray[np.integer[Any]]
+    scaled: npt.NDArray[np.float64]
+    total: float
+
+
+def top_of_row(logits: npt.NDArray[np.float32], temperature: float, count: int) -> Top:
+    """Return the Top of logits (V,), with `count` tokens at most: the one definition.
+
+    A session may do it itself, in another order of the sum: that changes its last bits.
+    """
+    scaled = _divide_by_temperature(logits, temperature)
+    ids = _largest(scaled, count)
+    return Top(ids, scaled[ids], float(np.exp(scaled).sum()))
+
+
+def tops_in_numpy(
+    logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
+) -> list[Top | None]:
+    """Return the Top of each row of logits (M, V), None for one that is not finite."""
+    return [
+        top_of_row(row, temperature, count) if np.isfinite(row).all() else None
+        for row, temperature in zip(logits, temperatures, strict=True)
+    ]
 
 
 class Sampler:
@@ -61,15 +106,21 @@ class Sampler:
         self._random = np.random.default_rng(sampling.seed)
 
     @property
+    def temperature(self) -> float:
+        """By which logits are divided; 1 where the most probable token is taken."""
+        return self._sampling.temperature or 1.0
+
+    @property
     def greedy(self) -> bool:
         """Whether it takes the most probable token always."""
         return self._sampling.temperature == 0
 
-    def draw(self, logits: npt.NDArray[np.float32]) -> int:
+    def draw(self, logits: npt.NDArray[np.float32], top: Top | None = None) -> int:
         """Choose a token.
 
         Args:
           logits: (V,).
+          top: of these logits at this temperature, where somebody has it: `top_of_row`.
 
         Returns:
           Its id. Ties go to the lower id.
@@ -77,17 +128,22 @@ class Sampler:
         Raises:
           UserError: a logit is not finite.
         """
-        if not np.isfinite(logits).all():
-            raise UserError("the model's logits hold NaN or infinity; its weights are damaged")
-        if self._sampling.temperature == 0:
-            return int(np.argmax(logits))
-        scaled = _divide_by_temperature(logits, self._sampling.temperature)
+        if top is None and not np.isfinite(logits).all():
+            raise damaged_model()
+        temperature = self._sampling.temperature
+        if temperature == 0:
+            return int(np.argmax(logits)) if top is None else int(top.ids[0])
         uniform = self._random.random()
-        for count in (SORTED_FIRST, len(scaled)) if self._sampling.top_k == 0 else (self._sampling.top_k,):
-            token = _among_largest(scaled, count, self._sampling, uniform)
-            if token is not None:
-                return token
-        raise AssertionError("all tokens are always enough")
+        count = self._sampling.top_k or SORTED_FIRST
+        if top is None or count > len(top.ids):
+            top = top_of_row(logits, temperature, count)
+        token = _among_largest(top, len(logits), self._sampling, uniform)
+        if token is None:
+            token = _among_largest(
+                top_of_row(logits, temperature, len(logits)), len(logits), self._sampling, uniform
+            )
+        assert token is not None, "all tokens are always enough"
+        return token
 
 
 def _divide_by_temperature(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
@@ -105,32 +161,36 @@ def _largest(scaled: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int6
     return places[np.argsort(-scaled[places], kind="stable")][:count]
 
 
-def _among_largest(
-    scaled: npt.NDArray[np.float64], count: int, sampling: Sampling, uniform: float
-) -> int | None:
+def _among_largest(top: Top, vocab_size: int, sampling: Sampling, uniform: float) -> int | None:
     """Return the token at which the cumulative probability passes `uniform`, the most probable tokens first.
 
-    Sorting a vocabulary takes as long as a step of a small model, so only the `count` most probable tokens
-    are sorted.
+    Sorting a vocabulary takes as long as a step of a small model, so only the most probable tokens are.
 
     Args:
-      scaled: (V,), logits divided by the temperature, the largest 0.
-      count: tokens that are sorted; with top_k, k.
-      sampling: top_k and top_p cut the distribution, which is normalized again.
+      top: with at least top_k tokens.
+      vocab_size: V.
+      sampling: top_k, top_p and min_p cut the distribution, which is normalized again.
       uniform: in [0, 1).
 
     Returns:
       The token; None when it lies beyond those that are sorted.
     """
-    order = _largest(scaled, count)
-    weights = np.exp(scaled[order])
+    kept = min(sampling.top_k or len(top.ids), len(top.ids))
+    order = top.ids[:kept]
+    weights = np.exp(top.scaled[:kept])
     reached = np.cumsum(weights)
-    whole = len(order) == len(scaled) or sampling.top_k > 0
-    kept, total = len(order), reached[-1] if whole else np.exp(scaled).sum()
+    whole = len(order) == vocab_size or sampling.top_k > 0
+    total = reached[-1] if whole else top.total
     if sampling.top_p < 1.0:
         kept = int((reached - weights < sampling.top_p * total).sum())
         if kept == len(order) and not whole:
             return None
+        total = reached[kept - 1]
+    if sampling.min_p > 0.0:
+        likely = int((weights >= sampling.min_p).sum())  # the largest weight is 1
+        if likely == len(order) and not whole:
+            return None
+        kept = min(kept, likely)
         total = reached[kept - 1]
     at = int(np.searchsorted(reached[:kept], uniform * total, side="right"))
     if at < kept or whole:

@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from jaxgpt.generation.sampling import Top
+
 
 @runtime_checkable
 class Session(Protocol):
@@ -67,27 +69,106 @@ class BatchSession(Protocol):
     Attributes:
       block_size: how many tokens a slot can hold.
       slots: how many texts.
+      cache_bytes_per_token: bytes of keys and values that a token takes in all layers.
     """
 
     block_size: int
     slots: int
 
-    def forward(self, tokens: Sequence[int], slots: Sequence[int]) -> npt.NDArray[np.float32]:
+    @property
+    def cache_bytes_per_token(self) -> int: ...
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        all_logits: bool = False,
+        *,
+        wanted: npt.NDArray[np.bool_] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """Take tokens, each the next one of its slot, those of a slot side by side.
 
         Args:
           tokens: (M,).
           slots: (M,), the slot of each token.
+          all_logits: give the logits after every token.
+          wanted: (M,), the tokens after which logits are given; None: as all_logits says.
 
         Returns:
-          Logits (number of slots named, V) after the last token of each, in order.
+          Logits (number of tokens wanted, V), in order: those after the last token of each slot, unless told
+          otherwise. Nothing is computed for tokens that are not wanted.
         """
         ...
 
-    def greedy(self, tokens: Sequence[int], slots: Sequence[int]) -> npt.NDArray[np.int32]:
-        """Take tokens as `forward` does; return the most probable next one of each slot."""
+    def greedy(
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        all_logits: bool = False,
+        *,
+        wanted: npt.NDArray[np.bool_] | None = None,
+    ) -> npt.NDArray[np.int32]:
+        """Take tokens as `forward` does; return the most probable next one of each that is wanted."""
+        ...
+
+    def decode_greedy(
+        self, token: int, max_tokens: int = 1, stop_token: int = -1, slot: int = 0
+    ) -> list[int]:
+        """Take a token into a slot and go on greedily, as in RewindableSession."""
+        ...
+
+    def top(
+        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
+    ) -> list[Top | None]:
+        """Return `top_of_row` of each row of logits (M, V); None for one that is not finite."""
         ...
 
     def truncate(self, length: int, slot: int) -> None:
         """Forget the tokens of a slot from `length` on."""
         ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a slot hold what the first `length` tokens of another one left there, and nothing else."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Forget a slot and give its memory back."""
+        ...
+
+
+class SlotView:
+    """One slot of a session, as a RewindableSession.
+
+    Args:
+      session: of which it is a slot.
+      slot: which one.
+    """
+
+    def __init__(self, session: BatchSession, slot: int) -> None:
+        self.block_size = session.block_size
+        self._session, self._slot = session, slot
+
+    def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Forget everything, take a prompt, return the logits (V,) after its last token."""
+        self.truncate(0)
+        return self.forward(tokens)[0]
+
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one more token, return the logits (V,) after it."""
+        return self.forward([token])[0]
+
+    def forward(self, tokens: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.float32]:
+        """Take M tokens; return the logits after the last one (1, V), or after each (M, V)."""
+        return self._session.forward(tokens, [self._slot] * len(tokens), all_logits)
+
+    def greedy(self, tokens: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.int32]:
+        """Take M tokens; return the most probable next one, (1,) or after each (M,)."""
+        return self._session.greedy(tokens, [self._slot] * len(tokens), all_logits)
+
+    def decode_greedy(self, token: int, max_tokens: int = 1, stop_token: int = -1) -> list[int]:
+        """Take a token and go on greedily."""
+        return self._session.decode_greedy(token, max_tokens, stop_token, self._slot)
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        self._session.truncate(length, self._slot)

@@ -10,7 +10,7 @@ from jaxgpt.generation.text_stream import TextStream
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 
-FinishReason = Literal["length", "stop", "endoftext", "context"]
+FinishReason = Literal["length", "stop", "endoftext", "context", "time"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Generation:
     Attributes:
       text: what was generated, the prompt not included.
       tokens: its tokens, the stop included.
-      finish_reason: "length" (max_new_tokens), "stop" (a stop string), "endoftext", or "context" (the
-        context is full).
+      finish_reason: "length" (max_new_tokens), "stop" (a stop string), "endoftext", "context" (the context
+        is full), or "time" (the time that a server allows a text is over).
       prefill_s: seconds from the prompt to the first logits.
       decode_s: seconds for all that follows.
       guessed: draft tokens that were tried (see prompt_lookup.py); the name that reports have.
@@ -42,12 +42,13 @@ class GenerationState:
 
     Args:
       tokenizer: the one that the model was trained with.
-      prompt: text; an empty one starts a new document.
+      prompt: text, an empty one starts a new document; or its tokens, at least one.
       block_size: tokens that the model's context holds.
       max_new_tokens: at least 1.
       sampling: how tokens are drawn.
       stop: texts that end the generation and are not shown.
       on_text: called with each piece of text as soon as it is certain.
+      least_tokens: that max_new_tokens may be; 0 where a prompt alone may be taken, to score it.
 
     Attributes:
       prompt: its tokens.
@@ -58,23 +59,28 @@ class GenerationState:
       accepted: how many of them the model would have chosen itself.
 
     Raises:
-      UserError: the prompt leaves no room for a token, or max_new_tokens is below 1.
+      UserError: the prompt leaves no room for a token, or max_new_tokens is too small.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        prompt: str,
+        prompt: str | Sequence[int],
         block_size: int,
         max_new_tokens: int,
         sampling: Sampling,
         stop: Sequence[str] = (),
         on_text: Callable[[str], object] | None = None,
+        least_tokens: int = 1,
     ) -> None:
-        self.prompt = prompt_tokens(tokenizer, prompt, block_size)
+        if isinstance(prompt, str):
+            self.prompt = prompt_tokens(tokenizer, prompt, block_size)
+        else:
+            self.prompt = list(prompt)
+            require_room(self.prompt, block_size)
         require_number("max_new_tokens", max_new_tokens, whole=True)
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least 1")
+        if max_new_tokens < least_tokens:
+            raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least {least_tokens}")
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.sampler = Sampler(sampling)
@@ -96,21 +102,35 @@ class GenerationState:
         """How many more tokens it may take."""
         return self._max_tokens - len(self.tokens)
 
-    def push(self, token: int) -> None:
-        """Take the next token."""
+    def begin(self) -> None:
+        """Count time from now on: a text that waited for its turn."""
+        self._started = self._first = time.perf_counter()
+
+    def end(self, reason: FinishReason) -> str:
+        """Finish it before its time; return the text that was held back."""
+        self.finish_reason = reason
+        piece = self._stream.finish()
+        self._show(piece)
+        return piece
+
+    def push(self, token: int) -> str:
+        """Take the next token; return the text that it completes, often none."""
         if not self.tokens:
             self._first = time.perf_counter()
         self.tokens.append(token)
+        piece = ""
         if token == self.endoftext:
             self.finish_reason = "endoftext"
         else:
-            self._show(self._stream.push(token))
+            piece = self._stream.push(token)
             if not self._stream.stopped and not self.left:
                 self.finish_reason = self._reason_at_max
         if self.finish_reason is not None:
-            self._show(self._stream.finish())
+            piece += self._stream.finish()
         if self._stream.stopped:
             self.finish_reason = "stop"
+        self._show(piece)
+        return piece
 
     def result(self) -> Generation:
         """Return what was generated."""
@@ -129,8 +149,13 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, block_size: int) -> list[in
       UserError: the prompt is longer than the context.
     """
     tokens = tokenizer.encode(prompt, special=True) or [tokenizer.endoftext]
+    require_room(tokens, block_size)
+    return tokens
+
+
+def require_room(tokens: Sequence[int], block_size: int) -> None:
+    """Raise UserError unless a prompt fits the context."""
     if len(tokens) > block_size:
         raise UserError(
             f"the prompt has {len(tokens)} tokens, the model's context holds {block_size}; shorten the prompt"
         )
-    return tokens

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.shared.dataset import Mask, Tokens, counted
+from jaxgpt.shared.dataset import Mask, ShardedMask, ShardedTokens, Tokens, counted
 
 IGNORED = -1
 
@@ -30,11 +30,11 @@ class Batches:
       mask: which tokens the loss counts, a bit each; None for all.
     """
 
-    tokens: Tokens
+    tokens: Tokens | ShardedTokens
     block_size: int
     batch_size: int
     seed: int
-    mask: Mask | None = None
+    mask: Mask | ShardedMask | None = None
 
     def __post_init__(self) -> None:
         # Enough windows to cover the stream at every offset, so that epochs are equally long.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxgpt.generation.generate import TOKENS_PER_CALL
+from jaxgpt.generation.drafting import TOKENS_PER_CALL
 from jaxgpt.generation.session import RewindableSession, Session
 
 

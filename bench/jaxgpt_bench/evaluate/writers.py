@@ -10,8 +10,8 @@ import rich.progress
 from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt_export.generation.open_session import choose_threads, open_model
 
+from jaxgpt.generation.generate import Request, generate_many
 from jaxgpt.generation.sampling import Sampling
-from jaxgpt.generation.scheduler import Request, generate_many
 from jaxgpt.generation.session import ScoringSession, Session
 from jaxgpt.generation.state import Generation
 from jaxgpt.shared.console import stderr

@@ -8,6 +8,7 @@ from jaxgpt.shared.errors import damaged
 from jaxgpt.shared.files import read_json
 from jaxgpt_bench.common.tables import BUSY, CEILING, ENGINE, PREFILL, RATE, table
 from jaxgpt_bench.pages import headline
+from jaxgpt_bench.prepare import command as prepare
 from jaxgpt_bench.quality import measure
 from jaxgpt_bench.report import page
 from jaxgpt_bench.report.command import read_quality, read_speed
@@ -73,6 +74,14 @@ def speed_table(name: str) -> Callable[[Path], str]:
     return content
 
 
+def preparation(results: Path) -> str:
+    """Return how fast text becomes tokens, and in how much memory."""
+    return prepare.markdown_block(
+        prepare.PrepareFigures.from_json(read_json(results / "prepare.json", "figures")),
+        prepare.PrepareFigures.from_json(read_json(results / "prepare_memory.json", "figures")),
+    )
+
+
 def quality(results: Path) -> str:
     """Return the table of all methods on the reference model."""
     return measure.markdown_block(read_quality(results / "reference_quality.json"))
@@ -98,4 +107,5 @@ BLOCKS = (
     Block("docs/reproduction.md", "reproduction", reproduction),
     Block("docs/samples.md", "samples", samples),
     Block("docs/quantization.md", "quality", quality),
+    Block("docs/data.md", "prepare", preparation),
 )

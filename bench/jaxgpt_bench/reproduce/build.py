@@ -12,7 +12,8 @@ from jaxgpt_export.verify import VerifyOptions, verify
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, sha256_of
+from jaxgpt.shared.files import check_replaceable, sha256_of, write_atomic
+from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.reproduce.memorization import Corpus
 from jaxgpt_bench.reproduce.minutes.plan import PLAN, Asked, Plan, fitted, planned, read_plan, with_amounts
 from jaxgpt_bench.reproduce.minutes.step_profile import profile_command, step_profile
@@ -30,6 +31,8 @@ QUANTIZED = (
     ("int8-weight-only", "fp32"),
     ("int4-weight-only", "fp32"),
 )
+# The form in which requests are asked; of .py files `--code requests` has it by itself.
+TEMPLATE, HELD_OUT = "{instruction}\n{output}", "held_out.txt"
 BYTES_A_TOKEN = 3  # of text, about
 # What tells an output folder that is filled by and by; the others appear whole, with a certificate.
 MARKERS = {"data": "manifest.json", "run": "config.json", "qat": "config.json"}
@@ -223,14 +226,17 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
         source = choose_source(wanted, recipe)
         from jaxgpt.data.prepare import PrepareOptions, prepare
 
+        asking = request_options(folder.parent / HELD_OUT) if recipe.answers else {}
         with stages.doing("data", f"preparing {source}"):
-            prepare(PrepareOptions(folder, source, recipe.tokenizer, recipe.val_fraction))
+            prepare(PrepareOptions(folder, source, recipe.tokenizer, recipe.val_fraction, **asking))
         return open_dataset(folder)
     with made_by_removing(folder):
         dataset = open_dataset(folder)
     manifest = dataset.manifest
-    asked = {"tokenizer": recipe.tokenizer, "val_fraction": recipe.val_fraction}
+    asked = {"tokenizer": recipe.tokenizer, "val_fraction": recipe.val_fraction,
+             "code": "requests" if recipe.answers else "pairs"}  # fmt: skip
     there = {
+        "code": manifest.get("reading", {}).get("code", "pairs"),
         "tokenizer": manifest["tokenizer"]["name"],
         "val_fraction": manifest.get("split", {}).get("val_fraction"),
     }
@@ -245,6 +251,12 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
         )
     stages.kept("data", f"{folder} holds {manifest.get('source')}, hashes fit", manifest)
     return dataset
+
+
+def request_options(held_out: Path) -> dict[str, Any]:
+    """Return the options that prepare requests with programs; writes the requests that are held out."""
+    write_atomic(held_out, "".join(f"{request.text}\n" for request in REQUESTS))
+    return {"code": "requests", "template": TEMPLATE, "held_out": held_out}
 
 
 def weights_sha256(artifact: Path) -> str:

@@ -8,6 +8,7 @@ from jaxgpt_bench.reproduce.minutes.plan import read_plan
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.other_text import OtherText, other_documents, parse_other
 from jaxgpt_bench.reproduce.recipes import Recipe
+from jaxgpt_bench.sandbox.sandbox import require_sandbox
 
 
 def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
@@ -34,6 +35,8 @@ def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
         check_source(recipe.offline_source if options.source == "offline" else options.source)
     check_folders(options.out, takes_run=options.run is not None)
     check_plan(options, recipe)
+    if recipe.answers:
+        require_sandbox()
     if options.readme is not None:
         require_markers(options.readme, "reproduction")
     check_output_folder(options.out)

@@ -1,5 +1,6 @@
 """What a reproduction measures: quality, samples, text from elsewhere, memorization, speed."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from jaxgpt_export.native.library import library_path
 from jaxgpt.shared.console import say
 from jaxgpt.shared.files import sha256_of, write_json
 from jaxgpt_bench.common.provenance import describe_machine
+from jaxgpt_bench.evaluate.command import EvaluateOptions, evaluate
+from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.quality.command import QualityOptions, quality
 from jaxgpt_bench.quality.contestants import ComparedModels, open_models
 from jaxgpt_bench.quality.measure import SPREAD
@@ -26,6 +29,7 @@ from jaxgpt_bench.speed.options import SpeedOptions
 
 # Other programs that read the float32 artifact as it is: with --minutes those alone are measured.
 WITHOUT_CONVERSION = ("transformers", "torch-quantize-dynamic")
+ANSWERING = ("fp32", "int8-dynamic")  # folders of the models that answer requests
 SAMPLED = ("torch-fp32", "int8-dynamic")  # models that continue the fixed prompts
 
 
@@ -66,6 +70,8 @@ def measure(
         {**built.hashes(built.artifacts), **fixed},
         lambda: sampled(opened(), recipe.sample_tokens),
     )
+    if recipe.answers:
+        measure_answers(stages, out, built)
     found["other_text"] = [
         *(measure_other(other, stages, out, hashes, opened, built) for other in others),
         *earlier_others(stages, out, hashes, [other.sha256 for other in others]),
@@ -86,6 +92,20 @@ def sampled(compared: ComparedModels, tokens: int) -> dict[str, Any]:
     """Let the float32 and the INT8 model continue the fixed prompts."""
     chosen = [model for model in compared.models if model.name in SAMPLED]
     return fixed_samples(chosen, compared.tokenizer, tokens)
+
+
+def measure_answers(stages: Stages, out: Path, built: Built) -> None:
+    """Ask float32 and INT8 the requests and held-out docstrings; writes answers.json and answers.md."""
+    asked = tuple(path for path in built.artifacts if path.name in ANSWERING)
+    options = EvaluateOptions(
+        asked, ("requests", "docstrings"), built.dataset.folder, page=out / "answers.md"
+    )
+    requests = [dataclasses.asdict(request) for request in REQUESTS]
+    stages.measured(
+        out / "answers.json",
+        {**built.hashes(list(asked)), "requests": requests, "seed": options.seed},
+        lambda: dict(evaluate(options).figures),
+    )
 
 
 def measure_other(

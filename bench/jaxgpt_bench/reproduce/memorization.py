@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from jaxgpt.data.overlap import OVERLAP_TOKENS
 from jaxgpt.shared.console import say
-from jaxgpt.shared.dataset import Dataset, Tokens
+from jaxgpt.shared.dataset import Dataset, ShardedTokens, Tokens
 from jaxgpt.shared.machine import usable_cores
 from jaxgpt.shared.tokenizer import Tokenizer
 
@@ -34,7 +34,7 @@ class Corpus:
       tokens: (N,), documents separated by a token that no run holds.
     """
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens | ShardedTokens) -> None:
         self.tokens: Tokens = np.asarray(tokens)
         # hash of tokens[i:i+L] = sum_j value(tokens[i+j]) factor^j = (sums[i+L] - sums[i]) / factor^i
         self._sums = _sums(self.tokens)

@@ -8,10 +8,12 @@ import tyro
 
 from jaxgpt_bench.reproduce.recipes import RECIPES
 
-Redo = Literal["profile", "convert", "quantize", "quality", "samples", "other-text", "memorization", "speed"]
+Redo = Literal[
+    "profile", "convert", "quantize", "quality", "samples", "answers", "other-text", "memorization", "speed"
+]  # fmt: skip
 Stage = Literal[
     "data", "plan", "profile", "train", "qat", "convert", "quantize",
-    "quality", "samples", "other-text", "memorization", "speed",
+    "quality", "samples", "answers", "other-text", "memorization", "speed",
 ]  # fmt: skip
 PRESETS = "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
 
@@ -29,7 +31,7 @@ class ReproduceOptions:
       max_steps: of the training, instead of the preset's.
       minutes: for everything, over all calls: a step is timed, and steps and amounts are chosen to end in it.
       stage: end after this stage: data, plan, profile, train, qat, convert, quantize, quality, samples,
-        other-text, memorization or speed.
+        answers, other-text, memorization or speed.
       budget_seconds: end this call in that time, with everything saved and exit code 75; the same command
         goes on.
       other_text: FILE.jsonl with a column text, or 'FILE.jsonl=what it is': the loss on it is measured too;

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from jaxgpt.data.encode import encode, join
 from jaxgpt.data.overlap import OVERLAP_TOKENS
+from jaxgpt.data.stages.encode import encode, join
 from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import windows
@@ -64,7 +64,7 @@ def loss_on(other: OtherText, compared: ComparedModels, corpus: Corpus) -> Other
     """Measure every model on text from elsewhere, and how much of that text is in the training split."""
     models, tokenizer = compared.models, compared.tokenizer
     texts = other_documents(other)
-    tokens = join(encode(texts, tokenizer, 1, other.path.name), tokenizer.endoftext)
+    tokens = join(encode(texts, tokenizer), tokenizer.endoftext)
     # A short text is one short window.
     inputs, targets = windows(tokens, min(compared.block_size, len(tokens) - 1))
     say(f"measuring {len(models)} models on {len(tokens) - 1:,} tokens of {other.path.name}")

@@ -10,6 +10,16 @@ HUB_SOURCE = "hub:flytech/python-codes-25k"  # what the earlier project was trai
 PACKAGES = (
     "packages:torch,transformers,jax,flax,optax,orbax,numpy,datasets,scipy,pandas,sympy,networkx,matplotlib"
 )
+# Packages of plain functions beside libraries; one that is not installed is named before anything is done:
+# pip install algorithms pygorithm algocraft algods algos-py pythonds pythonds3 boltons more-itertools toolz
+# funcy pydash textdistance jellyfish python-slugify sortedcontainers iteration-utilities nltk scikit-learn
+# statsmodels
+PLAIN_PACKAGES = (
+    "packages:algorithms,pygorithm,algocraft,algods,pythonds,pythonds3,src,boltons,more_itertools,toolz,funcy,"
+    "pydash,humanize,textdistance,jellyfish,slugify,sortedcontainers,iteration_utilities,networkx,mpmath,stdlib,"
+    "sympy,nltk,scipy,sklearn,statsmodels,pandas,numpy,matplotlib,datasets,flax,optax,setuptools,pip,fontTools,"
+    "rich,prometheus_client,regex,requests,urllib3,jinja2,pygments"
+)
 
 # Muon as `small` had it when the reference model was measured, whose figures are committed.
 FIRST_MUON = {"beta1": 0.9, "decay_fraction": 1.0, "momentum_warmup_steps": 0, "split_qkv": False}
@@ -26,6 +36,8 @@ class Recipe:
       val_fraction: of `jaxgpt prepare`.
       train: options of `jaxgpt train`, the preset among them.
       qat: options of the quantization-aware training that goes on from it; None leaves it out.
+      answers: the text is made of requests and programs, those of `jaxgpt-bench evaluate` left out; they are
+        asked at the end.
       fits_device: batches are cut into the largest micro-batches that fit the device, with remat where only
         that fits.
       quality_tokens: of the validation split; 0 for all.
@@ -42,6 +54,7 @@ class Recipe:
     val_fraction: float
     train: Mapping[str, Any]
     qat: Mapping[str, Any] | None
+    answers: bool = False
     fits_device: bool = False
     quality_tokens: int = 131_072
     parse_samples: int = 24
@@ -75,6 +88,19 @@ RECIPES = {
         qat={**FIRST_MUON, "preset": "small", "batch_size": 8, "max_steps": 200, "learning_rate": 0.002,
              "embedding_learning_rate": 0.0005, "warmup_steps": 20, "eval_every": 200,
              "checkpoint_every": 100, "sample_every": 0},
+    ),
+    # 9 M tokens, 3.4 epochs: two cores that others use too leave a larger model fewer tokens than it needs.
+    "answers": Recipe(
+        about="about 80 minutes on two cores: a model that answers requests for Python programs, 4.3 million "
+        "parameters",
+        offline_source=PLAIN_PACKAGES,
+        tokenizer="bpe:4096",
+        val_fraction=0.03,
+        train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256,
+               "batch_size": 16, "max_steps": 2200, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
+               "warmup_steps": 60, "eval_every": 550, "checkpoint_every": 50, "sample_every": 0},
+        qat=None,
+        answers=True,
     ),
     # The earlier project's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16, and
     # cuDNN's attention, as no attention weight is dropped.

@@ -24,7 +24,7 @@ from jaxgpt_bench.reproduce.minutes.clock import Clock
 FIGURES_VERSION = 2  # of the measurements' files: those of another are measured anew
 DIFFERENCES_SHOWN = 3
 ORDER = ("data", "plan", "profile", "train", "convert", "qat", "quantize",
-         "quality", "samples", "other-text", "memorization", "speed")  # fmt: skip
+         "quality", "samples", "answers", "other-text", "memorization", "speed")  # fmt: skip
 LEAST_S = 10.0  # of a call, with which nothing is begun
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jaxgpt.generation.generate import PromptOptions
-from jaxgpt.generation.scheduler import Request, generate_many
+from jaxgpt.generation.generate import PromptOptions, Request, generate_many
 from jaxgpt.generation.session import Session
 from jaxgpt.generation.state import Generation, prompt_tokens
 from jaxgpt.shared.console import Result, say

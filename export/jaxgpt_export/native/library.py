@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError
 
-VERSION = 3
+VERSION = 4
 
 
 class ErrorCode(enum.IntEnum):
@@ -65,11 +65,15 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "jaxgpt_session_new": (_int, _pointer, _int, _int, _pointer),
     "jaxgpt_session_free": (None, _pointer),
     "jaxgpt_session_truncate": (_int, _pointer, _int, _int),
+    "jaxgpt_session_copy": (_int, _pointer, _int, _int, _int),
+    "jaxgpt_session_release": (_int, _pointer, _int),
+    "jaxgpt_session_bytes_per_token": (_int64, _pointer),
     "jaxgpt_session_length": (_int, _pointer, _int),
     "jaxgpt_session_use_screen": (_int, _pointer, _int),
     "jaxgpt_session_exact_outputs": (_int64, _pointer),
     "jaxgpt_session_forward": (_int, _pointer, _int, *[_pointer] * 5),
     "jaxgpt_session_decode_greedy": (_int, _pointer, *[_int32] * 4, _pointer, _pointer),
+    "jaxgpt_top": (_int, _pointer, _int, _int, _pointer, _pointer, _int, *[_pointer] * 4),
     "jaxgpt_sums": (_int, _text, _pointer, _int, _int, _pointer, _int, _pointer),
     "jaxgpt_read_seconds": (_int, _int64, _int, _int, _pointer),
 }

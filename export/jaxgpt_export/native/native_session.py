@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from jaxgpt.generation.sampling import Top
 from jaxgpt.shared.errors import UserError
 
 from jaxgpt_export.native.library import call_engine, engine_library
@@ -45,12 +46,30 @@ class NativeSession:
         """Forget the tokens of a slot from `length` on."""
         call_engine("jaxgpt_session_truncate", self._handle, slot, length)
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let slot `target` hold the first `length` tokens of slot `source`, and nothing else."""
+        call_engine("jaxgpt_session_copy", self._handle, source, target, length)
+
+    def release(self, slot: int) -> None:
+        """Forget a slot and give its memory back to the system."""
+        call_engine("jaxgpt_session_release", self._handle, slot)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values that a token takes in all layers."""
+        return int(engine_library().jaxgpt_session_bytes_per_token(self._handle))
+
     def length(self, slot: int = 0) -> int:
         """Return the number of tokens that a slot holds."""
         return int(engine_library().jaxgpt_session_length(self._handle, slot))
 
     def forward(
-        self, tokens: Sequence[int], slots: Sequence[int] | None = None, all_logits: bool = False
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int] | None = None,
+        all_logits: bool = False,
+        *,
+        wanted: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Take tokens, each the next one of its slot.
 
@@ -58,32 +77,41 @@ class NativeSession:
           tokens: (M,) ids.
           slots: (M,) of each; the tokens of a slot are neighbours. None: all are of slot 0.
           all_logits: give the logits after every token, not only after the last one of each slot.
+          wanted: (M,), the tokens after which logits are given; None: as all_logits says. For a step in which
+            none is wanted the head is not computed.
 
         Returns:
-          Logits (M or number of slots, V), in order.
+          Logits (tokens that are wanted, V), in order.
         """
-        order = self._order(tokens, slots, all_logits)
-        wanted = int(order[2].sum())
-        logits = np.empty((wanted, self.model.config.vocab_size), dtype=np.float32)
+        order = self._order(tokens, slots, all_logits, wanted)
+        logits = np.empty((int(order[2].sum()), self.model.config.vocab_size), dtype=np.float32)
         self._forward(order, logits, None)
         return logits
 
     def greedy(
-        self, tokens: Sequence[int], slots: Sequence[int] | None = None, all_logits: bool = False
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int] | None = None,
+        all_logits: bool = False,
+        *,
+        wanted: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.int32]:
         """Take tokens as `forward` does; return the most probable next one, the lowest of equals."""
-        order = self._order(tokens, slots, all_logits)
+        order = self._order(tokens, slots, all_logits, wanted)
         best = np.empty(int(order[2].sum()), dtype=np.int32)
         self._forward(order, None, best)
         return best
 
-    def decode_greedy(self, token: int, max_tokens: int = 1, stop_token: int = -1) -> list[int]:
-        """Take a token into slot 0 and go on greedily; return what follows it.
+    def decode_greedy(
+        self, token: int, max_tokens: int = 1, stop_token: int = -1, slot: int = 0
+    ) -> list[int]:
+        """Take a token into a slot and go on greedily; return what follows it.
 
         Args:
           token: the next one.
           max_tokens: tokens to return at most; all but the last of them are taken too.
           stop_token: a token after which there is no more.
+          slot: of the text.
 
         Raises:
           UserError: the token is none, or the context has no room for so many; nothing was taken then.
@@ -98,7 +126,7 @@ class NativeSession:
         call_engine(
             "jaxgpt_session_decode_greedy",
             self._handle,
-            0,
+            slot,
             token,
             max_tokens,
             stop_token,
@@ -108,15 +136,23 @@ class NativeSession:
         return tokens[: count.value]
 
     def _order(
-        self, tokens: Sequence[int], slots: Sequence[int] | None, all_logits: bool
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int] | None,
+        all_logits: bool,
+        asked: npt.NDArray[np.bool_] | None,
     ) -> tuple[Any, Any, Any]:
         ids = np.ascontiguousarray(tokens, dtype=np.int32)
         places = np.zeros_like(ids) if slots is None else np.ascontiguousarray(slots, dtype=np.int32)
         if ids.ndim != 1 or ids.shape != places.shape:
             raise ValueError(f"tokens are {ids.shape}, slots {places.shape}; expected a slot for each token")
         wanted = np.ones(len(ids), dtype=np.uint8)
-        if not all_logits:
+        if asked is not None:
+            wanted = np.ascontiguousarray(asked, dtype=np.uint8)
+        elif not all_logits:
             wanted[:-1] = places[1:] != places[:-1]
+        if ids.shape != wanted.shape:
+            raise ValueError(f"tokens are {ids.shape}, wanted {wanted.shape}; expected a word for each token")
         return ids, places, wanted
 
     def _forward(self, order: tuple[Any, Any, Any], logits: Any, best: Any) -> None:
@@ -124,6 +160,26 @@ class NativeSession:
         inputs = (array.ctypes.data for array in (places, ids, wanted))
         outputs = (None if array is None else array.ctypes.data for array in (logits, best))
         call_engine("jaxgpt_session_forward", self._handle, len(ids), *inputs, *outputs)
+
+    def top(
+        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
+    ) -> list[Top | None]:
+        """Return what drawing needs of rows of logits (M, V); see `top_of_row` of jaxgpt.generation.sampling.
+
+        Returns:
+          A Top a row; None where a logit is not finite.
+        """
+        rows, columns = logits.shape
+        count = min(count, columns)
+        logits = np.ascontiguousarray(logits)
+        divided_by = np.array(temperatures, dtype=np.float64)
+        ids, scaled = np.empty((rows, count), np.int32), np.empty((rows, count), np.float64)
+        totals, finite = np.empty(rows, np.float64), np.empty(rows, np.uint8)
+        outputs = (array.ctypes.data for array in (ids, scaled, totals, finite))
+        inputs = (logits.ctypes.data, divided_by.ctypes.data)
+        call_engine("jaxgpt_top", self.model._handle, rows, columns, *inputs, count, *outputs)
+        found = zip(ids, scaled, totals.tolist(), finite, strict=True)
+        return [Top(row, values, total) if whole else None for row, values, total, whole in found]
 
     def use_screen(self, use: bool) -> None:
         """Whether this session's greedy steps read the head's screen first; by default they do."""

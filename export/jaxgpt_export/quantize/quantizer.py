@@ -14,7 +14,7 @@ import torch
 from jaxgpt.shared.architecture import linear_layers
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
-from jaxgpt.shared.dataset import Dataset, Tokens
+from jaxgpt.shared.dataset import Dataset, ShardedTokens, Tokens
 from jaxgpt.shared.errors import UserError
 from jaxtyping import Int32
 from torch import Tensor
@@ -253,7 +253,9 @@ def group_size_of(config: ModelConfig) -> int:
     return size
 
 
-def spread_windows(tokens: Tokens, block_size: int, count: int, shift: int) -> Int32[Tensor, "B T"]:
+def spread_windows(
+    tokens: Tokens | ShardedTokens, block_size: int, count: int, shift: int
+) -> Int32[Tensor, "B T"]:
     """Cut windows evenly spread over a split; another shift (0 or 1) gives windows that don't overlap them.
 
     Args:

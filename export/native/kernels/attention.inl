@@ -198,5 +198,6 @@ Kernels float_kernels(const char* name) {
   k.argmax = argmax;
   k.screen_bounds = screen_bounds;
   k.max = max;
+  k.sum_exponentials = sum_exponentials;
   return k;
 }

@@ -1,6 +1,7 @@
 #include "runtime/pages.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -18,6 +19,8 @@ Pages::Pages(size_t bytes, bool) : bytes_(bytes) {
 }
 
 Pages::~Pages() { free(start_); }
+
+void Pages::release(size_t, size_t) {}
 
 #else
 
@@ -42,6 +45,12 @@ Pages::Pages(size_t bytes, bool huge) : bytes_(bytes) {
 
 Pages::~Pages() {
   if (start_) munmap(start_, mapped_);
+}
+
+void Pages::release(size_t first, size_t bytes) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  const size_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
+  if (begin < end) madvise(start_ + begin, end - begin, MADV_DONTNEED);
 }
 
 #endif

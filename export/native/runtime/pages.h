@@ -22,6 +22,8 @@ class Pages {
     return reinterpret_cast<T*>(start_);
   }
   size_t bytes() const { return bytes_; }
+  // Gives bytes back to the system, as far as whole pages lie in them; they are zero or as before afterwards.
+  void release(size_t first, size_t bytes);
   void swap(Pages& other) {
     std::swap(start_, other.start_);
     std::swap(bytes_, other.bytes_);

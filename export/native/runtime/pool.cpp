@@ -1,6 +1,9 @@
 #include "runtime/pool.h"
 
+#include <unistd.h>
+
 #include <chrono>
+#include <map>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -22,7 +25,7 @@ int checked(int threads) {
   return threads;
 }
 
-inline void pause() {
+inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
@@ -47,7 +50,7 @@ bool Pool::spin(int thread, const Ready& ready) const {
   do {
     for (int i = 0; i < kLooks; i++) {
       if (ready()) return true;
-      pause();
+      relax();
     }
   } while (std::chrono::steady_clock::now() < until);
   return ready();
@@ -157,4 +160,14 @@ bool Pool::await_loop(int thread, uint32_t seen) {
     sleepers_--;
   }
   return !ends_;
+}
+
+std::shared_ptr<SharedPool> shared_pool(int threads) {
+  static std::mutex mutex;
+  static std::map<std::pair<pid_t, int>, std::weak_ptr<SharedPool>> pools;
+  std::lock_guard<std::mutex> lock(mutex);
+  std::weak_ptr<SharedPool>& known = pools[{getpid(), threads}];  // a forked process has none of these threads
+  std::shared_ptr<SharedPool> found = known.lock();
+  if (!found) known = found = std::make_shared<SharedPool>(threads);
+  return found;
 }

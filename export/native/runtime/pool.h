@@ -75,3 +75,14 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, all_done_;
 };
+
+// The threads of all models of a process that take so many: two models do not fight for the cores, their steps take
+// turns.
+struct SharedPool {
+  explicit SharedPool(int threads) : pool(threads) {}
+  Pool pool;
+  std::mutex turn;  // held by the step that runs
+};
+
+// Made where no model has it yet in this process, ended with the last model.
+std::shared_ptr<SharedPool> shared_pool(int threads);

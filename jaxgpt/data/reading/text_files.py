@@ -14,12 +14,19 @@ from jaxgpt.shared.tokenizer import ENDOFTEXT
 MIN_TEXT_BLOCK_CHARACTERS = 2000
 # Where it is cut: the first of these that cuts it at all; pattern, and what stood there.
 _SEPARATORS = (("\n\n", "\n\n"), (r"\n[ \t]+\n", "\n\n"), ("\n", "\n"), (" +", " "))
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SNIFFED_BYTES = 4096
 _BINARY_SHARE = 0.1  # of zero bytes among the first, from which on a file is no text
 
 
-def read_text(path: Path, report: ReadReport) -> str | None:
+def read_text(path: Path, report: ReadReport, begin: int = 0, end: int | None = None) -> str | None:
     r"""Read a UTF-8 file, compressed or not; line ends become \n, and a byte order mark is left out.
+
+    Args:
+      path: the file.
+      report: gains what is left out.
+      begin: first byte of the range to read.
+      end: where the range ends; None for the end of the file.
 
     Returns:
       The text; None where the file is no such text and is left out.
@@ -28,12 +35,13 @@ def read_text(path: Path, report: ReadReport) -> str | None:
       UserError: it is no such text and errors are not skipped.
     """
     with open_file(path) as file:
-        content = file.read()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        if begin:
+            file.seek(begin)
+        content = file.read() if end is None else file.read(end - begin)
+    if content.startswith(_UTF_16):
         report.damaged(f"{path} is UTF-16; convert it to UTF-8", "UTF-16 files", str(path))
         return None
-    head = content[:_SNIFFED_BYTES]
-    if head.count(0) > _BINARY_SHARE * len(head):
+    if _is_binary(content[:_SNIFFED_BYTES]):
         report.damaged(
             f"{path} holds zero bytes: it is UTF-16 or no text; convert it", "binary files", str(path)
         )
@@ -45,6 +53,17 @@ def read_text(path: Path, report: ReadReport) -> str | None:
         report.damaged(message, "files that are not UTF-8", str(path))
         return None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_plain_text(path: Path) -> bool:
+    """Tell by its first bytes whether a file may be UTF-8 text."""
+    with path.open("rb") as file:
+        head = file.read(_SNIFFED_BYTES)
+    return not head.startswith(_UTF_16) and not _is_binary(head)
+
+
+def _is_binary(head: bytes) -> bool:
+    return head.count(0) > _BINARY_SHARE * len(head)
 
 
 def text_documents(text: str, group: str, alone: bool, separated: bool = True) -> Iterator[Document]:

@@ -60,6 +60,8 @@ class TiktokenBackend:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
         """Return the tokens of several texts, encoded in parallel."""
+        if num_threads == 1:
+            return [self.encode(text) for text in texts]
         with ThreadPoolExecutor(num_threads) as pool:
             return list(pool.map(self.encode, texts))
 

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.shared.config import CLIPPING_SHARES, ModelConfig
-from jaxgpt.shared.dataset import Tokens
+from jaxgpt.shared.dataset import ShardedTokens, Tokens
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.model.fake_quant import INPUT_SCALE, round_inputs, scale_of, without_scales
 from jaxgpt.training.model.gpt import GPT
@@ -21,7 +21,9 @@ from jaxgpt.training.model.params import HostParams, Params, abstract_params, gr
 CALIBRATION_SEQUENCES = 8
 
 
-def with_scales(config: ModelConfig, params: HostParams | None, tokens: Tokens, seed: int) -> HostParams:
+def with_scales(
+    config: ModelConfig, params: HostParams | None, tokens: Tokens | ShardedTokens, seed: int
+) -> HostParams:
     """Return what a training with rounding begins with.
 
     Args:

@@ -1,0 +1,1 @@
+"""`jaxgpt-bench prepare`: how fast text becomes tokens, and in how much memory, beside nanoGPT's way."""

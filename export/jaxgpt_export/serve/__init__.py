@@ -1,0 +1,1 @@
+"""`jaxgpt-export serve`: artifacts behind an HTTP API, and in a browser."""

@@ -1,0 +1,179 @@
+"""From the fields of a request to texts for the scheduler."""
+
+import dataclasses
+import hashlib
+import secrets
+import time
+from typing import NamedTuple
+
+from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.scheduling.logit_rules import LogitRules
+from jaxgpt.generation.scheduling.scheduler import Text
+from jaxgpt.generation.state import GenerationState
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.tokenizer import Tokenizer
+
+from jaxgpt_export.serve.api.api_error import ApiError, bad_value
+from jaxgpt_export.serve.api.request_fields import Fields, valid_text
+from jaxgpt_export.serve.served_model import ServedModel
+from jaxgpt_export.serve.worker import Caller
+
+MOST_STOPS = 64  # OpenAI takes 4; evaluation harnesses send more
+MOST_CHOICES = 128
+MOST_LOGPROBS = 20
+MOST_TOKENS = 2**31 - 1  # what is asked for is cut to what the context leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """How texts are to be generated, whatever the route.
+
+    Attributes:
+      max_tokens: to generate at most.
+      sampling: of the first choice; the others have seeds of their own.
+      choices: texts of each prompt.
+      stop: texts that end a choice.
+      rules: of the logits.
+      stream: send tokens as they come.
+      include_usage: of a stream, at its end.
+    """
+
+    max_tokens: int
+    sampling: Sampling
+    choices: int
+    stop: tuple[str, ...]
+    rules: LogitRules
+    stream: bool
+    include_usage: bool
+
+    def text(
+        self,
+        model: ServedModel,
+        prompt: "Prompt",
+        choice: int,
+        *,
+        logprobs: int | None,
+        echo: bool,
+        caller: Caller,
+    ) -> Text:
+        """Return one choice of a prompt for the scheduler; ApiError where the prompt is too long."""
+        sampling = dataclasses.replace(self.sampling, seed=seed_of_choice(self.sampling.seed, choice))
+        settings = (prompt.tokens, model.block_size, self.max_tokens, sampling, self.stop)
+        try:
+            state = GenerationState(model.tokenizer, *settings, least_tokens=0)
+        except UserError as error:
+            code = "context_length_exceeded"
+            raise ApiError(400, str(error), param="prompt", code=code) from None
+        return Text(
+            state,
+            draft_tokens=model.draft_tokens,
+            logprobs=logprobs,
+            score_prompt=echo and logprobs is not None,
+            rules=self.rules,
+            owner=caller.owner,
+            deadline=time.monotonic() + caller.seconds if caller.seconds else float("inf"),
+        )
+
+
+def read_wish(fields: Fields, default_max_tokens: int, vocab_size: int, least_tokens: int) -> Wish:
+    """Read what the routes have in common.
+
+    Args:
+      fields: of the request.
+      default_max_tokens: where there is no max_tokens.
+      vocab_size: of the model.
+      least_tokens: that max_tokens may be.
+
+    Raises:
+      ApiError: a field is wrong.
+    """
+    choices = fields.whole("n", 1, 1, MOST_CHOICES)
+    name = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
+    seed = fields.whole("seed", secrets.randbits(32), -(2**63), 2**64 - 1) % 2**64
+    stream = fields.boolean("stream")
+    options = fields.section("stream_options")
+    if fields.get("stream_options") is not None and not stream:
+        raise ApiError(
+            400, "stream_options are for stream: true", param="stream_options", code="invalid_value"
+        )
+    return Wish(
+        fields.whole(name, default_max_tokens, least_tokens, MOST_TOKENS),
+        _sampling(fields, seed),
+        choices,
+        fields.texts("stop", MOST_STOPS),
+        LogitRules(
+            _bias(fields, vocab_size),
+            fields.number("presence_penalty", 0.0, -2, 2),
+            fields.number("frequency_penalty", 0.0, -2, 2),
+        ),
+        stream,
+        stream and options.boolean("include_usage"),
+    )
+
+
+def _sampling(fields: Fields, seed: int) -> Sampling:
+    top_k = fields.whole("top_k", 0, -1, MOST_TOKENS)
+    top_p = fields.number("top_p", 1.0, 0, 1)
+    return Sampling(
+        temperature=fields.number("temperature", 1.0, 0, 100),
+        top_k=max(top_k, 0),  # -1 is all, as in other servers
+        top_p=top_p or 1e-9,  # 0: the most probable token
+        min_p=fields.number("min_p", 0.0, 0, 1),
+        seed=seed,
+    )
+
+
+def _bias(fields: Fields, vocab_size: int) -> dict[int, float]:
+    bias = {}
+    values = fields.section("logit_bias")
+    for name in values.names():
+        if not name.isascii() or not name.isdigit() or int(name) >= vocab_size:
+            raise bad_value("logit_bias", name, f"ids of tokens, 0 to {vocab_size - 1}, as names")
+        bias[int(name)] = values.number(name, 0.0, -100, 100)
+    return bias
+
+
+def seed_of_choice(seed: int, choice: int) -> int:
+    """Return the seed of one of several choices: the first has the request's own."""
+    if not choice:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{choice}".encode()).digest()[:8], "little")
+
+
+class Prompt(NamedTuple):
+    """A prompt as text and as tokens."""
+
+    text: str
+    tokens: list[int]
+
+
+def read_prompts(value: object, tokenizer: Tokenizer) -> list[Prompt]:
+    """Read a prompt in its four forms: a text, texts, tokens, lists of tokens.
+
+    An empty text begins a new document.
+
+    Raises:
+      ApiError: it is in none of them.
+    """
+    expected = "a text, a list of texts, a list of tokens, or a list of lists of tokens"
+    if value is None:
+        raise ApiError(400, f"prompt is missing, expected {expected}", param="prompt", code="missing_value")
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise bad_value("prompt", value, expected)
+    if all(isinstance(item, str) for item in value):
+        return [text_prompt(valid_text("prompt", text), tokenizer) for text in value]
+    lists = value if all(isinstance(item, list) for item in value) else [value]
+    for tokens in lists:
+        if not tokens or not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
+            raise bad_value("prompt", value, expected)
+        beyond = [token for token in tokens if not 0 <= token < tokenizer.vocab_size]
+        if beyond:
+            raise bad_value("prompt", beyond[0], f"tokens from 0 to {tokenizer.vocab_size - 1}")
+    return [Prompt(tokenizer.decode(tokens), tokens) for tokens in lists]
+
+
+def text_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
+    """Return a text as a prompt."""
+    return Prompt(text, tokenizer.encode(text, special=True) or [tokenizer.endoftext])

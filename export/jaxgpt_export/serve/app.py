@@ -1,0 +1,184 @@
+"""The routes of `jaxgpt-export serve`, an ASGI application."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.shared.errors import UserError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from jaxgpt_export.serve.api.answer import RETRY_SECONDS, Answer
+from jaxgpt_export.serve.api.api_error import ApiError
+from jaxgpt_export.serve.api.chat import chat
+from jaxgpt_export.serve.api.completions import complete
+from jaxgpt_export.serve.api.request_fields import Fields, parse_body
+from jaxgpt_export.serve.api.token_routes import detokenize, tokenize, tokenizer_info
+from jaxgpt_export.serve.guard import Guard, Rules
+from jaxgpt_export.serve.metrics import Metrics
+from jaxgpt_export.serve.served_model import ServedModel
+from jaxgpt_export.serve.worker import Caller
+
+PLAYGROUND = {  # path: file beside this one, its type
+    "/": ("playground.html", "text/html"),
+    "/playground.css": ("playground.css", "text/css"),
+    "/playground.js": ("playground.js", "text/javascript"),
+}
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+CODES = {404: "unknown_route", 405: "method_not_allowed"}
+
+
+@dataclasses.dataclass
+class State:
+    """What the routes share.
+
+    Attributes:
+      models: by name, in the order in which they were named; empty while they are loaded.
+      draining: new texts are refused, because the server is to end.
+      seconds: that a text may take.
+      metrics: of the server.
+    """
+
+    models: dict[str, ServedModel]
+    seconds: float
+    metrics: Metrics
+    draining: bool = False
+
+
+def build_app(state: State, rules: Rules) -> Guard:
+    """Return the ASGI application."""
+    post: Mapping[str, Callable[[ServedModel, Fields, Caller], Answer | dict[str, Any]]] = {
+        "/v1/completions": complete,
+        "/v1/chat/completions": chat,
+        "/tokenize": lambda model, fields, caller: tokenize(model, fields),
+        "/detokenize": lambda model, fields, caller: detokenize(model, fields),
+    }
+    routes = [
+        Route(path, _post_route(state, path, function), methods=["POST"]) for path, function in post.items()
+    ]
+    get: Mapping[str, Callable[[Request], Response]] = {
+        **{path: lambda request: _playground(request.url.path) for path in PLAYGROUND},
+        "/health": lambda request: _health(state),
+        "/v1/health": lambda request: _health(state),
+        "/metrics": lambda request: Response(state.metrics.text(), media_type="text/plain; version=0.0.4"),
+        "/tokenizer_info": lambda request: JSONResponse(
+            tokenizer_info(_model(state, request.query_params.get("model")))
+        ),
+        "/v1/models": lambda request: JSONResponse(_models(state)),
+        "/v1/models/{name:path}": lambda request: JSONResponse(
+            _model(state, request.path_params["name"]).description
+        ),
+    }
+    routes += [Route(path, _get_route(function), methods=["GET"]) for path, function in get.items()]
+    handlers: Any = {
+        ApiError: lambda request, error: _refuse(error),
+        UserError: lambda request, error: _refuse(ApiError(400, str(error))),
+        HTTPException: lambda request, error: _refuse(
+            ApiError(error.status_code, _unknown(request, error), code=CODES.get(error.status_code))
+        ),
+        500: lambda request, error: _refuse(ApiError(500, "the server failed; its log says how")),
+    }
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), rules, _refuse)
+
+
+def _post_route(
+    state: State, path: str, function: Callable[[ServedModel, Fields, Caller], Answer | dict[str, Any]]
+) -> Callable[[Request], Any]:
+    async def route(request: Request) -> Any:
+        fields = parse_body(await request.body())
+        name = fields.get("model")
+        if name is not None and not isinstance(name, str):
+            raise ApiError(400, "model is no text", param="model", code="invalid_value")
+        model = _model(state, name)
+        if state.draining:
+            raise ApiError(503, "the server is about to end", code="shutting_down")
+        caller = Caller(_owner(request), state.seconds, state.metrics.on_tokens)
+        answer = function(model, fields, caller)
+        return JSONResponse(answer) if isinstance(answer, dict) else answer
+
+    return _counted(state, path, route)
+
+
+def _counted(state: State, path: str, route: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    async def counted(request: Request) -> Any:
+        status = "200"
+        try:
+            return await route(request)
+        except ApiError as error:
+            status = str(error.status)
+            raise
+        finally:
+            state.metrics.requests.labels(path, status).inc()
+
+    return counted
+
+
+def _get_route(function: Callable[[Request], Response]) -> Callable[[Request], Any]:
+    async def route(request: Request) -> Response:
+        return function(request)
+
+    return route
+
+
+def _owner(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _model(state: State, name: str | None) -> ServedModel:
+    """Return the model of a name, the first one for none; ApiError where there is no such model."""
+    if not state.models:
+        raise ApiError(
+            503, "the model is being loaded", code="loading", headers={"Retry-After": str(RETRY_SECONDS)}
+        )
+    if not name:
+        return next(iter(state.models.values()))
+    if name not in state.models:
+        known = ", ".join(state.models)
+        raise ApiError(404, f"there is no model {name!r}, expected {known}", "model", "model_not_found")
+    return state.models[name]
+
+
+def _models(state: State) -> dict[str, Any]:
+    _model(state, None)
+    return {"object": "list", "data": [model.description for model in state.models.values()]}
+
+
+def _health(state: State) -> Response:
+    _model(state, None)
+    return JSONResponse({"status": "ok"})
+
+
+def _playground(path: str) -> Response:
+    name, kind = PLAYGROUND[path]
+    headers = {
+        "content-security-policy": CONTENT_POLICY,
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-cache",
+    }
+    content = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return Response(content, headers=headers, media_type=kind)
+
+
+def _refuse(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+def _unknown(request: Request, error: HTTPException) -> str:
+    if error.status_code == 404:
+        return f"there is no {request.url.path}; docs/serving.md lists the routes"
+    return f"{request.method} {request.url.path}: {error.detail}"
+
+
+async def drain(state: State) -> None:
+    """Refuse new texts, and wait until those that run or wait are finished."""
+    state.draining = True
+    while not all(model.worker.idle for model in state.models.values()):
+        await asyncio.sleep(0.02)

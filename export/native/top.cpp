@@ -1,0 +1,69 @@
+// The largest of each row are found through the maxima of its blocks: the k-th largest of these is a bound that at least
+// k logits reach and few others do.
+#include "top.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+namespace {
+
+constexpr int kBlock64 = 64;                 // columns with a maximum of their own
+constexpr int kPieceBlocks = 64;             // blocks of a piece that one thread takes
+constexpr int kPiece = kBlock64 * kPieceBlocks;
+
+}  // namespace
+
+void top_of_rows(jaxgpt_model& model, int rows, int columns, const float* logits, const double* temperature, int k,
+                 const Top& top) {
+  const Kernels& kernels = *model.kernels;
+  const int blocks = (columns + kBlock64 - 1) / kBlock64, pieces = (columns + kPiece - 1) / kPiece;
+  std::vector<float> block_max(size_t(rows) * size_t(blocks));
+  const auto row_of = [&](int row) { return logits + size_t(row) * size_t(columns); };
+  model.pool.run(rows * pieces, [&](int i) {
+    const int row = i / pieces, first = i % pieces * kPieceBlocks;
+    for (int block = first; block < std::min(blocks, first + kPieceBlocks); block++) {
+      const float* x = row_of(row) + block * kBlock64;
+      const int at = kernels.argmax(x, std::min(kBlock64, columns - block * kBlock64));
+      block_max[size_t(row) * size_t(blocks) + size_t(block)] = at < 0 ? NAN : x[at];
+    }
+  });
+  std::vector<double> largest(static_cast<size_t>(rows)), sums(size_t(rows) * size_t(pieces));
+  for (int row = 0; row < rows; row++) {
+    const float* maxima = &block_max[size_t(row) * size_t(blocks)];
+    top.finite[row] = std::none_of(maxima, maxima + blocks, [](float x) { return std::isnan(x); });
+    if (top.finite[row]) largest[size_t(row)] = double(*std::max_element(maxima, maxima + blocks));
+  }
+  model.pool.run(rows * pieces, [&](int i) {
+    const int row = i / pieces, first = i % pieces * kPiece;
+    if (top.finite[row])
+      sums[size_t(i)] = kernels.sum_exponentials(row_of(row) + first, std::min(kPiece, columns - first),
+                                                 largest[size_t(row)], temperature[row]);
+  });
+  model.pool.run(rows, [&](int row) {
+    if (!top.finite[row]) return;
+    const float* x = row_of(row);
+    float* maxima = &block_max[size_t(row) * size_t(blocks)];
+    std::vector<int32_t> found;
+    float bound = -INFINITY;
+    if (blocks > k) {
+      std::vector<float> sorted(maxima, maxima + blocks);
+      std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<float>());
+      bound = sorted[size_t(k - 1)];
+    }
+    for (int block = 0; block < blocks; block++)
+      if (maxima[block] >= bound)
+        for (int c = block * kBlock64; c < std::min(columns, (block + 1) * kBlock64); c++)
+          if (x[c] >= bound) found.push_back(c);
+    const auto before = [&](int32_t a, int32_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
+    std::partial_sort(found.begin(), found.begin() + k, found.end(), before);
+    double total = 0;
+    for (int piece = 0; piece < pieces; piece++) total += sums[size_t(row) * size_t(pieces) + size_t(piece)];
+    top.total[row] = total;
+    for (int i = 0; i < k; i++) {
+      const size_t at = size_t(row) * size_t(k) + size_t(i);
+      top.ids[at] = found[size_t(i)];
+      top.scaled[at] = (double(x[found[size_t(i)]]) - largest[size_t(row)]) / temperature[row];
+    }
+  });
+}

@@ -1,0 +1,53 @@
+"""Keeps requests that a model will be asked out of the text that it is trained on.
+
+jaxgpt prepare --source stdlib --code requests --held-out asked.txt --out data/requests
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from jaxgpt.data.documents import Document
+from jaxgpt.data.report import ReadReport
+from jaxgpt.data.requests.wording import normalized_request
+from jaxgpt.shared.errors import UserError
+
+REASON = "pairs whose request is held out"
+
+
+def read_held_out(path: Path) -> frozenset[str]:
+    """Return the requests of a text file, one a line, normalized.
+
+    Raises:
+      UserError: it can't be read, or a line has no word that tells it from other requests.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--held-out {path} can't be read ({error}); give a text, a request a line") from None
+    found = {line.strip(): normalized_request(line) for line in lines if line.strip()}
+    if not found:
+        raise UserError(f"--held-out {path} has no request; give one a line")
+    if empty := next((line for line, words in found.items() if not words), None):
+        raise UserError(f"--held-out {path}: {empty!r} says nothing that a request asks for; name the task")
+    return frozenset(found.values())
+
+
+def without_held_out(
+    documents: Iterable[Document], held_out: frozenset[str], report: ReadReport
+) -> Iterator[Document]:
+    """Yield the documents, but for pairs whose request is held out; those are counted in the report.
+
+    Raises:
+      UserError: a document is no pair, so that nothing tells what it asks for.
+    """
+    for document in documents:
+        if document.answer is None:
+            raise UserError(
+                f"--held-out needs pairs, and {document.text[:40]!r}... is none; give .py files, or a table "
+                "with a --template of several columns, the answer last"
+            )
+        request = document.text[: document.answer].strip()
+        if normalized_request(request) in held_out:
+            report.skip(REASON, request)
+        else:
+            yield document

@@ -1,0 +1,149 @@
+"""What a preparation is to do, written down: the same plan goes on where an earlier process was killed."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.data.documents import Piece
+from jaxgpt.data.make_tokenizer import is_bpe, make_tokenizer
+from jaxgpt.data.reading.pieces import piece_bytes
+from jaxgpt.data.reading.token_files import PREFIX, token_pieces
+from jaxgpt.data.report import ReadReport
+from jaxgpt.data.sources import ReadOptions, open_source
+from jaxgpt.data.work.work_folder import Stage, Work
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import read_json, sha256_of, write_json
+
+PLAN_VERSION = 1
+
+
+def work_folder_of(out: Path) -> Path:
+    """Return the folder that processes share while they make a data set."""
+    out = out.absolute()
+    return out.with_name(f".{out.name}.tmp-work")
+
+
+def open_work(out: Path, plan: dict[str, Any], stages: Iterable[Stage]) -> Work:
+    """Return the work folder of a plan: what a killed process left, if its plan is the same, or a new one.
+
+    Args:
+      out: the data set to make.
+      plan: of `make_plan`.
+      stages: of which tasks may be done.
+    """
+    folder = work_folder_of(out)
+    if folder.exists():
+        try:
+            same = read_json(folder / "plan.json", "plan") == plan
+        except UserError:
+            same = False
+        if same:
+            (folder / "error.json").unlink(missing_ok=True)
+            work = Work(folder)
+            work.forget_cut(stages)
+            done = sum(work.is_done("read", number) for number in range(len(work.units)))
+            say(f"{out}: going on with what was begun, {done} of {len(work.units)} units were read")
+            return work
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_json(folder / "plan.json", plan)
+    return Work(folder)
+
+
+def make_plan(
+    source: str,
+    reading: ReadOptions,
+    *,
+    tokenizer: str,
+    special: Sequence[str],
+    val_fraction: float,
+    answers_only: bool,
+) -> dict[str, Any]:
+    """Find the source and cut it into units; everything that decides the data set's bytes is in the plan.
+
+    Raises:
+      UserError: the source can't be read.
+    """
+    report = ReadReport()
+    needed = source.startswith(PREFIX) or tokenizer != "gpt2"  # which is always the same
+    made = make_tokenizer(tokenizer, (), special) if needed and not is_bpe(tokenizer) else None
+    tokens: dict[str, int] | None = None
+    if source.startswith(PREFIX):
+        if made is None:
+            raise UserError(
+                f"--source {source} holds tokens; name the --tokenizer that made them, such as gpt2"
+            )
+        if answers_only:
+            raise UserError(f"--answers-only needs pairs, and {source} holds tokens alone")
+        tokens = {"endoftext": made.endoftext, "vocab_size": made.vocab_size}
+        revision, pieces = token_pieces(source, made.endoftext)
+    else:
+        found = open_source(source, reading)
+        revision, pieces, report = found.revision, list(found.pieces), found.report
+    plan = {
+        "version": PLAN_VERSION,
+        "source": source,
+        "revision": revision,
+        "reading": jsonable(reading),
+        "held_out_sha256": None if reading.held_out is None else sha256_of(reading.held_out),
+        "tokenizer": tokenizer,
+        "tokenizer_sha256": made.sha256 if made else None,
+        "special": list(special),
+        "val_fraction": val_fraction,
+        "answers_only": answers_only,
+        "tokens": tokens,
+        "report": report.to_json(),
+        "units": [[dataclasses.asdict(piece) for piece in unit] for unit in units_of(pieces)],
+        # Where relative paths begin: processes that join start there.
+        "folder": str(Path.cwd())
+        if any(_is_relative(path) for path in (source, tokenizer, str(reading.held_out)))
+        else None,
+        "files": sorted({(piece.path, *_state(Path(piece.path))) for piece in pieces if piece.kind != "hub"}),
+    }
+    return dict(json.loads(json.dumps(plan)))  # as it is read back, so that plans can be compared
+
+
+def units_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Join pieces to units of about as many bytes as a piece of a large file."""
+    limit = piece_bytes(sum(piece.size for piece in pieces))
+    units: list[list[Piece]] = []
+    size = 0
+    for piece in pieces:
+        if not units or size + piece.size > limit or piece.kind == "hub":
+            units.append([])
+            size = 0
+        units[-1].append(piece)
+        size += piece.size
+    return units
+
+
+def jsonable(reading: ReadOptions) -> dict[str, Any]:
+    """Return options as JSON takes them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(reading).items()
+    }
+
+
+def reading_of(plan: Mapping[str, Any]) -> ReadOptions:
+    """Return the options of a plan."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in plan["reading"].items()
+    }
+    held_out = values["held_out"]
+    return ReadOptions(**values | {"held_out": None if held_out is None else Path(held_out)})
+
+
+def _is_relative(name: str) -> bool:
+    """Whether a source or a tokenizer is a path that depends on where a process runs."""
+    path = Path(name.removeprefix(PREFIX))
+    return path.exists() and not path.is_absolute()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

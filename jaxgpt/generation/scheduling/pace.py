@@ -1,0 +1,40 @@
+"""How much of a long prompt a step takes while other texts run."""
+
+WHOLE_STEP_ROWS = 256  # of a step in which no other text waits; after it a text can be cancelled
+LEAST_ROWS = 8
+LONGER = 1.0  # a step with part of a prompt may take this share of a quiet step's time in addition
+SMOOTHING = 0.8  # weight of the old mean
+
+
+class Pace:
+    """Chooses the rows of a prompt in a step from what steps took before.
+
+    A step that takes part of a prompt beside running texts may take twice as long as one without: they go on,
+    and the prompt does too.
+    """
+
+    def __init__(self) -> None:
+        self._quiet_s = 0.0
+        self._row_s = 0.0
+
+    def rows(self, decoding: int) -> int:
+        """Return how many rows of prompts the next step takes beside so many texts that decode."""
+        if not decoding:
+            return WHOLE_STEP_ROWS
+        if not self._row_s or not self._quiet_s:
+            return LEAST_ROWS
+        rows = int(LONGER * self._quiet_s / self._row_s)
+        return min(max(rows // LEAST_ROWS * LEAST_ROWS, LEAST_ROWS), WHOLE_STEP_ROWS)
+
+    def update(self, decoding: int, prompt_rows: int, seconds: float) -> None:
+        """Take in what a step took."""
+        if not prompt_rows:
+            self._quiet_s = _smooth(self._quiet_s, seconds)
+        elif not decoding and prompt_rows >= WHOLE_STEP_ROWS // 2:
+            self._row_s = _smooth(self._row_s, seconds / prompt_rows)
+        elif self._quiet_s and decoding:
+            self._row_s = _smooth(self._row_s, max(seconds - self._quiet_s, 0.05 * seconds) / prompt_rows)
+
+
+def _smooth(old: float, new: float) -> float:
+    return SMOOTHING * old + (1 - SMOOTHING) * new if old else new

@@ -1,0 +1,71 @@
+"""The preset that trains on requests with programs: its text, and what is asked at the end."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jaxgpt_bench.evaluate.command as evaluate_module
+import jaxgpt_bench.reproduce.measure as measure_module
+import pytest
+from jaxgpt_bench.evaluate.requests import REQUESTS
+from jaxgpt_bench.quality.samples import val_documents
+from jaxgpt_bench.reproduce.build import Built, prepared
+from jaxgpt_bench.reproduce.recipes import RECIPES
+from jaxgpt_bench.reproduce.stages import Stages
+
+from jaxgpt.shared.dataset import open_dataset
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.tokenizer import load_tokenizer
+
+HELD_OUT = '''
+def fact(number):
+    """Compute the factorial of a number."""
+    return number * fact(number - 1)
+'''
+FUNCTION = '''
+def add_{name}(number):
+    """Add {name} to a number."""
+    return number + {place}
+'''
+
+
+def test_its_text_is_requests_without_those_that_are_asked_and_the_second_time_it_is_kept(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "fact.py").write_text(HELD_OUT)
+    names = [a + b for a in ("one", "two", "six", "ten", "red") for b in ("", "fold", "teen", "th")]
+    for place, name in enumerate(names):
+        (source / f"{name}.py").write_text(FUNCTION.format(name=name, place=place))
+    recipe = dataclasses.replace(RECIPES["answers"], tokenizer="bpe:300", val_fraction=0.3)
+    stages, folder = Stages(), tmp_path / "data"
+    dataset = prepared(stages, folder, str(source), recipe)
+    tokenizer = load_tokenizer(folder)
+    documents = [text for part in (dataset.train, dataset.val) for text in val_documents(part, tokenizer)]
+    assert len(documents) > len(names)
+    assert all("\n```python\ndef add_" in document for document in documents)
+    assert not any("factorial" in document for document in documents)
+    assert dataset.manifest["counts"]["held_out_pairs"] > 0
+    assert (tmp_path / "held_out.txt").read_text().splitlines() == [request.text for request in REQUESTS]
+    assert prepared(stages, folder, str(source), recipe).sha256 == dataset.sha256
+    assert stages.log[-1].kept
+    with pytest.raises(UserError, match="code was requests, now pairs"):
+        prepared(stages, folder, str(source), dataclasses.replace(recipe, answers=False))
+
+
+def test_float32_and_int8_are_asked_the_same_once(
+    data: Path, run: Path, fp32: Path, int8_dynamic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_module, "LONGEST", 4)
+    monkeypatch.setattr(measure_module, "ANSWERING", (fp32.name, int8_dynamic.name))
+    built = Built(open_dataset(data), run, [fp32, int8_dynamic], None)
+    for _ in range(2):
+        stages = Stages()
+        measure_module.measure_answers(stages, tmp_path, built)
+    assert [(entry.stage, entry.kept) for entry in stages.log] == [("answers", True)]
+    rows = json.loads((tmp_path / "answers.json").read_text())["answers"]
+    asked = {(row["kind"], row["prompts"], row["temperature"]) for row in rows}
+    assert len(asked) == len(rows) == 2 * 2 * 2
+    assert {len(row["answers"]) for row in rows if row["prompts"] == "requests"} == {len(REQUESTS)}
+    assert "### Python program to calculate the average" in (tmp_path / "answers.md").read_text()

@@ -1,0 +1,289 @@
+"""A source that is cut into units gives the data set of one read whole, whoever does the work."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Command, assert_one_line_error, python, rows, write_jsonl
+
+from jaxgpt.data.reading import pieces
+from jaxgpt.data.sources import ReadOptions, open_source
+from jaxgpt.data.stages import duplicates, finish, overlap, read, vocabulary
+from jaxgpt.shared.dataset import open_dataset
+from jaxgpt.shared.tokenizer import ENDOFTEXT
+
+UNIT_BYTES = 20_000
+TEMPLATE = ("--template", "{instruction} {input} {output}")
+OPTIONS = ("--tokenizer", "bpe:384", "--val-fraction", 0.1, *TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of several units; some again in later units, some of validation with 50 tokens of training."""
+    made = rows(200)
+    long = [
+        {**row, "output": " ".join(each["output"] for each in made[:3]) + row["input"]} for row in made[3:40]
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("source") / "rows.jsonl", [*made, *long, *made[50:90]])
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of that source, read as one unit into one file."""
+    from conftest import run_command
+
+    out = tmp_path_factory.mktemp("whole") / "d"
+    assert run_command("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--out", out) == 0
+    return out
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "LEAST_BYTES", UNIT_BYTES)
+    monkeypatch.setattr(finish, "ONE_FILE_BYTES", 0)
+
+
+def assert_same(found: Path, whole: Path) -> None:
+    """The shards are the one file, cut; all else is the same."""
+    cut, one = open_dataset(found), open_dataset(whole)
+    assert cut.manifest["shards"] > 5
+    assert (np.asarray(cut.train) == one.train).all()
+    assert (cut.val == one.val).all()
+    assert cut.manifest["counts"] == one.manifest["counts"]
+    counts = cut.manifest["counts"]
+    assert counts["duplicates"] == 40
+    assert counts["val_overlapping"] > 0
+    assert cut.tokenizer_sha256 == one.tokenizer_sha256
+    assert cut.train_mask is not None
+    assert one.train_mask is not None
+    expected = np.unpackbits(np.asarray(one.train_mask), bitorder="little")[: len(one.train)]
+    assert (cut.train_mask.counted(0, len(one.train)) == expected).all()  # type: ignore[union-attr]
+    assert (np.asarray(cut.val_mask) == one.val_mask).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_units_give_the_stream_of_one_file(
+    command: Command, source: Path, whole: Path, tmp_path: Path, small_units: None, workers: int
+) -> None:
+    call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", workers)
+    code, _, err = command(*call, "--out", tmp_path / "d")
+    assert code == 0, err
+    assert_same(tmp_path / "d", whole)
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_hashes_that_are_sorted_in_parts_find_the_same(
+    command: Command,
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    small_units: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(read, "PART_DOCUMENTS", 30)
+    monkeypatch.setattr(overlap, "PART_HASHES", 500)
+    parts: list[int] = []
+    find = duplicates.duplicate_parts
+    monkeypatch.setattr(duplicates, "duplicate_parts", lambda work: parts.append(find(work)) or parts[-1])
+    call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 1)
+    assert command(*call, "--out", tmp_path / "d")[0] == 0
+    assert parts[-1] == 16
+    assert_same(tmp_path / "d", whole)
+
+
+def test_an_interrupted_preparation_goes_on_where_it_was(
+    command: Command,
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    small_units: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read_pieces: list[int] = []
+    read_piece = read.read_piece
+
+    def interrupted(piece: pieces.Piece, *more: object) -> Iterator[object]:
+        read_pieces.append(piece.begin)
+        if len(read_pieces) == 4:
+            raise KeyboardInterrupt
+        return read_piece(piece, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(read, "read_piece", interrupted)
+    call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 1)
+    assert command(*call, "--out", tmp_path / "d")[0] == 130
+    assert not (tmp_path / "d").exists()
+    (tmp_path / ".d.tmp-work" / "read" / "00001.text").write_bytes(b"")  # lost when the machine stopped
+    code, _, err = command(*call, "--out", tmp_path / "d")
+    assert code == 0
+    assert "going on with what was begun, 2 of" in err
+    assert len(read_pieces) == 2 + len(set(read_pieces))
+    assert_same(tmp_path / "d", whole)
+
+
+def test_a_killed_preparation_takes_its_workers_along_and_goes_on(
+    command: Command, source: Path, whole: Path, tmp_path: Path, small_units: None
+) -> None:
+    out = tmp_path / "d"
+    call = ["prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 2, "--out", out]
+    code = (
+        "import jaxgpt.data.reading.pieces as pieces; from jaxgpt.cli import main; "
+        f"pieces.LEAST_BYTES = {UNIT_BYTES}; main({[str(each) for each in call]!r})"
+    )
+    arguments, environment = python(code)
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+    done = tmp_path / ".d.tmp-work" / "read" / "00000.json"
+    while not done.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    assert command("jaxgpt", *call)[0] == 0
+    assert_same(out, whole)
+
+
+def test_another_process_may_join(
+    command: Command,
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    small_units: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jaxgpt.data import prepare
+
+    out = tmp_path / "d"
+    call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 1, "--out", out)
+    join = ("jaxgpt", "prepare", "--out", out, "--join", "--workers", 1)
+    assert_one_line_error(command(*join), "nobody prepares", "--join")
+    with monkeypatch.context() as broken:
+        broken.setattr(prepare, "STAGES", prepare.STAGES[:1])  # it is gone when all is read
+        broken.setattr(prepare, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command(*call)[0] == 130
+    code, printed, err = command(*join, "--json")
+    assert code == 0, err
+    assert json.loads(printed)["units"] > 5
+    assert not out.exists()
+    with monkeypatch.context() as done:
+        done.setattr(vocabulary, "make_tokenizer", None)  # all that is left is to write the data set
+        assert command(*call)[0] == 0
+    assert_same(out, whole)
+
+
+def test_a_damaged_line_of_a_late_unit_is_one_line_with_its_number(
+    command: Command, source: Path, tmp_path: Path, small_units: None
+) -> None:
+    lines = source.read_text().splitlines(keepends=True)
+    lines[230] = '{"text": "cut\n'
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    call = ("jaxgpt", "prepare", "--source", tmp_path / "a.jsonl", *OPTIONS, "--workers", 2)
+    assert_one_line_error(command(*call, "--out", tmp_path / "d"), "line 231", "--skip-errors")
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_bpe_is_trained_on_a_bounded_sample_and_that_is_said(
+    command: Command, source: Path, tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary, "BPE_BYTES", 10_000)
+    call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--workers", 1, "--out", tmp_path / "d")
+    code, printed, err = command(*call, "--json")
+    assert code == 0, err
+    trained_on = json.loads(printed)["tokenizer"]["trained_on"]
+    assert 5_000 < trained_on["bytes"] <= 10_000 < trained_on["of_bytes"]
+    assert f"bpe:384: trained on {trained_on['documents']} documents chosen by their hashes" in err
+
+
+TEXTS = [f"Document {i}: {'alpha beta gamma delta '[: i % 20]}" for i in range(400)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.parquet"])
+def test_a_cut_file_has_the_documents_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / name
+    if path.suffix == ".txt":
+        path.write_text(ENDOFTEXT.join(TEXTS))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": TEXTS}), path, row_group_size=30)
+    else:
+        path.write_text("\n" + "".join(json.dumps({"text": text}) + "\n\n" for text in TEXTS))
+    for limit in (500, 503, 1 << 20):
+        monkeypatch.setattr(pieces, "LEAST_BYTES", limit)
+        found = open_source(str(path))
+        assert (len(found.pieces) > 5) == (limit < 1000)
+        assert [document.text for document in found.documents] == TEXTS
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n", "\n", " ", "é"])
+def test_a_lone_text_is_cut_between_words_where_it_has_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    monkeypatch.setattr(pieces, "LEAST_BYTES", 4001)
+    monkeypatch.setattr(pieces, "_WINDOW_BYTES", 1000)
+    words = [f"wört{i}" * 5 for i in range(2000)]
+    (tmp_path / "a.md").write_bytes(separator.join(words).encode())
+    found = open_source(str(tmp_path / "a.md"), ReadOptions())
+    assert len(found.pieces) > 10
+    documents = [document.text for document in found.documents]
+    if separator == "é":
+        assert "".join(documents) == separator.join(words)
+    else:
+        assert " ".join(documents).split() == words
+
+
+def header(count: int, magic: int = 20240520, version: int = 1) -> bytes:
+    return np.array([magic, version, count, *[0] * 253], "<i4").tobytes()
+
+
+@pytest.mark.parametrize("of_llm_c", [False, True])
+def test_tokens_of_others_come_in_as_they_are(
+    command: Command, data: Path, tmp_path: Path, small_units: None, of_llm_c: bool
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for split in ("train", "val"):
+        content = (data / f"{split}.bin").read_bytes()
+        head = header(len(content) // 2) if of_llm_c else b""
+        (folder / f"x_{split}_000000.bin").write_bytes(head + content)
+    call = ("jaxgpt", "prepare", "--source", f"tokens:{folder}", "--tokenizer", data, "--workers", 1)
+    code, _, err = command(*call, "--out", tmp_path / "d")
+    assert code == 0, err
+    found, expected = open_dataset(tmp_path / "d"), open_dataset(data)
+    assert found.manifest["shards"] > 2
+    assert (np.asarray(found.train) == expected.train).all()
+    assert (found.val == expected.val).all()
+    assert found.val_bytes == expected.val_bytes
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (header(9) + b"\0" * 16, ("1040 bytes", "9 tokens", "1042")),
+        (header(8, version=2) + b"\0" * 16, ("version 2", "expected 1")),
+        (header(8, magic=20240801) + b"\0" * 16, ("32-bit tokens",)),
+        (b"\1\2\3", ("3 bytes", "2 a token")),
+        (np.array([5, 900, 5], "<u2").tobytes(), ("token 900 at 1", "0 to 383")),
+    ],
+)
+def test_tokens_that_are_none_are_one_line(
+    command: Command, data: Path, tmp_path: Path, content: bytes, parts: tuple[str, ...]
+) -> None:
+    (tmp_path / "x.bin").write_bytes(content)
+    call = ("jaxgpt", "prepare", "--source", f"tokens:{tmp_path / 'x.bin'}", "--out", tmp_path / "d")
+    assert_one_line_error(command(*call, "--tokenizer", data), "x.bin", *parts)
+    assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_tokens_need_the_tokenizer_that_made_them(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"\0" * 64)
+    call = ("jaxgpt", "prepare", "--source", f"tokens:{tmp_path / 'x.bin'}", "--out", tmp_path / "d")
+    assert_one_line_error(command(*call, "--tokenizer", "bpe:300"), "holds tokens", "--tokenizer")
+    call = ("jaxgpt", "prepare", "--source", f"tokens:{tmp_path / 'y.bin'}", "--out", tmp_path / "d")
+    assert_one_line_error(command(*call), "y.bin", "names no file")

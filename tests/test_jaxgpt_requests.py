@@ -1,0 +1,204 @@
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Command, assert_one_line_error, rows, write_jsonl
+
+from jaxgpt.data.requests.functions import MAX_PROGRAM_CHARACTERS, SHORT_REQUESTS, requests_of_tree
+from jaxgpt.data.requests.wording import (
+    normalized_request,
+    request_of_name,
+    tasks_of_sentence,
+    third_person,
+)
+from jaxgpt.data.sources import ReadOptions, open_source
+
+SOURCE = '''
+import math
+import numpy as np
+from collections import Counter as Counted
+
+@decorated
+def circle_area(radius: float) -> float:
+    """Return the area of a circle.
+
+    :param radius: of it.
+    """
+    # A comment.
+    total: float = math.pi * radius ** 2
+    return total
+
+def _is_even(number):
+    """Return True if a number is even, else False."""
+    return number % 2 == 0 or _is_even(number - 2)
+
+def means(values):
+    """Compute the means of some arrays."""
+    return [np.mean(value) for value in values]
+
+def stub(x):
+    """Return nothing at all of it."""
+    raise NotImplementedError
+
+class Tools:
+    def method(self):
+        """Return the method of an object."""
+        return self.x
+
+    @staticmethod
+    def most_common(words):
+        return Counted(words).most_common(1)
+'''
+
+
+def programs(source: str) -> dict[str, set[str]]:
+    """Return the requests of each program."""
+    found: dict[str, set[str]] = {}
+    for pair in requests_of_tree(ast.parse(source)):
+        found.setdefault(pair.output, set()).add(pair.instruction)
+    return found
+
+
+def test_a_program_is_the_bare_function_behind_the_imports_that_it_uses() -> None:
+    area, even, means, common = programs(SOURCE)
+    assert area == (
+        "```python\nimport math\n\ndef circle_area(radius):\n"
+        "    total = math.pi * radius ** 2\n    return total\n```"
+    )
+    assert even == ("```python\ndef is_even(number):\n    return number % 2 == 0 or is_even(number - 2)\n```")
+    assert means.startswith("```python\ndef means(")  # numpy is not of the standard library
+    assert common.startswith(
+        "```python\nfrom collections import Counter as Counted\n\ndef most_common(words)"
+    )
+
+
+def test_a_function_that_needs_python_alone_has_more_requests() -> None:
+    area, even, means, _ = programs(SOURCE).values()
+    assert 1 < len(area) <= SHORT_REQUESTS
+    assert 1 < len(even) <= SHORT_REQUESTS
+    assert len(means) == 1
+    assert all("area of a circle" in request or "circle area" in request for request in area)
+    assert all("number is even" in request for request in even)
+
+
+def test_the_same_source_gives_the_same_requests() -> None:
+    assert programs(SOURCE) == programs(SOURCE)
+
+
+def test_what_is_long_or_repeats_itself_is_no_program() -> None:
+    line = "    x = number + {}\n"
+    long = "".join(f"    some_name_{i} = number ** {i}\n" for i in range(MAX_PROGRAM_CHARACTERS // 20))
+    for body in (line.format(1) * 9, long):
+        assert not programs(f'def add_number(number):\n    """Add one to a number."""\n{body}    return x\n')
+
+
+@pytest.mark.parametrize(
+    ("sentence", "task"),
+    [
+        ("Returns True if the string is empty, otherwise False.", "check if the string is empty"),
+        ("Check whether a graph has a cycle", "check if a graph has a cycle"),
+        ("Return the number of leaves in a tree", "count the leaves in a tree"),
+        ("Reverses the order of `items`.", "reverse the order of items"),
+    ],
+)
+def test_a_sentence_says_what_is_asked_for(sentence: str, task: str) -> None:
+    assert (task, third_person(task)) in tasks_of_sentence(sentence)
+
+
+@pytest.mark.parametrize("sentence", ["The mean of some data.", "See also the other function", "Return x"])
+def test_a_sentence_that_begins_with_no_verb_or_is_short_asks_for_nothing(sentence: str) -> None:
+    assert tasks_of_sentence(sentence) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "task"),
+    [
+        ("is_prime", ["number"], "check if a number is prime"),
+        ("removeDuplicates", [], "remove duplicates"),
+        ("celsius_to_kelvin", ["c"], "convert celsius to kelvin"),
+        ("sort", ["items"], "sort items"),
+    ],
+)
+def test_a_name_says_what_is_asked_for(name: str, arguments: list[str], task: str) -> None:
+    assert task in [base for base, _ in request_of_name(name, arguments)]
+
+
+def test_verbs_in_the_third_person() -> None:
+    forms = ["finds it", "copies it", "checks", "pushes it", "displays it"]
+    assert [third_person(base) for base in ["find it", "copy it", "check", "push it", "display it"]] == forms
+
+
+def test_requests_are_alike_whatever_stands_around_the_task() -> None:
+    alike = [
+        "Python program to check whether a number is prime",
+        "Write a function that checks if the given number is prime.",
+        "Return True if number is prime",
+    ]
+    assert len({normalized_request(each) for each in alike}) == 1
+    others = ["Write a function to find the next prime number", "Check whether a number is odd"]
+    assert not {normalized_request(each) for each in others} & {normalized_request(alike[0])}
+
+
+def test_held_out_requests_are_in_no_split_and_counted(command: Command, tmp_path: Path) -> None:
+    made = [
+        {"question": f"Write a function to add {i} to a list", "answer": f"def add_{i}(a):\n    a += [{i}]"}
+        for i in range(40)
+    ]
+    asked = {"question": "Python program to sum a list", "answer": "def total(a):\n    return sum(a)"}
+    write_jsonl(tmp_path / "rows.jsonl", [*made, asked])
+    (tmp_path / "asked.txt").write_text("Write a Python function that sums the list\n\n")
+    done = command(
+        *(
+            "jaxgpt",
+            "prepare",
+            "--source",
+            str(tmp_path / "rows.jsonl"),
+            "--template",
+            r"{question}\n{answer}",
+        ),
+        *("--tokenizer", "bpe:300", "--val-fraction", "0.3", "--out", str(tmp_path / "data")),
+        *("--held-out", str(tmp_path / "asked.txt")),
+    )
+    code, out, err = done
+    assert code == 0, err
+    assert "1 pairs whose request is held out (Python program to sum a list)" in out + err
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert manifest["counts"]["held_out_pairs"] == 1
+    assert manifest["counts"]["documents_read"] == len(made)
+    assert manifest["reading"]["held_out"] == "asked.txt"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", ["has no request"]),
+        ("Write a function\n", ["says nothing that a request asks for"]),
+        (None, ["can't be read"]),
+        ("sum a list\n", ["--held-out needs pairs", "--template"]),
+    ],
+)
+def test_a_held_out_file_that_can_hold_nothing_out_is_one_line(
+    command: Command, tmp_path: Path, content: str | None, words: list[str]
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", rows(9))
+    if content is not None:
+        (tmp_path / "asked.txt").write_text(content)
+    done = command(
+        *("jaxgpt", "prepare", "--source", str(tmp_path / "rows.jsonl"), "--tokenizer", "bpe:300"),
+        *("--out", str(tmp_path / "data"), "--held-out", str(tmp_path / "asked.txt")),
+    )
+    assert_one_line_error(done, *words)
+    assert not (tmp_path / "data").exists()
+
+
+def test_python_files_of_a_folder_and_the_standard_library_give_requests(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(SOURCE)
+    options = ReadOptions(code="requests")
+    documents = list(open_source(str(tmp_path), options).documents)
+    for document in documents:
+        assert document.answer is not None
+        assert document.text[document.answer :].startswith("\n```python\n")
+    assert {document.group for document in documents} == {"code.py"}
+    first = next(iter(open_source("packages:stdlib,tyro", options).documents))
+    assert first.group.startswith("stdlib/")
