@@ -1,4 +1,4 @@
-"""The engine as a scheduler uses it: slots that are copied and released, mixed chunks, rows reduced."""
+"""The native engine as a scheduler uses it: slots copied and released, mixed chunks, reduced rows."""
 
 import dataclasses
 import os
