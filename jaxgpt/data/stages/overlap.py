@@ -66,7 +66,7 @@ def merge_hashes(work: Work, part: int, advance: Advance) -> dict[str, Any]:
         begin = np.searchsorted(hashes, np.uint64(low))
         last = part + 1 == 1 << bits
         end = len(hashes) if last else np.searchsorted(hashes, np.uint64((part + 1) << (64 - bits)))
-        found.append(np.asarray(hashes[begin:end]))
+        found.append(np.array(hashes[begin:end]))  # a copy, so that the file does not stay mapped
         advance(0)
     with new_file(work.path("merged", part, ".hashes")) as path:
         sorted_once(np.concatenate(found)).tofile(path)
