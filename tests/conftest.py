@@ -23,6 +23,9 @@ else:  # what is compiled once serves all workers and the commands that tests st
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     os.environ["JAXGPT_CACHE"] = os.path.join(COMPILED, "cache")  # what was checked is no user's
+    # Hundreds of programs are compiled and run for a moment each: LLVM's passes would take most of the time.
+    # What XLA decides (fusion, layout, collectives) stays.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax
 import pytest
@@ -141,25 +144,63 @@ TINY_TRAIN = (
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the session's pipeline lies in."""
-    return tmp_path_factory.mktemp("pipeline")
+    """The folder that the pipeline lies in, one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pipeline"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def made_once(target: Path, make: Callable[[], int]) -> Path:
+    """Make a part of the pipeline by a command, unless another worker has; wait for one that is about to.
+
+    Args:
+      target: the folder that the command writes.
+      make: runs the command, returns its exit code.
+    """
+    from jaxgpt.shared.files import wait_for_lock
+
+    done = target.with_name(f"{target.name}.done")
+    with wait_for_lock(target.with_name(f"{target.name}.lock"), waiting=lambda: None):
+        if not done.exists():
+            assert make() == 0
+            done.touch()
+    return target
 
 
 @pytest.fixture(scope="session")
 def data(work: Path) -> Path:
     """A prepared data set."""
-    source = write_jsonl(work / "rows.jsonl", rows(600))
-    arguments = ("--source", source, "--tokenizer", "bpe:384", "--val-fraction", 0.1, "--out", work / "data")
-    assert run_command("jaxgpt", "prepare", *arguments) == 0
-    return work / "data"
+
+    def make() -> int:
+        source = write_jsonl(work / "rows.jsonl", rows(600))
+        arguments = ("--source", source, "--tokenizer", "bpe:384", "--val-fraction", 0.1)
+        return run_command("jaxgpt", "prepare", *arguments, "--out", work / "data")
+
+    return made_once(work / "data", make)
+
+
+def train_words(data: Path, out: Path, *more: object) -> tuple[object, ...]:
+    """The words of the command that trains the pipeline's run."""
+    return (
+        "train",
+        "tiny",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--cpu-devices",
+        2,
+        *TINY_SHAPE,
+        *TINY_TRAIN,
+        *more,
+    )
 
 
 @pytest.fixture(scope="session")
 def run(work: Path, data: Path) -> Path:
     """A finished training."""
-    arguments = ("tiny", "--data", data, "--out", work / "run", "--cpu-devices", 2, *TINY_SHAPE, *TINY_TRAIN)
-    assert run_command("jaxgpt", "train", *arguments) == 0
-    return work / "run"
+    return made_once(work / "run", lambda: run_command("jaxgpt", *train_words(data, work / "run")))
 
 
 @pytest.fixture(scope="session")
@@ -169,35 +210,29 @@ def run_alone(work: Path, data: Path) -> Path:
     XLA takes a thread for each device, these tests simulate 8, and the order in which sums are formed depends
     on the number of threads.
     """
-    arguments = (
-        "tiny",
-        "--data",
-        data,
-        "--out",
-        work / "alone",
-        "--cpu-devices",
-        2,
-        *TINY_SHAPE,
-        *TINY_TRAIN,
-    )
-    code = f"from jaxgpt.cli import main; main({['train', *map(str, arguments)]!r})"
-    command, environment = python(code)
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    return work / "alone"
+    words = [str(word) for word in train_words(data, work / "alone")]
+    command, environment = python(f"import sys; from jaxgpt.cli import main; sys.exit(main({words!r}))")
+
+    def make() -> int:
+        return subprocess.run(command, env=environment, capture_output=True).returncode
+
+    return made_once(work / "alone", make)
 
 
 @pytest.fixture(scope="session")
 def fp32(work: Path, run: Path) -> Path:
     """The float32 artifact of the run."""
-    assert run_command("jaxgpt-export", "convert", "--run", run, "--out", work / "fp32") == 0
-    return work / "fp32"
+    return _converted(run, work / "fp32")
+
+
+def _converted(run: Path, out: Path) -> Path:
+    return made_once(out, lambda: run_command("jaxgpt-export", "convert", "--run", run, "--out", out))
 
 
 def _quantized(method: str, work: Path, fp32: Path, data: Path) -> Path:
     out = work / method
     arguments = ("--artifact", fp32, "--method", method, "--data", data, "--out", out)
-    assert run_command("jaxgpt-export", "quantize", *arguments) == 0
-    return out
+    return made_once(out, lambda: run_command("jaxgpt-export", "quantize", *arguments))
 
 
 @pytest.fixture(scope="session")
@@ -227,16 +262,15 @@ def int4(work: Path, fp32: Path, data: Path) -> Path:
 @pytest.fixture(scope="session")
 def qat_run(work: Path, run: Path, data: Path) -> Path:
     """The run, trained on with the rounding of a static artifact."""
-    arguments = ("tiny", "--data", data, "--out", work / "qat", "--init", run, "--qat", *TINY_TRAIN)
-    assert run_command("jaxgpt", "train", *arguments, "--max-steps", 10, "--learning-rate", 0.001) == 0
-    return work / "qat"
+    given = ("tiny", "--data", data, "--out", work / "qat", "--init", run, "--qat", *TINY_TRAIN)
+    words = ("train", *given, "--max-steps", 10, "--learning-rate", 0.001)
+    return made_once(work / "qat", lambda: run_command("jaxgpt", *words))
 
 
 @pytest.fixture(scope="session")
 def qat_fp32(work: Path, qat_run: Path) -> Path:
     """The float32 artifact of the quantization-aware training, with its input scales."""
-    assert run_command("jaxgpt-export", "convert", "--run", qat_run, "--out", work / "qat-fp32") == 0
-    return work / "qat-fp32"
+    return _converted(qat_run, work / "qat-fp32")
 
 
 @pytest.fixture(scope="session")

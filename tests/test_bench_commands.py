@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -173,6 +174,12 @@ def test_native_measures_every_way_to_generate_the_same_tokens(
     assert parity["fp32"]["max"] < parity["quantization_error_max"]
     wrong = ("--artifact", int8_dynamic, "--reference", int8_dynamic, "--data", data)
     assert_one_line_error(command("jaxgpt-bench", "native", *wrong), "is not the float32 artifact")
+    other = shutil.copytree(data, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    changed = {**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}}
+    (other / "manifest.json").write_text(json.dumps(changed))
+    wrong = (*models[:-1], other)
+    assert_one_line_error(command("jaxgpt-bench", "native", *wrong), "was made with another tokenizer")
 
 
 def test_bytes_a_token_are_the_weights_it_touches(fp32: Path, int8_dynamic: Path) -> None:

@@ -1,8 +1,21 @@
+import time
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from jaxgpt_export.model import int8_kernels
 from jaxgpt_export.model.arithmetic import pack_int4, quantize_rows
-from jaxgpt_export.model.int8_kernels import FEW, KERNELS, MANY, exact_kernels, fastest_kernel, is_exact
+from jaxgpt_export.model.int8_kernels import (
+    FEW,
+    KERNELS,
+    MANY,
+    TRIALS,
+    exact_kernels,
+    fastest_kernel,
+    is_exact,
+)
 from jaxgpt_export.model.int8_linear import Int8Linear
 from jaxgpt_export.model.weight_only import QuantizedEmbedding, WeightOnlyLinear
 from jaxgpt_export.quantize.gptq import round_groups
@@ -54,6 +67,24 @@ def test_kernels_give_exact_sums_or_are_not_taken(name: str) -> None:
     assert is_exact(KERNELS[name]) == (name in exact_kernels())
     for tokens in (FEW, MANY):
         assert fastest_kernel(37, 64, tokens) in exact_kernels()
+
+
+def test_a_kernel_that_is_far_slower_than_another_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def made(name: str, seconds: float) -> Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
+        def product(q: torch.Tensor) -> torch.Tensor:
+            calls[name] += 1
+            time.sleep(seconds)
+            return q
+
+        return lambda weight: product
+
+    kernels = {"loop": made("loop", 0.05), "quick": made("quick", 0.0), "second": made("second", 0.002)}
+    monkeypatch.setattr(int8_kernels, "KERNELS", kernels)
+    monkeypatch.setattr(int8_kernels, "exact_kernels", lambda: tuple(kernels))
+    assert fastest_kernel.__wrapped__(8, 8, 64) == "quick"
+    assert calls == {"loop": 1, "quick": TRIALS, "second": TRIALS}
 
 
 def test_a_saturating_kernel_is_noticed() -> None:

@@ -166,17 +166,17 @@ def users_pytest(folder: Path, *options: object) -> subprocess.CompletedProcess[
 
 
 def test_the_plugin_holds_a_user_s_artifact_to_a_bound_and_names_what_broke_it(
-    run: Path, int8_dynamic: Path, data: Path, tmp_path: Path
+    run: Path, fp32: Path, int8_dynamic: Path, data: Path, tmp_path: Path
 ) -> None:
-    given = ("--parity-reference", run, "--parity-data", data, "--parity-tokens", 512)
-    good = users_pytest(tmp_path, *given, "--parity-model", int8_dynamic)
+    given = ("--parity-data", data, "--parity-tokens", 512, "--parity-reference")
+    good = users_pytest(tmp_path, *given, run, "--parity-model", int8_dynamic)
     assert good.returncode == 0, good.stdout
     assert "1 passed" in good.stdout
     bad_model = broken(int8_dynamic, tmp_path / "broken", "swapped")
-    bad = users_pytest(tmp_path, *given, "--parity-model", bad_model)
+    bad = users_pytest(tmp_path, *given, fp32, "--parity-model", bad_model)
     assert bad.returncode == 1
     assert "h.1.attn.c_attn.weight" in bad.stdout
-    nowhere = users_pytest(tmp_path, *given[2:], "--parity-reference", run, "--parity-model", "nowhere")
+    nowhere = users_pytest(tmp_path, *given, fp32, "--parity-model", "nowhere")
     assert nowhere.returncode == 1
     assert "is no run folder, artifact or Hugging Face folder" in nowhere.stdout
     assert "Traceback" not in nowhere.stdout

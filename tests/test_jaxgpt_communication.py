@@ -1,10 +1,12 @@
 """What the devices say to each other in a step, and what lives in memory, read from the compiled program."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,17 +141,19 @@ def test_chunked_cross_entropy_halves_the_peak_at_gpt2_s_vocabulary() -> None:
     assert temporary_bytes(8) <= temporary_bytes(1) / 2
 
 
+@functools.cache
+def gradient(**how: Any) -> dict[str, jax.Array]:
+    """The gradient of a small batch in float64."""
+    params = init_params(MODEL, 0, jnp.float64)
+    tokens = jax.random.randint(jax.random.key(0), (3, 25), 0, 80)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].at[1, 7:].set(-1)
+    graph = graph_of(MODEL, Numerics(jnp.float64, jnp.float64))
+    return jax.jit(jax.grad(lambda p: summed_loss(graph, p, inputs, targets, **how)[0]))(params)
+
+
 @pytest.mark.parametrize("chunks", [2, pytest.param(8, marks=pytest.mark.slow), 100])
 @pytest.mark.parametrize("remat", [False, True])
 def test_chunks_and_remat_change_memory_not_the_gradient(chunks: int, remat: bool) -> None:
     with jax.enable_x64(True):
-        params = init_params(MODEL, 0, jnp.float64)
-        tokens = jax.random.randint(jax.random.key(0), (3, 25), 0, 80)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:].at[1, 7:].set(-1)
-        graph = graph_of(MODEL, Numerics(jnp.float64, jnp.float64))
-
-        def gradient(**how: object) -> dict[str, jax.Array]:
-            return jax.grad(lambda p: summed_loss(graph, p, inputs, targets, **how)[0])(params)
-
         plain, other = gradient(), gradient(chunks=chunks, remat=remat)
         assert max(float(jnp.abs(plain[k] - other[k]).max()) for k in plain) <= 1e-10

@@ -64,6 +64,21 @@ def test_ctrl_c_whose_exception_is_lost_comes_again() -> None:
     assert (done.returncode, done.stderr) == (130, "interrupted again\n")
 
 
+# Called when the interpreter clears its modules, after all that was registered for the end.
+AT_THE_VERY_END = """
+class Last:
+    def __del__(self, kill=os.kill, own=os.getpid()):
+        kill(own, 2)
+sys.last = Last()
+"""
+
+
+def test_ctrl_c_after_all_is_done_changes_nothing() -> None:
+    done = interrupted("jaxgpt", "nothing", "--version", also=AT_THE_VERY_END)
+    assert done.returncode == 0
+    assert done.stderr.startswith("jaxgpt ")
+
+
 def test_ctrl_c_that_a_shell_has_ignored_stays_so() -> None:
     also = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
     done = interrupted("jaxgpt", "tyro", "plan", "--help", also=also)

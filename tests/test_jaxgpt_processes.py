@@ -1,5 +1,6 @@
 """Several processes on this machine, joined as several hosts would be."""
 
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from jaxgpt.training.run.folder import read_metrics
 FLOAT64_TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 1e-5
 SLOW = ("--learning-rate", 1e-3, "--embedding-learning-rate", 1e-3)
+SMALL = ("--n-layer", 1, "--mesh", "data=2,fsdp=2")
 
 
 def free_port() -> int:
@@ -87,10 +89,10 @@ def test_two_processes_train_one_run_that_one_process_could_have_trained(
     out = tmp_path / "two"
     for attempt in range(2):
         port = free_port()
-        done = run_both([train_code(data, out, port, i, "--mesh", "data=2,fsdp=2") for i in range(2)])
+        done = run_both([train_code(data, out, port, i, *SMALL) for i in range(2)])
         assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
         assert ("nothing left to do" in done[0].stderr) == (attempt == 1)
-    given = ("--cpu-devices", 4, *TINY_SHAPE, *TINY_TRAIN, *SLOW)
+    given = ("--cpu-devices", 4, *TINY_SHAPE, *TINY_TRAIN, *SLOW, "--n-layer", 1)
     assert command("jaxgpt", "train", "tiny", "--data", data, "--out", tmp_path / "one", *given)[0] == 0
     one, two = (
         [row.get("loss", row.get("val_loss")) for row in read_metrics(tmp_path / name)]
@@ -102,9 +104,9 @@ def test_two_processes_train_one_run_that_one_process_could_have_trained(
     assert command("jaxgpt", "evaluate", "--run", out)[0] == 0
 
 
-def test_what_process_0_refuses_ends_both_with_code_2(run: Path, data: Path) -> None:
-    port = free_port()
-    done = run_both([train_code(data, run, port, index, "--seed", 5) for index in range(2)])
+def test_what_process_0_refuses_ends_both_with_code_2(run: Path, data: Path, tmp_path: Path) -> None:
+    port, own = free_port(), shutil.copytree(run, tmp_path / "run")  # another worker may train on the first
+    done = run_both([train_code(data, own, port, index, "--seed", 5) for index in range(2)])
     assert [process.returncode for process in done] == [2, 2], done[0].stderr + done[1].stderr
     assert "train.seed was 0, now 5" in done[0].stderr
     assert "process 0 stopped" in done[1].stderr

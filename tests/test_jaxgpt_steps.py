@@ -1,5 +1,7 @@
 import dataclasses
+from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,18 +131,23 @@ def test_dropout_is_the_same_on_any_devices_and_differs_by_step() -> None:
         assert np.abs(one - losses(1, "", jnp.float64)).max() > 1e-3
 
 
+@cache
+def dropout_gradients(mesh: str, devices: int) -> Callable[..., Any]:
+    """The compiled gradients of a model with dropout 0.5, in float64, as a function of the batch."""
+    model = dataclasses.replace(MODEL, dropout=0.5)
+    graph, layout = graph_of(model, Numerics(jnp.float64, jnp.float64)), make_mesh(mesh, devices)
+    params = init_params(model, 0, jnp.float64)
+    placed = jax.device_put(params, state_shardings(layout, params))
+    gradients = jax.jit(make_gradients(graph, layout, TRAIN, dropout=True))
+    return partial(gradients, placed, jnp.ones(()), jax.random.key_data(jax.random.key(7)))
+
+
 def dropout_loss(
     mesh: str, devices: int, inputs: np.ndarray, targets: np.ndarray, accumulate: int = 1
 ) -> float:
     """The summed loss of one batch with dropout 0.5, in float64."""
-    model = dataclasses.replace(MODEL, dropout=0.5)
-    graph, layout = graph_of(model, Numerics(jnp.float64, jnp.float64)), make_mesh(mesh, devices)
-    gradients = jax.jit(make_gradients(graph, layout, TRAIN, dropout=True))
-    params = init_params(model, 0, jnp.float64)
-    placed = jax.device_put(params, state_shardings(layout, params))
-    key = jax.random.key_data(jax.random.key(7))
     shape = (accumulate, len(inputs) // accumulate, -1)
-    loss, _, _ = gradients(placed, jnp.ones(()), key, inputs.reshape(shape), targets.reshape(shape))
+    loss, _, _ = dropout_gradients(mesh, devices)(inputs.reshape(shape), targets.reshape(shape))
     return float(loss)
 
 
@@ -176,6 +183,12 @@ def test_loss_is_the_float64_cross_entropy_of_the_counted_targets() -> None:
     expected = -sum(log_p[b, t, targets[b, t]] for b in range(8) for t in range(16) if targets[b, t] >= 0)
     assert int(count) == (targets >= 0).sum() == 8 * 16 - 11
     assert abs(float(total) - expected) < 1e-3  # a sum of 117 float32 losses of about 4.2
+
+
+@cache
+def plain_metrics() -> list[dict[str, float]]:
+    """What undisturbed steps in float32 report."""
+    return run_steps(TRAIN)[1]
 
 
 def run_steps(
@@ -233,14 +246,14 @@ def test_loss_scale_halves_on_overflow_grows_after_good_steps_and_leaves_the_gra
     assert scales[:2] == [2.0**15] * 2
     assert scales[2:7] == [2.0**14] * 5
     assert scales[7:12] == [2.0**15] * 5
-    _, plain, _ = run_steps(TRAIN)
+    plain = plain_metrics()
     # The gradient of the first step, after unscaling: float16 has 11 bits.
     assert metrics[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=2e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_steps_stay_near_float32(precision: Precision) -> None:
-    _, plain, _ = run_steps(TRAIN)
+    plain = plain_metrics()
     state, low, _ = run_steps(dataclasses.replace(TRAIN, precision=precision))
     assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype("float32")}
     off = max(abs(a["loss"] - b["loss"]) for a, b in zip(plain, low, strict=True))

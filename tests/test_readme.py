@@ -44,13 +44,14 @@ def sessions(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def environment() -> dict[str, str]:
-    """Console commands of this interpreter first on PATH; the CPU alone."""
+    """Console commands of this interpreter first on PATH; the CPU alone; compiled as for a user."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {
         **os.environ,
         "PATH": path,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'export'}{os.pathsep}{ROOT / 'bench'}",
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
     }
 
 

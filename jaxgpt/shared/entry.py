@@ -9,6 +9,7 @@
 Files appear whole or not at all (files.py), so a process may end at any moment. Imports little itself.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -48,6 +49,9 @@ class CtrlC:
         if self._is_own:
             signal.signal(signal.SIGINT, _interrupt)
             sys.unraisablehook = _interrupt_again
+            # Registered first, it is called last: all is done, and the interpreter that takes itself apart
+            # would set the signal back to its default, which kills.
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
     def __exit__(self, *_: object) -> None:
         if self._is_own:  # threads are still to end, and what was registered to be done at the end

@@ -37,8 +37,13 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
+            process_group=0,  # Ctrl-C on a terminal goes to this process alone, which ends the others
         )
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Send a question and wait for its answer."""

@@ -71,9 +71,12 @@ def take(
 ) -> None:
     """Take runs in processes of one thread each; `keep` is called after each, one at a time.
 
+    Ctrl-C ends the processes.
+
     Raises:
       UserError: a process failed; those begun before are finished.
     """
+    running: set[subprocess.Popen[str]] = set()
     cores = sorted(os.sched_getaffinity(0))
     free: SimpleQueue[int] = SimpleQueue()
     for job in range(jobs):
@@ -82,7 +85,7 @@ def take(
     def one(run: Run) -> Outcome:
         core = free.get()
         try:
-            return _in_process(run, shape, data, core)
+            return _in_process(run, shape, data, core, running)
         finally:
             free.put(core)
 
@@ -91,23 +94,33 @@ def take(
         try:
             for each in waiting:
                 keep(each.result())
-        finally:
+        except BaseException as error:
             for each in waiting:
                 each.cancel()
+            if isinstance(error, KeyboardInterrupt):
+                for process in tuple(running):
+                    process.kill()
+            raise
 
 
-def _in_process(run: Run, shape: Mapping[str, int], data: Path, core: int) -> Outcome:
+def _in_process(
+    run: Run, shape: Mapping[str, int], data: Path, core: int, running: set[subprocess.Popen[str]]
+) -> Outcome:
+    """Take a run in a process, which is among those that are `running` until it ends."""
     order = {"run": run.to_json(), "shape": dict(shape), "data": str(data), "core": core}
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", "jaxgpt_bench.recipe.training_process", json.dumps(order)],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"a training of {run.row} left with code {done.returncode}; its message is above")
-    return Outcome.from_json(json.loads(done.stdout))
+        process_group=0,  # Ctrl-C on a terminal goes to the command alone, which ends the others
+    ) as process:
+        running.add(process)
+        answer, _ = process.communicate()
+    running.discard(process)
+    if process.returncode:
+        raise UserError(f"a training of {run.row} left with code {process.returncode}; its message is above")
+    return Outcome.from_json(json.loads(answer))
 
 
 def missing(wanted: Sequence[Run], done: Iterable[Outcome]) -> list[Run]:

@@ -77,6 +77,8 @@ def native(options: NativeOptions) -> Result:
     artifact, reference = read_artifact(options.artifact), read_artifact(options.reference)
     if reference.quantization is not None or reference.config != artifact.config:
         raise UserError(f"{options.reference} is not the float32 artifact of {options.artifact}")
+    if dataset.tokenizer_sha256 != artifact.tokenizer().sha256:
+        raise UserError(f"{options.data} was made with another tokenizer than {options.artifact}")
     count = min(options.tokens, artifact.config.block_size - PROMPT_TOKENS)
     starts = np.linspace(0, len(dataset.val) - PARITY_TOKENS - 1, options.prompts + 1).astype(int)
     prompts = [dataset.val[at : at + PROMPT_TOKENS].tolist() for at in starts[:-1]]

@@ -239,7 +239,8 @@ def speed_row(
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[None]:
     """Let so many processes compute and do nothing else, at most as long as this one lives."""
-    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    program = [sys.executable, "-c", BUSY]
+    processes = [subprocess.Popen(program, process_group=0) for _ in range(count)]  # Ctrl-C is not for them
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from jaxgpt.shared.errors import UserError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from jaxgpt_export.serve.api.answer import RETRY_SECONDS, Answer
@@ -24,9 +24,13 @@ from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import ServedModel
 from jaxgpt_export.serve.worker import Caller
 
-PLAYGROUND = Path(__file__).parent / "playground.html"
+PLAYGROUND = {  # path: file beside this one, its type
+    "/": ("playground.html", "text/html"),
+    "/playground.css": ("playground.css", "text/css"),
+    "/playground.js": ("playground.js", "text/javascript"),
+}
 CONTENT_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
@@ -61,7 +65,7 @@ def build_app(state: State, rules: Rules) -> Guard:
         Route(path, _post_route(state, path, function), methods=["POST"]) for path, function in post.items()
     ]
     get: Mapping[str, Callable[[Request], Response]] = {
-        "/": lambda request: _playground(),
+        **{path: lambda request: _playground(request.url.path) for path in PLAYGROUND},
         "/health": lambda request: _health(state),
         "/v1/health": lambda request: _health(state),
         "/metrics": lambda request: Response(state.metrics.text(), media_type="text/plain; version=0.0.4"),
@@ -152,9 +156,15 @@ def _health(state: State) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def _playground() -> Response:
-    headers = {"content-security-policy": CONTENT_POLICY, "x-content-type-options": "nosniff"}
-    return HTMLResponse(PLAYGROUND.read_text(encoding="utf-8"), headers=headers)
+def _playground(path: str) -> Response:
+    name, kind = PLAYGROUND[path]
+    headers = {
+        "content-security-policy": CONTENT_POLICY,
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-cache",
+    }
+    content = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return Response(content, headers=headers, media_type=kind)
 
 
 def _refuse(error: ApiError) -> JSONResponse:

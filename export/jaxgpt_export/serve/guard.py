@@ -13,7 +13,7 @@ from typing import Any
 from jaxgpt_export.serve.api.answer import Message, Receive, Send
 from jaxgpt_export.serve.api.api_error import ApiError
 
-OPEN_PATHS = ("/", "/health", "/v1/health")  # without a key
+OPEN_PATHS = ("/", "/playground.css", "/playground.js", "/health", "/v1/health")  # without a key
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 FORMS = ("text/plain", "multipart/form-data")  # what a page may post anywhere, and no client of an API does
 

@@ -1,0 +1,65 @@
+"""Processes that are measured."""
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import python
+from jaxgpt_bench.common.workers import Worker
+
+PROGRAM = """
+import os
+from jaxgpt_bench.common.workers import serve
+def prepare(order):
+    if "fail" in order:
+        raise ValueError("two\\nlines")
+    return lambda question: {"pid": os.getpid(), "group": os.getpgid(0), "got": question["number"]}
+serve(prepare)
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "answers.py").write_text(PROGRAM, encoding="utf-8")
+    _, variables = python("")
+    return {"PYTHONPATH": f"{variables['PYTHONPATH']}:{tmp_path}"}
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_ctrl_c_on_a_terminal_does_not_reach_a_worker_and_closing_ends_it(
+    environment: dict[str, str],
+) -> None:
+    """A terminal sends it to every process of its foreground group."""
+    worker = Worker("a worker", "answers", {}, environment)
+    answer = worker.ask({"number": 3})
+    assert answer["got"] == 3
+    assert answer["group"] == answer["pid"] != os.getpgid(0)
+    assert is_alive(answer["pid"])
+    worker.close()
+    assert not is_alive(answer["pid"])
+
+
+def test_ctrl_c_while_a_worker_starts_ends_it(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def interrupt(worker: Worker) -> None:
+        started.append(worker._process.pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "_answer", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Worker("a worker", "answers", {}, environment)
+    assert not is_alive(started[0])
+
+
+def test_a_worker_that_fails_says_why_in_one_line(
+    environment: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match=r"^a worker stopped with code 1: ValueError: two lines$"):
+        Worker("a worker", "answers", {"fail": True}, environment)
+    assert "Traceback" in capfd.readouterr().err
