@@ -45,7 +45,7 @@ class ServingOptions:
       temperature: of the texts; each is measured.
       tokens: of a text.
       prompt_tokens: of a text's prompt.
-      long_prompt: tokens of a long prompt.
+      long_prompt: tokens of a long prompt; 0 leaves long prompts out.
       requests: of each client in a round.
       rounds: each measures everything once.
       seed: of the prompts.
@@ -70,9 +70,12 @@ class ServingOptions:
 
 def serving(options: ServingOptions) -> Result:
     """Run `jaxgpt-bench serving`."""
-    for name in ("tokens", "prompt_tokens", "long_prompt", "requests", "rounds"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least 1")
+    for name in ("tokens", "prompt_tokens", "requests", "rounds", "long_prompt"):
+        least = int(name != "long_prompt")
+        if getattr(options, name) < least:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least {least}"
+            )
     others = dict(_named_address(url) for url in options.url)
     if options.artifact and options.preset:
         raise UserError("--artifact and --preset are both given; leave one out")
@@ -174,7 +177,7 @@ async def _measure(
                 seconds, answers = await load(address, bodies, clients)
                 found = _Load(seconds, answers, time.process_time() - cpu)
                 loads.setdefault((name, clients, temperature), []).append(found)
-        for name, address in servers.items():
+        for name, address in servers.items() if options.long_prompt else ():
             prompts.setdefault(name, []).append(await _long_prompts(options, address, prompt))
     from jaxgpt_bench.common.rows import Spread
 
@@ -258,6 +261,7 @@ def _show(figures: ServingFigures) -> None:
     from jaxgpt_bench.common.tables import table
 
     stderr.print(table(LOAD, figures.load).terminal())
-    stderr.print(table(PROMPTS, figures.prompts).terminal())
+    if figures.prompts:
+        stderr.print(table(PROMPTS, figures.prompts).terminal())
     if figures.alone_tokens_per_s is not None:
         say(f"generate alone, greedy: {figures.alone_tokens_per_s.median:.0f} tokens/s, its prompt included")
