@@ -115,8 +115,8 @@ BLOCKS = (
     Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
     Block("docs/reproduction.md", "reproduction", reproduction),
-    Block("docs/samples.md", "answers", answers),
     Block("docs/samples.md", "samples", samples),
+    Block("docs/samples.md", "answers", answers),
     Block("docs/quantization.md", "quality", quality),
     Block("docs/data.md", "prepare", preparation),
 )
