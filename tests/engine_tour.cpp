@@ -160,6 +160,40 @@ bool all_finite(const std::vector<float>& x) {
   return true;
 }
 
+// A slot that is copied, cut and released goes on as one that took the same tokens; `batch` has five slots.
+void check_slots(jaxgpt_session* batch, const jaxgpt_shape& shape) {
+  const int n = std::min(70, shape.block_size - 1);
+  const auto tokens = text(n, shape.vocab_size);
+  int32_t expected = -1, found = -1;
+  EXPECT(jaxgpt_session_bytes_per_token(batch) > 0);
+  for (const int slot : {0, 2}) EXPECT(jaxgpt_session_truncate(batch, slot, 0) == 0);
+  EXPECT(take_last(batch, tokens, 0, &expected) == 0);
+  EXPECT(take_last(batch, {0}, 0, &expected) == 0);
+  EXPECT(take_last(batch, text(n, shape.vocab_size, 2), 2, &found) == 0);
+  EXPECT(jaxgpt_session_copy(batch, 0, 2, n) == 0 && jaxgpt_session_length(batch, 2) == n);
+  EXPECT(take_last(batch, {0}, 2, &found) == 0 && found == expected);
+  EXPECT(jaxgpt_session_release(batch, 2) == 0 && jaxgpt_session_length(batch, 2) == 0);
+  EXPECT(jaxgpt_session_copy(batch, 0, 0, n) == 0 && jaxgpt_session_copy(batch, 0, 2, n) == 0);
+  EXPECT(take_last(batch, {0}, 2, &found) == 0 && found == expected);
+  EXPECT(jaxgpt_session_copy(batch, 0, 2, n + 1) == JAXGPT_BAD_ARGUMENT);
+}
+
+// Rows reduced, with arrays exactly as long as the contract says: the first of the largest is each row's choice.
+void check_top(jaxgpt_model* model, int columns, const std::vector<float>& logits, const std::vector<int32_t>& choices) {
+  const size_t rows = choices.size();
+  for (const int k : {1, std::min(columns, 64), columns}) {
+    std::vector<int32_t> ids(rows * size_t(k));
+    std::vector<double> scaled(rows * size_t(k)), total(rows), temperature(rows, 0.7);
+    std::vector<uint8_t> finite(rows, 0);
+    EXPECT(jaxgpt_top(model, int(rows), columns, logits.data(), temperature.data(), k, ids.data(), scaled.data(),
+                      total.data(), finite.data()) == 0);
+    for (size_t row = 0; row < rows; row++) {
+      EXPECT(finite[row] && ids[row * size_t(k)] == choices[row] && scaled[row * size_t(k)] == 0);
+      EXPECT(total[row] >= 1 && total[row] <= columns);
+    }
+  }
+}
+
 void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, int threads, int group) {
   jaxgpt_model* model = make_model(kind, shape, isa, threads, group);
   const int V = shape.vocab_size, S = shape.block_size;
@@ -203,6 +237,7 @@ void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, 
       if (own[v] > own[top]) top = v;
     EXPECT(size_t(choices[row]) == top);
   }
+  check_top(model, V, logits, choices);
   // Token by token, with the screen and without: the same choices.
   std::vector<int32_t> chosen[2];
   for (const int screened : {0, 1}) {
@@ -227,6 +262,7 @@ void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, 
   EXPECT(jaxgpt_session_exact_outputs(session) >= 0);
   jaxgpt_session_free(session);
   EXPECT(jaxgpt_session_length(batch, 4) == std::min(40, S));
+  check_slots(batch, shape);
   jaxgpt_session_free(batch);
   jaxgpt_model_free(model);
 }
@@ -325,6 +361,22 @@ void refusals() {
     EXPECT(jaxgpt_session_truncate(session, wrong, 0) == JAXGPT_BAD_ARGUMENT);
     EXPECT(jaxgpt_session_truncate(session, 0, wrong) == JAXGPT_BAD_ARGUMENT);
     EXPECT(jaxgpt_session_length(session, wrong) == -1);
+    EXPECT(jaxgpt_session_copy(session, wrong, 0, 0) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_session_copy(session, 0, wrong, 0) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_session_copy(session, 0, 1, wrong) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(jaxgpt_session_release(session, wrong) == JAXGPT_BAD_ARGUMENT);
+    int32_t id = 0;
+    double scaled = 0, total = 0;
+    uint8_t finite = 0;
+    const double temperature[] = {1.0, -double(wrong), double(wrong)};
+    const auto top = [&](int rows, int columns, const double* divisor, int k) {
+      return jaxgpt_top(model, rows, columns, logits.data(), divisor, k, &id, &scaled, &total, &finite);
+    };
+    if (wrong < 1) EXPECT(top(wrong, 1, temperature, 1) == JAXGPT_BAD_ARGUMENT);
+    if (wrong < 1) EXPECT(top(1, wrong, temperature, 1) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(top(1, 3, temperature, wrong) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(top(1, 3, &temperature[wrong < 0 ? 2 : 1], 1) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(top(1, 3, nullptr, 1) == JAXGPT_BAD_ARGUMENT);
     EXPECT(jaxgpt_session_decode_greedy(session, wrong, 1, 1, -1, &best, &made) == JAXGPT_BAD_ARGUMENT);
     EXPECT(jaxgpt_session_decode_greedy(session, 0, wrong, 1, -1, &best, &made) == JAXGPT_BAD_ARGUMENT);
     if (wrong < 1) EXPECT(jaxgpt_session_decode_greedy(session, 0, 1, wrong, -1, &best, &made) == JAXGPT_BAD_ARGUMENT);
@@ -439,6 +491,24 @@ void from_several_threads(const char* isa) {
       }
       jaxgpt_session_free(session);
     });
+  // Meanwhile another model is loaded, whose steps take turns on the same threads, and slots are copied and released.
+  users.emplace_back([&] {
+    jaxgpt_model* other = make_model(kKinds[1], {1, 2, 40, 100, 300, 1, 0}, isa, 3, 0);
+    jaxgpt_session* session = nullptr;
+    EXPECT(jaxgpt_session_new(other, 2, JAXGPT_KV_FP16, &session) == 0);
+    const std::vector<float> logits(300, 0.5f);
+    for (int i = 0; i < 10; i++) {
+      int32_t best = 0, copied = 0;
+      EXPECT(jaxgpt_session_truncate(session, 0, 0) == 0);
+      EXPECT(take_last(session, text(70, 300), 0, &best) == 0);
+      EXPECT(jaxgpt_session_copy(session, 0, 1, 69) == 0);
+      EXPECT(take_last(session, {text(70, 300).back()}, 1, &copied) == 0 && copied == best);
+      EXPECT(jaxgpt_session_release(session, 1) == 0);
+      check_top(other, 300, logits, {0});
+    }
+    jaxgpt_session_free(session);
+    jaxgpt_model_free(other);
+  });
   for (auto& user : users) user.join();
   EXPECT(chosen[0] == chosen[3]);  // both float caches of one slot or two: the same text
   // One session from several threads: what it says is of no use, but its memory holds.

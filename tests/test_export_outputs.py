@@ -77,13 +77,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_line_with_path_and_bytes_and_leaves_nothing(
-    command: Command, run: Path, fp32: Path, small_disk: Path
+    command: Command, run: Path, fp32: Path, int8_dynamic: Path, small_disk: Path
 ) -> None:
     calls: dict[str, tuple[object, ...]] = {
         "convert": ("--run", run),
         "import-hf": ("--source", fp32),
         "quantize": ("--artifact", fp32, "--method", "int8-weight-only"),
         "gguf": ("--artifact", fp32, "--type", "f32"),
+        "program": ("--artifact", int8_dynamic),
     }
     for word, inputs in calls.items():
         target = small_disk / f"out{ENDS.get(word, '')}"

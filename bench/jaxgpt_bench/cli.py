@@ -33,6 +33,10 @@ COMMANDS = {
         "jaxgpt_bench.speed.native:NativeOptions:native",
         "Measure the native engine on a trained model.",
     ),
+    "serving": Command(
+        "jaxgpt_bench.serving.command:ServingOptions:serving",
+        "Measure clients against our server and others, in interleaved rounds.",
+    ),
     "train": Command(
         "jaxgpt_bench.training.command:TrainingOptions:train",
         "Measure training steps beside PyTorch's.",

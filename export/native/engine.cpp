@@ -180,6 +180,8 @@ int jaxgpt_top(jaxgpt_model* model, int rows, int columns, const float* logits, 
     require_non_null(model, logits, temperature, ids, scaled, total, finite);
     if (rows < 1 || columns < 1 || k < 1 || k > columns)
       throw_error(JAXGPT_BAD_ARGUMENT, "the %d largest of %d rows of %d are none", k, rows, columns);
+    for (int row = 0; row < rows; row++)
+      if (!(temperature[row] > 0)) throw_error(JAXGPT_BAD_ARGUMENT, "temperature %g is not positive", temperature[row]);
     std::lock_guard<std::mutex> lock(model->step_mutex);
     top_of_rows(*model, rows, columns, logits, temperature, k, {ids, scaled, total, finite});
   });

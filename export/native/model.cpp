@@ -25,6 +25,9 @@ jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int
   for (Layer& one : layers) one.matrices[JAXGPT_C_ATTN].qkv_tile_group = heads_per_group() * head_size() / kTile;
 }
 
+// The threads may serve other models for long: they no longer prefetch what is gone.
+jaxgpt_model::~jaxgpt_model() { pool.prefetch_later(nullptr, 0, 0); }
+
 int jaxgpt_model::heads_per_group() const {
   const int D = head_size(), heads = D % kTile == 0 ? 1 : kTile % D == 0 ? kTile / D : 0;
   return heads && shape.n_head % heads == 0 ? heads : 0;

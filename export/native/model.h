@@ -62,6 +62,7 @@ struct Layer {
 
 struct jaxgpt_model {
   jaxgpt_model(const jaxgpt_shape& shape, const Kernels* kernels, int threads);
+  ~jaxgpt_model();
 
   jaxgpt_shape shape;
   const Kernels* kernels;

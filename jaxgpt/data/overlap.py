@@ -106,7 +106,7 @@ class HashFilter:
         return (bits & _ONE).astype(np.bool_)
 
 
-_BITS_A_HASH, _LEAST_BITS, _MOST_BITS = 32, 16, 30
+_BITS_A_HASH, _LEAST_BITS, _MOST_BITS = 32, 16, 29  # at most 64 MB
 _THREE, _SEVEN, _ONE = np.uint64(3), np.uint64(7), np.uint8(1)
 
 

@@ -6,7 +6,7 @@ the same logits, so that samples of two models differ only where their distribut
 
 import dataclasses
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,12 +115,18 @@ class Sampler:
         """Whether it takes the most probable token always."""
         return self._sampling.temperature == 0
 
-    def draw(self, logits: npt.NDArray[np.float32], top: Top | None = None) -> int:
+    def draw(
+        self,
+        logits: npt.NDArray[np.float32],
+        top: Top | None = None,
+        whole: Callable[[], Top | None] | None = None,
+    ) -> int:
         """Choose a token.
 
         Args:
           logits: (V,).
           top: of these logits at this temperature, where somebody has it: `top_of_row`.
+          whole: gives the one of all tokens, for somebody who has it sooner than numpy sorts.
 
         Returns:
           Its id. Ties go to the lower id.
@@ -139,8 +145,12 @@ class Sampler:
             top = top_of_row(logits, temperature, count)
         token = _among_largest(top, len(logits), self._sampling, uniform)
         if token is None:
+            everything = whole() if whole else None
             token = _among_largest(
-                top_of_row(logits, temperature, len(logits)), len(logits), self._sampling, uniform
+                everything or top_of_row(logits, temperature, len(logits)),
+                len(logits),
+                self._sampling,
+                uniform,
             )
         assert token is not None, "all tokens are always enough"
         return token

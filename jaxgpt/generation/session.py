@@ -63,7 +63,18 @@ class RewindableSession(ScoringSession, Protocol):
 
 
 @runtime_checkable
-class BatchSession(Protocol):
+class ReducingSession(Protocol):
+    """A session that finds the most probable tokens of a row sooner than numpy does."""
+
+    def top(
+        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
+    ) -> list[Top | None]:
+        """Return `top_of_row` of each row of logits (M, V); None for one that is not finite."""
+        ...
+
+
+@runtime_checkable
+class BatchSession(ReducingSession, Protocol):
     """A session that holds several texts, each in a slot of its own, and takes tokens of all in one step.
 
     Attributes:
@@ -117,12 +128,6 @@ class BatchSession(Protocol):
         """Take a token into a slot and go on greedily, as in RewindableSession."""
         ...
 
-    def top(
-        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
-    ) -> list[Top | None]:
-        """Return `top_of_row` of each row of logits (M, V); None for one that is not finite."""
-        ...
-
     def truncate(self, length: int, slot: int) -> None:
         """Forget the tokens of a slot from `length` on."""
         ...
@@ -168,6 +173,12 @@ class SlotView:
     def decode_greedy(self, token: int, max_tokens: int = 1, stop_token: int = -1) -> list[int]:
         """Take a token and go on greedily."""
         return self._session.decode_greedy(token, max_tokens, stop_token, self._slot)
+
+    def top(
+        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
+    ) -> list[Top | None]:
+        """Return `top_of_row` of each row of logits (M, V); None for one that is not finite."""
+        return self._session.top(logits, temperatures, count)
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on."""

@@ -145,6 +145,33 @@ void check_argmax(const Kernels& k) {
     }
 }
 
+// One exponential within 2 units in the last place, sums within what their terms may be off; and the portable bits.
+void check_sum_exponentials(const Kernels& k) {
+  const Kernels& portable = *find_kernels("portable");
+  for (int i = 0; i < 20000; i++) {
+    const float x = i < 700 ? float(-i) : -std::uniform_real_distribution<float>(0, i % 2 ? 2 : 60)(generator);
+    const double temperature = i % 3 ? 1 : 0.7, scaled = (double(x) - 0.0) / temperature;
+    if (scaled < -700) continue;
+    const double got = k.sum_exponentials(&x, 1, 0, temperature);
+    const long double expected = expl(static_cast<long double>(scaled));
+    const double place = std::nextafter(double(expected), INFINITY) - double(expected);
+    if (!(fabsl(got - expected) <= 2 * place)) differ(k, "exp(%.17g) is %.17g, expected %.17Lg", scaled, got, expected);
+  }
+  for (const int n : {1, 2, 15, 16, 17, 31, 300, 4096}) {
+    const auto x = normals(size_t(n), 4);
+    const double top = double(*std::max_element(x.begin(), x.end()));
+    for (const double temperature : {0.1, 0.8, 1.0, 5.0, 5e-324, 1e300}) {
+      const double got = k.sum_exponentials(x.data(), n, top, temperature);
+      if (got != portable.sum_exponentials(x.data(), n, top, temperature))
+        differ(k, "the sum of %d exponentials at %g is not the portable one", n, temperature);
+      long double expected = 0;
+      for (const float one : x) expected += expl(static_cast<long double>((double(one) - top) / temperature));
+      if (!(fabsl(got - expected) <= 1e-15L * expected))
+        differ(k, "the sum of %d exponentials at %g is %.17g, expected %.17Lg", n, temperature, got, expected);
+    }
+  }
+}
+
 void check_fold_max(const Kernels& k) {
   const auto x = normals(kTile);
   for (int at = 0; at < kTile; at++)
@@ -300,6 +327,7 @@ int main() {
     check_quantize(**k);
     check_plain_loops(**k);
     check_argmax(**k);
+    check_sum_exponentials(**k);
     check_fold_max(**k);
     check_read(**k);
     check_float16(**k);

@@ -7,6 +7,7 @@ The file is read back and compared before it gets its name; torch_export.py says
 """
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,10 @@ def program_command(options: ProgramOptions) -> Result:
     model = build_model(artifact)
     weights = artifact.folder / "model.safetensors"
     about = {"kind": artifact.kind, "artifact": str(artifact.folder), "weights_sha256": sha256_of(weights)}
+    content = io.BytesIO()  # PyTorch's writer ends the process when a file can't take it
+    torch.export.save(exported(model), content, extra_files={"artifact.json": json.dumps(about)})
     with new_file(options.out) as path:
-        with path.open("wb") as file:
-            torch.export.save(exported(model), file, extra_files={"artifact.json": json.dumps(about)})
+        path.write_bytes(content.getbuffer())
         with path.open("rb") as file:
             program = torch.export.load(file).module()
         difference = largest_difference(model, program, torch.from_numpy(probe.tokens))

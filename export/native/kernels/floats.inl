@@ -231,18 +231,32 @@ float max(const float* x, int n) {
   return max_lanes(found);
 }
 
+// e^x for x <= 0 within 2 units in the last place, what lies below -700 as -700. No multiply-add fuses, so that every
+// instruction set gives the same bits: what is drawn does not depend on the processor.
+inline Doubles unfused_exponential(Doubles x) {
+  constexpr double kMagic = 6755399441055744.0;  // 1.5 x 2^52: adding it leaves no bits below 1
+  x = vmax(splat(-700.0), x);
+  const Doubles shifted = x * 1.4426950408889634 + kMagic, n = shifted - kMagic;
+  const Doubles r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;  // the first product is exact
+  Doubles p = splat(1.0 / 6227020800);  // Taylor: |r| <= ln 2 / 2
+  p = p * r + 1.0 / 479001600;
+  for (int k = 12; k > 0; k--) p = p * r + kInverseFactorial[k - 1];
+  const Longs power = ((Longs)shifted + (1023 - 0x4338000000000000)) << 52;
+  return p * (Doubles)power;
+}
+
 double sum_exponentials(const float* x, int n, double top, double temperature) {
   constexpr int kLanes = 16;
   Doubles sums[kLanes / kDoubles] = {};
   const int whole = n / kLanes * kLanes;
   for (int i = 0; i < whole; i += kLanes)
     for (int v = 0; v < kLanes / kDoubles; v++)
-      sums[v] += exponential((load_doubles(x + i + v * kDoubles) - top) / temperature);
+      sums[v] += unfused_exponential((load_doubles(x + i + v * kDoubles) - top) / temperature);
   double lanes[kLanes];
   memcpy(lanes, sums, sizeof lanes);
   for (int i = whole; i < n; i++) {
     double one[kDoubles];
-    store(one, exponential((splat(double(x[i])) - top) / temperature));
+    store(one, unfused_exponential((splat(double(x[i])) - top) / temperature));
     lanes[i - whole] += one[0];
   }
   for (int half = kLanes / 2; half > 0; half /= 2)

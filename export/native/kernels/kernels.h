@@ -105,7 +105,7 @@ struct Kernels {
   void (*screen_bounds)(const float* coarse, float rate, float middle, float length, const float* scale,
                         const float* error, float* upper) = nullptr;
   float (*max)(const float* x, int n) = nullptr;  // of n, a multiple of 16
-  // The sum of exp((x - top) / temperature) over n, in the same order whatever the instruction set.
+  // The sum of exp((x - top) / temperature) over n, top the largest of them: the same bits whatever the instruction set.
   double (*sum_exponentials)(const float* x, int n, double top, double temperature) = nullptr;
 
   // ---- for benchmarks

@@ -1,6 +1,7 @@
 #include "runtime/pages.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -47,8 +48,8 @@ Pages::~Pages() {
 }
 
 void Pages::release(size_t first, size_t bytes) {
-  constexpr size_t kPage = 4096;
-  const size_t begin = (first + kPage - 1) / kPage * kPage, end = (first + bytes) / kPage * kPage;
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  const size_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
   if (begin < end) madvise(start_ + begin, end - begin, MADV_DONTNEED);
 }
 

@@ -90,6 +90,7 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
   const size_t lo_plane_bytes = packed.nibble_planes ? packed.weight_bytes() : 0;
   packed.tiles_start = allocate(size_t(packed.tiles()) * (packed.tile_bytes() + lo_plane_bytes));
   matrix = std::move(packed);
+  std::lock_guard<std::mutex> lock(step_mutex);  // another model of these threads may be at work
   pool.run(matrix.tiles(), [&](int t) {
     const int first = matrix.first_output(t), real = std::min(kTile, outputs - first);
     if (linear.bias) std::copy(linear.bias + first, linear.bias + first + real, matrix.bias(t));

@@ -137,7 +137,7 @@ def documents_of(work: Work, number: int) -> UnitDocuments:
     return UnitDocuments(work.path("read", number, ".text"), records, kept, val)
 
 
-PART_DOCUMENTS = 1 << 22  # whose hashes are sorted at a time: 150 MB
+PART_DOCUMENTS = 1 << 20  # whose hashes are sorted at a time: 80 MB
 
 
 def duplicate_parts(work: Work) -> int:

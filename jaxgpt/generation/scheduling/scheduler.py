@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.generation.drafting import Drafting
+from jaxgpt.generation.drafting import Drafting, draw
 from jaxgpt.generation.sampling import SORTED_FIRST, damaged_model
 from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.pace import Pace
@@ -313,7 +313,7 @@ class Scheduler:
             with _own_error(text):
                 if top is None:
                     raise damaged_model()
-                token = text.state.sampler.draw(row, top)
+                token = draw(self.session, text.state.sampler, row, top)
                 told = None
                 if text.logprobs is not None:
                     told = score(raw.get(text, row), top_of[text], token, text.logprobs)
