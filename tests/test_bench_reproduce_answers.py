@@ -7,7 +7,10 @@ from pathlib import Path
 import jaxgpt_bench.evaluate.command as evaluate_module
 import jaxgpt_bench.reproduce.measure as measure_module
 import pytest
+from jaxgpt_bench.common.provenance import provenance
+from jaxgpt_bench.evaluate.page import answers_block
 from jaxgpt_bench.evaluate.requests import REQUESTS
+from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, EvaluateFigures, Speed
 from jaxgpt_bench.quality.samples import val_documents
 from jaxgpt_bench.reproduce.build import Built, prepared
 from jaxgpt_bench.reproduce.recipes import RECIPES
@@ -69,3 +72,28 @@ def test_float32_and_int8_are_asked_the_same_once(
     assert len(asked) == len(rows) == 2 * 2 * 2
     assert {len(row["answers"]) for row in rows if row["prompts"] == "requests"} == {len(REQUESTS)}
     assert "### Python program to calculate the average" in (tmp_path / "answers.md").read_text()
+
+
+def test_the_page_says_first_where_answers_are_poor_and_shows_both_models() -> None:
+    answer = Answer(
+        prompt="Add one", text="\ndef f(x):\n    return x", finish_reason="length", parses=True,
+        function="f", passed=False, why="AssertionError", most_repeated=6,
+    )  # fmt: skip
+    right = dataclasses.replace(answer, prompt="Do nothing", passed=True, why="passed", most_repeated=2)
+    rows = [
+        AnswersRow(
+            model=kind, kind=kind, prompts="requests", temperature=temperature,
+            answers=(answer, right if kind == "fp32" else answer),
+            speed=Speed(tokens_per_s=1.0, characters_per_s=2.0),
+        )
+        for temperature in (0.8, 0.0) for kind in ("fp32", "int8-dynamic")
+    ]  # fmt: skip
+    figures = EvaluateFigures(answers=tuple(rows), settings={}, provenance=provenance())
+    block = answers_block(EvaluateFigures.from_json(json.loads(json.dumps(figures.to_json()))))
+    assert block.startswith(
+        "Read this first: of 2 answers, 2 in float32, 2 in INT8 are Python with a function whose name fits; "
+        "1 in float32, 0 in INT8 **pass their check**."
+    )
+    assert "Greedy, 1 in float32, 2 in INT8 repeat" in block.splitlines()[0]
+    assert block.count("### Add one") == 1
+    assert block.count("temperature 0.8: parses, defines `f`, cut") == 4

@@ -7,6 +7,8 @@ from pathlib import Path
 from jaxgpt.shared.errors import damaged
 from jaxgpt.shared.files import read_json
 from jaxgpt_bench.common.tables import BUSY, CEILING, ENGINE, PREFILL, RATE, table
+from jaxgpt_bench.evaluate.page import answers_block
+from jaxgpt_bench.evaluate.rows import EvaluateFigures
 from jaxgpt_bench.pages import headline
 from jaxgpt_bench.prepare import command as prepare
 from jaxgpt_bench.quality import measure
@@ -97,6 +99,14 @@ def samples(results: Path) -> str:
     return render.samples_block(read_json(results / "reproduce_reference.json", "report"))
 
 
+def answers(results: Path) -> str:
+    """Return what the model of preset `answers` answers to requests, float32 and INT8."""
+    path = results / "answers.json"
+    found = read_json(path, "answers")
+    with damaged(path, "give what `jaxgpt-bench evaluate --out` wrote"):
+        return answers_block(EvaluateFigures.from_json(found))
+
+
 BLOCKS = (
     Block("README.md", "claim", claim),
     Block("README.md", "summary", summary),
@@ -106,6 +116,7 @@ BLOCKS = (
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
     Block("docs/reproduction.md", "reproduction", reproduction),
     Block("docs/samples.md", "samples", samples),
+    Block("docs/samples.md", "answers", answers),
     Block("docs/quantization.md", "quality", quality),
     Block("docs/data.md", "prepare", preparation),
 )

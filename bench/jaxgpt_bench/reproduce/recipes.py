@@ -89,10 +89,10 @@ RECIPES = {
              "embedding_learning_rate": 0.0005, "warmup_steps": 20, "eval_every": 200,
              "checkpoint_every": 100, "sample_every": 0},
     ),
-    # 9 M tokens, 3.4 epochs: two cores that others use too leave a larger model fewer tokens than it needs.
+    # 9 M tokens, 3.4 epochs. The committed run has 5.1 M, on two busy cores, and mostly fails.
     "answers": Recipe(
-        about="about 80 minutes on two cores: a model that answers requests for Python programs, 4.3 million "
-        "parameters",
+        about="one to two hours on two cores: trained on requests with programs, and asked others; "
+        "4.3 million parameters",
         offline_source=PLAIN_PACKAGES,
         tokenizer="bpe:4096",
         val_fraction=0.03,
