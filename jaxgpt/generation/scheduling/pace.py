@@ -4,6 +4,7 @@ WHOLE_STEP_ROWS = 256  # of a step in which no other text waits; after it a text
 LEAST_ROWS = 8
 LONGER = 1.0  # a step with part of a prompt may take this share of a quiet step's time in addition
 SMOOTHING = 0.8  # weight of the old mean
+MOST_APART = 1.5  # factor by which one step's time may differ from the mean: the machine may serve others too
 
 
 class Pace:
@@ -14,8 +15,8 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._quiet_s = 0.0
-        self._row_s = 0.0
+        self._quiet_s = 0.0  # of a step without a prompt
+        self._row_s = 0.0  # of a prompt's row
 
     def rows(self, decoding: int) -> int:
         """Return how many rows of prompts the next step takes beside so many texts that decode."""
@@ -30,11 +31,14 @@ class Pace:
         """Take in what a step took."""
         if not prompt_rows:
             self._quiet_s = _smooth(self._quiet_s, seconds)
-        elif not decoding and prompt_rows >= WHOLE_STEP_ROWS // 2:
+        elif not decoding or not self._row_s:
             self._row_s = _smooth(self._row_s, seconds / prompt_rows)
-        elif self._quiet_s and decoding:
-            self._row_s = _smooth(self._row_s, max(seconds - self._quiet_s, 0.05 * seconds) / prompt_rows)
+        else:
+            self._row_s = _smooth(self._row_s, max(seconds - self._quiet_s, 0.0) / prompt_rows)
 
 
 def _smooth(old: float, new: float) -> float:
-    return SMOOTHING * old + (1 - SMOOTHING) * new if old else new
+    """Return the mean of before moved towards a new value; one step that was held up moves it little."""
+    if not old:
+        return new
+    return SMOOTHING * old + (1 - SMOOTHING) * min(max(new, old / MOST_APART), MOST_APART * old)
