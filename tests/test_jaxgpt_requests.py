@@ -13,6 +13,7 @@ from jaxgpt.data.requests.wording import (
     third_person,
 )
 from jaxgpt.data.sources import ReadOptions, open_source
+from jaxgpt.data.work.plan import _is_relative
 
 SOURCE = '''
 import math
@@ -202,3 +203,7 @@ def test_python_files_of_a_folder_and_the_standard_library_give_requests(tmp_pat
     assert {document.group for document in documents} == {"code.py"}
     first = next(iter(open_source("packages:stdlib,tyro", options).documents))
     assert first.group.startswith("stdlib/")
+
+
+def test_a_source_of_many_packages_is_no_path_however_long_its_name() -> None:
+    assert not _is_relative("packages:" + ",".join(["numpy"] * 60))

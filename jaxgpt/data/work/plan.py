@@ -140,6 +140,8 @@ def reading_of(plan: Mapping[str, Any]) -> ReadOptions:
 
 def _is_relative(name: str) -> bool:
     """Whether a source or a tokenizer is a path that depends on where a process runs."""
+    if name.startswith("packages:"):  # no path, and with many packages too long for one
+        return False
     path = Path(name.removeprefix(PREFIX))
     return path.exists() and not path.is_absolute()
 
