@@ -57,6 +57,7 @@ class Server:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 build_app(self._state, rules),
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jaxgpt.generation.session import BatchSession
 
 LEAST_SHARED = 16  # tokens; copying fewer gains nothing
+LOST_SHARE = 8  # a slot is taken over rather than copied where at most this part of what is shared is lost
 
 
 class SlotPool:
@@ -70,12 +71,7 @@ class SlotPool:
           The slot, and how many of the prompt's first tokens it holds.
         """
         source, length = self.longest_shared(prompt) if reuse else (0, 0)
-        if length and source in self._kept and (length == len(self.tokens[source]) or self.free == 1):
-            slot = source  # taken over: all of it is used, or there is no other place
-        elif self._empty:
-            slot = self._empty.pop()
-        else:
-            slot = next(kept for kept in self._kept if kept != source or not length)
+        slot = self._place(source, length, len(prompt))
         if slot in self._kept:
             self._kept.remove(slot)
         if length and slot != source:
@@ -89,6 +85,17 @@ class SlotPool:
         self._running.add(slot)
         self._limit()
         return slot, length
+
+    def _place(self, source: int, length: int, needed: int) -> int:
+        """Choose the slot of a text of `needed` tokens that shares `length` of them with slot `source`."""
+        lost = len(self.tokens[source]) - length
+        if length and source in self._kept and (lost <= length // LOST_SHARE or self.free == 1):
+            return source  # taken over
+        others = [kept for kept in self._kept if kept != source or not length]
+        grown = self.kept_bytes + needed * self._session.cache_bytes_per_token
+        if self._empty and not (others and self._keep_bytes and grown > self._keep_bytes):
+            return self._empty.pop()
+        return others[0]  # its memory is there already
 
     def give_back(self, slot: int) -> None:
         """Take a slot back from a text that ended; what it holds is kept, as far as it may be."""
