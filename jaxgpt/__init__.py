@@ -39,7 +39,7 @@ _PUBLIC = {
     "best_precision": "jaxgpt.training.devices.precision",
     "find_preset": "jaxgpt.shared.presets",
     "make_mesh": "jaxgpt.training.devices.mesh",
-    "open_dataset": "jaxgpt.shared.dataset",
+    "open_dataset": "jaxgpt.shared.dataset.opening",
     "open_init_source": "jaxgpt.training.run.init_from",
 }
 

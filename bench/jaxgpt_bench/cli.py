@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "serving": Command(
         "jaxgpt_bench.serving.command:ServingOptions:serving",
-        "Measure clients against our server and others, in interleaved rounds.",
+        "Measure clients against servers: tokens/s of all, time to first token, time between tokens.",
     ),
     "train": Command(
         "jaxgpt_bench.training.command:TrainingOptions:train",

@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "serve": Command(
         "jaxgpt_export.serve.command:ServeOptions:serve",
-        "Serve artifacts over HTTP: OpenAI's API, and a page to try them.",
+        "Serve artifacts over HTTP: OpenAI's API at /v1, a page to try them at /.",
     ),
     "gguf": Command(
         "jaxgpt_export.interchange.gguf_file:GgufOptions:gguf_command",

@@ -92,7 +92,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     settings = {
         name: getattr(options, name) for name in ("temperature", "top_p", "texts", "samples", "slots", "seed")
     }
-    written = EvaluateFigures(**rows, settings=settings, provenance=provenance()).to_json()
+    written = EvaluateFigures(**rows, settings=settings, **vars(provenance())).to_json()
     if options.out is not None:
         write_json(options.out, written)
     return Result(written)

@@ -142,11 +142,10 @@ class HumanEvalRow(JsonData):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateFigures(JsonData):
+class EvaluateFigures(Provenance):
     """All of it; a task that was left out has no rows."""
 
     answers: tuple[AnswersRow, ...] = ()
     functions: tuple[FunctionsRow, ...] = ()
     human_eval: tuple[HumanEvalRow, ...] = ()
     settings: dict[str, Any]
-    provenance: Provenance

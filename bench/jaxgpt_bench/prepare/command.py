@@ -24,7 +24,6 @@ from jaxgpt_bench.common.provenance import ROOT, provenance
 from jaxgpt_bench.common.rows import Provenance
 from jaxgpt_bench.common.tables import Column, table
 from jaxgpt_bench.prepare.measured import Measured, measured
-from jaxgpt_bench.prepare.nanogpt_way import fill_cache
 from jaxgpt_bench.prepare.source import write_source
 
 Way = Literal["jaxgpt", "nanogpt"]
@@ -105,6 +104,8 @@ def prepare(options: PrepareBenchOptions) -> Result:
     rows: list[PrepareRow] = []
     with tempfile.TemporaryDirectory(prefix="jaxgpt-prepare-", dir=options.work) as folder:
         if "nanogpt" in options.ways:
+            from jaxgpt_bench.prepare.nanogpt_way import fill_cache
+
             fill_cache(Path(folder) / "tiktoken")
         for size in options.sizes:
             source = Path(folder) / "source.jsonl"

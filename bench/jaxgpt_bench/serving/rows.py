@@ -58,7 +58,7 @@ class PromptRow(JsonData):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServingFigures(JsonData):
+class ServingFigures(Provenance):
     """A file of `jaxgpt-bench serving`.
 
     Attributes:
@@ -67,14 +67,12 @@ class ServingFigures(JsonData):
       load: a row a server, number of clients and temperature.
       prompts: a row a server.
       settings: of the run.
-      provenance: machine, date, commit, command.
     """
 
     alone_tokens_per_s: Spread | None
     load: tuple[LoadRow, ...]
     prompts: tuple[PromptRow, ...]
     settings: dict[str, Any]
-    provenance: Provenance
 
 
 def _span(spread: Spread, digits: int = 1) -> str:

@@ -12,14 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from jaxgpt.generation.generate import DRAFT_TOKENS
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 
-from jaxgpt_export.generation.open_session import Engine, choose_threads
-from jaxgpt_export.native.native_session import CacheKind
-from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_model
+if TYPE_CHECKING:
+    from jaxgpt_export.serve.served_model import ServedModel
 
 MEGABYTE = 2**20
 
@@ -51,10 +50,10 @@ class ServeOptions:
     port: int = 8000
     api_key: str | None = None
     cors: tuple[str, ...] = ()
-    engine: Engine = "auto"
+    engine: Literal["auto", "native", "torch"] = "auto"
     threads: int = 0
-    kv_cache: CacheKind = "fp16"
-    draft_tokens: int = DRAFT_TOKENS
+    kv_cache: Literal["fp32", "fp16", "int8"] = "fp16"
+    draft_tokens: int = 8
     max_running: int = 8
     max_waiting: int = 64
     max_seconds: float = 600.0
@@ -67,6 +66,9 @@ def serve(options: ServeOptions) -> Result:
     """Run `jaxgpt-export serve` until SIGTERM (exit code 0) or Ctrl-C (130)."""
     folders = _named(options.artifact)
     _check(options)
+    from jaxgpt_export.generation.open_session import choose_threads
+    from jaxgpt_export.serve.served_model import Limits, open_served_model
+
     threads = choose_threads(options.threads)
     listener = _listen(options.host, options.port)
     limits = Limits(
@@ -77,7 +79,7 @@ def serve(options: ServeOptions) -> Result:
         options.max_body_mb * MEGABYTE,
     )
 
-    def load() -> list[ServedModel]:
+    def load() -> "list[ServedModel]":
         settings = (limits, options.engine, threads, options.kv_cache, options.draft_tokens)
         return [open_served_model(name, folder, *settings) for name, folder in folders.items()]
 
@@ -89,7 +91,7 @@ def serve(options: ServeOptions) -> Result:
     rules = Rules(options.host, key, options.cors, limits.body_bytes)
     address = _address(options.host, listener)
 
-    def announce(models: Sequence[ServedModel]) -> None:
+    def announce(models: "Sequence[ServedModel]") -> None:
         for model in models:
             say(f"{model.name}: {model.kind}, {model.engine}")
         say(f"serving at {address}")
@@ -109,14 +111,14 @@ class Loading:
       load: loads them.
     """
 
-    def __init__(self, load: Callable[[], list[ServedModel]]) -> None:
+    def __init__(self, load: "Callable[[], list[ServedModel]]") -> None:
         self._load = load
         self._models: list[ServedModel] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="loading", daemon=True)
         self._thread.start()
 
-    def result(self) -> list[ServedModel]:
+    def result(self) -> "list[ServedModel]":
         """Wait; return the models, or raise the error with which loading failed."""
         self._thread.join()
         if self._error is not None:

@@ -1,0 +1,157 @@
+"""The rounds of `jaxgpt-bench serving`."""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
+from jaxgpt_bench.common.rows import Spread
+from jaxgpt_bench.serving.client import Streamed, load, stream
+from jaxgpt_bench.serving.options import ServingOptions
+from jaxgpt_bench.serving.rows import LoadRow, PromptRow
+
+RUNNING = 4  # texts beside which long prompts arrive
+OTHER_END = 8  # tokens that a repeated prompt ends with
+
+
+@contextlib.contextmanager
+def our_server(artifact: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "jaxgpt_export", "serve", "--artifact", str(artifact), "--port", "0"]
+    command += ["--json", "--draft-tokens", "0", "--max-running", "16"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise UserError(f"jaxgpt-export serve --artifact {artifact} did not start; its line says why")
+        yield str(json.loads(line)["address"])
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+class Alone:
+    """`generate` in this process, for the same prompts: what the server's one client is compared with."""
+
+    def __init__(self, artifact: Path) -> None:
+        from jaxgpt_export.format.artifact import read_artifact
+        from jaxgpt_export.generation.open_session import choose_threads, open_session
+
+        read = read_artifact(artifact)
+        self.vocab_size = read.config.vocab_size
+        self._session, _ = open_session(read, "native", choose_threads(0))
+
+    def tokens_per_s(self, prompt: Sequence[int], count: int) -> float:
+        from jaxgpt_bench.common.timing import timed_generation
+
+        done = timed_generation(self._session, prompt, count)
+        return count / (done["prefill_s"] + done["decode_s"])
+
+
+async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Alone | None) -> dict[str, Any]:
+    draw = random.Random(options.seed)
+    vocab_size = 50_000 if alone is None else alone.vocab_size - 1  # not <|endoftext|>
+    conditions = [(clients, t) for t in options.temperature for clients in options.clients]
+    loads: dict[tuple[str, int, float], list[_Load]] = {}
+    prompts: dict[str, list[tuple[float, ...]]] = {}
+    alone_rates = []
+
+    def prompt(count: int) -> list[int]:
+        return [draw.randrange(vocab_size) for _ in range(count)]
+
+    for number in range(options.rounds):
+        say(f"round {number + 1} of {options.rounds}")
+        if alone is not None:
+            alone_rates.append(alone.tokens_per_s(prompt(options.prompt_tokens), options.tokens))
+        for clients, temperature in conditions:
+            asked = [prompt(options.prompt_tokens) for _ in range(clients * options.requests)]
+            for name, address in servers.items():
+                bodies = [_body(each, options.tokens, temperature, seed) for seed, each in enumerate(asked)]
+                cpu = time.process_time()
+                seconds, answers = await load(address, bodies, clients)
+                found = _Load(seconds, answers, time.process_time() - cpu)
+                loads.setdefault((name, clients, temperature), []).append(found)
+        for name, address in servers.items() if options.long_prompt else ():
+            prompts.setdefault(name, []).append(await _long_prompts(options, address, prompt))
+    rows = [_load_row(name, clients, t, found) for (name, clients, t), found in loads.items()]
+    long = [_prompt_row(name, options.long_prompt, found) for name, found in prompts.items()]
+    spread = Spread.of(alone_rates) if alone_rates else None
+    return {"alone_tokens_per_s": spread, "load": tuple(rows), "prompts": tuple(long)}
+
+
+def _body(prompt: Sequence[int], tokens: int, temperature: float, seed: int = 0) -> dict[str, Any]:
+    return {"prompt": list(prompt), "max_tokens": tokens, "temperature": temperature, "seed": seed}
+
+
+@dataclasses.dataclass
+class _Load:
+    seconds: float
+    answers: list[Streamed]
+    cpu_seconds: float
+
+
+def _load_row(name: str, clients: int, temperature: float, rounds: Sequence[_Load]) -> LoadRow:
+    firsts = [[1000 * answer.first_s for answer in found.answers] for found in rounds]
+    gaps = [1000 * gap for found in rounds for answer in found.answers for gap in answer.gaps] or [0.0]
+    rates = [sum(answer.tokens for answer in found.answers) / found.seconds for found in rounds]
+    return LoadRow(
+        server=name,
+        clients=clients,
+        temperature=temperature,
+        tokens_per_s=Spread.of(rates),
+        first_token_ms=Spread.of([float(np.median(each)) for each in firsts]),
+        first_token_p99_ms=float(np.percentile(np.concatenate(firsts), 99)),
+        between_tokens_ms=float(np.median(gaps)),
+        between_tokens_p99_ms=float(np.percentile(gaps, 99)),
+        client_cpu_share=sum(found.cpu_seconds for found in rounds) / sum(found.seconds for found in rounds),
+    )
+
+
+def _prompt_row(name: str, tokens: int, rounds: Sequence[tuple[float, ...]]) -> PromptRow:
+    first, again, quiet, busy = (Spread.of([1000 * s for s in each]) for each in zip(*rounds, strict=True))
+    return PromptRow(
+        server=name, prompt_tokens=tokens, first_ms=first, again_ms=again, quiet_ms=quiet, busy_p99_ms=busy
+    )
+
+
+async def _long_prompts(
+    options: ServingOptions, address: str, prompt: Callable[[int], list[int]]
+) -> tuple[float, float, float, float]:
+    """Return what a round says of long prompts, in seconds; see PromptRow."""
+    long = prompt(options.long_prompt)
+    first = await stream(address, _body(long, 2, 0.0))
+    again = await stream(address, _body([*long, *prompt(OTHER_END)], 2, 0.0))
+    shorts = [_body(prompt(options.prompt_tokens), 4 * options.tokens, 0.0) for _ in range(RUNNING)]
+    running = [asyncio.create_task(stream(address, body)) for body in shorts]
+    busy_from = None
+    arrivals = 0
+    await asyncio.sleep(0.5)
+    while not any(task.done() for task in running) and arrivals < 3:
+        busy_from = busy_from or time.perf_counter()
+        await stream(address, _body(prompt(options.long_prompt), 1, 0.0))
+        arrivals += 1
+    busy_to = time.perf_counter()
+    answers = await asyncio.gather(*running)
+    if busy_from is None:
+        raise UserError("the texts ended before a long prompt came; give more --tokens")
+    quiet, busy = [], []
+    for answer in answers:
+        times = [now for now, _ in answer.arrivals]
+        for before, now in itertools.pairwise(times):
+            if busy_from <= before and now <= busy_to:
+                busy.append(now - before)
+            elif now < busy_from:
+                quiet.append(now - before)
+    return first.first_s, again.first_s, float(np.median(quiet)), float(np.percentile(busy, 99))

@@ -1,0 +1,39 @@
+"""What `jaxgpt-bench serving` is told."""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingOptions:
+    """Measure clients against servers: tokens/s of all, time to first token, time between tokens.
+
+    Attributes:
+      artifact: that our server serves.
+      preset: serve random weights of this preset's shape instead, int8-dynamic.
+      url: other servers, each NAME=ADDRESS.
+      clients: numbers of clients.
+      temperature: of the texts; each is measured.
+      tokens: of a text.
+      prompt_tokens: of a text's prompt.
+      long_prompt: tokens of a long prompt; 0 leaves long prompts out.
+      requests: of each client in a round.
+      rounds: each measures everything once.
+      seed: of the prompts.
+      out: also write the figures into this JSON file.
+      json: print one JSON document with all figures on stdout.
+    """
+
+    artifact: Path | None = None
+    preset: str | None = None
+    url: tuple[str, ...] = ()
+    clients: tuple[int, ...] = (1, 2, 4, 8, 16)
+    temperature: tuple[float, ...] = (0.0, 0.8)
+    tokens: int = 128
+    prompt_tokens: int = 16
+    long_prompt: int = 512
+    requests: int = 2
+    rounds: int = 3
+    seed: int = 0
+    out: Path | None = None
+    json: bool = False
