@@ -88,7 +88,7 @@ def test_the_page_says_first_where_answers_are_poor_and_shows_both_models() -> N
         )
         for temperature in (0.8, 0.0) for kind in ("fp32", "int8-dynamic")
     ]  # fmt: skip
-    figures = EvaluateFigures(answers=tuple(rows), settings={}, provenance=provenance())
+    figures = EvaluateFigures(answers=tuple(rows), settings={}, **vars(provenance()))
     block = answers_block(EvaluateFigures.from_json(json.loads(json.dumps(figures.to_json()))))
     assert block.startswith(
         "Read this first: of 2 answers, 2 in float32, 2 in INT8 are Python with a function whose name fits; "
