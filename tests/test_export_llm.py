@@ -150,7 +150,7 @@ def test_what_is_no_text_is_one_line_in_every_call(int8_dynamic: Path, value: st
     code = f"""
 from jaxgpt_export.llm import LLM
 llm, value = LLM.load({str(int8_dynamic)!r}), {value}
-calls = [llm.generate, llm.stream, llm.logprobs, lambda stop: llm.generate("a", stop=stop)]
+calls = [LLM.load, llm.generate, llm.stream, llm.logprobs, lambda stop: llm.generate("a", stop=stop)]
 for name in ("seed", "top_k", "top_p") if type(value) is not int else ():
     calls.append(lambda number, name=name: llm.generate("a", **{{name: number}}))
 for call in calls:
@@ -162,7 +162,7 @@ for call in calls:
     line, environment = python(code)
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) >= 4
+    assert len(lines) >= 5
     assert all(line.startswith("UserError ") for line in lines), done.stdout
 
 

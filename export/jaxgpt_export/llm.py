@@ -84,6 +84,9 @@ class LLM:
             line that says what to do.
         """
         threads = choose_threads(threads)
+        if not isinstance(source, str | os.PathLike):
+            got = quoted(source)
+            raise UserError(f"the source of a model is {got}; expected a folder, or a name of the hub")
         if not str(source):
             raise UserError("the source of a model is empty; give an artifact folder, or a name of the hub")
         if names_hub_model(str(source)):
