@@ -84,9 +84,7 @@ class LLM:
             line that says what to do.
         """
         threads = choose_threads(threads)
-        if not isinstance(source, str | os.PathLike):
-            got = quoted(source)
-            raise UserError(f"the source of a model is {got}; expected a folder, or a name of the hub")
+        _require_source(source)
         if not str(source):
             raise UserError("the source of a model is empty; give an artifact folder, or a name of the hub")
         if names_hub_model(str(source)):
@@ -260,6 +258,12 @@ def _load_again(folder: str, settings: dict[str, Any]) -> LLM:
     """Load what was pickled; UserError where its folder is not there."""
     threads = min(settings.get("threads", 0), choose_threads(0))  # fewer cores may be here
     return LLM.load(folder, **{**settings, "threads": threads})
+
+
+def _require_source(source: object) -> None:
+    """Raise UserError unless a source is text or a path."""
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"the source of a model is {quoted(source)}; expected a folder, or a name of the hub")
 
 
 def _as_tuple(stop: str | Sequence[str]) -> tuple[str, ...]:
