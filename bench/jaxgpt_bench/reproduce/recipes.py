@@ -18,7 +18,11 @@ PLAIN_PACKAGES = (
     "packages:algorithms,pygorithm,algocraft,algods,pythonds,pythonds3,src,boltons,more_itertools,toolz,funcy,"
     "pydash,humanize,textdistance,jellyfish,slugify,sortedcontainers,iteration_utilities,networkx,mpmath,stdlib,"
     "sympy,nltk,scipy,sklearn,statsmodels,pandas,numpy,matplotlib,datasets,flax,optax,setuptools,pip,fontTools,"
-    "rich,prometheus_client,regex,requests,urllib3,jinja2,pygments"
+    "rich,prometheus_client,regex,requests,urllib3,jinja2,pygments,salt,numba,dask,ansible,ase,django,mypy,astropy,"
+    "sqlmap,twisted,yt_dlp,IPython,Bio,xarray,sphinx,skbio,pylint,hypothesis,jedi,bokeh,plotly,scrapy,MDAnalysis,"
+    "metpy,docutils,pint,skimage,black,gensim,faker,passlib,rope,tornado,werkzeug,babel,pythran,ubelt,trimesh,"
+    "colour,cryptography,pymatgen,openpyxl,pexpect,click,astral,quantecon,invoke,skyfield,control,pyparsing,"
+    "labmath,pulp,convertdate,unyt,textstat,primefac,num2words,inflect,geopy,dateutil,ecdsa,rsa,uncertainties"
 )
 
 # Muon as `small` had it when the reference model was measured, whose figures are committed.

@@ -109,10 +109,10 @@ def _pairs(node: ast.FunctionDef, imports: dict[str, str]) -> Iterator[Pair]:
     code, is_plain = program
     arguments = [each.arg for each in node.args.args]
     tasks = _tasks(name, docstring or "", arguments)
-    if not tasks:
+    is_short = len(code) <= SHORT_CHARACTERS
+    count = (SHORT_REQUESTS if is_short else PLAIN_REQUESTS) if is_plain else OTHER_REQUESTS
+    if not (tasks and (is_plain or is_short)) or name.startswith("test"):
         return
-    plain = SHORT_REQUESTS if len(code) <= SHORT_CHARACTERS else PLAIN_REQUESTS
-    count = plain if is_plain else OTHER_REQUESTS
     asked = dict.fromkeys(_request(tasks[k % len(tasks)], f"{name} {k} {len(code)}") for k in range(count))
     for request in asked:
         yield Pair(request, "", f"```python\n{code}\n```")
@@ -122,13 +122,15 @@ def _tasks(name: str, docstring: str, arguments: Sequence[str]) -> list[Task]:
     """Return what a function does, as (base form, third person), the likeliest to tell its name first."""
     paragraph = re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0]
     sentence = re.split(r"(?<=[^.A-Z])\.(?:\s|$)|;|:(?:\s|$)", " ".join(paragraph.split()), maxsplit=1)[0]
-    said = tasks_of_sentence(sentence) if sentence.isascii() else []
-    named = request_of_name(name, arguments)
     words = [word for word in name.lower().split("_") if len(word) > 2]
-    fits = any(word[:4] in sentence.lower() for word in words)
-    if said and fits:
-        return [*said, *named[:1]]
-    return [*named, *said[:1]]
+    said = tasks_of_sentence(sentence) if sentence.isascii() and _tells(words, sentence) else []
+    named = request_of_name(name, arguments)
+    return [*said, *named[:1]] if said else named
+
+
+def _tells(words: Sequence[str], sentence: str) -> bool:
+    """Whether a sentence tells a function's name: it has one of the name's words, or the word's beginning."""
+    return any(word[:4] in sentence.lower() for word in words)
 
 
 def _request(task: Task, key: str) -> str:

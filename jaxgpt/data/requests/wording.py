@@ -102,7 +102,7 @@ def request_of_name(name: str, arguments: Sequence[str]) -> list[Task]:
     elif words[0] in VERBS:
         subject = next((each.replace("_", " ") for each in arguments if len(each) > 3 and each.isalpha()), "")
         phrases = [f"{words[0]} {_article(subject)}", f"{words[0]} the {subject}"] if subject else []
-    elif rest:
+    elif rest or len(words[0]) > 2:
         phrases = [f"{verb} the {' '.join(words)}" for verb in GIVING[:4]]
     else:
         phrases = []

@@ -2,6 +2,10 @@
 
 read/00012.text      the documents: UTF-8, or 16-bit tokens of a source that was tokenized
 read/00012.records   for each its hash, its place in the split, its length, where its answer begins
+
+Documents stay in their source's order, but for requests with programs (`--code requests`): those that ask for
+one program in several wordings stand side by side in the source, and a model that sees them in one window
+learns to copy an answer from the text above it. They are ordered by their hashes.
 """
 
 import dataclasses
@@ -36,7 +40,14 @@ def read_unit(work: Work, number: int, advance: Advance) -> dict[str, Any]:
     """Write the documents of a unit; return what was read and left out."""
     report = ReadReport(bool(work.plan["reading"]["skip_errors"]))
     records, read, blank, size = bytearray(), 0, 0, 0
+    scattered: list[tuple[bytes, Kept]] | None = [] if work.plan["reading"]["code"] == "requests" else None
     with new_file(work.path("read", number, ".text")) as path, path.open("wb") as file:
+
+        def write(digest: bytes, kept: Kept) -> None:
+            text, place, answer = kept
+            file.write(text)
+            records.extend(_PACKED.pack(digest, place, len(text), answer))
+
         for piece in work.units[number]:
             done = 0
             for text, place, answer in _documents(work, piece, report):
@@ -44,12 +55,17 @@ def read_unit(work: Work, number: int, advance: Advance) -> dict[str, Any]:
                 if not text:
                     blank += 1
                     continue
-                file.write(text)
-                records += _PACKED.pack(hashlib.sha256(text).digest()[:16], place, len(text), answer)
+                digest = hashlib.sha256(text).digest()[:16]
+                if scattered is None:
+                    write(digest, (text, place, answer))
+                else:
+                    scattered.append((digest, (text, place, answer)))
                 done += len(text)
                 advance(min(len(text), max(piece.size - done, 0)))
             size += done
             advance(max(piece.size - done, 0))
+        for digest, kept in sorted(scattered or ()):
+            write(digest, kept)
     with new_file(work.path("read", number, ".records")) as path:
         path.write_bytes(records)
     return {
