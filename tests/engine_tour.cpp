@@ -175,6 +175,8 @@ void check_slots(jaxgpt_session* batch, const jaxgpt_shape& shape) {
   EXPECT(jaxgpt_session_release(batch, 2) == 0 && jaxgpt_session_length(batch, 2) == 0);
   EXPECT(jaxgpt_session_copy(batch, 0, 0, n) == 0 && jaxgpt_session_copy(batch, 0, 2, n) == 0);
   EXPECT(take_last(batch, {0}, 2, &found) == 0 && found == expected);
+  EXPECT(jaxgpt_session_touch(batch, 3, shape.block_size) == 0 && jaxgpt_session_touch(batch, 0, 1) == 0);
+  EXPECT(jaxgpt_session_touch(batch, 0, shape.block_size + 1) == JAXGPT_BAD_ARGUMENT);
   EXPECT(jaxgpt_session_copy(batch, 0, 2, n + 1) == JAXGPT_BAD_ARGUMENT);
 }
 

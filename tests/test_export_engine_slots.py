@@ -115,6 +115,9 @@ def test_what_cannot_be_copied_or_released_is_one_clear_error(pairs: Artifact) -
     for slot in (2, -1):
         with pytest.raises(UserError, match=f"slot {slot} is not one of 2"):
             session.release(slot)
+    for slot, tokens in ((2, 1), (0, PAIRS.block_size + 1), (0, -1)):
+        with pytest.raises(UserError, match=f"slot {slot} has no {tokens} positions"):
+            session.touch(slot, tokens)
     assert [session.length(slot) for slot in range(2)] == [3, 0]
 
 
@@ -142,6 +145,14 @@ def test_a_released_slot_gives_its_memory_back_and_unused_slots_take_none(long: 
         session.release(slot)
     assert full - resident_bytes() > 7 * slot_bytes
     assert session.length(1) == 0
+    empty = resident_bytes()
+    session.touch(1, LONG.block_size // 2)
+    assert 0.4 * slot_bytes < resident_bytes() - empty < 0.9 * slot_bytes
+    session.touch(0, LONG.block_size)  # what a slot holds stays
+    assert session.length(0) == len(text)
+    assert np.array_equal(
+        session.forward([text[0]]), NativeSession(model, cache="fp32").forward([*text, text[0]])
+    )
     assert np.array_equal(session.forward(text[:40], [1] * 40), alone)
 
 

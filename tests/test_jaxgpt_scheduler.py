@@ -13,6 +13,7 @@ from jaxgpt.generation.sampling import Sampling, Top, tops_in_numpy
 from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.pace import Pace
 from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
+from jaxgpt.generation.scheduling.slots import SlotPool
 from jaxgpt.generation.session import BatchSession
 from jaxgpt.generation.state import GenerationState
 from jaxgpt.shared.errors import UserError
@@ -29,6 +30,7 @@ class HistorySession:
         self.cache_bytes_per_token = 10
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.given_back: list[int] = []
+        self.touched: dict[int, int] = {}
         self.damaged_at: int | None = None  # a token after which logits are NaN
         self._vocab_size = vocab_size
 
@@ -94,6 +96,11 @@ class HistorySession:
     def release(self, slot: int) -> None:
         self.held[slot] = []
         self.given_back.append(slot)
+
+    def touch(self, slot: int, tokens: int) -> None:
+        assert not self.held[slot]
+        assert tokens <= self.block_size
+        self.touched[slot] = tokens
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +257,25 @@ def test_a_text_whose_time_is_over_ends_as_it_is(tokenizer: Tokenizer) -> None:
     assert text.state.result().finish_reason == "time"
     assert len(text.state.tokens) >= 2
     assert not scheduler.busy
+
+
+def test_memory_is_made_ready_up_to_the_limit_and_taken_first(tokenizer: Tokenizer) -> None:
+    session = HistorySession(tokenizer.vocab_size, 6, block_size=200)
+    pool = SlotPool(session, keep_bytes=5000)  # 500 positions
+    while pool.touch_next():
+        assert pool.kept_bytes <= 5000
+    assert session.touched == {0: 200, 1: 200, 2: 64}  # 64 positions at a time, one slot after the other
+    slots = [pool.take([1] * 150)[0] for _ in range(3)]
+    assert sorted(slots[:2]) == [0, 1]
+    assert not session.given_back
+    for slot in (slots[0], slots[2], slots[1]):
+        pool.tokens[slot] = [1] * 150
+        pool.give_back(slot)  # 200 + 150 + 200 positions: one slot too many
+    assert session.given_back == [slots[0]]
+    assert pool.kept_bytes == 3500
+    assert pool.take([2] * 190) == (slots[1], 0)  # used after slots[2], but it has the memory
+    assert SlotPool(session, keep_bytes=0).touch_next() is False
+    assert SlotPool(session).touch_next() is False
 
 
 def test_an_error_ends_the_text_that_has_it_and_no_other(tokenizer: Tokenizer) -> None:

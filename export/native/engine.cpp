@@ -170,6 +170,14 @@ int jaxgpt_session_release(jaxgpt_session* session, int slot) {
   });
 }
 
+int jaxgpt_session_touch(jaxgpt_session* session, int slot, int tokens) {
+  return guarded([&] {
+    require_non_null(session);
+    std::lock_guard<std::mutex> lock(session->model.step_mutex);
+    session->touch(slot, tokens);
+  });
+}
+
 int64_t jaxgpt_session_bytes_per_token(const jaxgpt_session* session) { return int64_t(session->bytes_per_token()); }
 
 int jaxgpt_session_length(const jaxgpt_session* session, int slot) { return session->length(slot); }

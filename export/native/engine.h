@@ -13,7 +13,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define JAXGPT_ENGINE_VERSION 4
+#define JAXGPT_ENGINE_VERSION 5
 
 enum {
   JAXGPT_OK,
@@ -81,6 +81,9 @@ int jaxgpt_session_truncate(jaxgpt_session* session, int slot, int length);
 int jaxgpt_session_copy(jaxgpt_session* session, int from, int to, int length);
 // Forgets a slot and gives its memory back to the system.
 int jaxgpt_session_release(jaxgpt_session* session, int slot);
+// Lets the system back the memory of a slot's first `tokens` positions now, so that no step waits for it; what the
+// slot holds stays.
+int jaxgpt_session_touch(jaxgpt_session* session, int slot, int tokens);
 // Bytes of keys and values of a token, in all layers.
 int64_t jaxgpt_session_bytes_per_token(const jaxgpt_session* session);
 // -1 where there is no such slot. Does not wait for a step that runs.

@@ -75,6 +75,13 @@ void jaxgpt_session::release(int slot) {
   cache_.release(size_t(slot) * bytes_per_slot(), bytes_per_slot());
 }
 
+void jaxgpt_session::touch(int slot, int tokens) {
+  if (length(slot) < 0 || tokens < 0 || tokens > model.shape.block_size)
+    throw_error(JAXGPT_BAD_ARGUMENT, "slot %d has no %d positions", slot, tokens);
+  const int blocks = (tokens + kBlock - 1) / kBlock;
+  cache_.touch(size_t(slot) * bytes_per_slot(), size_t(blocks) * bytes_per_block());
+}
+
 // Makes scratch for a chunk of `rows` rows.
 void jaxgpt_session::reserve(int rows) {
   if (rows <= reserved_) return;

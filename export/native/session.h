@@ -25,6 +25,7 @@ struct jaxgpt_session {
   int length(int slot) const;  // -1 where there is no such slot; needs no lock
   void copy(int from, int to, int length);
   void release(int slot);
+  void touch(int slot, int tokens);
   // Bytes of keys and values of a position, in all layers.
   size_t bytes_per_token() const { return bytes_per_block() / kBlock; }
 

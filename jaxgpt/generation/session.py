@@ -140,6 +140,10 @@ class BatchSession(ReducingSession, Protocol):
         """Forget a slot and give its memory back."""
         ...
 
+    def touch(self, slot: int, tokens: int) -> None:
+        """Let the system back the memory of a slot's first positions now; what it holds stays."""
+        ...
+
 
 class SlotView:
     """One slot of a session, as a RewindableSession.

@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError
 
-VERSION = 4
+VERSION = 5
 
 
 class ErrorCode(enum.IntEnum):
@@ -67,6 +67,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "jaxgpt_session_truncate": (_int, _pointer, _int, _int),
     "jaxgpt_session_copy": (_int, _pointer, _int, _int, _int),
     "jaxgpt_session_release": (_int, _pointer, _int),
+    "jaxgpt_session_touch": (_int, _pointer, _int, _int),
     "jaxgpt_session_bytes_per_token": (_int64, _pointer),
     "jaxgpt_session_length": (_int, _pointer, _int),
     "jaxgpt_session_use_screen": (_int, _pointer, _int),

@@ -54,6 +54,10 @@ class NativeSession:
         """Forget a slot and give its memory back to the system."""
         call_engine("jaxgpt_session_release", self._handle, slot)
 
+    def touch(self, slot: int, tokens: int) -> None:
+        """Let the system back the memory of a slot's first positions now; what it holds stays."""
+        call_engine("jaxgpt_session_touch", self._handle, slot, tokens)
+
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of keys and values that a token takes in all layers."""

@@ -130,6 +130,9 @@ class OneSlot:
         """Forget all tokens."""
         self._session.truncate(0)
 
+    def touch(self, slot: int, tokens: int) -> None:
+        """Nothing is to be made ready."""
+
 
 def open_served_model(
     name: str,

@@ -142,12 +142,7 @@ class Worker:
 
     def _run(self) -> None:
         places: dict[Text, tuple[Job, int]] = {}
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._inbox or self._stopping or self._scheduler.busy)
-                if self._stopping:
-                    return
-                inbox, self._inbox = self._inbox, []
+        while (inbox := self._wait()) is not None:
             for job in inbox:
                 for place, text in enumerate(job.texts):
                     places[text] = (job, place)
@@ -165,6 +160,26 @@ class Worker:
                 with self._changed:
                     self._texts -= finished
             self._deliver(found)
+
+    def _wait(self) -> list[Job] | None:
+        """Return the jobs that came, once there is something to do; None at the end.
+
+        Until then memory is made ready for the texts that will come.
+        """
+        ready = True
+        while True:
+            with self._changed:
+                if not ready:
+                    self._changed.wait_for(self._has_work)
+                if self._stopping:
+                    return None
+                if self._has_work():
+                    inbox, self._inbox = self._inbox, []
+                    return inbox
+            ready = self._scheduler.pool.touch_next()
+
+    def _has_work(self) -> bool:
+        return bool(self._inbox or self._stopping or self._scheduler.busy)
 
     def _deliver(self, found: dict[Job, list[Update]]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Update]]]] = {}

@@ -22,6 +22,8 @@ Pages::~Pages() { free(start_); }
 
 void Pages::release(size_t, size_t) {}
 
+void Pages::touch(size_t, size_t) {}
+
 #else
 
 Pages::Pages(size_t bytes, bool huge) : bytes_(bytes) {
@@ -51,6 +53,18 @@ void Pages::release(size_t first, size_t bytes) {
   const size_t page = size_t(sysconf(_SC_PAGESIZE));
   const size_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
   if (begin < end) madvise(start_ + begin, end - begin, MADV_DONTNEED);
+}
+
+void Pages::touch(size_t first, size_t bytes) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  const size_t begin = first / page * page, end = std::min((first + bytes + page - 1) / page * page, mapped_);
+#if defined(MADV_POPULATE_WRITE)
+  if (begin >= end || madvise(start_ + begin, end - begin, MADV_POPULATE_WRITE) == 0) return;
+#endif
+  for (size_t at = begin; at < end; at += page) {  // systems without it
+    volatile uint8_t* byte = start_ + at;
+    *byte = *byte;
+  }
 }
 
 #endif

@@ -24,6 +24,8 @@ class Pages {
   size_t bytes() const { return bytes_; }
   // Gives bytes back to the system, as far as whole pages lie in them; they are zero or as before afterwards.
   void release(size_t first, size_t bytes);
+  // Lets the system back a part with memory now; what is there stays.
+  void touch(size_t first, size_t bytes);
   void swap(Pages& other) {
     std::swap(start_, other.start_);
     std::swap(bytes_, other.bytes_);

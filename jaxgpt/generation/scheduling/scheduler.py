@@ -328,7 +328,8 @@ class Scheduler:
             if not queue:
                 del self._queues[text.owner]
             self.waiting -= 1
-            text.slot, text.cached = self.pool.take(text.state.prompt, reuse=not text.score_prompt)
+            asked = text.state.prompt, text.state.left
+            text.slot, text.cached = self.pool.take(*asked, reuse=not text.score_prompt)
             text.prompt_left = len(text.state.prompt) - text.cached
             text.state.begin()
             self.counts.cached_tokens += text.cached
