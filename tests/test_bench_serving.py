@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.common.provenance import provenance
+from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.serving.client import Streamed
-from jaxgpt_bench.serving.rows import ServingFigures
+from jaxgpt_bench.serving.page import markdown_block
+from jaxgpt_bench.serving.plot import serving_svg
+from jaxgpt_bench.serving.rows import LoadRow, PromptRow, ServingFigures
 from jaxgpt_export.native.library import instruction_sets
 from serving import serving
 
@@ -15,20 +19,80 @@ from serving import serving
 def test_servers_are_measured_side_by_side(command: Command, int8_dynamic: Path, tmp_path: Path) -> None:
     out = tmp_path / "serving.json"
     few = ("--clients", 1, 3, "--temperature", 0, "--tokens", 10, "--rounds", 2, "--long-prompt", 0)
+    few += ("--shared-tokens", 30)
     with serving("--artifact", int8_dynamic) as other:
         arguments = ("--artifact", int8_dynamic, "--url", f"other={other.address}", "--out", out)
         code, _, err = command("jaxgpt-bench", "serving", *arguments, *few)
     assert code == 0, err
     figures = ServingFigures.from_json(json.loads(out.read_text()))
-    assert [(row.server, row.clients) for row in figures.load] == [
-        ("jaxgpt", 1),
-        ("other", 1),
-        ("jaxgpt", 3),
-        ("other", 3),
+    assert [(row.server, row.clients, row.shared_tokens) for row in figures.load] == [
+        (server, clients, shared)
+        for shared in (0, 30)
+        for clients in (1, 3)
+        for server in ("jaxgpt", "other")
     ]
     assert all(row.tokens_per_s.min > 0 and row.first_token_ms.min > 0 for row in figures.load)
     assert figures.alone_tokens_per_s is not None
     assert "tokens/s" in err
+    text = markdown_block(figures)
+    assert "3 clients" not in text  # of 8 it speaks where 8 were measured
+    assert text.count("| other | 3 |") == 2
+    for suffix, begin in ((".svg", b"<svg"), (".png", b"\x89PNG")):
+        assert out.with_suffix(suffix).read_bytes().startswith(begin)
+    drawn = out.with_suffix(".svg").read_text()
+    assert "tokens/s, all clients together" in drawn
+    assert drawn == serving_svg(figures)
+
+
+def row(server: str, clients: int, rate: float, shared: int = 0) -> LoadRow:
+    spread = Spread.of([float(rate)])
+    return LoadRow(
+        server=server,
+        clients=clients,
+        temperature=0.0,
+        tokens_per_s=spread,
+        first_token_ms=spread,
+        first_token_p99_ms=1.0,
+        between_tokens_ms=1.0,
+        between_tokens_p99_ms=1.0,
+        client_cpu_share=0.0,
+        shared_tokens=shared,
+    )
+
+
+def test_the_page_says_what_many_clients_get_beside_one_and_beside_others() -> None:
+    rows = (row("jaxgpt", 1, 100), row("jaxgpt", 8, 400), row("jaxgpt", 8, 999, 30), row("llama", 8, 160))
+    settings = {"preset": "gpt2", "prompt_tokens": 16, "tokens": 128, "rounds": 5}
+    quiet, busy, first = Spread.of([4.0]), Spread.of([10.0]), Spread.of([200.0])
+    prompt = PromptRow(
+        server="jaxgpt", prompt_tokens=512, first_ms=first, again_ms=busy, quiet_ms=quiet, busy_p99_ms=busy
+    )
+    figures = ServingFigures(
+        alone_tokens_per_s=Spread.of([125.0]),
+        load=rows,
+        prompts=(prompt,),
+        settings=settings,
+        **vars(provenance()),
+    )
+    text = markdown_block(figures)
+    assert "first token after 200 ms, and after 10 ms when it comes again" in text
+    assert "2.5 times as long for a token as in the quiet" in text
+    assert "One client gets 80% of the 125 tokens/s" in text
+    assert "8 clients together get 4.0 times as much as one. That is 2.5 times what llama gives them." in text
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
+def test_another_program_that_does_not_serve_is_one_line(
+    command: Command, int8_dynamic: Path, fp32: Path, tmp_path: Path
+) -> None:
+    asked = ("jaxgpt-bench", "serving", "--artifact", int8_dynamic)
+    assert_one_line_error(command(*asked, "--llama-server", "x"), "--parent")
+    asked += ("--parent", fp32)
+    assert_one_line_error(command(*asked, "--llama-server", tmp_path / "no"), "can't be started")
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\necho no such option >&2\nexit 1\n")
+    program.chmod(0o755)
+    assert_one_line_error(command(*asked, "--llama-server", program), "did not start", "no such option")
 
 
 def test_times_between_tokens_are_shared_by_those_that_come_at_once() -> None:

@@ -34,7 +34,8 @@ CEILING_NOTE = "light bar: what memory allows, read bandwidth / bytes a token; i
 Points = Sequence[Sequence[int | float]]
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG that depends on nothing but what is drawn; closes it."""
     buffer = io.StringIO()
     # No date and a fixed salt: the same figures give the same bytes. No addresses of vocabularies either.
     with plt.rc_context({"svg.hashsalt": "jaxgpt", "svg.fonttype": "none"}):
@@ -86,7 +87,7 @@ def draw_curve(train: Points, val: Points) -> str:
     axes.set_ylabel("loss, nats per token", fontsize=9)
     axes.legend(frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
-    return _svg(figure)
+    return svg(figure)
 
 
 def speed_bars(rows: Sequence[SpeedRow], title: str) -> str:
@@ -96,7 +97,7 @@ def speed_bars(rows: Sequence[SpeedRow], title: str) -> str:
       rows: of `jaxgpt-bench generate`.
       title: what was measured.
     """
-    return _svg(_speed_figure(rows, title))
+    return svg(_speed_figure(rows, title))
 
 
 def write_speed_plots(figures: SpeedFigures, beside: Path) -> list[Path]:
@@ -188,7 +189,7 @@ def loss_bars(rows: Sequence[tuple[str, float, float | None]], title: str) -> st
     axes.set_xlim(low - 0.03 * span, high + 0.03 * span)
     _bar_axes(axes, [name for name, _, _ in rows], [signed(value) for value in values], title)
     axes.set_xlabel("nats per token", fontsize=9)
-    return _svg(figure)
+    return svg(figure)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +218,7 @@ def program_bars(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str
       groups: a heading and its bars, in the order in which they are drawn.
       title: what was measured.
     """
-    return _svg(program_figure(groups, title))
+    return svg(program_figure(groups, title))
 
 
 def program_figure(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> Figure:

@@ -15,9 +15,13 @@ from jaxgpt_bench.quality import measure
 from jaxgpt_bench.report import page
 from jaxgpt_bench.report.command import read_quality, read_speed
 from jaxgpt_bench.reproduce.page import render
+from jaxgpt_bench.serving.page import markdown_block as serving_block
+from jaxgpt_bench.serving.plot import serving_svg
+from jaxgpt_bench.serving.rows import ServingFigures
 
 RESULTS = "bench/results"
 PICTURE = "docs/images/speed.svg"
+SERVING_PICTURE = "docs/images/serving.svg"
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 
@@ -51,6 +55,20 @@ def summary(results: Path) -> str:
 def picture(results: Path) -> str:
     """Return the README's picture as SVG."""
     return headline.picture(read_speed(results / "generate_gpt2.json"))
+
+
+def serving(results: Path) -> str:
+    """Return how fast the server is, beside others."""
+    return serving_block(_serving_figures(results))
+
+
+def serving_picture(results: Path) -> str:
+    """Return the plot of the server's speed as SVG."""
+    return serving_svg(_serving_figures(results))
+
+
+def _serving_figures(results: Path) -> ServingFigures:
+    return ServingFigures.from_json(read_json(results / "serving.json", "figures"))
 
 
 def demo(results: Path) -> str:
@@ -119,4 +137,6 @@ BLOCKS = (
     Block("docs/samples.md", "answers", answers),
     Block("docs/quantization.md", "quality", quality),
     Block("docs/data.md", "prepare", preparation),
+    Block("docs/serving.md", "serving", serving),
 )
+PICTURES: dict[str, Callable[[Path], str]] = {PICTURE: picture, SERVING_PICTURE: serving_picture}

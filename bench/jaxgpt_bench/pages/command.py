@@ -29,17 +29,18 @@ def pages(options: PagesOptions) -> Result:
     """Run `jaxgpt-bench pages`."""
     from jaxgpt.shared.files import write_atomic
     from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
-    from jaxgpt_bench.pages.blocks import BLOCKS, PICTURE, RESULTS, picture
+    from jaxgpt_bench.pages.blocks import BLOCKS, PICTURES, RESULTS
 
     for block in BLOCKS:
         require_markers(options.root / block.page, block.marker)
     results = options.root / RESULTS
     contents = [(block, block.content(results)) for block in BLOCKS]
-    drawn = picture(results)
+    drawn = [(options.root / path, draw(results)) for path, draw in PICTURES.items()]
     for block, content in contents:
         write_between_markers(options.root / block.page, block.marker, content)
-    (options.root / PICTURE).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.root / PICTURE, drawn)
-    written = sorted({PICTURE, *(block.page for block in BLOCKS)})
+    for path, content in drawn:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    written = sorted({*PICTURES, *(block.page for block in BLOCKS)})
     say(f"wrote {', '.join(written)}")
     return Result({"files": written})

@@ -1,10 +1,11 @@
 """`jaxgpt-bench serving`: clients against our server and others, in interleaved rounds.
 
     jaxgpt-bench serving --preset gpt2
-    jaxgpt-bench serving --artifact runs/tiny-int8 --url llama=http://127.0.0.1:8080
+    jaxgpt-bench serving --preset gpt2 --llama-server ~/llama.cpp/build/bin/llama-server
+    jaxgpt-bench serving --artifact runs/tiny-int8 --url other=http://127.0.0.1:8080
 
-Our server is started by it; others (llama-server, vLLM, ...) are to run already, with the same weights, and
-are named with --url. Prompts are random tokens. Nothing is drafted.
+Our server is started by it, and llama.cpp's where its program is named; others are to run already, with the
+same weights, and are named with --url. Prompts are random tokens. Nothing is drafted.
 """
 
 import asyncio
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 def serving(options: ServingOptions) -> Result:
     """Run `jaxgpt-bench serving`."""
-    for name in ("tokens", "prompt_tokens", "requests", "rounds", "long_prompt"):
-        least = int(name != "long_prompt")
+    for name in ("tokens", "prompt_tokens", "requests", "rounds", "long_prompt", "shared_tokens"):
+        least = int(name not in ("long_prompt", "shared_tokens"))
         if getattr(options, name) < least:
             raise UserError(
                 f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least {least}"
@@ -35,26 +36,45 @@ def serving(options: ServingOptions) -> Result:
         raise UserError("--artifact and --preset are both given; leave one out")
     if not (options.artifact or options.preset or others):
         raise UserError("there is no server to measure; give --artifact, --preset or --url")
+    if options.llama_server is not None and options.parent is None and options.preset is None:
+        raise UserError("--llama-server needs float weights; give --parent FP32_ARTIFACT, or --preset")
     prepare_output_file(options.out)
     from jaxgpt_bench.common.provenance import provenance
-    from jaxgpt_bench.serving.measure import Alone, measure, our_server
+    from jaxgpt_bench.serving.measure import Alone, measure
     from jaxgpt_bench.serving.rows import ServingFigures
+    from jaxgpt_bench.serving.servers import llama_server, our_server
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as ends:
         artifact = _artifact(options, Path(scratch))
         servers, alone = dict(others), None
         if artifact is not None:
-            servers = {"jaxgpt": ends.enter_context(our_server(artifact)), **others}
+            if options.llama_server is not None:
+                parent = options.parent or Path(scratch) / "fp32"
+                asked = options.llama_server, parent, Path(scratch)
+                servers["llama-server"] = ends.enter_context(llama_server(*asked))
+            servers = {"jaxgpt": ends.enter_context(our_server(artifact)), **servers}
             alone = Alone(artifact)
         measured = asyncio.run(measure(options, servers, alone))
     settings = {
         name: getattr(options, name)
-        for name in ("preset", "tokens", "prompt_tokens", "long_prompt", "requests", "rounds", "seed")
+        for name in (
+            "preset",
+            "tokens",
+            "prompt_tokens",
+            "shared_tokens",
+            "long_prompt",
+            "requests",
+            "rounds",
+            "seed",
+        )
     }
     figures = ServingFigures(**measured, settings=settings, **vars(provenance()))
     _show(figures)
     if options.out is not None:
+        from jaxgpt_bench.serving.plot import write_serving_plots  # matplotlib takes a second
+
         write_json(options.out, figures.to_json())
+        say(f"wrote {options.out} and {', '.join(map(str, write_serving_plots(figures, options.out)))}")
     return Result(figures.to_json())
 
 

@@ -1,15 +1,11 @@
 """The rounds of `jaxgpt-bench serving`."""
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
-import json
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +20,6 @@ from jaxgpt_bench.serving.rows import LoadRow, PromptRow
 
 RUNNING = 4  # texts beside which long prompts arrive
 OTHER_END = 8  # tokens that a repeated prompt ends with
-
-
-@contextlib.contextmanager
-def our_server(artifact: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "jaxgpt_export", "serve", "--artifact", str(artifact), "--port", "0"]
-    command += ["--json", "--draft-tokens", "0", "--max-running", "16"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise UserError(f"jaxgpt-export serve --artifact {artifact} did not start; its line says why")
-        yield str(json.loads(line)["address"])
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 class Alone:
@@ -63,8 +43,12 @@ class Alone:
 async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Alone | None) -> dict[str, Any]:
     draw = random.Random(options.seed)
     vocab_size = 50_000 if alone is None else alone.vocab_size - 1  # not <|endoftext|>
-    conditions = [(clients, t) for t in options.temperature for clients in options.clients]
-    loads: dict[tuple[str, int, float], list[_Load]] = {}
+    conditions = [(clients, t, 0) for t in options.temperature for clients in options.clients]
+    if options.shared_tokens:
+        conditions += [
+            (clients, options.temperature[0], options.shared_tokens) for clients in options.clients
+        ]
+    loads: dict[tuple[str, int, float, int], list[_Load]] = {}
     prompts: dict[str, list[tuple[float, ...]]] = {}
     alone_rates = []
 
@@ -75,17 +59,18 @@ async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Al
         say(f"round {number + 1} of {options.rounds}")
         if alone is not None:
             alone_rates.append(alone.tokens_per_s(prompt(options.prompt_tokens), options.tokens))
-        for clients, temperature in conditions:
-            asked = [prompt(options.prompt_tokens) for _ in range(clients * options.requests)]
+        for clients, temperature, shared in conditions:
+            beginning = prompt(shared)
+            asked = [[*beginning, *prompt(options.prompt_tokens)] for _ in range(clients * options.requests)]
             for name, address in servers.items():
                 bodies = [_body(each, options.tokens, temperature, seed) for seed, each in enumerate(asked)]
                 cpu = time.process_time()
                 seconds, answers = await load(address, bodies, clients)
                 found = _Load(seconds, answers, time.process_time() - cpu)
-                loads.setdefault((name, clients, temperature), []).append(found)
+                loads.setdefault((name, clients, temperature, shared), []).append(found)
         for name, address in servers.items() if options.long_prompt else ():
             prompts.setdefault(name, []).append(await _long_prompts(options, address, prompt))
-    rows = [_load_row(name, clients, t, found) for (name, clients, t), found in loads.items()]
+    rows = [_load_row(*condition, found) for condition, found in loads.items()]
     long = [_prompt_row(name, options.long_prompt, found) for name, found in prompts.items()]
     spread = Spread.of(alone_rates) if alone_rates else None
     return {"alone_tokens_per_s": spread, "load": tuple(rows), "prompts": tuple(long)}
@@ -102,7 +87,7 @@ class _Load:
     cpu_seconds: float
 
 
-def _load_row(name: str, clients: int, temperature: float, rounds: Sequence[_Load]) -> LoadRow:
+def _load_row(name: str, clients: int, temperature: float, shared: int, rounds: Sequence[_Load]) -> LoadRow:
     firsts = [[1000 * answer.first_s for answer in found.answers] for found in rounds]
     gaps = [1000 * gap for found in rounds for answer in found.answers for gap in answer.gaps] or [0.0]
     rates = [sum(answer.tokens for answer in found.answers) / found.seconds for found in rounds]
@@ -110,6 +95,7 @@ def _load_row(name: str, clients: int, temperature: float, rounds: Sequence[_Loa
         server=name,
         clients=clients,
         temperature=temperature,
+        shared_tokens=shared,
         tokens_per_s=Spread.of(rates),
         first_token_ms=Spread.of([float(np.median(each)) for each in firsts]),
         first_token_p99_ms=float(np.percentile(np.concatenate(firsts), 99)),

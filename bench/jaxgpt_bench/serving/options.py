@@ -11,11 +11,14 @@ class ServingOptions:
     Attributes:
       artifact: that our server serves.
       preset: serve random weights of this preset's shape instead, int8-dynamic.
-      url: other servers, each NAME=ADDRESS.
+      llama_server: llama.cpp's program llama-server, which is started with the same weights as Q8_0.
+      parent: float32 artifact that --artifact was quantized from, of which those weights are made.
+      url: other servers that run already, each NAME=ADDRESS.
       clients: numbers of clients.
       temperature: of the texts; each is measured.
       tokens: of a text.
       prompt_tokens: of a text's prompt.
+      shared_tokens: with which all prompts of a round begin in a further measurement; 0 leaves it out.
       long_prompt: tokens of a long prompt; 0 leaves long prompts out.
       requests: of each client in a round.
       rounds: each measures everything once.
@@ -26,11 +29,14 @@ class ServingOptions:
 
     artifact: Path | None = None
     preset: str | None = None
+    llama_server: Path | None = None
+    parent: Path | None = None
     url: tuple[str, ...] = ()
     clients: tuple[int, ...] = (1, 2, 4, 8, 16)
     temperature: tuple[float, ...] = (0.0, 0.8)
     tokens: int = 128
     prompt_tokens: int = 16
+    shared_tokens: int = 256
     long_prompt: int = 512
     requests: int = 2
     rounds: int = 3

@@ -17,6 +17,7 @@ class LoadRow(JsonData):
       server: its name.
       clients: how many, each with one request at a time.
       temperature: 0 is greedy.
+      shared_tokens: with which all prompts of a round begin, new ones each round; 0: they share nothing.
       tokens_per_s: of all clients together, a value a round.
       first_token_ms: median of a round's requests, a value a round.
       first_token_p99_ms: the 99th percentile of all.
@@ -34,6 +35,7 @@ class LoadRow(JsonData):
     between_tokens_ms: float
     between_tokens_p99_ms: float
     client_cpu_share: float
+    shared_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ LOAD: Sequence[Column[LoadRow]] = (
     Column("server", lambda row: row.server),
     Column("clients", lambda row: str(row.clients)),
     Column("temperature", lambda row: f"{row.temperature:g}"),
+    Column("shared", lambda row: str(row.shared_tokens or "")),
     Column("tokens/s", lambda row: _span(row.tokens_per_s, 0)),
     Column("first token, ms", lambda row: _span(row.first_token_ms)),
     Column("p99", lambda row: f"{row.first_token_p99_ms:.1f}"),

@@ -1,0 +1,63 @@
+"""What docs/serving.md says of speed."""
+
+from jaxgpt_bench.common.tables import table
+from jaxgpt_bench.serving.rows import LOAD, PROMPTS, LoadRow, PromptRow, ServingFigures
+
+OURS = "jaxgpt"
+MANY = 8  # clients of which the text speaks
+
+
+def markdown_block(figures: ServingFigures) -> str:
+    """Return the figures of `jaxgpt-bench serving` as Markdown: in words, then as tables."""
+    settings, machine = figures.settings, figures.machine
+    model = f"the shape of {settings['preset']}, random weights" if settings["preset"] else "a trained model"
+    first = (
+        f"{model[0].upper()}{model[1:]}, INT8 dynamic, {machine.cores} cores ({machine.cpu}), prompts of "
+        f"{settings['prompt_tokens']} random tokens, texts of {settings['tokens']}, nothing drafted; medians "
+        f"of {settings['rounds']} interleaved rounds and their span."
+    )
+    parts = [first, " ".join(_sentences(figures)), table(LOAD, figures.load).markdown()]
+    if figures.prompts:
+        parts += [
+            " ".join(map(_prompt_sentence, figures.prompts)),
+            table(PROMPTS, figures.prompts).markdown(),
+        ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _sentences(figures: ServingFigures) -> list[str]:
+    found = []
+    one, many = _row(figures, OURS, 1), _row(figures, OURS, MANY)
+    if figures.alone_tokens_per_s is not None and one is not None:
+        share = one.tokens_per_s.median / figures.alone_tokens_per_s.median
+        found.append(
+            f"One client gets {share:.0%} of the {figures.alone_tokens_per_s.median:.0f} tokens/s that "
+            "`generate` writes by itself in the same rounds."
+        )
+    if one is not None and many is not None:
+        ratio = many.tokens_per_s.median / one.tokens_per_s.median
+        found.append(f"{MANY} clients together get {ratio:.1f} times as much as one.")
+    for server in dict.fromkeys(row.server for row in figures.load if row.server != OURS):
+        theirs = _row(figures, server, MANY)
+        if many is not None and theirs is not None:
+            ratio = many.tokens_per_s.median / theirs.tokens_per_s.median
+            found.append(f"That is {ratio:.1f} times what {server} gives them.")
+    return found
+
+
+def _row(figures: ServingFigures, server: str, clients: int) -> LoadRow | None:
+    """Return the row of greedy texts that share nothing."""
+    key = (server, clients, 0.0, 0)
+    rows = (
+        row for row in figures.load if (row.server, row.clients, row.temperature, row.shared_tokens) == key
+    )
+    return next(rows, None)
+
+
+def _prompt_sentence(row: PromptRow) -> str:
+    return (
+        f"{row.server}: a prompt of {row.prompt_tokens} tokens has its first token after "
+        f"{row.first_ms.median:.0f} ms, and after {row.again_ms.median:.0f} ms when it comes again with "
+        f"others at its end; while such prompts arrive, four running texts wait at the 99th percentile "
+        f"{row.busy_p99_ms.median / row.quiet_ms.median:.1f} times as long for a token as in the quiet."
+    )
