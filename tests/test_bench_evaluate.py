@@ -11,7 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.evaluate.answers import answer_docstrings, answer_requests, split_document
+from jaxgpt_bench.evaluate.answers import (
+    answer_docstrings,
+    answer_requests,
+    request_end_of,
+    split_document,
+)
 from jaxgpt_bench.evaluate.functions import cut_in_the_middle
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.evaluate.statistics import (
@@ -203,6 +208,14 @@ def test_a_function_is_cut_before_a_line_in_its_middle() -> None:
     assert (function.code, function.next_line) == ("def add(a):\n", "    b = a + 1")
     assert cut_in_the_middle("Add. ```python\nx = 1\n```") is None
     assert split_document("no code here") == ("", "no code here")
+    assert split_document("Add.\n```python\nx\n```") == ("Add.\n", "```python\nx\n```")
+
+
+def test_a_request_ends_as_those_of_the_training_text_do() -> None:
+    lines, spaces = "Add a.\n```python\nx\n```", "Add a. add(a) ```python\nx\n```"
+    assert request_end_of([lines, lines, spaces, "no code"]) == "\n"
+    assert request_end_of([lines, spaces, spaces]) == ""
+    assert request_end_of([]) == ""
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 import ast
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from jaxgpt.data.requests.wording import (
 )
 from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.data.work.plan import _is_relative
+from jaxgpt.shared.dataset import open_dataset
+from jaxgpt.shared.tokenizer import load_tokenizer
 
 SOURCE = '''
 import math
@@ -207,3 +211,34 @@ def test_python_files_of_a_folder_and_the_standard_library_give_requests(tmp_pat
 
 def test_a_source_of_many_packages_is_no_path_however_long_its_name() -> None:
     assert not _is_relative("packages:" + ",".join(["numpy"] * 60))
+
+
+def test_requests_of_one_program_do_not_stand_side_by_side(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    for file in ("a", "b", "c", "d", "e", "f", "g", "h"):
+        functions = [
+            f"def {file}{n}_sum(values):\n    return sum(values) + len('{n}')"
+            for n in ("ab", "cd", "ef", "gh", "ij")
+        ]
+        (tmp_path / "code" / f"{file}.py").write_text("\n\n".join(functions))
+    asked = ("--code", "requests", "--tokenizer", "bpe:300", "--val-fraction", "0.3")
+    folders = [tmp_path / name for name in ("data", "again")]
+    for folder in folders:
+        code, _, err = command(
+            "jaxgpt", "prepare", "--source", str(tmp_path / "code"), *asked, "--out", folder
+        )
+        assert code == 0, err
+    dataset = open_dataset(folders[0])
+    assert open_dataset(folders[1]).sha256 == dataset.sha256
+    names = re.findall(r"def (\w+)", load_tokenizer(folders[0]).decode(dataset.train[:].tolist()))
+    assert len(set(names)) > 10
+    assert 5 * len(set(names)) < len(names) <= SHORT_REQUESTS * len(set(names))
+    beside = sum(a == b for a, b in itertools.pairwise(names))
+    assert beside < len(names) / 6  # as hashes have it; in the order of the source five of six stand so
+
+
+def test_a_sentence_that_does_not_tell_the_name_is_not_asked() -> None:
+    source = 'def norm_path(path):\n    """Resolve equivalent files equivalently."""\n    return path.lower()'
+    (requests,) = programs(source).values()
+    assert all("norm path" in request for request in requests)
+    assert not programs("def test_all(values):\n    return all(values)")

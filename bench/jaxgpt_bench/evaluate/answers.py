@@ -21,7 +21,12 @@ def speed_of(texts: Texts) -> Speed:
 
 
 def answer_requests(
-    writer: Writer, requests: Sequence[CodeRequest], temperature: float, longest: int, seed: int
+    writer: Writer,
+    requests: Sequence[CodeRequest],
+    temperature: float,
+    longest: int,
+    seed: int,
+    request_end: str = "",
 ) -> AnswersRow:
     """Answer each request, with random numbers of its place; check what was written.
 
@@ -31,9 +36,10 @@ def answer_requests(
       temperature: 0 is greedy.
       longest: tokens of an answer at most.
       seed: of the first request's random numbers; the others' follow.
+      request_end: what stands behind a request in the text that the model was trained on.
     """
     samplings = [Sampling(temperature, seed=seed + place) for place in range(len(requests))]
-    texts = write_all(writer, [request.text for request in requests], longest, samplings)
+    texts = write_all(writer, [request.text + request_end for request in requests], longest, samplings)
     programs = [program_of(text.text) for text in texts.written]
     names = [
         program.function_that(request.fits) or "" for request, program in zip(requests, programs, strict=True)
@@ -65,7 +71,7 @@ def answer_docstrings(
     for (prompt, code), text in zip(asked, texts.written, strict=True):
         program, own = program_of(text.text), (program_of(code).functions or ("",))[0]
         name = own if own in (program.functions or ()) else ""
-        answers.append(_answer(prompt, text, program, name, None))
+        answers.append(_answer(prompt.strip(), text, program, name, None))
     return _row(writer, HELD_OUT, temperature, answers, texts)
 
 
@@ -96,9 +102,18 @@ def _row(
 
 
 def split_document(document: str) -> tuple[str, str]:
-    """Return a document's request and its code, which begins at the fence; ("", document) without one."""
+    """Return a document's request and its code, which begins at the fence; ("", document) without one.
+
+    A line end belongs to the request, whose end it tells; a space to the code: it is part of its first token.
+    """
     head, fence, rest = document.partition("```")
-    return (head.rstrip(), fence + rest) if fence else ("", document)
+    return (head.rstrip(" "), fence + rest) if fence and head.strip() else ("", document)
+
+
+def request_end_of(documents: Sequence[str]) -> str:
+    """Return what ends the request in most documents: a line end, or nothing."""
+    requests = [request for request, _ in map(split_document, documents) if request]
+    return "\n" if 2 * sum(request.endswith("\n") for request in requests) > len(requests) else ""
 
 
 def spread_documents(documents: Sequence[str], count: int) -> list[str]:

@@ -26,7 +26,8 @@ class EvaluateOptions:
     Attributes:
       artifact: artifact folders; the others are compared with the first.
       task: what is measured; requests, and with --data docstrings and functions, if not given.
-      data: dataset folder, whose validation documents the models were not trained on.
+      data: dataset folder, whose validation documents the models were not trained on; if a line end stands
+        behind their requests, then also behind those that are asked.
       temperature: of requests, docstrings and human-eval; both are asked greedily too but for human-eval.
       top_p: of human-eval.
       tokens: of a text at most; human-eval 150 unless given.
@@ -100,16 +101,25 @@ def evaluate(options: EvaluateOptions) -> Result:
 
 def _answers(options: EvaluateOptions, tasks: tuple[Task, ...], writers: Any) -> tuple[Any, ...]:
     from jaxgpt_bench.common.tables import table
-    from jaxgpt_bench.evaluate.answers import answer_docstrings, answer_requests, spread_documents
+    from jaxgpt_bench.evaluate.answers import (
+        answer_docstrings,
+        answer_requests,
+        request_end_of,
+        spread_documents,
+    )
     from jaxgpt_bench.evaluate.requests import REQUESTS
     from jaxgpt_bench.evaluate.tables import ANSWERS, samples_markdown
 
     longest, found = options.tokens or LONGEST, []
-    documents = spread_documents(_documents(options, writers), options.texts) if "docstrings" in tasks else []
+    held_out = _documents(options, writers) if options.data is not None else []
+    request_end = request_end_of(held_out)
+    documents = spread_documents(held_out, options.texts) if "docstrings" in tasks else []
     for temperature in dict.fromkeys((options.temperature, 0.0)):
         for writer in writers:
             if "requests" in tasks:
-                found.append(answer_requests(writer, REQUESTS, temperature, longest, options.seed))
+                found.append(
+                    answer_requests(writer, REQUESTS, temperature, longest, options.seed, request_end)
+                )
             if documents:
                 found.append(answer_docstrings(writer, documents, temperature, longest, options.seed))
     stderr.print(table(ANSWERS, found).terminal())
