@@ -256,7 +256,7 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
 def request_options(held_out: Path) -> dict[str, Any]:
     """Return the options that prepare requests with programs; writes the requests that are held out."""
     write_atomic(held_out, "".join(f"{request.text}\n" for request in REQUESTS))
-    return {"code": "requests", "template": TEMPLATE, "held_out": held_out}
+    return {"code": "requests", "template": TEMPLATE, "held_out": held_out, "answers_only": True}
 
 
 def weights_sha256(artifact: Path) -> str:
