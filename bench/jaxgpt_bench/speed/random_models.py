@@ -1,5 +1,6 @@
 """Models with random weights: what speed needs no training for."""
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -91,12 +92,14 @@ def random_tensors(config: ModelConfig) -> Tensors:
 
 
 def placeholder_tokenizer(vocab_size: int) -> Tokenizer:
-    """Return a tokenizer of that size whose merges mean nothing (pairs of bytes, of pairs, ...)."""
-    letters = [spell(bytes([b])) for b in range(256)]
-    merges: list[str] = []
-    for first in letters:
-        for second in letters:
-            if len(merges) == vocab_size - 257:
-                return Tokenizer(merges, "placeholder")
-            merges.append(f"{first} {second}")
+    """Return a tokenizer of that size whose merges mean nothing: pairs of printable characters, and threes.
+
+    What is generated is text, which servers send token by token; parts of characters they hold back.
+    """
+    letters = [spell(bytes([b])) for b in range(0x21, 0x7F)]
+    pairs = [f"{first} {second}" for first in letters for second in letters]
+    threes = (f"{pair.replace(' ', '')} {letter}" for pair in pairs for letter in letters)
+    merges = list(itertools.islice(itertools.chain(pairs, threes), vocab_size - 257))
+    if len(merges) == vocab_size - 257:
+        return Tokenizer(merges, "placeholder")
     raise UserError(f"no placeholder tokenizer has {vocab_size} tokens")

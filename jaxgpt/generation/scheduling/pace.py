@@ -2,7 +2,7 @@
 
 WHOLE_STEP_ROWS = 256  # of a step in which no other text waits; after it a text can be cancelled
 LEAST_ROWS = 8
-LONGER = 1.0  # a step with part of a prompt may take this share of a quiet step's time in addition
+LONGER = 0.7  # a step with part of a prompt may take this share of a quiet step's time in addition
 SMOOTHING = 0.8  # weight of the old mean
 MOST_APART = 1.5  # factor by which one step's time may differ from the mean: the machine may serve others too
 
@@ -10,8 +10,8 @@ MOST_APART = 1.5  # factor by which one step's time may differ from the mean: th
 class Pace:
     """Chooses the rows of a prompt in a step from what steps took before.
 
-    A step that takes part of a prompt beside running texts may take twice as long as one without: they go on,
-    and the prompt does too.
+    A step that takes part of a prompt beside running texts may take 1.7 times as long as one without: they go
+    on, and the prompt does too.
     """
 
     def __init__(self) -> None:

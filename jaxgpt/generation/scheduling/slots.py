@@ -11,7 +11,7 @@ from jaxgpt.generation.session import BatchSession
 
 LEAST_SHARED = 16  # tokens; copying fewer gains nothing
 TOUCHED = 64  # positions whose memory is made ready at a time
-MOST_TOUCHED = 512  # of a slot: enough for most texts, and room for more of them
+MOST_TOUCHED = 640  # of a slot: enough for most texts, and room for more of them
 LOST_SHARE = 8  # a slot is taken over rather than copied where at most this part of what is shared is lost
 
 
@@ -105,7 +105,7 @@ class SlotPool:
         if empty is not None and not (others and self._exceeds(needed - self._backed[empty])):
             self._empty.remove(empty)
             return empty
-        return next((kept for kept in others if self._backed[kept] >= needed), others[0])
+        return max(others, key=lambda slot: min(self._backed[slot], needed))  # of equals, the first
 
     def _exceeds(self, missing: int) -> bool:
         """Whether memory for so many more positions passes the limit, running texts' counted."""
