@@ -37,6 +37,8 @@ def test_generate_is_the_command_s_text(command: Command, llm: LLM, int8_dynamic
     out = command("jaxgpt-export", "generate", *arguments)[1]
     assert llm.generate(PROMPT, max_new_tokens=20, seed=3) + "\n" == out
     assert llm.generate(PROMPT, max_new_tokens=20, seed=4) + "\n" != out
+    greedy = llm.generate(PROMPT, max_new_tokens=20, temperature=0)
+    assert llm.generate(PROMPT, max_new_tokens=20, min_p=1.0, seed=4) == greedy
 
 
 def test_texts_of_a_list_are_those_that_each_would_be_alone(llm: LLM) -> None:
@@ -128,6 +130,7 @@ def test_scoring_leaves_the_next_text_alone(llm: LLM) -> None:
         ({"temperature": -1.0}, "temperature (-1.0)"),
         ({"top_p": 2.0}, "top_p (2.0)"),
         ({"top_k": -1}, "top_k (-1)"),
+        ({"min_p": 1.5}, "min_p (1.5)"),
         ({"seed": -1}, "seed (-1)"),
     ],
 )

@@ -118,6 +118,7 @@ class LLM:
         temperature: float = ...,
         top_k: int = ...,
         top_p: float = ...,
+        min_p: float = ...,
         seed: int = ...,
         stop: str | Sequence[str] = ...,
     ) -> str: ...
@@ -131,6 +132,7 @@ class LLM:
         temperature: float = ...,
         top_k: int = ...,
         top_p: float = ...,
+        min_p: float = ...,
         seed: int = ...,
         stop: str | Sequence[str] = ...,
     ) -> list[str]: ...
@@ -143,6 +145,7 @@ class LLM:
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> str | list[str]:
@@ -154,6 +157,7 @@ class LLM:
           temperature: divides the logits; 0 takes the most probable token.
           top_k: keep the k most probable tokens; 0 keeps all.
           top_p: keep the fewest tokens whose probabilities reach p.
+          min_p: keep tokens at least this share as probable as the most probable one; 0 keeps all.
           seed: of the random numbers; the same seed gives the same text.
           stop: a text, or several, that ends the generation and is not part of it.
 
@@ -164,7 +168,7 @@ class LLM:
         Raises:
           UserError: a prompt leaves no room for a token, or a value is out of range.
         """
-        sampling, stops = Sampling(temperature, top_k, top_p, seed), _as_tuple(stop)
+        sampling, stops = Sampling(temperature, top_k, top_p, seed, min_p), _as_tuple(stop)
         if not isinstance(prompt, str):
             _require_texts("prompt", prompt)
         if isinstance(prompt, str):
@@ -189,6 +193,7 @@ class LLM:
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> Iterator[str]:
@@ -200,6 +205,7 @@ class LLM:
           temperature: see `generate`.
           top_k: see `generate`.
           top_p: see `generate`.
+          min_p: see `generate`.
           seed: see `generate`.
           stop: see `generate`.
 
@@ -217,7 +223,7 @@ class LLM:
             prompt,
             self.context_tokens,
             max_new_tokens,
-            Sampling(temperature, top_k, top_p, seed),
+            Sampling(temperature, top_k, top_p, seed, min_p),
             _as_tuple(stop),
             pieces.append,
         )

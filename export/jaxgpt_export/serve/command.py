@@ -40,7 +40,8 @@ class ServeOptions:
       max_running: texts of a model that are generated side by side.
       max_waiting: texts that may wait for a slot; more are refused.
       max_seconds: that a text may take; then it ends as it is.
-      cache_mb: keys and values of past texts that a model keeps for prompts that begin as they did.
+      cache_mb: keys and values of past texts that a model keeps for prompts that begin as they did; the
+        memory is taken while nothing runs.
       max_body_mb: size of a request.
       json: print one JSON document with the address on stdout when all is ready.
     """
