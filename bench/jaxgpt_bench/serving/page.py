@@ -27,27 +27,38 @@ def markdown_block(figures: ServingFigures) -> str:
 
 def _sentences(figures: ServingFigures) -> list[str]:
     found = []
-    one, many = _row(figures, OURS, 1), _row(figures, OURS, MANY)
+    one = _row(figures, OURS, 1)
     if figures.alone_tokens_per_s is not None and one is not None:
         share = one.tokens_per_s.median / figures.alone_tokens_per_s.median
         found.append(
             f"One client gets {share:.0%} of the {figures.alone_tokens_per_s.median:.0f} tokens/s that "
             "`generate` writes by itself in the same rounds."
         )
-    if one is not None and many is not None:
-        ratio = many.tokens_per_s.median / one.tokens_per_s.median
-        found.append(f"{MANY} clients together get {ratio:.1f} times as much as one.")
-    for server in dict.fromkeys(row.server for row in figures.load if row.server != OURS):
-        theirs = _row(figures, server, MANY)
-        if many is not None and theirs is not None:
-            ratio = many.tokens_per_s.median / theirs.tokens_per_s.median
-            found.append(f"That is {ratio:.1f} times what {server} gives them.")
+    for temperature in dict.fromkeys(row.temperature for row in figures.load):
+        found += _many_clients(figures, temperature)
     return found
 
 
-def _row(figures: ServingFigures, server: str, clients: int) -> LoadRow | None:
-    """Return the row of greedy texts that share nothing."""
-    key = (server, clients, 0.0, 0)
+def _many_clients(figures: ServingFigures, temperature: float) -> list[str]:
+    one, many = (_row(figures, OURS, clients, temperature) for clients in (1, MANY))
+    if one is None or many is None:
+        return []
+    ratio = many.tokens_per_s.median / one.tokens_per_s.median
+    where = "Greedy" if temperature == 0 else f"At temperature {temperature:g}"
+    others = []
+    for server in dict.fromkeys(row.server for row in figures.load if row.server != OURS):
+        theirs = _row(figures, server, MANY, temperature)
+        if theirs is not None:
+            others.append(
+                f"{many.tokens_per_s.median / theirs.tokens_per_s.median:.2f} times what {server} gives"
+            )
+    beside = f", {' and '.join(others)} them" if others else ""
+    return [f"{where}, {MANY} clients together get {ratio:.1f} times as much as one{beside}."]
+
+
+def _row(figures: ServingFigures, server: str, clients: int, temperature: float = 0.0) -> LoadRow | None:
+    """Return the row of texts that share nothing."""
+    key = (server, clients, temperature, 0)
     rows = (
         row for row in figures.load if (row.server, row.clients, row.temperature, row.shared_tokens) == key
     )
