@@ -37,7 +37,7 @@ def test_generate_is_the_command_s_text(command: Command, llm: LLM, int8_dynamic
     out = command("jaxgpt-export", "generate", *arguments)[1]
     assert llm.generate(PROMPT, max_new_tokens=20, seed=3) + "\n" == out
     assert llm.generate(PROMPT, max_new_tokens=20, seed=4) + "\n" != out
-    greedy = llm.generate(PROMPT, max_new_tokens=20, temperature=0)
+    greedy = llm.generate(PROMPT, max_new_tokens=20, temperature=0.0)
     assert llm.generate(PROMPT, max_new_tokens=20, min_p=1.0, seed=4) == greedy
 
 
