@@ -9,7 +9,7 @@ from typing import Any
 from jaxgpt.shared.errors import UserError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -84,6 +84,7 @@ def build_app(state: State, rules: Rules) -> Guard:
         HTTPException: lambda request, error: _refuse(
             ApiError(error.status_code, _unknown(request, error), code=CODES.get(error.status_code))
         ),
+        ClientDisconnect: lambda request, error: Response(status_code=400),  # nobody is there to read it
         500: lambda request, error: _refuse(ApiError(500, "the server failed; its log says how")),
     }
     return Guard(Starlette(routes=routes, exception_handlers=handlers), rules, _refuse)

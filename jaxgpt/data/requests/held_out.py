@@ -3,6 +3,7 @@
 jaxgpt prepare --source stdlib --code requests --held-out asked.txt --out data/requests
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jaxgpt.data.report import ReadReport
 from jaxgpt.data.requests.wording import normalized_request
 from jaxgpt.shared.errors import UserError
 
-REASON = "pairs whose request is held out"
+REASON = "pairs whose request is held out"  # or another one of the same program
 
 
 def read_held_out(path: Path) -> frozenset[str]:
@@ -35,19 +36,30 @@ def read_held_out(path: Path) -> frozenset[str]:
 def without_held_out(
     documents: Iterable[Document], held_out: frozenset[str], report: ReadReport
 ) -> Iterator[Document]:
-    """Yield the documents, but for pairs whose request is held out; those are counted in the report.
+    """Yield the documents, but for programs of which a request is held out; those are counted in the report.
+
+    Requests of one program follow each other; where one asks what is held out, the others ask for the same.
 
     Raises:
       UserError: a document is no pair, so that nothing tells what it asks for.
     """
-    for document in documents:
-        if document.answer is None:
-            raise UserError(
-                f"--held-out needs pairs, and {document.text[:40]!r}... is none; give .py files, or a table "
-                "with a --template of several columns, the answer last"
-            )
-        request = document.text[: document.answer].strip()
-        if normalized_request(request) in held_out:
-            report.skip(REASON, request)
-        else:
-            yield document
+    for _, group in itertools.groupby(documents, _answer):
+        pairs = list(group)
+        asked = [pair for pair in pairs if normalized_request(_request(pair)) in held_out]
+        if not asked:
+            yield from pairs
+        for pair in pairs if asked else ():
+            report.skip(REASON, _request(pair))
+
+
+def _request(pair: Document) -> str:
+    return pair.text[: pair.answer].strip()
+
+
+def _answer(document: Document) -> str:
+    if document.answer is None:
+        raise UserError(
+            f"--held-out needs pairs, and {document.text[:40]!r}... is none; give .py files, or a table "
+            "with a --template of several columns, the answer last"
+        )
+    return document.text[document.answer :]
