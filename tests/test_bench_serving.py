@@ -107,5 +107,8 @@ def test_bad_options_are_one_line(command: Command, int8_dynamic: Path) -> None:
     assert_one_line_error(command("jaxgpt-bench", "serving"), "no server")
     assert_one_line_error(command("jaxgpt-bench", "serving", "--url", "x"), "NAME=http://")
     assert_one_line_error(
+        command("jaxgpt-bench", "serving", "--artifact", int8_dynamic, "--temperature"), "--temperature"
+    )
+    assert_one_line_error(
         command("jaxgpt-bench", "serving", "--artifact", int8_dynamic, "--tokens", 0), "--tokens"
     )

@@ -50,8 +50,8 @@ class PrepareOptions:
       template: makes a text of several columns, such as '{instruction}\n{output}'; the last is the answer.
       code: what is taken of .py files: docstring -> code pairs, requests ("Write a function to ...") with
         their programs, or whole files, as of other source code.
-      held_out: text file of requests, one a line; pairs that ask the same, in whatever words around it, are
-        left out of training and validation.
+      held_out: text file of requests, one a line; programs of which a request asks the same, in whatever
+        words around it, are left out of training and validation.
       include: patterns, such as '*.md' 'src/*'; only files of a folder that fit one are read.
       exclude: patterns of files that are not read.
       skip_errors: leave out files and rows that are damaged; they are counted and named.

@@ -39,7 +39,7 @@ class ReadOptions:
       text_column: column of a table that holds the text.
       template: makes a text of several columns; empty for the one.
       code: what is taken of .py files: docstring pairs, requests with their programs, or whole files.
-      held_out: text file of requests, one a line; pairs that ask the same are left out.
+      held_out: text file of requests, one a line; programs of which one asks the same are left out.
       include: patterns of the files of a folder that are read; empty for all that are known.
       exclude: patterns of those that are not.
       skip_errors: leave out what is damaged instead of stopping there.

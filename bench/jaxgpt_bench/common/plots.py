@@ -105,11 +105,15 @@ def write_speed_plots(figures: SpeedFigures, beside: Path) -> list[Path]:
     title = speed_title(figures.settings)
     picture, vectors = beside.with_suffix(".png"), beside.with_suffix(".svg")
     write_atomic(vectors, speed_bars(figures.rows, title))
-    figure = _speed_figure(figures.rows, title)
+    write_png(_speed_figure(figures.rows, title), picture)
+    return [vectors, picture]
+
+
+def write_png(figure: Figure, picture: Path) -> None:
+    """Write a figure as .png; closes it."""
     with new_file(picture) as path:
         figure.savefig(path, format="png", dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
-    return [vectors, picture]
 
 
 def speed_title(settings: SpeedSettings) -> str:

@@ -31,6 +31,9 @@ def serving(options: ServingOptions) -> Result:
             raise UserError(
                 f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least {least}"
             )
+    for name in ("clients", "temperature"):
+        if not getattr(options, name):
+            raise UserError(f"--{name} names none; give at least one")
     others = dict(_named_address(url) for url in options.url)
     if options.artifact and options.preset:
         raise UserError("--artifact and --preset are both given; leave one out")

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from jaxgpt.shared.files import new_file, write_atomic
-from jaxgpt_bench.common.plots import PNG_DPI, TEXT, svg
+from jaxgpt.shared.files import write_atomic
+from jaxgpt_bench.common.plots import TEXT, svg, write_png
 from jaxgpt_bench.serving.rows import LoadRow, ServingFigures
 
 COLOURS = ("#1f7ae0", "#d9822b", "#2e9e6b", "#8c5fd0")
@@ -24,10 +24,7 @@ def write_serving_plots(figures: ServingFigures, beside: Path) -> list[Path]:
     """Draw a measurement as .svg and .png beside its JSON file; return their paths."""
     picture, vectors = beside.with_suffix(".png"), beside.with_suffix(".svg")
     write_atomic(vectors, serving_svg(figures))
-    drawn = _figure(figures)
-    with new_file(picture) as path:
-        drawn.savefig(path, format="png", dpi=PNG_DPI, bbox_inches="tight", metadata={"Software": None})
-    plt.close(drawn)
+    write_png(_figure(figures), picture)
     return [vectors, picture]
 
 

@@ -63,7 +63,10 @@ class _SchedulerCollector(Collector):
             "running": ("Texts that are generated.", lambda m: m.worker.load[0]),
             "waiting": ("Texts that wait for a slot.", lambda m: m.worker.load[1]),
             "slots": ("Texts that may be generated side by side.", lambda m: m.scheduler.max_running),
-            "cache_bytes": ("Keys and values of past texts.", lambda m: m.scheduler.pool.kept_bytes),
+            "cache_bytes": (
+                "Memory of the slots that no text runs in, most of it past texts.",
+                lambda m: m.scheduler.pool.kept_bytes,
+            ),
         }
         for name, (about, read) in gauges.items():
             gauge = GaugeMetricFamily(f"jaxgpt_{name}", about, labels=["model"])
