@@ -196,6 +196,22 @@ void check_top(jaxgpt_model* model, int columns, const std::vector<float>& logit
   }
 }
 
+// Tokens drawn: near 0 the most probable one, whatever is cut off; near 1 one of those that are kept.
+void check_draw(jaxgpt_model* model, int columns, const std::vector<float>& logits, const std::vector<int32_t>& choices) {
+  const size_t rows = choices.size();
+  std::vector<int32_t> tokens(rows, -2);
+  for (const jaxgpt_sampling& each : {jaxgpt_sampling{0, 1, 0, 0.9, 0}, jaxgpt_sampling{0.7, 1, 0, 0, 0},
+                                      jaxgpt_sampling{0.7, 1, 0, 0.999, 1}, jaxgpt_sampling{2, 1e-9, 0, 0.999, 0},
+                                      jaxgpt_sampling{2, 1, 1, 0, 0}, jaxgpt_sampling{2, 0.9, 0.01, 0, columns}}) {
+    EXPECT(jaxgpt_draw(model, int(rows), columns, logits.data(), std::vector<jaxgpt_sampling>(rows, each).data(),
+                       tokens.data()) == 0);
+    EXPECT(tokens == choices);
+  }
+  const std::vector<jaxgpt_sampling> any(rows, {1, 0.99, 0, 0.999, 0});
+  EXPECT(jaxgpt_draw(model, int(rows), columns, logits.data(), any.data(), tokens.data()) == 0);
+  for (const int32_t token : tokens) EXPECT(token >= 0 && token < columns);
+}
+
 void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, int threads, int group) {
   jaxgpt_model* model = make_model(kind, shape, isa, threads, group);
   const int V = shape.vocab_size, S = shape.block_size;
@@ -240,6 +256,7 @@ void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, 
     EXPECT(size_t(choices[row]) == top);
   }
   check_top(model, V, logits, choices);
+  check_draw(model, V, logits, choices);
   // Token by token, with the screen and without: the same choices.
   std::vector<int32_t> chosen[2];
   for (const int screened : {0, 1}) {
@@ -374,6 +391,14 @@ void refusals() {
     const auto top = [&](int rows, int columns, const double* divisor, int k) {
       return jaxgpt_top(model, rows, columns, logits.data(), divisor, k, &id, &scaled, &total, &finite);
     };
+    const auto draw = [&](int rows, int columns, const jaxgpt_sampling& sampling) {
+      return jaxgpt_draw(model, rows, columns, logits.data(), &sampling, &id);
+    };
+    if (wrong < 1) EXPECT(draw(wrong, 1, {1, 1, 0, 0, 0}) == JAXGPT_BAD_ARGUMENT);
+    if (wrong < 1) EXPECT(draw(1, wrong, {1, 1, 0, 0, 0}) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(draw(1, 3, {-1, 1, 0, 0, 0}) == JAXGPT_BAD_ARGUMENT && draw(1, 3, {1, 0, 0, 0, 0}) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(draw(1, 3, {1, 1, 2, 0, 0}) == JAXGPT_BAD_ARGUMENT && draw(1, 3, {1, 1, 0, 1, 0}) == JAXGPT_BAD_ARGUMENT);
+    EXPECT(draw(1, 3, {1, 1, 0, 0, -1}) == JAXGPT_BAD_ARGUMENT);
     if (wrong < 1) EXPECT(top(wrong, 1, temperature, 1) == JAXGPT_BAD_ARGUMENT);
     if (wrong < 1) EXPECT(top(1, wrong, temperature, 1) == JAXGPT_BAD_ARGUMENT);
     EXPECT(top(1, 3, temperature, wrong) == JAXGPT_BAD_ARGUMENT);
@@ -507,6 +532,7 @@ void from_several_threads(const char* isa) {
       EXPECT(take_last(session, {text(70, 300).back()}, 1, &copied) == 0 && copied == best);
       EXPECT(jaxgpt_session_release(session, 1) == 0);
       check_top(other, 300, logits, {0});
+      check_draw(other, 300, logits, {0});
     }
     jaxgpt_session_free(session);
     jaxgpt_model_free(other);

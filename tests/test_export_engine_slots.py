@@ -20,8 +20,7 @@ from jaxgpt_export.quantize.activation import ActivationQuant
 from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
-from jaxgpt.generation.drafting import draw
-from jaxgpt.generation.sampling import Sampler, Sampling, top_of_row
+from jaxgpt.generation.sampling import Sampler, Sampling, draws_in_numpy, top_of_row
 from jaxgpt.shared.architecture import linear_layers
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
@@ -270,6 +269,9 @@ def test_a_row_that_is_not_finite_is_told_and_spoils_no_other(pairs: Artifact) -
         logits[row, column] = value
     found = session.top(logits, [1.0] * 4, 64)
     assert [top is None for top in found] == [True, True, False, True]
+    for sampling in (Sampling(0.0), Sampling(1.0)):
+        drawn = session.draw(logits, [sampling] * 4, [0.5] * 4)
+        assert [token is None for token in drawn] == [True, True, False, True]
     for temperature in (0.0, -1.0, np.nan):
         with pytest.raises(UserError, match="is not positive"):
             session.top(logits[:1], [temperature], 64)
@@ -289,13 +291,34 @@ def test_a_row_that_is_not_finite_is_told_and_spoils_no_other(pairs: Artifact) -
     ],
     ids=str,
 )
-def test_tokens_drawn_from_reduced_rows_are_the_same(sampling: Sampling, pairs: Artifact) -> None:
-    session, draws = NativeSession(NativeModel(pairs, 1)), 1000
+def test_the_engine_draws_the_tokens_that_numpy_draws(sampling: Sampling, pairs: Artifact) -> None:
+    session, draws = NativeSession(NativeModel(pairs, TWO_THREADS)), 1000
     logits = np.random.default_rng(9).normal(0, 2.5, (draws, 1000)).astype(np.float32)
-    whole, reduced = Sampler(sampling), Sampler(sampling)
-    tops = session.top(logits, [reduced.temperature] * draws, 64)
-    drawn = [draw(session, reduced, row, top) for row, top in zip(logits, tops, strict=True)]
-    assert drawn == [whole.draw(row) for row in logits]
+    logits[::3] = np.round(logits[::3])  # many are equal
+    logits[::7] *= 8  # few are likely
+    sampler = Sampler(sampling)
+    uniforms = [0.0, 1 - 2.0**-53, *(sampler.next_uniform() for _ in range(draws - 2))]
+    drawn = session.draw(logits, [sampling] * draws, uniforms)
+    assert drawn == draws_in_numpy(logits, [sampling] * draws, uniforms)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_tokens_do_not_depend_on_the_processor_nor_on_other_rows(
+    isa: str, rows: np.ndarray, pairs: Artifact
+) -> None:
+    session = NativeSession(NativeModel(pairs, TWO_THREADS, isa))
+    best = NativeSession(NativeModel(pairs, 1))
+    random = np.random.default_rng(1)
+    samplings = [Sampling(0.7), Sampling(1.2, top_p=0.8), Sampling(5e-324), Sampling(1e6, top_k=10**12)]
+    for _ in range(50):
+        uniforms = random.random(len(rows)).tolist()
+        drawn = session.draw(rows, samplings, uniforms)
+        assert drawn == best.draw(rows, samplings, uniforms) == draws_in_numpy(rows, samplings, uniforms)
+        alone = [
+            session.draw(row[None], [sampling], [uniform])
+            for row, sampling, uniform in zip(rows, samplings, uniforms, strict=True)
+        ]
+        assert drawn == [token for tokens in alone for token in tokens]
 
 
 # ---- threads

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
-from jaxgpt.data.requests.functions import MAX_PROGRAM_CHARACTERS, SHORT_REQUESTS, requests_of_tree
+from jaxgpt.data.requests.functions import MAX_PROGRAM_CHARACTERS, PLAIN_REQUESTS, requests_of_tree
 from jaxgpt.data.requests.wording import (
     normalized_request,
     request_of_name,
@@ -80,8 +80,8 @@ def test_a_program_is_the_bare_function_behind_the_imports_that_it_uses() -> Non
 
 def test_a_function_that_needs_python_alone_has_more_requests() -> None:
     area, even, means, _ = programs(SOURCE).values()
-    assert 1 < len(area) <= SHORT_REQUESTS
-    assert 1 < len(even) <= SHORT_REQUESTS
+    assert 1 < len(area) <= PLAIN_REQUESTS
+    assert 1 < len(even) <= PLAIN_REQUESTS
     assert len(means) == 1
     assert all("area of a circle" in request or "circle area" in request for request in area)
     assert all("number is even" in request for request in even)
@@ -232,7 +232,7 @@ def test_requests_of_one_program_do_not_stand_side_by_side(command: Command, tmp
     assert open_dataset(folders[1]).sha256 == dataset.sha256
     names = re.findall(r"def (\w+)", load_tokenizer(folders[0]).decode(dataset.train[:].tolist()))
     assert len(set(names)) > 10
-    assert 5 * len(set(names)) < len(names) <= SHORT_REQUESTS * len(set(names))
+    assert 2 * len(set(names)) < len(names) <= PLAIN_REQUESTS * len(set(names))
     beside = sum(a == b for a, b in itertools.pairwise(names))
     assert beside < len(names) / 6  # as hashes have it; in the order of the source five of six stand so
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt.generation.sampling import Sampling, Top, tops_in_numpy
+from jaxgpt.generation.sampling import Sampling, Top, draws_in_numpy, tops_in_numpy
 from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.pace import Pace
 from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
@@ -80,6 +80,11 @@ class HistorySession:
             token = int(self.greedy([token], [slot])[0])
             made.append(token)
         return made
+
+    def draw(
+        self, logits: np.ndarray, samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int | None]:
+        return draws_in_numpy(logits, samplings, uniforms)
 
     def top(self, logits: np.ndarray, temperatures: Sequence[float], count: int) -> list[Top | None]:
         return tops_in_numpy(logits, temperatures, count)

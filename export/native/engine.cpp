@@ -4,9 +4,10 @@
 #include <mutex>
 #include <string>
 
+#include "logits/draw.h"
+#include "logits/top.h"
 #include "runtime/errors.h"
 #include "session.h"
-#include "top.h"
 
 namespace {
 
@@ -192,6 +193,21 @@ int jaxgpt_top(jaxgpt_model* model, int rows, int columns, const float* logits, 
       if (!(temperature[row] > 0)) throw_error(JAXGPT_BAD_ARGUMENT, "temperature %g is not positive", temperature[row]);
     std::lock_guard<std::mutex> lock(model->step_mutex);
     top_of_rows(*model, rows, columns, logits, temperature, k, {ids, scaled, total, finite});
+  });
+}
+
+int jaxgpt_draw(jaxgpt_model* model, int rows, int columns, const float* logits, const jaxgpt_sampling* sampling,
+                int32_t* tokens) {
+  return guarded([&] {
+    require_non_null(model, logits, sampling, tokens);
+    if (rows < 1 || columns < 1) throw_error(JAXGPT_BAD_ARGUMENT, "%d rows of %d logits are none", rows, columns);
+    for (const jaxgpt_sampling* s = sampling; s < sampling + rows; s++)
+      if (!(s->temperature >= 0 && s->top_p > 0 && s->min_p >= 0 && s->min_p <= 1 && s->top_k >= 0 && s->uniform >= 0 &&
+            s->uniform < 1))
+        throw_error(JAXGPT_BAD_ARGUMENT, "temperature %g, top_p %g, min_p %g, top_k %d, uniform %g draw no token",
+                    s->temperature, s->top_p, s->min_p, s->top_k, s->uniform);
+    std::lock_guard<std::mutex> lock(model->step_mutex);
+    draw_rows(*model, rows, columns, logits, sampling, tokens);
   });
 }
 

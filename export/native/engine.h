@@ -13,7 +13,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define JAXGPT_ENGINE_VERSION 5
+#define JAXGPT_ENGINE_VERSION 6
 
 enum {
   JAXGPT_OK,
@@ -89,7 +89,7 @@ int64_t jaxgpt_session_bytes_per_token(const jaxgpt_session* session);
 // -1 where there is no such slot. Does not wait for a step that runs.
 int jaxgpt_session_length(const jaxgpt_session* session, int slot);
 // Whether this session's single rows of which only the most probable token is wanted go through the head's screen
-// (see head.cpp); they do unless told otherwise. The result is the same.
+// (see logits/head.cpp); they do unless told otherwise. The result is the same.
 int jaxgpt_session_use_screen(jaxgpt_session* session, int use);
 // Outputs of the head that screened steps computed exactly so far.
 int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session);
@@ -118,6 +118,21 @@ int jaxgpt_session_decode_greedy(jaxgpt_session* session, int32_t slot, int32_t 
 //   finite       (rows) 0 where a logit is not: nothing else is set for it
 int jaxgpt_top(jaxgpt_model* model, int rows, int columns, const float* logits, const double* temperature, int k,
                int32_t* ids, double* scaled, double* total, uint8_t* finite);
+
+// How a token is drawn: what Sampling of jaxgpt/generation/sampling.py says.
+typedef struct {
+  double temperature;  // 0: the most probable token
+  double top_p, min_p;
+  double uniform;      // a random number in [0, 1)
+  int32_t top_k;       // 0: all
+} jaxgpt_sampling;
+
+// Draws a token from each of (rows, columns) logits: the one at which the cumulative probability, the most probable
+// first, the lower of equals first, passes `uniform`. The order of the sums depends on nothing but the row.
+//   sampling  (rows)
+//   tokens    (rows) -1 where a logit is not finite
+int jaxgpt_draw(jaxgpt_model* model, int rows, int columns, const float* logits, const jaxgpt_sampling* sampling,
+                int32_t* tokens);
 
 // For tests: the exact integer sums (rows, outputs) of a matrix of 8 bits and integers (rows, inputs).
 int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, const int8_t* x, int rows,

@@ -77,7 +77,7 @@ struct jaxgpt_model {
   std::vector<int8_t> token_rows, position_rows;
   std::vector<float> token_scale, position_scale, token_smooth;
   std::vector<float> rope_table;    // cosines, then sines
-  std::vector<float> screen_error;  // of each of the head's outputs; filled by the first screened step (head.cpp)
+  std::vector<float> screen_error;  // of each of the head's outputs; filled by the first screened step (logits/head.cpp)
   bool tokens_set = false, ready = false;
   int64_t bytes_read = 0;
 

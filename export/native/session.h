@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "head.h"
+#include "logits/head.h"
 #include "tiles/product.h"
 
 constexpr int kAttentionRows = 32;  // of a piece of attention

@@ -4,12 +4,9 @@ import itertools
 import time
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from jaxgpt.generation.prompt_lookup import PromptLookup
-from jaxgpt.generation.sampling import SORTED_FIRST, Sampler, Top
-from jaxgpt.generation.session import ReducingSession, RewindableSession
+from jaxgpt.generation.sampling import Sampler, damaged_model
+from jaxgpt.generation.session import RewindableSession
 from jaxgpt.generation.state import GenerationState
 
 TOKENS_PER_CALL = 8  # made by one call of a session: Python between two calls takes 45 us
@@ -78,25 +75,10 @@ def _verify_draft(session: RewindableSession, sampler: Sampler, tokens: Sequence
         return list(choices[: 1 + sum(itertools.takewhile(bool, right))])
     drawn: list[int] = []
     for logits, drafted in itertools.zip_longest(session.forward(tokens, all_logits=all_logits), tokens[1:]):
-        drawn.append(draw(session, sampler, logits))
-        if drawn[-1] != drafted:
+        (token,) = session.draw(logits[None], [sampler.sampling], [sampler.next_uniform()])
+        if token is None:
+            raise damaged_model()
+        drawn.append(token)
+        if token != drafted:
             break
     return drawn
-
-
-def draw(session: object, sampler: Sampler, logits: npt.NDArray[np.float32], top: Top | None = None) -> int:
-    """Draw a token from logits (V,), by the session's own reduction where it has one.
-
-    Args:
-      session: the model.
-      sampler: of the text.
-      logits: what follows the text.
-      top: of these logits, where it is known.
-    """
-    if not isinstance(session, ReducingSession):
-        return sampler.draw(logits, top)
-
-    def reduced(count: int) -> Top | None:
-        return session.top(logits[None], [sampler.temperature], count)[0]
-
-    return sampler.draw(logits, top or reduced(SORTED_FIRST), lambda: reduced(len(logits)))

@@ -6,7 +6,7 @@ the same logits, so that samples of two models differ only where their distribut
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ def require_number(name: str, value: object, *, whole: bool) -> None:
 
 
 class Top(NamedTuple):
-    """What drawing needs of a row of logits.
+    """What drawing a token and scoring one need of a row of logits.
 
     Attributes:
       ids: (N,), the most probable tokens, the most probable first, the lower id of equals first.
@@ -98,35 +98,41 @@ def tops_in_numpy(
     ]
 
 
+def draws_in_numpy(
+    logits: npt.NDArray[np.float32], samplings: Sequence[Sampling], uniforms: Sequence[float]
+) -> list[int | None]:
+    """Return the token drawn from each row of logits (M, V), None for one that is not finite."""
+    return [
+        draw_token(row, sampling, uniform) if np.isfinite(row).all() else None
+        for row, sampling, uniform in zip(logits, samplings, uniforms, strict=True)
+    ]
+
+
 class Sampler:
-    """Draws tokens; one object a generated text."""
+    """Draws tokens; one object a generated text.
+
+    Attributes:
+      sampling: how.
+    """
 
     def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+        self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
-
-    @property
-    def temperature(self) -> float:
-        """By which logits are divided; 1 where the most probable token is taken."""
-        return self._sampling.temperature or 1.0
 
     @property
     def greedy(self) -> bool:
         """Whether it takes the most probable token always."""
-        return self._sampling.temperature == 0
+        return self.sampling.temperature == 0
 
-    def draw(
-        self,
-        logits: npt.NDArray[np.float32],
-        top: Top | None = None,
-        whole: Callable[[], Top | None] | None = None,
-    ) -> int:
+    def next_uniform(self) -> float:
+        """Return the random number in [0, 1) of the next token; greedily none is needed, and 0 returned."""
+        return 0.0 if self.greedy else self._random.random()
+
+    def draw(self, logits: npt.NDArray[np.float32]) -> int:
         """Choose a token.
 
         Args:
           logits: (V,).
-          top: of these logits at this temperature, where somebody has it: `top_of_row`.
-          whole: gives the one of all tokens, for somebody who has it sooner than numpy sorts.
 
         Returns:
           Its id. Ties go to the lower id.
@@ -134,26 +140,32 @@ class Sampler:
         Raises:
           UserError: a logit is not finite.
         """
-        if top is None and not np.isfinite(logits).all():
+        if not np.isfinite(logits).all():
             raise damaged_model()
-        temperature = self._sampling.temperature
-        if temperature == 0:
-            return int(np.argmax(logits)) if top is None else int(top.ids[0])
-        uniform = self._random.random()
-        count = self._sampling.top_k or SORTED_FIRST
-        if top is None or count > len(top.ids):
-            top = top_of_row(logits, temperature, count)
-        token = _among_largest(top, len(logits), self._sampling, uniform)
-        if token is None:
-            everything = whole() if whole else None
-            token = _among_largest(
-                everything or top_of_row(logits, temperature, len(logits)),
-                len(logits),
-                self._sampling,
-                uniform,
-            )
-        assert token is not None, "all tokens are always enough"
-        return token
+        return draw_token(logits, self.sampling, self.next_uniform())
+
+
+def draw_token(logits: npt.NDArray[np.float32], sampling: Sampling, uniform: float) -> int:
+    """Return the token at which the cumulative probability passes `uniform`: the one definition.
+
+    A session may do it itself, with sums in another order: that changes their last bits.
+
+    Args:
+      logits: (V,), finite.
+      sampling: how it is drawn.
+      uniform: in [0, 1).
+    """
+    temperature = sampling.temperature
+    if temperature == 0:
+        return int(np.argmax(logits))
+    top = top_of_row(logits, temperature, sampling.top_k or SORTED_FIRST)
+    token = _among_largest(top, len(logits), sampling, uniform)
+    if token is None:
+        token = _among_largest(
+            top_of_row(logits, temperature, len(logits)), len(logits), sampling, uniform
+        )
+    assert token is not None, "all tokens are always enough"
+    return token
 
 
 def _divide_by_temperature(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:

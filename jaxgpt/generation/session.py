@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.generation.sampling import Top
+from jaxgpt.generation.sampling import Sampling, Top
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ class ScoringSession(Session, Protocol):
 
 @runtime_checkable
 class RewindableSession(ScoringSession, Protocol):
-    """A scoring session that also chooses greedily itself."""
+    """A scoring session that also chooses tokens itself."""
 
     def greedy(self, tokens: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.int32]:
         """Take M tokens; return the most probable next one, (1,) or after each (M,), the first of equals."""
@@ -61,20 +61,15 @@ class RewindableSession(ScoringSession, Protocol):
         """
         ...
 
-
-@runtime_checkable
-class ReducingSession(Protocol):
-    """A session that finds the most probable tokens of a row sooner than numpy does."""
-
-    def top(
-        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
-    ) -> list[Top | None]:
-        """Return `top_of_row` of each row of logits (M, V); None for one that is not finite."""
+    def draw(
+        self, logits: npt.NDArray[np.float32], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int | None]:
+        """Return `draw_token` of each row of logits (M, V); None for one that is not finite."""
         ...
 
 
 @runtime_checkable
-class BatchSession(ReducingSession, Protocol):
+class BatchSession(Protocol):
     """A session that holds several texts, each in a slot of its own, and takes tokens of all in one step.
 
     Attributes:
@@ -128,6 +123,18 @@ class BatchSession(ReducingSession, Protocol):
         """Take a token into a slot and go on greedily, as in RewindableSession."""
         ...
 
+    def draw(
+        self, logits: npt.NDArray[np.float32], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int | None]:
+        """Return `draw_token` of each row of logits (M, V); None for one that is not finite."""
+        ...
+
+    def top(
+        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
+    ) -> list[Top | None]:
+        """Return `top_of_row` of each row of logits (M, V); None for one that is not finite."""
+        ...
+
     def truncate(self, length: int, slot: int) -> None:
         """Forget the tokens of a slot from `length` on."""
         ...
@@ -178,11 +185,11 @@ class SlotView:
         """Take a token and go on greedily."""
         return self._session.decode_greedy(token, max_tokens, stop_token, self._slot)
 
-    def top(
-        self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
-    ) -> list[Top | None]:
-        """Return `top_of_row` of each row of logits (M, V); None for one that is not finite."""
-        return self._session.top(logits, temperatures, count)
+    def draw(
+        self, logits: npt.NDArray[np.float32], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int | None]:
+        """Return `draw_token` of each row of logits (M, V); None for one that is not finite."""
+        return self._session.draw(logits, samplings, uniforms)
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError
 
-VERSION = 5
+VERSION = 6
 
 
 class ErrorCode(enum.IntEnum):
@@ -75,6 +75,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "jaxgpt_session_forward": (_int, _pointer, _int, *[_pointer] * 5),
     "jaxgpt_session_decode_greedy": (_int, _pointer, *[_int32] * 4, _pointer, _pointer),
     "jaxgpt_top": (_int, _pointer, _int, _int, _pointer, _pointer, _int, *[_pointer] * 4),
+    "jaxgpt_draw": (_int, _pointer, _int, _int, *[_pointer] * 3),
     "jaxgpt_sums": (_int, _text, _pointer, _int, _int, _pointer, _int, _pointer),
     "jaxgpt_read_seconds": (_int, _int64, _int, _int, _pointer),
 }

@@ -6,13 +6,17 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from jaxgpt.generation.sampling import Top
+from jaxgpt.generation.sampling import Sampling, Top
 from jaxgpt.shared.errors import UserError
 
 from jaxgpt_export.native.library import call_engine, engine_library
 from jaxgpt_export.native.native_model import NativeModel, free_with
 
 CACHES = {"fp32": 0, "fp16": 1, "int8": 2}
+# jaxgpt_sampling of engine.h.
+DRAWN = np.dtype(
+    [("temperature", "f8"), ("top_p", "f8"), ("min_p", "f8"), ("uniform", "f8"), ("top_k", "i4")], align=True
+)
 CacheKind = Literal["fp32", "fp16", "int8"]
 
 
@@ -164,6 +168,29 @@ class NativeSession:
         inputs = (array.ctypes.data for array in (places, ids, wanted))
         outputs = (None if array is None else array.ctypes.data for array in (logits, best))
         call_engine("jaxgpt_session_forward", self._handle, len(ids), *inputs, *outputs)
+
+    def draw(
+        self, logits: npt.NDArray[np.float32], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int | None]:
+        """Draw a token from each row of logits (M, V); see `draw_token` of jaxgpt.generation.sampling.
+
+        Args:
+          logits: (M, V).
+          samplings: (M,), how each is drawn.
+          uniforms: (M,), random numbers in [0, 1).
+
+        Returns:
+          Ids; None where a logit is not finite.
+        """
+        rows, columns = logits.shape
+        logits = np.ascontiguousarray(logits)
+        asked = np.zeros(rows, DRAWN)
+        for i, (sampling, uniform) in enumerate(zip(samplings, uniforms, strict=True)):
+            asked[i] = sampling.temperature, sampling.top_p, sampling.min_p, uniform, min(sampling.top_k, columns)
+        tokens = np.empty(rows, np.int32)
+        inputs = (logits.ctypes.data, asked.ctypes.data)
+        call_engine("jaxgpt_draw", self.model._handle, rows, columns, *inputs, tokens.ctypes.data)
+        return [token if token >= 0 else None for token in tokens.tolist()]
 
     def top(
         self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxgpt.generation.sampling import Top, tops_in_numpy
+from jaxgpt.generation.sampling import Sampling, Top, draws_in_numpy, tops_in_numpy
 from jaxgpt.generation.scheduling.scheduler import Scheduler
 from jaxgpt.generation.session import BatchSession, ScoringSession
 from jaxgpt.shared.errors import UserError
@@ -111,6 +111,12 @@ class OneSlot:
     ) -> list[int]:
         """Take a token; return the next one: nothing is won by several a call."""
         return [int(self.greedy([token], [0])[0])]
+
+    def draw(
+        self, logits: npt.NDArray[np.float32], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int | None]:
+        """Draw a token from each row."""
+        return draws_in_numpy(logits, samplings, uniforms)
 
     def top(
         self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int

@@ -198,6 +198,7 @@ Kernels float_kernels(const char* name) {
   k.argmax = argmax;
   k.screen_bounds = screen_bounds;
   k.max = max;
+  k.exponentials = exponentials;
   k.sum_exponentials = sum_exponentials;
   return k;
 }

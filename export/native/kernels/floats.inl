@@ -245,6 +245,21 @@ inline Doubles unfused_exponential(Doubles x) {
   return p * (Doubles)power;
 }
 
+void exponentials(const float* x, int n, double top, double temperature, double* scaled, double* weights) {
+  const int whole = n / kDoubles * kDoubles;
+  for (int i = 0; i < whole; i += kDoubles) {
+    const Doubles value = (load_doubles(x + i) - top) / temperature;
+    store(scaled + i, value);
+    store(weights + i, unfused_exponential(value));
+  }
+  for (int i = whole; i < n; i++) {
+    double one[kDoubles];
+    scaled[i] = (double(x[i]) - top) / temperature;
+    store(one, unfused_exponential(splat(scaled[i])));
+    weights[i] = one[0];
+  }
+}
+
 double sum_exponentials(const float* x, int n, double top, double temperature) {
   constexpr int kLanes = 16;
   Doubles sums[kLanes / kDoubles] = {};

@@ -105,6 +105,8 @@ struct Kernels {
   void (*screen_bounds)(const float* coarse, float rate, float middle, float length, const float* scale,
                         const float* error, float* upper) = nullptr;
   float (*max)(const float* x, int n) = nullptr;  // of n, a multiple of 16
+  // Of n: scaled = (x - top) / temperature, top the largest of them, and exp of it: the same bits everywhere.
+  void (*exponentials)(const float* x, int n, double top, double temperature, double* scaled, double* weights) = nullptr;
   // The sum of exp((x - top) / temperature) over n, top the largest of them: the same bits whatever the instruction set.
   double (*sum_exponentials)(const float* x, int n, double top, double temperature) = nullptr;
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt.generation.drafting import Drafting, draw
-from jaxgpt.generation.sampling import SORTED_FIRST, damaged_model
+from jaxgpt.generation.drafting import Drafting
+from jaxgpt.generation.sampling import damaged_model
 from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.pace import Pace
 from jaxgpt.generation.scheduling.slots import SlotPool, shared_length
@@ -307,13 +307,13 @@ class Scheduler:
             if text.rules:
                 logits[at] = text.rules.apply(logits[at], text.state.tokens)
         rows = logits if len(draws) == len(logits) else logits[[at for at, _ in draws]]
-        temperatures = [text.state.sampler.temperature for _, text in draws]
-        tops = self.session.top(rows, temperatures, SORTED_FIRST) if draws else []
-        for (_, text), row, top in zip(draws, rows, tops, strict=True):
+        samplers = [text.state.sampler for _, text in draws]
+        samplings, uniforms = [s.sampling for s in samplers], [s.next_uniform() for s in samplers]
+        tokens = self.session.draw(rows, samplings, uniforms) if draws else []
+        for (_, text), row, token in zip(draws, rows, tokens, strict=True):
             with _own_error(text):
-                if top is None:
+                if token is None:
                     raise damaged_model()
-                token = draw(self.session, text.state.sampler, row, top)
                 told = None
                 if text.logprobs is not None:
                     told = score(raw.get(text, row), top_of[text], token, text.logprobs)

@@ -11,7 +11,7 @@
 // exactly; then so is every column with a bound that reaches the best logit of these, and no other token can be the
 // largest. How many these are depends on the text (0.2 % to 1 % with trained models, most with random ones), so a
 // head that finds many does without the screen for a while: 1, 3, 7 ... steps (exponential backoff), at last for good.
-#include "head.h"
+#include "logits/head.h"
 
 #include <algorithm>
 #include <cfloat>

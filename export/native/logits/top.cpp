@@ -1,6 +1,6 @@
 // The largest of each row are found through the maxima of its blocks: the k-th largest of these is a bound that at least
 // k logits reach and few others do.
-#include "top.h"
+#include "logits/top.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr int kBlock64 = 64;                 // columns with a maximum of their own
 constexpr int kPieceBlocks = 64;             // blocks of a piece that one thread takes
 constexpr int kPiece = kBlock64 * kPieceBlocks;
 
@@ -70,20 +69,26 @@ std::vector<int32_t> largest_columns(const float* x, int columns, const float* b
 
 }  // namespace
 
+std::vector<float> block_maxima(jaxgpt_model& model, int rows, int columns, const float* logits) {
+  const int blocks = (columns + kBlock64 - 1) / kBlock64, pieces = (columns + kPiece - 1) / kPiece;
+  std::vector<float> found(size_t(rows) * size_t(blocks));
+  model.pool.run(rows * pieces, [&](int i) {
+    const int row = i / pieces, first = i % pieces * kPieceBlocks;
+    for (int block = first; block < std::min(blocks, first + kPieceBlocks); block++) {
+      const float* x = logits + size_t(row) * size_t(columns) + block * kBlock64;
+      const int at = model.kernels->argmax(x, std::min(kBlock64, columns - block * kBlock64));
+      found[size_t(row) * size_t(blocks) + size_t(block)] = at < 0 ? NAN : x[at];
+    }
+  });
+  return found;
+}
+
 void top_of_rows(jaxgpt_model& model, int rows, int columns, const float* logits, const double* temperature, int k,
                  const Top& top) {
   const Kernels& kernels = *model.kernels;
   const int blocks = (columns + kBlock64 - 1) / kBlock64, pieces = (columns + kPiece - 1) / kPiece;
-  std::vector<float> block_max(size_t(rows) * size_t(blocks));
+  const std::vector<float> block_max = block_maxima(model, rows, columns, logits);
   const auto row_of = [&](int row) { return logits + size_t(row) * size_t(columns); };
-  model.pool.run(rows * pieces, [&](int i) {
-    const int row = i / pieces, first = i % pieces * kPieceBlocks;
-    for (int block = first; block < std::min(blocks, first + kPieceBlocks); block++) {
-      const float* x = row_of(row) + block * kBlock64;
-      const int at = kernels.argmax(x, std::min(kBlock64, columns - block * kBlock64));
-      block_max[size_t(row) * size_t(blocks) + size_t(block)] = at < 0 ? NAN : x[at];
-    }
-  });
   std::vector<double> largest(static_cast<size_t>(rows)), sums(size_t(rows) * size_t(pieces));
   for (int row = 0; row < rows; row++) {
     const float* maxima = &block_max[size_t(row) * size_t(blocks)];
