@@ -18,6 +18,7 @@ from jaxgpt_bench.evaluate.answers import (
     split_document,
 )
 from jaxgpt_bench.evaluate.functions import cut_in_the_middle
+from jaxgpt_bench.evaluate.human_eval import TOO_LONG
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.evaluate.statistics import (
     mean_and_error,
@@ -230,6 +231,8 @@ def problems(tmp_path: Path) -> Path:
         }
         for number in range(2)
     ]
+    long = "def f2(x):\n" + "    # what stands here is longer than any context of the models\n" * 40
+    made.append({"task_id": "Test/2", "prompt": long, "test": "", "entry_point": "f2"})
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, made)).encode()))
     return path
 
@@ -256,8 +259,11 @@ def test_the_command_measures_every_task(
     assert 0 < first["bits_per_byte"]["value"] < 8
     (at_1,) = found["human_eval"][0]["pass_at"]
     assert (at_1["k"], at_1["score"]["value"]) == (1, 0.0)
-    assert at_1["smallest_shown"] == pytest.approx(1.5)
-    assert sum(found["human_eval"][0]["ends"].values()) == 4
+    assert at_1["smallest_shown"] == pytest.approx(1.0)
+    ends = found["human_eval"][0]["ends"]
+    assert sum(ends.values()) == 6
+    assert ends[TOO_LONG] == 2
+    assert "1 of 3 problems are longer than its context" in err
     assert "pass@1 is 0.00%" in err
     assert page.read_text(encoding="utf-8").count("\n**int8-dynamic**, temperature 0: ") == 23
 
@@ -267,7 +273,11 @@ def test_bad_input(command: Command, tmp_path: Path, fp32: Path, data: Path) -> 
     broken.write_bytes(b"\x1f\x8b broken")
     other = tmp_path / "other.jsonl"
     other.write_text('{"task_id": 1}\n', encoding="utf-8")
+    long = tmp_path / "long.jsonl"
+    problem = {"task_id": "1", "prompt": "def f(x):\n" * 500, "test": "", "entry_point": "f"}
+    long.write_text(json.dumps(problem), encoding="utf-8")
     cases = {
+        ("--task", "human-eval", "--problems", long): "every problem has more",
         ("--texts", 0): "--texts (0) must be at least 1",
         ("--task", "functions"): "--data",
         ("--task", "human-eval", "--problems", broken): "can't be read as HumanEval's problems",

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "checks.h"
-#include "head.h"
+#include "logits/head.h"
 
 namespace {
 

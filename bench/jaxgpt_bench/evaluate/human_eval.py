@@ -14,6 +14,7 @@ from jaxgpt.shared.errors import UserError
 
 # Where the literature ends a function's body.
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+TOO_LONG = "not written: the problem is longer than the context"  # how its programs ended
 KEYS = ("task_id", "prompt", "test", "entry_point")
 
 

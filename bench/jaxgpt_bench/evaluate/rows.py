@@ -128,7 +128,7 @@ class HumanEvalRow(JsonData):
       samples: a problem.
       pass_at: by k.
       passed: programs that passed, by problem.
-      ends: how programs ended, counted.
+      ends: how programs ended, counted; those of problems that the context does not hold among them.
       speed: of writing.
     """
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jaxgpt_bench.common.formatting import rate_text
 from jaxgpt_bench.common.tables import Column, Table
-from jaxgpt_bench.evaluate.human_eval import ANCHORS
+from jaxgpt_bench.evaluate.human_eval import ANCHORS, TOO_LONG
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, FunctionsRow, HumanEvalRow, Measured
 from jaxgpt_bench.sandbox.programs import MOST_REPEATS
 
@@ -75,6 +75,11 @@ def human_eval_verdict(rows: Sequence[HumanEvalRow]) -> list[str]:
         for row in rows
         for each in row.pass_at
         if each.smallest_shown > each.score.value
+    ] + [
+        f"{row.kind}: {row.ends[TOO_LONG] // row.samples} of {len(row.passed)} problems are longer than its "
+        "context; they count as not solved"
+        for row in rows
+        if TOO_LONG in row.ends
     ]
 
 
