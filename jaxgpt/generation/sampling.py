@@ -161,9 +161,7 @@ def draw_token(logits: npt.NDArray[np.float32], sampling: Sampling, uniform: flo
     top = top_of_row(logits, temperature, sampling.top_k or SORTED_FIRST)
     token = _among_largest(top, len(logits), sampling, uniform)
     if token is None:
-        token = _among_largest(
-            top_of_row(logits, temperature, len(logits)), len(logits), sampling, uniform
-        )
+        token = _among_largest(top_of_row(logits, temperature, len(logits)), len(logits), sampling, uniform)
     assert token is not None, "all tokens are always enough"
     return token
 

@@ -10,19 +10,26 @@ HUB_SOURCE = "hub:flytech/python-codes-25k"  # what the earlier project was trai
 PACKAGES = (
     "packages:torch,transformers,jax,flax,optax,orbax,numpy,datasets,scipy,pandas,sympy,networkx,matplotlib"
 )
-# Packages of plain functions beside libraries; one that is not installed is named before anything is done:
-# pip install algorithms pygorithm algocraft algods algos-py pythonds pythonds3 boltons more-itertools toolz
-# funcy pydash textdistance jellyfish python-slugify sortedcontainers iteration-utilities nltk scikit-learn
-# statsmodels
+# Packages with many functions that need Python alone; one that is not installed is named before all else.
+# bench/reproduce/answers-packages.txt pins those that were used.
 PLAIN_PACKAGES = (
-    "packages:algorithms,pygorithm,algocraft,algods,pythonds,pythonds3,src,boltons,more_itertools,toolz,funcy,"
-    "pydash,humanize,textdistance,jellyfish,slugify,sortedcontainers,iteration_utilities,networkx,mpmath,stdlib,"
-    "sympy,nltk,scipy,sklearn,statsmodels,pandas,numpy,matplotlib,datasets,flax,optax,setuptools,pip,fontTools,"
-    "rich,prometheus_client,regex,requests,urllib3,jinja2,pygments,salt,numba,dask,ansible,ase,django,mypy,astropy,"
-    "sqlmap,twisted,yt_dlp,IPython,Bio,xarray,sphinx,skbio,pylint,hypothesis,jedi,bokeh,plotly,scrapy,MDAnalysis,"
-    "metpy,docutils,pint,skimage,black,gensim,faker,passlib,rope,tornado,werkzeug,babel,pythran,ubelt,trimesh,"
-    "colour,cryptography,pymatgen,openpyxl,pexpect,click,astral,quantecon,invoke,skyfield,control,pyparsing,"
-    "labmath,pulp,convertdate,unyt,textstat,primefac,num2words,inflect,geopy,dateutil,ecdsa,rsa,uncertainties"
+    "packages:algorithms,pygorithm,algocraft,algods,pythonds,pythonds3,src,boltons,more_itertools,toolz,"
+    "funcy,pydash,humanize,textdistance,jellyfish,slugify,sortedcontainers,iteration_utilities,networkx,"
+    "mpmath,stdlib,sympy,nltk,scipy,sklearn,statsmodels,pandas,numpy,matplotlib,datasets,flax,optax,"
+    "setuptools,pip,fontTools,rich,prometheus_client,regex,requests,urllib3,jinja2,pygments,salt,numba,"
+    "dask,ansible,ase,django,mypy,astropy,sqlmap,twisted,yt_dlp,IPython,Bio,xarray,sphinx,skbio,pylint,"
+    "hypothesis,jedi,bokeh,plotly,scrapy,MDAnalysis,metpy,docutils,pint,skimage,black,gensim,faker,"
+    "passlib,rope,tornado,werkzeug,babel,pythran,ubelt,trimesh,colour,cryptography,pymatgen,openpyxl,"
+    "pexpect,click,astral,quantecon,invoke,skyfield,control,pyparsing,labmath,pulp,convertdate,unyt,"
+    "textstat,primefac,num2words,inflect,geopy,dateutil,ecdsa,rsa,uncertainties,torch,transformers,jax,"
+    "ansible_collections,ray,homeassistant,mlflow,hgext,mercurial,pyomo,fluids,streamlit,pennylane,"
+    "dagster,sktime,nova,scapy,prefect,thefuck,streamlink,streamlink_cli,breezy,mne,cinder,sqlalchemy,"
+    "neutron,celery,chemicals,stanza,swift,keras,youtube_dl,openmdao,pyscf,cirq,dulwich,stdnum,pyutils,"
+    "mathics,gradio,spyder,cvxpy,zipline,thermo,music21,pythainlp,gallery_dl,buildbot,obspy,beets,"
+    "beetsplug,pdm,you_get,panel,azure,pyro,psychopy,mitmproxy,qiskit,langchain_core,nilearn,snakemake,"
+    "openai,impacket,ht,spacy,PyInstaller,dash,PIL,vectorbt,mistune,ccxt,sunpy,web3,holoviews,glance,"
+    "prompt_toolkit,pymoo,pwnlib,nzmath,underthesea,kombu,certbot,cdlib,brian2,pymc,lektor,darts,gunicorn,"
+    "cltk,pvlib,imageio,keystone,altair,luigi,hatch,urwid,deap,poetry,pyramid,igraph"
 )
 
 # Muon as `small` had it when the reference model was measured, whose figures are committed.

@@ -186,7 +186,8 @@ class NativeSession:
         logits = np.ascontiguousarray(logits)
         asked = np.zeros(rows, DRAWN)
         for i, (sampling, uniform) in enumerate(zip(samplings, uniforms, strict=True)):
-            asked[i] = sampling.temperature, sampling.top_p, sampling.min_p, uniform, min(sampling.top_k, columns)
+            top_k = min(sampling.top_k, columns)
+            asked[i] = sampling.temperature, sampling.top_p, sampling.min_p, uniform, top_k
         tokens = np.empty(rows, np.int32)
         inputs = (logits.ctypes.data, asked.ctypes.data)
         call_engine("jaxgpt_draw", self.model._handle, rows, columns, *inputs, tokens.ctypes.data)
