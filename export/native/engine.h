@@ -108,7 +108,7 @@ int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slo
 int jaxgpt_session_decode_greedy(jaxgpt_session* session, int32_t slot, int32_t token, int32_t max_tokens,
                                  int32_t stop_token, int32_t* tokens, int32_t* count);
 
-// What drawing needs of rows of logits, so that nobody has to walk through a vocabulary twice. The order of each row's
+// What scoring needs of rows of logits, so that nobody has to walk through a vocabulary twice. The order of each row's
 // sum depends on `columns` alone.
 //   logits       (rows, columns)
 //   temperature  (rows), positive

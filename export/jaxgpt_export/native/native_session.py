@@ -196,7 +196,7 @@ class NativeSession:
     def top(
         self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
     ) -> list[Top | None]:
-        """Return what drawing needs of rows of logits (M, V); see `top_of_row` of jaxgpt.generation.sampling.
+        """Return what scoring needs of rows of logits (M, V); see `top_of_row` of jaxgpt.generation.sampling.
 
         Returns:
           A Top a row; None where a logit is not finite.

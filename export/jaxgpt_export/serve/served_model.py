@@ -121,7 +121,7 @@ class OneSlot:
     def top(
         self, logits: npt.NDArray[np.float32], temperatures: Sequence[float], count: int
     ) -> list[Top | None]:
-        """Return what drawing needs of each row."""
+        """Return what scoring needs of each row."""
         return tops_in_numpy(logits, temperatures, count)
 
     def truncate(self, length: int, slot: int) -> None:

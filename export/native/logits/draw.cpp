@@ -21,11 +21,11 @@ struct Spread {
   const float *x, *block_max;
   int columns;
   double largest, temperature;
-  std::vector<uint16_t> bucket;       // of each column
-  std::vector<uint16_t> first_bucket; // of each block of 64 columns
-  std::vector<double> sums[kParts];   // of the weights in each bucket
-  std::vector<int32_t> count[kParts]; // of columns
-  std::vector<double> before;         // weights of all buckets before each one, and of all at the end
+  std::vector<uint16_t> bucket;        // of each column
+  std::vector<uint16_t> first_bucket;  // of each block of 64 columns
+  std::vector<double> sums[kParts];    // of the weights in each bucket
+  std::vector<int32_t> count[kParts];  // of columns
+  std::vector<double> before;          // weights of all buckets before each one, and of all at the end
   std::vector<int32_t> count_before;
 
   void fill(const Kernels& kernels, int part) {
@@ -137,11 +137,11 @@ int32_t draw_from(const Spread& row, const Kernels& kernels, const jaxgpt_sampli
     keep_up_to(walk);
   }
   if (sampling.top_p < 1) {
-    const double wanted = sampling.top_p * total, limit = total;
+    const double wanted = sampling.top_p * total;
     Walk walk(row, kernels, bucket_at(wanted, false));
     while (walk.next()) {
       keep_up_to(walk);
-      if (walk.reached() >= std::min(wanted, limit)) break;
+      if (walk.reached() >= wanted) break;
     }
   }
   if (sampling.min_p > 0) {

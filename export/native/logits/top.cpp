@@ -4,60 +4,23 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
-#include <utility>
 
 namespace {
 
-constexpr int kPieceBlocks = 64;             // blocks of a piece that one thread takes
+constexpr int kPieceBlocks = 64;  // blocks of a piece that one thread takes
 constexpr int kPiece = kBlock64 * kPieceBlocks;
 
-struct Column {
-  uint32_t key;  // grows as the logit falls
-  int32_t id;
-};
-
-uint32_t falling_key(float x) {
-  uint32_t bits;
-  x += 0.0f;  // -0 is equal to 0
-  memcpy(&bits, &x, sizeof bits);
-  return bits >> 31 ? bits : ~bits & 0x7fffffff;
-}
-
-// All columns, the largest first, the lower id of equals first: by digits of 11 bits, the lowest digit first. An eighth
-// of the time that sorting by comparisons takes.
-std::vector<Column> sorted_columns(const float* x, int n) {
-  constexpr int kBits = 11, kDigits = 3, kValues = 1 << kBits;
-  std::vector<Column> columns(static_cast<size_t>(n)), others(static_cast<size_t>(n));
-  std::vector<uint32_t> counts(kDigits * kValues);
-  const auto digit = [](uint32_t key, int d) { return size_t(key >> (d * kBits) & (kValues - 1)); };
-  for (int c = 0; c < n; c++) {
-    const uint32_t key = falling_key(x[c]);
-    columns[size_t(c)] = {key, c};
-    for (int d = 0; d < kDigits; d++) counts[size_t(d * kValues) + digit(key, d)]++;
-  }
-  for (int d = 0; d < kDigits; d++) {
-    uint32_t* next = &counts[size_t(d * kValues)];
-    uint32_t place = 0;
-    for (int value = 0; value < kValues; value++) place += std::exchange(next[value], place);
-    for (const Column& column : columns) others[next[digit(column.key, d)]++] = column;
-    columns.swap(others);
-  }
-  return columns;
-}
-
-// The k largest where every block of 64 columns may hold some of them, or few do.
+// The k largest, the largest first, the lower of equals first.
 std::vector<int32_t> largest_columns(const float* x, int columns, const float* block_max, int k) {
   const int blocks = (columns + kBlock64 - 1) / kBlock64;
-  std::vector<int32_t> found;
-  if (blocks <= k) {
-    for (const Column& column : sorted_columns(x, columns)) found.push_back(column.id);
-    return found;
-  }
   std::vector<float> maxima(block_max, block_max + blocks);
-  std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<float>());
-  const float bound = maxima[size_t(k - 1)];
+  float bound = -INFINITY;
+  if (k < blocks) {
+    std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<float>());
+    bound = maxima[size_t(k - 1)];
+  }
+  std::vector<int32_t> found;
   for (int block = 0; block < blocks; block++)
     if (block_max[block] >= bound)
       for (int c = block * kBlock64; c < std::min(columns, (block + 1) * kBlock64); c++)
