@@ -35,6 +35,7 @@ struct Kind {
   const char* name;
   int bits;
   bool two_level, smooth, fixed;  // fixed: inputs have stored scales
+  bool factors = false;           // of groups of 4 bits
 };
 constexpr Kind kKinds[] = {
     {"dynamic, two-level and smooth", 8, true, true, false},
@@ -42,6 +43,8 @@ constexpr Kind kKinds[] = {
     {"static", 8, false, true, true},
     {"weight-only int8", 8, true, false, false},
     {"weight-only int4", 4, true, false, false},
+    {"dynamic int4", 4, false, false, false, true},
+    {"dynamic int4, two-level and smooth", 4, true, true, false, true},
     {"float16", 16, false, false, false},
     {"float32", 32, false, false, false},
 };
@@ -73,6 +76,7 @@ void with_linear(Weights& weights, const Kind& kind, int outputs, int inputs, in
   const auto scale = weights.floats(O, kScale / 127 / 2, kScale / 127);
   std::vector<uint16_t> scales4(group ? O * (I / size_t(group)) : 0);
   for (auto& s : scales4) s = uint16_t((weights.draw() % 2 ? 0xbb00 : 0x3b00) + weights.draw() % 64);  // about 0.002
+  const auto factors = weights.bytes(kind.factors ? scales4.size() : 0);
   jaxgpt_linear linear = {};
   linear.weight = q.data();
   linear.weight_scale = scale.data();
@@ -84,6 +88,10 @@ void with_linear(Weights& weights, const Kind& kind, int outputs, int inputs, in
   if (linear.bits == 4) {
     linear.weight_scale = scales4.data();
     linear.group_size = group;
+    if (kind.factors) {
+      linear.weight_scale = scale.data();
+      linear.group_factor = factors.data();
+    }
   }
   if (linear.bits >= 16) {
     linear.weight = linear.bits == 16 ? static_cast<const void*>(float16.data()) : float32.data();

@@ -15,7 +15,7 @@ import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
-from jaxgpt_export.format.scheme import FLOAT32, LayerScheme, Quantization
+from jaxgpt_export.format.scheme import FLOAT32, LayerScheme, Quantization, has_factors
 from jaxgpt_export.format.tensors import to_hf_layout
 from jaxgpt_export.generation.open_session import open_session
 from jaxgpt_export.generation.torch_session import TorchSession
@@ -55,7 +55,8 @@ ROUNDED_INPUTS = 3e-4
 # float32; of the largest logit. Measured: 4e-7 to 2.4e-6.
 FLOAT_SUMS = 1e-5
 TEXTS = 5
-EXACT_KINDS = ("int8-dynamic", "two-level", "int8-static")
+FOUR_BITS = {"int4-two-level": "int4-dynamic"}
+EXACT_KINDS = ("int8-dynamic", "two-level", "int8-static", "int4-dynamic-head", *FOUR_BITS)
 FLOAT_KINDS = ("fp32", "fp16", "kept")
 KINDS = (*EXACT_KINDS, "int8-weight-only", "int4-weight-only", "int4-weight-only-head", *FLOAT_KINDS)
 
@@ -71,7 +72,9 @@ def artifact_of(kind: str, config: ModelConfig, folder: Path) -> Artifact:
         content = to_hf_layout(as_arrays(tensors), config)
         write_artifact(folder, config, None, content, placeholder_tokenizer(config.vocab_size))
         return read_artifact(folder)
-    method = find_method({"two-level": "int8-dynamic", "kept": "int8-weight-only"}.get(kind, kind))
+    method = find_method(
+        {"two-level": "int8-dynamic", "kept": "int8-weight-only", **FOUR_BITS}.get(kind, kind)
+    )
     layers = linear_layers(config)
     schemes = {
         name: dataclasses.replace(scheme, group_size=16) if scheme.weight_bits == 4 else scheme
@@ -80,7 +83,7 @@ def artifact_of(kind: str, config: ModelConfig, folder: Path) -> Artifact:
     if kind == "kept":
         schemes |= dict.fromkeys(("h.0.mlp.c_fc", "wpe" if config.positions == "learned" else "wte"), FLOAT32)
     groups = {
-        name: round_groups(tensors[f"{name}.weight"], scheme.group_size)
+        name: round_groups(tensors[f"{name}.weight"], scheme.group_size, has_factors(name, schemes, config))
         for name, scheme in schemes.items()
         if scheme.weight_bits == 4 and f"{name}.weight" in tensors
     }
@@ -94,7 +97,7 @@ def artifact_of(kind: str, config: ModelConfig, folder: Path) -> Artifact:
         for name in layers
         if kind in EXACT_KINDS
     }
-    two_level = tuple(layers) if kind == "two-level" else ()
+    two_level = tuple(layers) if kind.endswith("two-level") else ()
     found = quantized_state_dict(
         config, tensors, method.name, schemes, activations, groups, two_level=two_level
     )

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
@@ -36,9 +38,10 @@ def layer() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(24, 64, generator=torch.Generator().manual_seed(1)) * 0.1, correlated_inputs(512, 64)
 
 
-def output_error(rounded: tuple[torch.Tensor, torch.Tensor], weight: torch.Tensor, x: torch.Tensor) -> float:
+def output_error(rounded: Sequence[torch.Tensor | None], weight: torch.Tensor, x: torch.Tensor) -> float:
     """Mean squared output error, in float64, apart from the code under test."""
-    q, scale = rounded
+    q, scale, factor = (*rounded, None)[:3]
+    scale = scale if factor is None else scale[:, None] * factor
     back = q.double() * scale.double().repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
     return float((x.double() @ (back - weight.double()).t()).square().mean())
 
@@ -53,7 +56,7 @@ def test_packed_integers_come_back() -> None:
 
 def test_the_extreme_of_a_group_of_either_sign_is_minus_8() -> None:
     weight = torch.tensor([[0.1, -0.8, 0.3, 0.2], [0.1, 0.8, -0.3, 0.2]])
-    q, scale = round_groups(weight, 4)
+    q, scale, _ = round_groups(weight, 4)
     assert q[0].tolist()[1] == q[1].tolist()[1] == -8
     assert bool((scale[0] > 0).all())
     assert bool((scale[1] < 0).all())
@@ -61,7 +64,7 @@ def test_the_extreme_of_a_group_of_either_sign_is_minus_8() -> None:
 
 def test_rounding_error_of_a_group_is_at_most_half_a_scale_but_for_the_one_value_on_the_other_side() -> None:
     weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
-    q, scale = round_groups(weight, G)
+    q, scale, _ = round_groups(weight, G)
     wide = scale.float().repeat_interleave(G, dim=1)
     inside = (weight / wide).abs() <= 7.5
     # half a scale; bfloat16 scales are exact here: they were rounded before the integers were chosen
@@ -69,7 +72,7 @@ def test_rounding_error_of_a_group_is_at_most_half_a_scale_but_for_the_one_value
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
-    q, scale = round_groups(torch.zeros(2, G), G)
+    q, scale, _ = round_groups(torch.zeros(2, G), G)
     assert bool((q == 0).all())
     assert bool((scale != 0).all())
     assert bool(torch.isfinite(scale).all())
@@ -102,7 +105,7 @@ def test_gptq_follows_its_formula_column_by_column() -> None:
     """The same algorithm with one full update of all later columns at a time, in float64."""
     weight, x = layer()
     moments = (x.t() @ x).double()
-    q, scale = gptq(weight, moments, G)
+    q, scale, _ = gptq(weight, moments, G)
     damped = moments + 0.01 * moments.diagonal().mean() * torch.eye(64, dtype=torch.float64)
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     left = weight.double().clone()
@@ -115,6 +118,26 @@ def test_gptq_follows_its_formula_column_by_column() -> None:
             [torch.zeros(i, dtype=torch.float64), upper[i, i:]]
         )[None]
     assert agreeing >= 0.998 * q.numel()  # float32 against float64 on a rounding edge
+
+
+def test_factors_of_groups_cost_little_and_are_no_zeros() -> None:
+    """Scales of groups are then whole multiples, up to 127, of the row's: nearly those that they were."""
+    weight, x = layer()
+    weight[3] *= torch.logspace(-4, 0, 64)  # groups whose scale is far below the row's
+    moments = (x.t() @ x).double()
+    free, ours = gptq(weight, moments, G), gptq(weight, moments, G, factors=True)
+    plain = round_groups(weight, G, factors=True)
+    for found in (ours, plain):
+        assert found.factor is not None
+        assert found.scale.shape == (len(weight),)
+        assert found.scale.dtype == torch.float32
+        assert found.factor.dtype == found.q.dtype == torch.int8
+        assert bool(found.factor.ne(0).all())
+        assert int(found.factor.int().abs().max()) <= 127
+        assert int(found.q.min()) >= -8
+        assert int(found.q.max()) <= 7
+    assert output_error(ours, weight, x) < 0.5 * output_error(plain, weight, x)
+    assert output_error(ours, weight, x) < 1.05 * output_error(free, weight, x)
 
 
 def test_gptq_of_8_bits_keeps_the_scales_of_plain_rounding() -> None:
@@ -130,7 +153,7 @@ def test_gptq_of_8_bits_keeps_the_scales_of_plain_rounding() -> None:
 def test_channels_that_calibration_never_saw_are_rounded_plainly() -> None:
     weight, x = layer()
     x[:, 7] = 0
-    q, scale = gptq(weight, (x.t() @ x).double(), G)
+    q, scale, _ = gptq(weight, (x.t() @ x).double(), G)
     assert bool(torch.isfinite(scale.float()).all())
     assert output_error((q, scale), weight, x) < output_error(round_groups(weight, G), weight, x)
 
@@ -190,7 +213,7 @@ def test_a_weight_only_layer_multiplies_with_what_its_integers_stand_for(bits: i
         q = torch.round(weight / scale[:, None]).to(torch.int8)
         made, exact = WeightOnlyLinear(q, scale, bias), q.double() * scale.double()[:, None]
     else:
-        q, scale = round_groups(weight, G)
+        q, scale, _ = round_groups(weight, G)
         made = WeightOnlyLinear(pack_int4(q), scale, bias)
         exact = q.double() * scale.double().repeat_interleave(G, dim=1)
     expected = x.double() @ exact.t() + bias.double()
@@ -202,7 +225,7 @@ def test_a_weight_only_layer_multiplies_with_what_its_integers_stand_for(bits: i
 
 
 def test_dequantized_rows_can_be_taken_one_by_one() -> None:
-    q, scale = round_groups(torch.randn(6, 32, generator=torch.Generator().manual_seed(0)), G)
+    q, scale, _ = round_groups(torch.randn(6, 32, generator=torch.Generator().manual_seed(0)), G)
     packed = pack_int4(q)
     assert torch.equal(dequantize(packed[[4, 1]], scale[[4, 1]]), dequantize(packed, scale)[[4, 1]])
 

@@ -1,3 +1,4 @@
+import pickle
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -7,6 +8,7 @@ import pytest
 import torch
 from jaxgpt_export.model import int8_kernels
 from jaxgpt_export.model.arithmetic import pack_int4, quantize_rows
+from jaxgpt_export.model.int4_linear import Int4Linear
 from jaxgpt_export.model.int8_kernels import (
     FEW,
     KERNELS,
@@ -49,6 +51,42 @@ def test_layer_is_the_integer_formula(static: bool, smooth: bool) -> None:
     expected = sums * (s_x * layer.weight_scale.numpy()) + layer.bias.numpy()
     assert (layer.quantize_input(x)[0].numpy() == q_x).all()
     assert (found == expected).all()  # single float32 operations in the written order: the same bits
+
+
+@pytest.mark.parametrize("two_level", [False, True])
+@pytest.mark.parametrize("static", [False, True])
+def test_a_layer_of_4_bits_is_the_integer_formula(static: bool, two_level: bool) -> None:
+    """Extreme integers and factors too, whose sums float32 does not hold exactly."""
+    generator = torch.Generator().manual_seed(0)
+    O, I, G = 37, 4096, 32
+    q = torch.randint(-8, 8, (O, I), generator=generator, dtype=torch.int8)
+    factor = torch.randint(1, 128, (O, I // G), generator=generator, dtype=torch.int8)
+    factor[::2] *= -1
+    q[5], factor[5] = -8, 127
+    scale, bias = torch.rand(O, generator=generator) / 1000, torch.randn(O, generator=generator)
+    layer = Int4Linear(
+        pack_int4(q), scale, factor, bias, torch.tensor(0.02) if static else None, None, two_level
+    )
+    x = torch.randn(9, I, generator=generator)
+    x[4], x[6] = 0, -3
+    f = np.float32
+    xs = x.numpy()
+    s_x = (
+        np.full((9, 1), 0.02, f)
+        if static
+        else np.maximum(np.abs(xs).max(axis=1, keepdims=True) / f(127), f(2.0**-126))
+    )
+    weights = q.numpy().astype(np.int64) * factor.numpy().astype(np.int64).repeat(G, axis=1)
+    q_x = np.clip(np.rint(xs / s_x), -127, 127)
+    sums = (q_x.astype(np.int64) @ weights.T).astype(f)
+    if two_level:
+        rest = np.clip(np.rint((xs - q_x * s_x) / s_x * f(256)), -127, 127)
+        sums = (rest.astype(np.int64) @ weights.T).astype(f) / f(256) + sums
+    expected = sums * (s_x * scale.numpy()) + bias.numpy()
+    assert np.abs(sums).max() > 2**24
+    assert np.array_equal(layer(x).numpy(), expected)
+    assert torch.equal(layer.float_weight(), torch.from_numpy(weights).float() * scale[:, None])
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
 
 
 def test_layer_is_near_the_float_layer_and_keeps_any_batch_shape() -> None:
@@ -154,7 +192,7 @@ def test_a_two_level_input_follows_the_definition_and_is_a_hundred_times_nearer(
 
 def test_an_embedding_of_4_bits_gives_the_rows_that_its_head_has() -> None:
     weight = torch.randn(11, 32, generator=torch.Generator().manual_seed(0))
-    q, scale = round_groups(weight, 8)
+    q, scale, _ = round_groups(weight, 8)
     embedding, head = QuantizedEmbedding(pack_int4(q), scale), WeightOnlyLinear(pack_int4(q), scale)
     tokens = torch.tensor([[3, 10], [0, 3]])
     assert torch.equal(embedding(tokens), head.float_weight()[tokens])

@@ -23,7 +23,15 @@ from jaxgpt.shared.tensor_file import BFLOAT16, Arrays
 
 CONFIG = ModelConfig(300, 16, 1, 2, 64)
 ROTARY = ModelConfig(300, 16, 1, 2, 64, positions="rotary", tied=False)
-KINDS = ["fp32", "rotary", "int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"]
+KINDS = [
+    "fp32",
+    "rotary",
+    "int8-dynamic",
+    "int8-static",
+    "int8-weight-only",
+    "int4-weight-only",
+    "int4-dynamic",
+]
 FLOAT32_TOLERANCE = 1e-5  # the program's own gate; the same operators, so 0 is measured
 
 

@@ -31,7 +31,7 @@ METHOD_IN_VERSION_2 = {
     "int4-weight-only": "weight-only-int4",
     "int4-weight-only-head": "weight-only-int4-head",
 }
-QUANTIZED = [kind for kind in KINDS if kind != "fp32"]
+QUANTIZED = [kind for kind in KINDS if kind in METHOD_IN_VERSION_2]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_bits_of_version_2_are_whole_numbers(
         ("int4-weight-only", "h.0.attn.c_attn", {"group_size": 7}, "group_size 7 does not divide"),
         ("int4-weight-only", "h.0.attn.c_attn", {"group_size": 0}, "group_size 0 does not divide"),
         ("int4-weight-only", "h.0.attn.c_attn", {"group_size": -8}, "group_size -8 does not divide"),
-        ("int4-weight-only", "h.0.attn.c_attn", {"activation": "static"}, "h.0.attn.c_attn can't be rounded"),
+        ("int4-weight-only", "h.0.attn.c_attn", {"activation": "static"}, "missing tensors: h.0"),
         ("int4-weight-only-head", "lm_head", {"group_size": 4}, "the head is wte"),
     ],
 )  # fmt: skip
@@ -169,6 +169,18 @@ def test_a_scheme_that_no_layer_has_is_one_line(
 ) -> None:
     folder = edited(folders[kind], tmp_path / "a", lambda section: section["layers"][layer].update(fields))
     assert_one_line_error(command("jaxgpt-export", "generate", "--artifact", folder), "config.json", words)
+
+
+def test_4_bits_and_rounded_inputs_end_where_sums_leave_32_bits() -> None:
+    shape = ModelConfig(vocab_size=300, block_size=32, n_layer=1, n_head=1, n_embd=4160)
+    schemes = find_method("int4-dynamic").schemes(shape)
+    section = Quantization("int4-dynamic", schemes).to_json()
+    assert read_quantization(section, shape, Path("config.json")).layers == schemes
+    wider = dataclasses.replace(shape, n_embd=4192)
+    with pytest.raises(
+        UserError, match=r"mlp\.c_proj has 16768 inputs, 4 bits with rounded ones end at 16640"
+    ):
+        read_quantization(section, wider, Path("config.json"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tenso
 from jaxgpt_export.format.artifact import read_artifact, write_artifact
 from jaxgpt_export.format.certificate import write_certificate
 from jaxgpt_export.format.probe import Probe, probe_positions, write_probe
-from jaxgpt_export.format.scheme import Quantization
+from jaxgpt_export.format.scheme import Quantization, has_factors
 from jaxgpt_export.format.tensors import to_hf_layout
 from jaxgpt_export.model.build import Tensors, as_array, as_arrays, build_model, float_model
 from jaxgpt_export.parity.probe_gates import measure
@@ -30,6 +30,8 @@ KINDS = (
     "int4-weight-only",
     "int4-weight-only-head",
     "fp16",
+    "int4-dynamic",
+    "int4-dynamic-head",
 )
 SHAPE = ModelConfig(vocab_size=300, block_size=32, n_layer=2, n_head=2, n_embd=24)
 
@@ -82,7 +84,7 @@ def _quantized(kind: str, config: ModelConfig, tensors: Tensors) -> tuple[Quanti
             n: ActivationQuant(None, torch.linspace(0.5, 2, size), 0.0) for n, size in smooth.items()
         }
     groups = {
-        name: round_groups(tensors[f"{name}.weight"], scheme.group_size)
+        name: round_groups(tensors[f"{name}.weight"], scheme.group_size, has_factors(name, schemes, config))
         for name, scheme in schemes.items()
         if scheme.weight_bits == 4 and f"{name}.weight" in tensors
     }

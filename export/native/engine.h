@@ -36,13 +36,14 @@ typedef struct {
 // A matrix (outputs, inputs) and what its layer does to its input; see model/arithmetic.py for what each means.
 typedef struct {
   const void* weight;         // int8 (O, I); 4 bits: uint8 (O, I / 2); 16: float16 (O, I); 32: float (O, I)
-  const void* weight_scale;   // float (O); 4 bits: bfloat16 (O, I / group_size); 16 and 32: null
+  const void* weight_scale;   // float (O); 4 bits without factors: bfloat16 (O, I / group_size); 16 and 32: null
+  const int8_t* group_factor; // 4 bits: int8 (O, I / group_size), by which a group's integers count; or null
   const float* bias;          // (O), or null
   const float* smooth;        // (I) that divides the input, or null
   int32_t outputs, inputs;
   int32_t bits;               // 4, 8, 16 or 32; the input of 16 and 32 stays float
   int32_t group_size;         // 4 bits: inputs that share a scale
-  int32_t two_level;          // the input's residual is quantized too; always so with 4 bits
+  int32_t two_level;          // the input's residual is quantized too; always so with 4 bits without factors
   float input_scale;          // static scale of the input; 0: each row has its own
 } jaxgpt_linear;
 

@@ -19,7 +19,7 @@ int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, 
     jaxgpt_model model(jaxgpt_shape{1, 1, inputs, 1, outputs, 1, 0, 8}, k, 1);  // the matrix is its head
     Matrix matrix;
     const std::vector<float> ones(size_t(outputs), 1.0f);
-    const jaxgpt_linear linear = {weight, ones.data(), nullptr, nullptr, outputs, inputs, 8, 0, 0, 1.0f};
+    const jaxgpt_linear linear = {weight, ones.data(), nullptr, nullptr, nullptr, outputs, inputs, 8, 0, 0, 1.0f};
     model.set_matrix(matrix, linear, outputs, inputs, "matrix");
     const int width = padded(inputs);
     std::vector<int8_t> wide(size_t(rows) * size_t(width), 0);

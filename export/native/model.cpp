@@ -12,8 +12,8 @@ namespace {
 }
 
 size_t Matrix::bytes_read() const {
-  const size_t scales =
-      is_float() ? 0 : bits == 8 ? size_t(outputs) * 4 : size_t(outputs) * size_t(inputs / group) * 2;
+  const size_t O = size_t(outputs), of_groups = group ? O * size_t(inputs / group) * (factors ? 1 : 2) : 0;
+  const size_t scales = is_float() ? 0 : of_groups + (bits == 8 || factors ? O * 4 : 0);
   return size_t(outputs) * size_t(inputs) * size_t(bits) / 8 + scales;
 }
 
@@ -110,7 +110,9 @@ void jaxgpt_model::embed_from_head(int token, float* x) const {
     const int at = i / 8 * kSliceBytes + i % 4, shift = i % 8 / 4 * 4;
     const int hi = (row[at] >> shift & 15) - 8;
     if (lo)
-      x[i] = float(16 * hi + (lo[at] >> shift & 15)) * head.scales8(tile)[output];
+      x[i] = float(16 * hi + (lo[at] >> shift & 15)) * head.row_scales(tile)[output];
+    else if (head.factors)
+      x[i] = float(hi * head.group_factors(tile)[i / head.group * kTile + output]) * head.row_scales(tile)[output];
     else
       x[i] = float(hi) * bf16_to_f32(head.scales4(tile)[i / head.group * kTile + output]);
   }

@@ -14,6 +14,7 @@ constexpr int kMaxHeadSize = 512;  // channels; larger ones are refused
 
 struct Matrix {
   int outputs = 0, inputs = 0, bits = 8, group = 0;
+  bool factors = false;        // 4 bits: groups have whole factors, rows a scale
   bool two_level = false;      // the input's residual is quantized too
   bool nibble_planes = false;  // of 8 bits: tiles have the hi plane, the lo plane lies behind the last tile
   float input_scale = 0;       // static; 0: each row has its own
@@ -40,13 +41,16 @@ struct Matrix {
   size_t weight_bytes() const { return size_t(kTile) * size_t(padded(inputs)) * size_t(nibble_planes ? 4 : bits) / 8; }
   size_t scale_bytes() const {
     if (is_float()) return 0;
-    return bits == 8 ? kTile * sizeof(float) : size_t(groups()) * kTile * sizeof(uint16_t);
+    if (bits == 8) return kTile * sizeof(float);
+    return factors ? size_t(groups()) * kTile + kTile * sizeof(float) : size_t(groups()) * kTile * sizeof(uint16_t);
   }
   size_t tile_bytes() const { return weight_bytes() + scale_bytes() + (has_bias ? kTile * sizeof(float) : 0); }
   uint8_t* tile(int t) const { return tiles_start + size_t(t) * tile_bytes(); }
   uint8_t* weights(int t) const { return bits == 4 ? tile(t) + scale_bytes() : tile(t); }  // or their hi plane
   uint8_t* lo_plane(int t) const { return tile(tiles()) + size_t(t) * weight_bytes(); }
-  float* scales8(int t) const { return reinterpret_cast<float*>(tile(t) + weight_bytes()); }
+  // Scales of rows: behind the weights, or, with factors, before them.
+  float* row_scales(int t) const { return reinterpret_cast<float*>(bits == 8 ? tile(t) + weight_bytes() : tile(t)); }
+  int8_t* group_factors(int t) const { return reinterpret_cast<int8_t*>(tile(t) + kTile * sizeof(float)); }
   uint16_t* scales4(int t) const { return reinterpret_cast<uint16_t*>(tile(t)); }
   float* bias(int t) const {
     return has_bias ? reinterpret_cast<float*>(tile(t) + weight_bytes() + scale_bytes()) : nullptr;

@@ -163,6 +163,36 @@ void check_float_products(const Kernels& k) {
   }
 }
 
+void check_dot4_factors(const Kernels& k) {
+  const int shapes[][2] = {{64, 8}, {64, 32}, {192, 24}, {192, 128}, {1600, 32}, {2048, 2048}, {16640, 32}};
+  for (const auto& shape : shapes)
+    for (int rows = 1; rows <= 15; rows++) {
+      const int inputs = shape[0], group = shape[1], groups = (inputs + group - 1) / group, stride = inputs + 64;
+      if (inputs > 2048 && rows % 7 != 1) continue;
+      const bool extreme = rows == 8;
+      const auto tile = integers<uint8_t>(size_t(inputs) * kTile / 2, 0, extreme ? 0 : 255);  // extreme: all -8
+      const auto factor = integers<int8_t>(size_t(groups * kTile), extreme ? 127 : -127, 127);
+      auto x = integers<int8_t>(size_t(rows * stride), -127, 127);
+      if (extreme) std::fill(x.begin(), x.end(), int8_t(-127));
+      std::vector<int32_t> group_sums(size_t(rows * groups)), sums(size_t(rows * kTile)), expected;
+      for (int r = 0; r < rows; r++) {
+        const int8_t* row = &x[size_t(r * stride)];
+        k.sum_groups(row, nullptr, inputs, group, &group_sums[size_t(r * groups)]);
+        for (int o = 0; o < kTile; o++) {
+          int64_t total = 0;
+          for (int i = 0; i < inputs; i++) {
+            const int both = tile[size_t(i / 8 * kSliceBytes + o * 4 + i % 4)];
+            total += ((i % 8 < 4 ? both & 15 : both >> 4) - 8) * row[i] * factor[size_t(i / group * kTile + o)];
+          }
+          expected.push_back(int32_t(total));
+        }
+      }
+      k.dot4_factors(tile.data(), factor.data(), inputs, group, x.data(), stride, rows, group_sums.data(), sums.data());
+      expect_same(k, "dot4_factors (" + std::to_string(inputs) + " in groups of " + std::to_string(group) + ") of " +
+                         std::to_string(rows) + " rows", sums, expected);
+    }
+}
+
 // Within ulps of the sum of what the groups contribute, regardless of sign.
 void check_dot4(const Kernels& k) {
   const int shapes[][2] = {{64, 8}, {64, 64}, {192, 24}, {192, 128}, {2048, 2048}, {4096, 4096}};
@@ -230,6 +260,7 @@ void check_all_products(const Kernels& k) {
   check_products(k);
   check_planes(k);
   check_float_products(k);
+  check_dot4_factors(k);
   check_dot4(k);
   check_fullest(k);
 }

@@ -54,7 +54,7 @@ struct Screened {
       : weight(adversarial_rows()), scale(size_t(kOutputs)), model(jaxgpt_shape{1, 1, kInputs, 1, kOutputs, 1, 0, 8}, &k, 2),
         head(model) {
     for (float& s : scale) s = 0.001f + 0.01f * float(generator() % 1000) / 1000;
-    const jaxgpt_linear linear = {weight.data(), scale.data(), nullptr, nullptr, kOutputs, kInputs, 8, 0, two_level, 0};
+    const jaxgpt_linear linear = {weight.data(), scale.data(), nullptr, nullptr, nullptr, kOutputs, kInputs, 8, 0, two_level, 0};
     model.set_matrix(model.head, linear, kOutputs, kInputs, "lm_head", true);
     x.reserve(1, kInputs, kInputs);
   }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from jaxgpt_export.format.artifact import read_artifact, write_artifact
-from jaxgpt_export.format.scheme import LayerScheme
+from jaxgpt_export.format.scheme import LayerScheme, has_factors
 from jaxgpt_export.format.tensors import to_hf_layout
 from jaxgpt_export.model.build import Tensors, as_arrays, float_model
 from jaxgpt_export.quantize.activation import ActivationQuant, Search, search_scale
@@ -37,7 +37,7 @@ def random_artifacts(preset: str, scratch: Path) -> list[Path]:
     folders[0].mkdir()
     write_artifact(folders[0], config, None, to_hf_layout(as_arrays(tensors), config), tokenizer)
     plain = read_artifact(folders[0])
-    scales, groups = _min_max_scales(config, tensors), _Groups(tensors)
+    scales, groups = _min_max_scales(config, tensors), _Groups(config, tensors)
     methods = [method for method in all_methods().values() if method.obstacle(plain) is None]
     for method in sorted(methods, key=lambda each: (-each.cost(config)[0], each.name)):
         schemes = method.schemes(config)
@@ -62,9 +62,9 @@ def _min_max_scales(config: ModelConfig, tensors: Tensors) -> dict[str, Activati
 class _Groups:
     """Integers and scales of 4-bit matrices, rounded to nearest once each."""
 
-    def __init__(self, tensors: Tensors) -> None:
-        self._tensors = tensors
-        self._rounded: dict[str, Rounded] = {}
+    def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
+        self._config, self._tensors = config, tensors
+        self._rounded: dict[tuple[str, bool], Rounded] = {}
 
     def of(self, schemes: dict[str, LayerScheme]) -> dict[str, Rounded]:
         """Return those that schemes ask for."""
@@ -72,9 +72,10 @@ class _Groups:
         for name, scheme in schemes.items():
             weight = self._tensors.get(f"{name}.weight")
             if scheme.weight_bits == 4 and weight is not None:
-                if name not in self._rounded:
-                    self._rounded[name] = round_groups(weight, scheme.group_size)
-                found[name] = self._rounded[name]
+                key = name, has_factors(name, schemes, self._config)
+                if key not in self._rounded:
+                    self._rounded[key] = round_groups(weight, scheme.group_size, key[1])
+                found[name] = self._rounded[key]
         return found
 
 

@@ -4,7 +4,8 @@
     quantization.method            a label: how the artifact was made; nothing that reads it depends on it
     quantization.layers            the scheme of every embedding and linear layer, by GPT-2's name:
         weight_bits    8, 4, 16 (float16), or 32 where the layer was left in float32
-        group_size     input channels that share a scale of 4-bit weights; 0 where a row has one scale
+        group_size     input channels that share a scale of 4-bit weights (or, where the input is rounded, a
+                       factor); 0 where a row has one scale
         activation     how the input is rounded: float (not at all), dynamic (a scale a token) or static (a
                        stored scale)
         smoothing      the input is divided by a stored vector first (of an embedding: its rows are)
@@ -26,6 +27,7 @@ from jaxgpt.shared.errors import UserError, damaged, quoted
 
 QUANTIZATION_FORMAT_VERSION = 3
 MAX_LABEL_LENGTH = 64
+MAX_INT4_INPUT_FEATURES = 16_640  # whose sums 32 bits hold: 8 x 127 x 127 for each
 
 Activation = Literal["float", "dynamic", "static"]
 WEIGHT_BITS = (4, 8, 16, 32)
@@ -167,6 +169,8 @@ def _from_version_2(section: dict[str, Any], config: ModelConfig, path: Path) ->
     for name in (*matrices(config), *(() if HEAD in bits else (HEAD,))):
         weight_bits = bits[linear[name].matrix if name in linear else name]
         rounds_input = name in linear and weight_bits != 32
+        if rounds_input and activation != "float" and weight_bits == 4:
+            raise ValueError(f"the input of {name} can't be rounded: that version has 4 bits without factors")
         layers[name] = LayerScheme(
             weight_bits=weight_bits,
             group_size=group_size if weight_bits == 4 else 0,
@@ -195,8 +199,12 @@ def _check(quantization: Quantization, config: ModelConfig) -> None:
                 raise ValueError("4 bits, two to a byte, want an even number of inputs")
         elif scheme.group_size:
             raise ValueError(f"{name} has {scheme.weight_bits} bits and a group_size")
-        if scheme.activation != "float" and (scheme.weight_bits != 8 or name not in linear):
-            raise ValueError(f"the input of {name} can't be rounded: it is no linear layer of 8 bits")
+        if scheme.activation != "float" and (scheme.weight_bits not in (4, 8) or name not in linear):
+            raise ValueError(f"the input of {name} can't be rounded: it is no linear layer of 8 or 4 bits")
+        if scheme.activation != "float" and scheme.weight_bits == 4 and inputs > MAX_INT4_INPUT_FEATURES:
+            raise ValueError(
+                f"{name} has {inputs} inputs, 4 bits with rounded ones end at {MAX_INT4_INPUT_FEATURES}"
+            )
         if scheme.two_level and scheme.activation == "float":
             raise ValueError(f"inputs of {name} are not rounded, so not twice")
     _check_smoothing(quantization, config)
@@ -216,6 +224,12 @@ def _check_smoothing(quantization: Quantization, config: ModelConfig) -> None:
         kept = config.tied if name == "wte" else name in linear and keeps_smoothing(name, config)
         if not (kept and rounding and scheme.weight_bits == 8):
             raise ValueError(f"smoothing of {name} is not kept by any layer")
+
+
+def has_factors(matrix: str, schemes: Mapping[str, LayerScheme], config: ModelConfig) -> bool:
+    """Whether groups of a matrix of 4 bits have whole factors: where the input of its layer is rounded."""
+    users = [name for name, layer in linear_layers(config).items() if layer.matrix == matrix]
+    return schemes[matrix].weight_bits == 4 and any(schemes[name].activation != "float" for name in users)
 
 
 def keeps_smoothing(name: str, config: ModelConfig) -> bool:

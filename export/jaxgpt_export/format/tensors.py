@@ -3,7 +3,9 @@
     float32   Hugging Face's names and layouts: transformer.h.0.attn.c_attn.weight (I, O), ...
     quantized NAME.weight          (O, I) int8       8 bits; float16; float32 where the layer was left alone
               NAME.weight_packed   (O, I / 2) uint8  4 bits, two weights a byte
-              NAME.weight_scale    (O,) float32      8 bits; (O, I / group_size) bfloat16 for 4
+              NAME.weight_scale    (O,) float32      8 bits; (O, I / group_size) bfloat16 for 4, or
+                                                     (O,) float32 where the input is rounded, and then
+              NAME.group_factor    (O, I / group_size) int8
               NAME.input_scale     () float32        static input; also lm_head.input_scale
               NAME.smooth          (I,) float32      by which the input is divided (wte: by which rows are)
               NAME.bias, ln_*      float32
@@ -22,7 +24,7 @@ from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tensor_file import BFLOAT16, Array, Arrays, dtype_name, read_tensor_file
 
-from jaxgpt_export.format.scheme import Quantization
+from jaxgpt_export.format.scheme import Quantization, has_factors
 
 Shapes = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
@@ -50,7 +52,12 @@ def expected_tensors(config: ModelConfig, quantization: Quantization | None) -> 
             expected[f"{name}.weight_scale"] = (FLOAT32_DTYPE, (O,))
         else:
             expected[f"{name}.weight_packed"] = (np.dtype(np.uint8), (O, I // 2))
-            expected[f"{name}.weight_scale"] = (BFLOAT16, (O, I // scheme.group_size))
+            groups = (O, I // scheme.group_size)
+            if has_factors(name, quantization.layers, config):
+                expected[f"{name}.weight_scale"] = (FLOAT32_DTYPE, (O,))
+                expected[f"{name}.group_factor"] = (np.dtype(np.int8), groups)
+            else:
+                expected[f"{name}.weight_scale"] = (BFLOAT16, groups)
         if scheme.smoothing:
             expected[f"{name}.smooth"] = (FLOAT32_DTYPE, (I,))
     for name in linear_layers(config):
@@ -88,6 +95,8 @@ def _check_values(tensor: Array, name: str, where: Path) -> None:
         raise UserError(f"{where}: {name} holds NaN or infinity; the file or its training is damaged")
     if tensor.dtype == np.int8 and tensor.size and int(tensor.min()) == -128:
         raise UserError(f"{where}: {name} holds -128, which no artifact has; the file is damaged")
+    if name.endswith(".group_factor") and not tensor.all():
+        raise UserError(f"{where}: {name} holds a factor of 0, which no artifact has; the file is damaged")
     if name.endswith(("_scale", ".smooth")) and not _are_scales(tensor):
         which = "of 0" if tensor.dtype == BFLOAT16 else "that is not positive"
         raise UserError(f"{where}: {name} holds a scale {which}; the file is damaged")

@@ -20,7 +20,7 @@ from jaxgpt_export.model.weight_only import WeightOnlyLinear
 
 
 class StorableInt8Linear(nn.Module):
-    """An `Int8Linear` whose product is torch._int_mm on its plain weights."""
+    """An `Int8Linear` or `Int4Linear` whose product is torch._int_mm on its plain weights."""
 
     def __init__(self, layer: Int8Linear) -> None:
         super().__init__()
@@ -28,13 +28,7 @@ class StorableInt8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
-        weight = self.layer.weight
-
-        def product(q: Tensor) -> Tensor:
-            sums = torch._int_mm(q.to(torch.int8).flatten(0, -2), weight.t())
-            return sums.float().view(*q.shape[:-1], len(weight))
-
-        return self.layer.compute(x, product)
+        return self.layer.compute(x, self.layer.plain_product)
 
 
 class StorableWeightOnlyLinear(nn.Module):

@@ -21,6 +21,10 @@ operations single ones in the order written; no fused multiply-add, no reciproca
                     p_x[t, i] = clip(round(r[t, i] / s_x[t] * 256), -127, 127)
     output          y[t, o] = float32(sum_i q_x[t, i] q_w[o, i]) * (s_x[t] * s_w[o]) + bias[o]
                     with two levels the sum is float32(sum_i q_x q_w) + float32(sum_i p_x q_w) / 256
+    4 bits, rounded input
+                    w[o, i] = float32(q[o, i] f[o, i // G]) * s_w[o]: a group's factor f is a whole number in
+                    [-127, 127], not 0, so that one sum of integers serves for a row whatever its order:
+                    y[t, o] = float32(sum_i q_x[t, i] q[o, i] f[o, i // G]) * (s_x[t] * s_w[o]) + bias[o]
     embedding row   e[v, i] = float32(q_w[v, i]) * s_w[v], divided by smooth[i] where the head has one
 
     weight-only     the input stays float: y[t, o] = sum_i x[t, i] w[o, i] + bias[o], float32, in any order
@@ -40,15 +44,16 @@ operations single ones in the order written; no fused multiply-add, no reciproca
                     throughout.)
 
 Which integers and scales 4 bits have is the quantizer's business altogether. The integer sum is exact in
-int32: |sum| <= 127^2 I < 2^31 for I < 133,144. -128 is never used, so that a product fits 15 bits and
-negation is safe. Symmetric: float 0 is integer 0, no zero point is stored.
+int32: |sum| <= 127^2 I < 2^31 for I < 133,144; with 4 bits and factors 8 times as much, for I <= 16,640.
+-128 is never used, so that a product fits 15 bits and negation is safe. Symmetric: float 0 is integer 0, no
+zero point is stored.
 
 Why m / 127 never needs clipping: s >= m / 127 (1 - 2^-24), so |x| / s <= 127 (1 + 2^-23), which rounds
 to 127.
 """
 
 import torch
-from jaxtyping import BFloat16, Float, Int8, UInt8
+from jaxtyping import BFloat16, Float, Int8, Int16, UInt8
 from torch import Tensor
 
 LEVELS = 127
@@ -119,7 +124,7 @@ def int4_scale(extreme: Float[Tensor, "*N"]) -> BFloat16[Tensor, "*N"]:
     return torch.where(scale.abs() >= MIN_SCALE, scale, tiny)
 
 
-def round_int4(weight: Float[Tensor, "*N"], scale: BFloat16[Tensor, "*N"]) -> Int8[Tensor, "*N"]:
+def round_int4(weight: Float[Tensor, "*N"], scale: Float[Tensor, "*N"]) -> Int8[Tensor, "*N"]:
     """Round weights with scales of the same shape to integers in [-8, 7]; what lies beyond is clipped."""
     return torch.round(weight / scale.float()).clamp_(INT4_LOWEST, INT4_HIGHEST).to(torch.int8)
 
@@ -136,13 +141,24 @@ def unpack_int4(packed: UInt8[Tensor, "*N I2"]) -> Int8[Tensor, "*N I"]:
     return pairs.flatten(-2).to(torch.int8) + INT4_LOWEST
 
 
-def dequantize(weight: Tensor, scale: Tensor) -> Float[Tensor, "*N I"]:
+def integer_weights(
+    packed: UInt8[Tensor, "*N I2"], factor: Int8[Tensor, "*N groups"]
+) -> Int16[Tensor, "*N I"]:
+    """Return 4-bit integers times the factors of their groups, in [-1016, 1016]."""
+    q = unpack_int4(packed).to(torch.int16)
+    return (q.unflatten(-1, (factor.shape[-1], -1)) * factor[..., None]).flatten(-2)
+
+
+def dequantize(weight: Tensor, scale: Tensor, factor: Tensor | None = None) -> Float[Tensor, "*N I"]:
     """Return the float32 weights that rows of integers stand for.
 
     Args:
       weight: (..., I) int8, or (..., I / 2) uint8 with 4-bit integers.
-      scale: (...) float32 for 8 bits, (..., I / G) bfloat16 for 4.
+      scale: (...) float32 for 8 bits and where there are factors, else (..., I / G) bfloat16.
+      factor: (..., I / G) int8, of groups of 4-bit integers; None for none.
     """
+    if factor is not None:
+        return integer_weights(weight, factor).float() * scale[..., None]
     if weight.dtype == torch.int8:
         return weight.float() * scale[..., None]
     q = unpack_int4(weight).float()

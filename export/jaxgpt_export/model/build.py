@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jaxgpt_export.format.artifact import Artifact, read_artifact
 from jaxgpt_export.format.scheme import LayerScheme, Quantization
 from jaxgpt_export.model.gpt import GPT
+from jaxgpt_export.model.int4_linear import Int4Linear
 from jaxgpt_export.model.int8_linear import Int8Linear
 from jaxgpt_export.model.weight_only import QuantizedEmbedding, WeightOnlyLinear
 
@@ -107,7 +108,8 @@ def _embedding(name: str, scheme: LayerScheme, tensors: Mapping[str, Tensor]) ->
     if scheme.is_float:
         return nn.Embedding.from_pretrained(tensors[f"{name}.weight"])
     weight = tensors[f"{name}.weight" if scheme.weight_bits == 8 else f"{name}.weight_packed"]
-    return QuantizedEmbedding(weight, tensors[f"{name}.weight_scale"], tensors.get(f"{name}.smooth"))
+    scale, smooth = tensors[f"{name}.weight_scale"], tensors.get(f"{name}.smooth")
+    return QuantizedEmbedding(weight, scale, smooth, tensors.get(f"{name}.group_factor"))
 
 
 def _linear(name: str, matrix: str, scheme: LayerScheme, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -120,7 +122,10 @@ def _linear(name: str, matrix: str, scheme: LayerScheme, tensors: Mapping[str, T
         return WeightOnlyLinear(weight, scale, bias)
     # A head's own smoothing is folded into ln_f, so only the rows of the embedding are divided.
     smooth = tensors[f"{name}.smooth"] if scheme.smoothing else None
-    return Int8Linear(weight, scale, bias, tensors.get(f"{name}.input_scale"), smooth, scheme.two_level)
+    more = (tensors.get(f"{name}.input_scale"), smooth, scheme.two_level)
+    if scheme.weight_bits == 4:
+        return Int4Linear(weight, scale, tensors[f"{matrix}.group_factor"], bias, *more)
+    return Int8Linear(weight, scale, bias, *more)
 
 
 def float_linear(weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None) -> nn.Linear:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int16, UInt8
 from torch import Tensor, nn
 
 from jaxgpt_export.model.arithmetic import (
@@ -20,7 +20,7 @@ class Int8Linear(nn.Module):
     """A linear layer with int8 weights and int8 input; `model.arithmetic` defines what it computes.
 
     Attributes:
-      weight: (O, I) int8.
+      weight: (O, I) int8; Int4Linear's two integers a byte.
       weight_scale: (O,).
       bias: (O,), or None.
       input_scale: () for static input; None for dynamic.
@@ -36,7 +36,7 @@ class Int8Linear(nn.Module):
 
     def __init__(
         self,
-        weight: Int8[Tensor, "O I"],
+        weight: Int8[Tensor, "O I"] | UInt8[Tensor, "O I2"],
         weight_scale: Float[Tensor, "O"],
         bias: Float[Tensor, "O"] | None = None,
         input_scale: Float[Tensor, ""] | None = None,
@@ -124,6 +124,15 @@ class Int8Linear(nn.Module):
             return self._few(q.float()).to(q.dtype)
         self._many = self._many or self._product(MANY)
         return self._many(q.float()).to(q.dtype)
+
+    def integer_weight(self) -> Int8[Tensor, "O I"] | Int16[Tensor, "O I"]:
+        """Return the integers that an input's integers are multiplied with."""
+        return self.weight
+
+    def plain_product(self, q: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        """Return the sums of integers by torch._int_mm, from buffers alone: torch.export can store that."""
+        sums = torch._int_mm(q.to(torch.int8).flatten(0, -2), self.weight.t())
+        return sums.float().view(*q.shape[:-1], len(self.weight))
 
     def float_weight(self) -> Float[Tensor, "O I"]:
         """Return the weights in float32, as they act on an input that is not smoothed yet."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int8, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,30 +21,38 @@ class QuantizedEmbedding(nn.Module):
       weight: (V, C) int8, or (V, C / 2) uint8 with 4-bit integers; the head uses the same tensor.
       weight_scale: (V,) float32, or (V, C / G) bfloat16.
       smooth: (C,) by which a row is divided; None unless the head is smoothed.
+      group_factor: (V, C / G) int8, of 4-bit integers whose scales are those of rows; else None.
     """
 
     weight: Tensor
     weight_scale: Tensor
     smooth: Tensor | None
+    group_factor: Tensor | None
 
     def __init__(
-        self, weight: Tensor, weight_scale: Tensor, smooth: Float[Tensor, "C"] | None = None
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        smooth: Float[Tensor, "C"] | None = None,
+        group_factor: Int8[Tensor, "V groups"] | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("smooth", smooth)
+        self.register_buffer("group_factor", group_factor)
 
     def forward(self, tokens: Integer[Tensor, "*N"]) -> Float[Tensor, "*N C"]:
         """Return the rows of tokens as float32."""
-        return self._floats(F.embedding(tokens, self.weight), self.weight_scale[tokens])
+        factor = None if self.group_factor is None else self.group_factor[tokens]
+        return self._floats(F.embedding(tokens, self.weight), self.weight_scale[tokens], factor)
 
     def float_weight(self) -> Float[Tensor, "V C"]:
         """Return all rows as float32."""
-        return self._floats(self.weight, self.weight_scale)
+        return self._floats(self.weight, self.weight_scale, self.group_factor)
 
-    def _floats(self, weight: Tensor, scale: Tensor) -> Float[Tensor, "*N C"]:
-        rows = dequantize(weight, scale)
+    def _floats(self, weight: Tensor, scale: Tensor, factor: Tensor | None) -> Float[Tensor, "*N C"]:
+        rows = dequantize(weight, scale, factor)
         return rows if self.smooth is None else rows / self.smooth
 
 

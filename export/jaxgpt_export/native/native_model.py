@@ -31,7 +31,7 @@ class _Shape(ctypes.Structure):
 
 class _Linear(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weight", "weight_scale", "bias", "smooth")),
+        *((name, ctypes.c_void_p) for name in ("weight", "weight_scale", "group_factor", "bias", "smooth")),
         *((name, ctypes.c_int32) for name in ("outputs", "inputs", "bits", "group_size", "two_level")),
         ("input_scale", ctypes.c_float),
     ]
@@ -156,6 +156,7 @@ def _linear(name: str, artifact: Artifact) -> _Linear:
     return _Linear(
         _pointer(tensors[f"{layer.matrix}.{packed}"]),
         _pointer(tensors.get(f"{layer.matrix}.weight_scale")),
+        _pointer(tensors.get(f"{layer.matrix}.group_factor")),
         _pointer(tensors.get(f"{name}.bias")),
         # A head's own smoothing is folded into ln_f.
         _pointer(tensors[f"{name}.smooth"]) if scheme.smoothing else None,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from jaxgpt.shared.architecture import BLOCK, HEAD
 from jaxgpt.shared.dataset import check_tokens
-from jaxtyping import Float, Int8, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from jaxgpt_export.model.int8_linear import Int8Linear
@@ -85,9 +85,9 @@ class ModuleModel:
         """Return the integers that a layer makes of an input."""
         return cast(Int8Linear, self._layers[layer]).quantize_input(x)[0]
 
-    def weight_integers(self, layer: str) -> Int8[Tensor, "O I"]:
+    def weight_integers(self, layer: str) -> Integer[Tensor, "O I"]:
         """Return the integers of a layer's weights."""
-        return cast(Int8Linear, self._layers[layer]).weight
+        return cast(Int8Linear, self._layers[layer]).integer_weight()
 
     @contextlib.contextmanager
     def _watched(self, found: dict[str, Tensor]) -> Iterator[None]:

@@ -16,10 +16,11 @@ Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323 (algorithm 1; there without 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxgpt.shared.errors import UserError
-from jaxtyping import BFloat16, Float, Int8
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from jaxgpt_export.model.arithmetic import INT4_HIGHEST, INT4_LOWEST, LEVELS, int4_scale, round_int4, scale_of
@@ -28,15 +29,51 @@ DAMPINGS = (0.01, 0.1, 1.0)  # the first for which the inverse exists in float64
 ROW_BLOCK = 64  # columns after which the rest of a row is changed
 # Shares of a group's extreme that the integers may cover.
 GROUP_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-Rounded = tuple[Int8[Tensor, "O I"], BFloat16[Tensor, "O groups"]]
 
 
-def round_groups(weight: Float[Tensor, "O I"], group_size: int) -> Rounded:
-    """Round to nearest, each group with the scale that puts its extreme on -8: what GPTQ is compared with."""
+class Rounded(NamedTuple):
+    """A matrix of 4 bits.
+
+    Attributes:
+      q: (O, I) integers in [-8, 7].
+      scale: (O, I / G) bfloat16, of groups; or (O,) float32 where groups have factors.
+      factor: (O, I / G) int8, by which a group's integers count; None where it has a scale.
+    """
+
+    q: Tensor
+    scale: Tensor
+    factor: Tensor | None = None
+
+
+def round_groups(weight: Float[Tensor, "O I"], group_size: int, factors: bool = False) -> Rounded:
+    """Round to nearest, each group with the scale that puts its extreme on -8: what GPTQ is compared with.
+
+    Args:
+      weight: (O, I), float32.
+      group_size: G, divides I.
+      factors: groups get whole factors of their row's scale, in place of scales.
+    """
     grouped = weight.unflatten(1, (-1, group_size))
     scale = int4_scale(_extreme(grouped))
-    q = round_int4(grouped, scale[..., None].expand_as(grouped))
-    return q.flatten(1), scale
+    if not factors:
+        q = round_int4(grouped, scale[..., None].expand_as(grouped))
+        return Rounded(q.flatten(1), scale)
+    of_row = row_scale(scale)
+    factor = nearest_factor(scale, of_row[:, None])
+    steps = (factor * of_row[:, None])[..., None].expand_as(grouped)
+    return Rounded(round_int4(grouped, steps).flatten(1), of_row, factor.to(torch.int8))
+
+
+def row_scale(scales: Float[Tensor, "O groups"]) -> Float[Tensor, "O"]:
+    """Return the scale of each row, of which its groups' scales become whole multiples up to 127."""
+    return scale_of(scales.float().abs().amax(dim=1))
+
+
+def nearest_factor(scale: Tensor, of_row: Tensor) -> Tensor:
+    """Return the whole factor in [-127, 127] nearest to scale / of_row, 1 or -1 in place of 0; as float32."""
+    scale = scale.float()
+    factor = torch.round(scale / of_row).clamp_(-LEVELS, LEVELS)
+    return torch.where(factor == 0, torch.where(scale < 0, -1.0, 1.0), factor)
 
 
 def _extreme(groups: Float[Tensor, "*N G"]) -> Float[Tensor, "*N"]:
@@ -44,13 +81,23 @@ def _extreme(groups: Float[Tensor, "*N G"]) -> Float[Tensor, "*N"]:
     return groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def best_scale(weight: Float[Tensor, "O G"], importance: Float[Tensor, "G"]) -> BFloat16[Tensor, "O"]:
-    """Return the scale of each row's group that makes the weighted squared rounding error smallest."""
+def best_scale(
+    weight: Float[Tensor, "O G"], importance: Float[Tensor, "G"], of_row: Float[Tensor, "O"] | None = None
+) -> Float[Tensor, "O"]:
+    """Return the scale of each row's group that makes the weighted squared rounding error smallest.
+
+    Args:
+      weight: (O, G), a group's columns.
+      importance: (G,), of each column's error.
+      of_row: (O,), of which the scales must be whole multiples, float32 then; None: any bfloat16.
+    """
     extreme = _extreme(weight)
     onto_highest = extreme * (INT4_LOWEST / INT4_HIGHEST)  # int4_scale divides by the lowest
     scales = torch.stack(
         [int4_scale(value * share) for value in (extreme, onto_highest) for share in GROUP_SHARES]
     )
+    if of_row is not None:
+        scales = nearest_factor(scales, of_row) * of_row
     wide = scales[:, :, None].expand(-1, *weight.shape)
     error = (round_int4(weight.expand_as(wide), wide) * wide.float() - weight).square() @ importance
     return scales.gather(0, error.argmin(0, keepdim=True))[0]
@@ -58,26 +105,28 @@ def best_scale(weight: Float[Tensor, "O G"], importance: Float[Tensor, "G"]) -> 
 
 @torch.inference_mode()
 def gptq(
-    weight: Float[Tensor, "O I"], moments: Float[Tensor, "I I"], group_size: int
-) -> tuple[Int8[Tensor, "O I"], BFloat16[Tensor, "O groups"]]:
+    weight: Float[Tensor, "O I"], moments: Float[Tensor, "I I"], group_size: int, factors: bool = False
+) -> Rounded:
     """Round a matrix to 4 bits so that the layer's output changes least.
 
     Args:
       weight: (O, I), float32.
       moments: sum of x x^T over calibration inputs.
       group_size: G, divides I.
-
-    Returns:
-      Integers in [-8, 7] and the scales of the groups.
+      factors: groups get whole factors of their row's scale, in place of scales.
     """
+    of_row = row_scale(round_groups(weight, group_size).scale) if factors else None
     scales: list[Tensor] = []
 
     def scale_of_group(block: Tensor, importance: Tensor) -> Tensor:
-        scales.append(best_scale(block, importance))
+        scales.append(best_scale(block, importance, of_row))
         return scales[-1]
 
     q = _gptq_columns(weight, moments, group_size, scale_of_group, round_int4)
-    return q, torch.stack(scales, dim=1)
+    chosen = torch.stack(scales, dim=1)
+    if of_row is None:
+        return Rounded(q, chosen)
+    return Rounded(q, of_row, torch.round(chosen / of_row[:, None]).to(torch.int8))
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from jaxgpt_export.format.artifact import Artifact
-from jaxgpt_export.format.scheme import FLOAT32
+from jaxgpt_export.format.scheme import FLOAT32, has_factors
 from jaxgpt_export.model.arithmetic import dequantize, pack_int4
 from jaxgpt_export.model.build import as_tensors, float_model
 from jaxgpt_export.parity.metrics import Parity
@@ -193,15 +193,19 @@ class Quantizer:
         }
         if not sizes:
             return {}
+        factors = {name: has_factors(name, schemes, self.config) for name in sizes}
         if rounding == "nearest":
-            return {name: round_groups(tensors[f"{name}.weight"], size) for name, size in sizes.items()}
+            return {
+                name: round_groups(tensors[f"{name}.weight"], size, factors[name])
+                for name, size in sizes.items()
+            }
         groups: dict[str, Rounded] = {}
 
         def round_layer(name: str, weight: Tensor, moments: Tensor) -> Tensor:
             if name not in sizes:
                 return weight
-            groups[name] = gptq(weight, moments, sizes[name])
-            return dequantize(pack_int4(groups[name][0]), groups[name][1])
+            groups[name] = found = gptq(weight, moments, sizes[name], factors[name])
+            return dequantize(pack_int4(found.q), found.scale, found.factor)
 
         text = self._text(GPTQ_TOKENS, 0)
         shown = ", ".join(map(str, sorted(set(sizes.values()))))

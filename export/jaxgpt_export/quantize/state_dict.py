@@ -129,4 +129,5 @@ def _rounded(
         q, scale = rounded if moments is None else gptq_rows(weight, moments)
         return {f"{name}.weight": q, f"{name}.weight_scale": scale}
     assert group is not None, f"{name} has 4 bits and no groups"
-    return {f"{name}.weight_packed": pack_int4(group[0]), f"{name}.weight_scale": group[1]}
+    packed = {f"{name}.weight_packed": pack_int4(group.q), f"{name}.weight_scale": group.scale}
+    return packed if group.factor is None else packed | {f"{name}.group_factor": group.factor}

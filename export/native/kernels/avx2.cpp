@@ -227,6 +227,41 @@ void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, con
   }
 }
 
+// 32 outputs of one group of R rows; adds to their sums.
+template <int R>
+void dot4_factors_group(const uint8_t* part, const int8_t* factor, int inputs, const int8_t* x, ptrdiff_t stride,
+                        bool prefetch, const int32_t* group_sums, ptrdiff_t groups, int32_t* sums) {
+  __m256i s[R][4] = {};
+  add_nibbles<R, 1>(part, inputs, x, stride, prefetch, s);
+  UNROLLED for (int v = 0; v < 4; v++) {
+    const __m256i factors = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(factor + 8 * v)));
+    UNROLLED for (int r = 0; r < R; r++) {
+      auto* total = (__m256i*)(sums + r * kTile + 8 * v);
+      const __m256i sum = _mm256_sub_epi32(s[r][v], _mm256_set1_epi32(group_sums[r * groups]));
+      _mm256_storeu_si256(total, _mm256_add_epi32(_mm256_loadu_si256(total), _mm256_mullo_epi32(sum, factors)));
+    }
+  }
+}
+
+void dot4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+                  int rows, const int32_t* group_sums, int32_t* sums) {
+  const int groups = (inputs + group - 1) / group;
+  memset(sums, 0, size_t(rows) * kTile * sizeof(int32_t));
+  for (int g = 0; g < groups; g++, factor += kTile) {
+    const int k = g * group, n = inputs - k < group ? inputs - k : group;
+    for (int output = 0; output < kTile; output += kTile / 2) {
+      const uint8_t* part = tile + size_t(k) / 8 * kSliceBytes + output * 4;
+      int r = 0;
+      for (; r + 2 <= rows; r += 2)
+        dot4_factors_group<2>(part, factor + output, n, x + r * stride + k, stride, r == 0, group_sums + r * groups + g,
+                              groups, sums + r * kTile + output);
+      if (r < rows)
+        dot4_factors_group<1>(part, factor + output, n, x + r * stride + k, stride, r == 0, group_sums + r * groups + g,
+                              groups, sums + r * kTile + output);
+    }
+  }
+}
+
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   __m256i seen[8] = {};
   for (size_t i = 0; i < n; i += kSliceBytes) {
@@ -248,6 +283,7 @@ const Kernels* avx2_kernels() {
     k.dot8_planes = dot8_planes;
     k.column8 = column8;
     k.dot4 = dot4;
+    k.dot4_factors = dot4_factors;
     k.read = read_all;
     return k;
   }();

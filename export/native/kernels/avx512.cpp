@@ -216,6 +216,78 @@ void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, con
                    sums + m * kTile);
 }
 
+// R rows and V vectors of 16 outputs, from the first of which the pointers begin. Adds to the sums.
+template <int R, int V>
+void dot4_factors_block(const uint8_t* part, const int8_t* factor, int inputs, int group, const int8_t* x,
+                        ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, bool prefetch, int32_t* sums) {
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512i total[R][V];
+  UNROLLED for (int r = 0; r < R; r++)
+    UNROLLED for (int v = 0; v < V; v++) total[r][v] = _mm512_loadu_si512(sums + r * kTile + v * 16);
+  for (int k = 0, g = 0; k < inputs; g++, factor += kTile) {
+    __m512i s[R][V];
+    UNROLLED for (int r = 0; r < R; r++) {
+      const __m512i eights = _mm512_set1_epi32(-group_sums[r * groups + g]);
+      UNROLLED for (int v = 0; v < V; v++) s[r][v] = eights;
+    }
+    const int end = k + group < inputs ? k + group : inputs;
+    for (; k < end; k += 8, part += kSliceBytes) {
+      if (prefetch) prefetch_weights<kSliceBytes>(part);
+      UNROLLED for (int v = 0; v < V; v++) {
+        const __m512i both = _mm512_loadu_si512(part + v * 64);
+        const __m512i first = _mm512_and_si512(both, low);
+        const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+        UNROLLED for (int r = 0; r < R; r++) {
+          s[r][v] = _mm512_dpbusd_epi32(s[r][v], first, four_inputs(x + r * stride + k));
+          s[r][v] = _mm512_dpbusd_epi32(s[r][v], second, four_inputs(x + r * stride + k + 4));
+        }
+      }
+    }
+    UNROLLED for (int v = 0; v < V; v++) {
+      const __m512i factors = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(factor + v * 16)));
+      UNROLLED for (int r = 0; r < R; r++)
+        total[r][v] = _mm512_add_epi32(total[r][v], _mm512_mullo_epi32(s[r][v], factors));
+    }
+  }
+  UNROLLED for (int r = 0; r < R; r++)
+    UNROLLED for (int v = 0; v < V; v++) _mm512_storeu_si512(sums + r * kTile + v * 16, total[r][v]);
+}
+
+template <int R, int V>
+void dot4_factors_rows(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x,
+                       ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, bool prefetch, int32_t* sums) {
+  for (int v = 0; v < 4; v += V)
+    dot4_factors_block<R, V>(tile + v * 64, factor + v * 16, inputs, group, x, stride, group_sums, groups,
+                             prefetch && v == 0, sums + v * 16);
+}
+
+void dot4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+                  int rows, const int32_t* group_sums, int32_t* sums) {
+  constexpr int kMaxRows = 6, kPiece = 512;  // inputs whose nibbles stay in the first cache
+  const ptrdiff_t groups = (inputs + group - 1) / group;
+  memset(sums, 0, size_t(rows) * kTile * sizeof(int32_t));
+  const int piece = rows <= 2 ? inputs : group < kPiece ? kPiece / group * group : group;
+  for (int k = 0; k < inputs; k += piece) {
+    const int n = inputs - k < piece ? inputs - k : piece;
+    const ptrdiff_t g = k / group;
+    for (int r = 0; r < rows; r += kMaxRows) {
+      const int8_t* in = x + r * stride + k;
+      const int32_t* eights = group_sums + r * groups + g;
+      const uint8_t* part = tile + size_t(k) / 8 * kSliceBytes;
+      const int8_t* factors = factor + g * kTile;
+      int32_t* out = sums + r * kTile;
+      switch (rows - r) {
+        case 1: dot4_factors_rows<1, 4>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
+        case 2: dot4_factors_rows<2, 4>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
+        case 3: dot4_factors_rows<3, 2>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
+        case 4: dot4_factors_rows<4, 2>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
+        case 5: dot4_factors_rows<5, 2>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
+        default: dot4_factors_rows<kMaxRows, 2>(part, factors, n, group, in, stride, eights, groups, r == 0, out);
+      }
+    }
+  }
+}
+
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   __m512i seen[4] = {};
   for (size_t i = 0; i < n; i += kSliceBytes) {
@@ -320,6 +392,7 @@ const Kernels* avx512_kernels() {
     k.dot8_planes = dot8_planes;
     k.column8 = column8;
     k.dot4 = dot4;
+    k.dot4_factors = dot4_factors;
     k.read = read_all;
     return k;
   }();

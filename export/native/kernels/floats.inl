@@ -156,8 +156,8 @@ void quantize(const float* x, const float* smooth, int n, float static_scale, in
 void sum_groups(const int8_t* q, const int8_t* residual, int n, int group, int32_t* sums) {
   for (int g = 0; g * group < n; g++) {
     int32_t whole = 0, rest = 0;
-    for (int i = g * group; i < (g + 1) * group && i < n; i++) whole += q[i], rest += residual[i];
-    sums[g] = 8 * (256 * whole + rest);
+    for (int i = g * group; i < (g + 1) * group && i < n; i++) whole += q[i], rest += residual ? residual[i] : 0;
+    sums[g] = 8 * (residual ? 256 * whole + rest : whole);
   }
 }
 

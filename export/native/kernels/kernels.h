@@ -65,6 +65,10 @@ struct Kernels {
   void (*dot4)(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
                int tokens, const int32_t* group_sums, float* sums) = nullptr;
 
+  // Weights of 4 bits whose groups have whole factors: sums[r][64] = sum over groups of factor[g][o] times sum_k q[o][k]
+  // x[r][k]; exact. group_sums[r][g] = 8 sum_k x[r][k].
+  void (*dot4_factors)(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x,
+                       ptrdiff_t stride, int rows, const int32_t* group_sums, int32_t* sums) = nullptr;
   // sums[r][64] = bias[o] + sum_k tile[k][o] x[r][k], in the order of k; bias may be null. Weights are float32, or
   // float16, which are floats before they are multiplied.
   void (*dot_float32)(const float* tile, int inputs, const float* x, ptrdiff_t stride, int rows, const float* bias,
@@ -79,7 +83,7 @@ struct Kernels {
   // static_scale: 0 where the row has its own.
   void (*quantize)(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* residual,
                    RowQuant* row) = nullptr;
-  // sums[g] = 8 sum of 256 q + residual over each group
+  // sums[g] = 8 sum of 256 q + residual over each group; without a residual (null) 8 sum of q
   void (*sum_groups)(const int8_t* q, const int8_t* residual, int n, int group, int32_t* sums) = nullptr;
   void (*gelu)(float* x, int n) = nullptr;
   // y[o] = (sums[o] + residual_sums[o] / 256) (scale weight_scale[o]) + bias[o] for 64 outputs; residual_sums and

@@ -201,6 +201,62 @@ void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, con
                    sums + m * kTile);
 }
 
+// R rows, 4 V outputs from `part` on; `factor` is theirs.
+template <int R, int V>
+void dot4_factors_part(const uint8_t* part, const int8_t* factor, int inputs, int group, const int8_t* x,
+                       ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, int32_t* sums) {
+  int32x4_t total[R][V] = {};
+  for (int k = 0, g = 0; k < inputs; g++, factor += kTile) {
+    int32x4_t s[R][V];
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < V; v++) s[r][v] = vdupq_n_s32(-group_sums[r * groups + g]);
+    const int end = k + group < inputs ? k + group : inputs;
+    for (; k < end; k += 8, part += kSliceBytes) {
+      prefetch_vectors<V>(part);
+      int8x8_t in[R];
+      for (int r = 0; r < R; r++) in[r] = vld1_s8(x + r * stride + k);
+      for (int v = 0; v < V; v++) {
+        const uint8x16_t both = vld1q_u8(part + v * 16);
+        const int8x16_t first = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+        const int8x16_t second = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+        for (int r = 0; r < R; r++) {
+          s[r][v] = vdotq_lane_s32(s[r][v], first, in[r], 0);
+          s[r][v] = vdotq_lane_s32(s[r][v], second, in[r], 1);
+        }
+      }
+    }
+    for (int v = 0; v < V; v++) {
+      int32_t four;
+      memcpy(&four, factor + v * 4, 4);
+      const int32x4_t factors = vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+      for (int r = 0; r < R; r++) total[r][v] = vmlaq_s32(total[r][v], s[r][v], factors);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) vst1q_s32(sums + r * kTile + v * 4, total[r][v]);
+}
+
+// R rows: 8 vectors of integer sums and 8 of totals stay in registers.
+template <int R>
+void dot4_factors_rows(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x,
+                       ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, int32_t* sums) {
+  constexpr int V = kVectors / 2 / R;
+  for (int v = 0; v < kVectors; v += V)
+    dot4_factors_part<R, V>(tile + v * 16, factor + v * 4, inputs, group, x, stride, group_sums, groups, sums + v * 4);
+}
+
+void dot4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+                  int rows, const int32_t* group_sums, int32_t* sums) {
+  const ptrdiff_t groups = (inputs + group - 1) / group;
+  int r = 0;
+  for (; r + 4 <= rows; r += 4)
+    dot4_factors_rows<4>(tile, factor, inputs, group, x + r * stride, stride, group_sums + r * groups, groups,
+                         sums + r * kTile);
+  for (; r < rows; r++)
+    dot4_factors_rows<1>(tile, factor, inputs, group, x + r * stride, stride, group_sums + r * groups, groups,
+                         sums + r * kTile);
+}
+
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   uint8x16_t seen[kVectors] = {};
   for (size_t i = 0; i < n; i += kSliceBytes) {
@@ -230,6 +286,7 @@ const Kernels* neon_kernels() {
     k.dot8 = dot8;
     k.column8 = column8;
     k.dot4 = dot4;
+    k.dot4_factors = dot4_factors;
     k.read = read_all;
     return k;
   }();

@@ -89,6 +89,24 @@ void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, con
   }
 }
 
+void dot4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+                  int rows, const int32_t* group_sums, int32_t* sums) {
+  for (int r = 0; r < rows; r++, x += stride) {
+    const uint8_t* slice = tile;
+    int32_t* total = sums + r * kTile;
+    for (int o = 0; o < kTile; o++) total[o] = 0;
+    for (int k = 0, g = 0; k < inputs; g++, group_sums++) {
+      int32_t s[kTile] = {};
+      const int end = k + group < inputs ? k + group : inputs;
+      for (; k < end; k += 8, slice += kSliceBytes)
+        for (int o = 0; o < kTile; o++)
+          for (int j = 0; j < 4; j++)
+            s[o] += (slice[o * 4 + j] & 15) * x[k + j] + (slice[o * 4 + j] >> 4) * x[k + 4 + j];
+      for (int o = 0; o < kTile; o++) total[o] += (s[o] - *group_sums) * factor[g * kTile + o];
+    }
+  }
+}
+
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   uint64_t seen[8] = {};
   for (size_t i = 0; i < n; i += 64)
@@ -109,6 +127,7 @@ const Kernels* portable_kernels() {
     k.dot8 = dot8;
     k.column8 = column8;
     k.dot4 = dot4;
+    k.dot4_factors = dot4_factors;
     k.read = read_all;
     return k;
   }();

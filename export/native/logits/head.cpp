@@ -61,7 +61,7 @@ void Head::bound_screen() {
     for (int o = 0; o < kTile; o++) {
       const float square = squares[4 * o] + squares[4 * o + 1] + squares[4 * o + 2] + squares[4 * o + 3];
       model_.screen_error[size_t(t) * kTile + size_t(o)] =
-          head.scales8(t)[o] * (std::sqrt(square) + kRounding * std::sqrt(float(width)));
+          head.row_scales(t)[o] * (std::sqrt(square) + kRounding * std::sqrt(float(width)));
     }
   });
 }
@@ -93,7 +93,7 @@ const std::vector<float>& Head::screen(InputRows& x) {
     k.dot4(head.weights(tile), ones, width, width, q, width, 1, x.group_sums.data(), coarse);
     const size_t first = size_t(tile) * kTile;
     float* upper = &upper_bound_[first];
-    k.screen_bounds(coarse, scale / 16.0f, middle, length, head.scales8(tile), &model_.screen_error[first], upper);
+    k.screen_bounds(coarse, scale / 16.0f, middle, length, head.row_scales(tile), &model_.screen_error[first], upper);
     for (int o = std::max(0, V - tile * kTile); o < kTile; o++) upper[o] = -INFINITY;
     tile_max_[size_t(tile)] = k.max(upper, kTile);
   });
@@ -109,7 +109,7 @@ void Head::exact_column(const InputRows& x, int column, float* y) const {
   alignas(64) float all[kTile];
   const uint8_t* bytes = merged_planes(k, head, tile, first, kColumn) + first * 4;
   k.column8(bytes, width, x.integers.as<int8_t>(), width, head.parts(), x.starts.data(), sums + first);
-  k.dequantize8(sums, head.two_level ? sums + kTile : nullptr, x.quants[0].scale, head.scales8(tile), nullptr, all);
+  k.dequantize8(sums, head.two_level ? sums + kTile : nullptr, x.quants[0].scale, head.row_scales(tile), nullptr, all);
   std::copy(all + first, all + first + kColumn, y);
 }
 

@@ -5,6 +5,7 @@
 //
 //   tile, 8 bits     64 I bytes of weights | 64 scales, float | 64 biases, float (not in the head)
 //   tile, 4 bits     I / group x 64 scales, bfloat16 | 32 I bytes of weights | 64 biases, float
+//         factors    64 scales, float | I / group x 64 factors, int8 | 32 I bytes of weights | 64 biases, float
 //   tile, floats     64 I weights of 16 or 32 bits, the 64 outputs of an input side by side | 64 biases, float
 //   tile, planes     32 I bytes, the hi nibbles of weights of 8 bits | 64 scales, float; behind the last tile the lo
 //                    nibbles of all of them. Only the head: logits/head.cpp's screen reads the hi plane alone

@@ -77,10 +77,15 @@ void check_linear(const jaxgpt_linear& linear, int outputs, int inputs, const ch
   if (floats && (linear.smooth || linear.input_scale != 0 || linear.two_level))
     throw_error(JAXGPT_BAD_ARGUMENT, "%s: float weights take inputs as they are, not smoothed or rounded", name);
   if (linear.bits == 4 && (linear.group_size < 8 || linear.group_size % 8 || linear.group_size > 2048 ||
-                           inputs % linear.group_size || linear.smooth || linear.input_scale != 0))
+                           inputs % linear.group_size ||
+                           (!linear.group_factor && (linear.smooth || linear.input_scale != 0))))
     throw_error(JAXGPT_BAD_ARGUMENT,
                 "%s: 4 bits in groups of %d are not for this engine; expected groups of 8, 16, ... 2048 that divide %d",
                 name, linear.group_size, inputs);
+  constexpr int kMostInputs = 16640;  // 8 x 127 x 127 for each: what 32 bits hold
+  if (linear.group_factor && (linear.bits != 4 || inputs > kMostInputs))
+    throw_error(JAXGPT_BAD_ARGUMENT, "%s has factors of groups; they are for 4 bits and up to %d inputs", name,
+                kMostInputs);
   if (!(linear.input_scale >= 0 && linear.input_scale < 1e30f))
     throw_error(JAXGPT_BAD_ARGUMENT, "%s has an input scale that is no scale", name);
 }
@@ -98,7 +103,8 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
   packed.inputs = inputs;
   packed.bits = linear.bits;
   packed.group = linear.bits == 4 ? linear.group_size : 0;
-  packed.two_level = linear.two_level || linear.bits == 4;
+  packed.factors = linear.group_factor != nullptr;
+  packed.two_level = linear.two_level || (linear.bits == 4 && !packed.factors);
   packed.input_scale = linear.input_scale;
   packed.has_bias = linear.bias != nullptr;
   packed.qkv_tile_group = matrix.qkv_tile_group;
@@ -119,7 +125,7 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
                          reinterpret_cast<uint16_t*>(matrix.weights(t)));
     if (linear.bits == 8) {
       const auto* scale = static_cast<const float*>(linear.weight_scale) + first;
-      std::copy(scale, scale + real, matrix.scales8(t));
+      std::copy(scale, scale + real, matrix.row_scales(t));
       const auto* weight = static_cast<const int8_t*>(linear.weight);
       if (matrix.nibble_planes) {
         static thread_local std::vector<uint8_t> whole;
@@ -132,6 +138,14 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
       return;
     }
     const int stored = inputs / matrix.group;
+    if (matrix.factors) {
+      const auto* scale = static_cast<const float*>(linear.weight_scale) + first;
+      std::copy(scale, scale + real, matrix.row_scales(t));
+      const int8_t* factor = linear.group_factor + size_t(first) * size_t(stored);
+      for (int o = 0; o < real; o++)
+        for (int g = 0; g < stored; g++) matrix.group_factors(t)[g * kTile + o] = *factor++;
+      return pack4(static_cast<const uint8_t*>(linear.weight), outputs, inputs, first, matrix.weights(t));
+    }
     const auto* scale = static_cast<const uint16_t*>(linear.weight_scale) + size_t(first) * size_t(stored);
     for (int o = 0; o < real; o++)
       for (int g = 0; g < stored; g++) matrix.scales4(t)[g * kTile + o] = scale[size_t(o) * size_t(stored) + size_t(g)];

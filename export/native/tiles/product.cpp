@@ -12,7 +12,8 @@ void InputRows::take(jaxgpt_model& model, const Matrix& matrix, const float* x, 
   const Kernels& k = *model.kernels;
   const int n = matrix.inputs, width = padded(n), parts = matrix.parts();
   const int groups = matrix.bits == 4 ? matrix.groups() : 0;
-  group_sums.resize(size_t(rows) * size_t(groups));
+  const int sums_per_row = matrix.factors ? parts * groups : groups;
+  group_sums.resize(size_t(rows) * size_t(sums_per_row));
   floats = norm ? normalized.as<float>() : x;
   float_width = norm ? padded(model.shape.n_embd) : x_width;
   const auto take_row = [&](int m) {
@@ -30,7 +31,13 @@ void InputRows::take(jaxgpt_model& model, const Matrix& matrix, const float* x, 
     k.quantize(row, smooth, n, matrix.input_scale, q, residual, &quant);
     starts[size_t(m) * size_t(parts)] = quant.start;
     if (residual) starts[size_t(m) * 2 + 1] = quant.residual_start;
-    if (groups) k.sum_groups(q, residual, width, matrix.group, &group_sums[size_t(m) * size_t(groups)]);
+    int32_t* own_sums = group_sums.data() + size_t(m) * size_t(sums_per_row);
+    if (matrix.factors) {
+      k.sum_groups(q, nullptr, width, matrix.group, own_sums);
+      if (residual) k.sum_groups(residual, nullptr, width, matrix.group, own_sums + groups);
+    } else if (groups) {
+      k.sum_groups(q, residual, width, matrix.group, own_sums);
+    }
   };
   if (matrix.is_float() && !norm) return;
   if (rows < 4)
@@ -64,7 +71,7 @@ float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const Inp
                     rows, matrix.bias(tile), y);
     return y;
   }
-  if (matrix.bits == 4) {
+  if (matrix.bits == 4 && !matrix.factors) {
     auto* floats = reinterpret_cast<float*>(sums);
     k.dot4(matrix.weights(tile), matrix.scales4(tile), width, matrix.group, x, width, rows,
            rows_of_x.group_sums.data(), floats);
@@ -73,7 +80,10 @@ float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const Inp
   }
   const int all = rows * parts;
   const bool gemm = k.gemm_min_rows && all >= k.gemm_min_rows;
-  if (matrix.nibble_planes && k.dot8_planes && !gemm) {
+  if (matrix.factors) {
+    k.dot4_factors(matrix.weights(tile), matrix.group_factors(tile), width, matrix.group, x, width, all,
+                   rows_of_x.group_sums.data(), sums);
+  } else if (matrix.nibble_planes && k.dot8_planes && !gemm) {
     k.dot8_planes(matrix.weights(tile), matrix.lo_plane(tile), width, x, width, all, starts, sums);
   } else {
     const uint8_t* weights =
@@ -82,7 +92,7 @@ float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const Inp
   }
   for (int m = 0; m < rows; m++) {
     const int32_t* own = sums + m * parts * kTile;
-    k.dequantize8(own, matrix.two_level ? own + kTile : nullptr, quants[m].scale, matrix.scales8(tile),
+    k.dequantize8(own, matrix.two_level ? own + kTile : nullptr, quants[m].scale, matrix.row_scales(tile),
                   matrix.bias(tile), y + m * kTile);
   }
   return y;

@@ -25,7 +25,7 @@ class Int4WeightOnlyHead(Int4WeightOnly):
 
     def pinned(self, config: ModelConfig) -> dict[str, str]:
         """Keep no head back: the method without it does that."""
-        instead = f"{self.name} rounds the head to 4 bits; to keep it: int4-weight-only"
+        instead = f"{self.name} rounds the head to 4 bits; to keep it: {self.name.removesuffix('-head')}"
         return {linear_layers(config)[HEAD].matrix: instead}
 
 
