@@ -186,6 +186,8 @@ def check_new_file(target: Path, overwrite: bool, suffix: str) -> None:
 def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` when the block ends without an error.
 
+    A block that finds its own folder wrong removes it: an earlier one then stays.
+
     Args:
       target: the folder to make.
       overwrite: replace an earlier folder of the same kind.
@@ -207,6 +209,8 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
         with _naming_what_is_full(target, lambda: f" after {_size_of(temporary):,} bytes of it"):
             temporary.mkdir()
             yield temporary
+        if not temporary.exists():
+            return
         old = temporary.with_name(f"{temporary.name}-old")
         if target.exists():
             os.replace(target, old)
