@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "onnx": Command(
         "jaxgpt_export.interchange.onnx.command:OnnxOptions:onnx_command",
-        "Write a float32 artifact as an ONNX model for ONNX Runtime, in float32 or quantized.",
+        "Write a float32 artifact as an ONNX model for ONNX Runtime.",
     ),
     "program": Command(
         "jaxgpt_export.interchange.program:ProgramOptions:program_command",

@@ -184,9 +184,7 @@ def check_new_file(target: Path, overwrite: bool, suffix: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
-    """Give a temporary folder that becomes `target` when the block ends without an error.
-
-    A block that finds its own folder wrong removes it: an earlier one then stays.
+    """Give a temporary folder that becomes `target` when the block ends without error and has not removed it.
 
     Args:
       target: the folder to make.

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from jaxgpt_export.interchange.blocks import block_size_for
 from jaxgpt_export.interchange.onnx.graph import write_graph
-from jaxgpt_export.interchange.onnx.rounding import BITS, Precision
+from jaxgpt_export.interchange.onnx.precision import BITS, Precision
 from jaxgpt_export.interchange.onnx.session import OnnxSession
 
 from jaxgpt_bench.peers.peer import (

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.format.probe import Probe
-from jaxgpt_export.interchange.onnx.rounding import Precision, rounded_model
+from jaxgpt_export.interchange.onnx.precision import Precision
+from jaxgpt_export.interchange.onnx.rounding import rounded_model
 from jaxgpt_export.interchange.onnx.session import OnnxSession
 from jaxgpt_export.model.build import as_tensors, float_model
 from jaxgpt_export.parity.metrics import compare

@@ -14,19 +14,18 @@ The folder is run in ONNX Runtime on the artifact's probe before it gets its nam
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, only_writer, sha256_of
 
-from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
-from jaxgpt_export.format.certificate import read_certificate
-from jaxgpt_export.format.probe import read_probe
-from jaxgpt_export.interchange.onnx.graph import DATA_FILE, MODEL_FILE, write_graph
-from jaxgpt_export.interchange.onnx.readme import write_readme
-from jaxgpt_export.interchange.onnx.rounding import BITS, SMALLEST_BLOCK, Precision
+from jaxgpt_export.interchange.onnx.precision import BITS, SMALLEST_BLOCK, Precision
 
+if TYPE_CHECKING:
+    from jaxgpt_export.format.artifact import Artifact
+
+MARKER = "model.onnx"  # by it a folder to be replaced is known
 SETTINGS = ("config.json", "generation_config.json")
 
 
@@ -52,7 +51,7 @@ class OnnxOptions:
 
 def onnx_command(options: OnnxOptions) -> Result:
     """Run `jaxgpt-export onnx`; exit code 1, and no folder, when the model computes something else."""
-    check_replaceable(options.out, options.overwrite, MODEL_FILE, [options.artifact])
+    check_replaceable(options.out, options.overwrite, MARKER, [options.artifact])
     with only_writer(options.out):
         return _export(options)
 
@@ -61,26 +60,28 @@ def _export(options: OnnxOptions) -> Result:
     import onnx  # noqa: F401  (what is missing is said before any work)
     import onnxruntime  # noqa: F401
 
+    from jaxgpt_export.format.artifact import read_certified_artifact
+    from jaxgpt_export.format.certificate import read_certificate
+    from jaxgpt_export.format.probe import read_probe
     from jaxgpt_export.interchange.onnx.check import check_folder
+    from jaxgpt_export.interchange.onnx.graph import model_bytes, write_graph
+    from jaxgpt_export.interchange.onnx.readme import write_readme
 
     artifact, precision = read_certified_artifact(options.artifact), options.precision
     _check(artifact, precision)
-    certificate, probe, tokenizer = (
-        read_certificate(artifact.folder),
-        read_probe(artifact),
-        artifact.tokenizer(),
-    )
+    certificate, probe = read_certificate(artifact.folder), read_probe(artifact)
+    tokenizer = artifact.tokenizer()
     about = {"weights_sha256": sha256_of(artifact.folder / "model.safetensors")}
-    with new_folder(options.out, options.overwrite, MODEL_FILE) as folder:
+    with new_folder(options.out, options.overwrite, MARKER) as folder:
         write_graph(folder, artifact.config, artifact.tensors, precision, about)
         measured, gates = check_folder(folder, artifact, precision, probe)
         passed = all(gates.values())
         if passed:
-            for name in SETTINGS:
+            for name in filter(lambda name: (artifact.folder / name).exists(), SETTINGS):
                 shutil.copyfile(artifact.folder / name, folder / name)
             tokenizer.save(folder, artifact.config.block_size)
             write_readme(folder, artifact.config, precision, certificate["origin"], measured)
-            size_mb = sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE)) / 1e6
+            size_mb = model_bytes(folder) / 1e6
         else:
             shutil.rmtree(folder)
     figures: dict[str, Any] = {"precision": precision, **about, **measured}
@@ -97,7 +98,7 @@ def _export(options: OnnxOptions) -> Result:
     return Result({**figures, "size_mb": size_mb})
 
 
-def _check(artifact: Artifact, precision: Precision) -> None:
+def _check(artifact: "Artifact", precision: Precision) -> None:
     """Raise UserError for what the graph does not compute."""
     config = artifact.config
     if artifact.quantization is not None:

@@ -23,7 +23,8 @@ from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.tensor_file import Array, Arrays
 
 from jaxgpt_export.interchange.blocks import block_size_for, pack_pairs, round_blocks
-from jaxgpt_export.interchange.onnx.rounding import BITS, Precision, round_rows
+from jaxgpt_export.interchange.onnx.precision import BITS, Precision
+from jaxgpt_export.interchange.onnx.rounding import round_rows
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -110,6 +111,11 @@ def write_graph(
     )
     onnx.helper.set_model_props(model, {**about, "precision": precision, **INTERFACE})
     (folder / MODEL_FILE).write_bytes(model.SerializeToString())
+
+
+def model_bytes(folder: Path) -> int:
+    """Return the size of a model's two files."""
+    return sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE))
 
 
 def _add_model(graph: Graph, config: ModelConfig, weights: Arrays, precision: Precision) -> None:

@@ -8,8 +8,8 @@ from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.files import write_atomic
 
 from jaxgpt_export.format.model_card import licence_text, origin_text
-from jaxgpt_export.interchange.onnx.graph import DATA_FILE, INTERFACE, MODEL_FILE
-from jaxgpt_export.interchange.onnx.rounding import Precision
+from jaxgpt_export.interchange.onnx.graph import DATA_FILE, INTERFACE, MODEL_FILE, model_bytes
+from jaxgpt_export.interchange.onnx.precision import Precision
 
 FRONT_MATTER = "---\nlibrary_name: onnxruntime\npipeline_tag: text-generation\n---"
 
@@ -30,13 +30,12 @@ def write_readme(
       origin: of the artifact's certificate.
       measured: by `check.check_folder`.
     """
-    size_mb = sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE)) / 1e6
     shape = f"{config.n_layer} layers, {config.n_embd} channels, {config.n_head} heads"
     parts = [
         FRONT_MATTER,
         f"# GPT-2 for ONNX Runtime, {precision}",
         f"{shape}, a context of {config.block_size:,} tokens, a vocabulary of {config.vocab_size:,}; "
-        f"{MODEL_FILE} and {DATA_FILE}, which lie side by side, take {size_mb:.2f} MB.",
+        f"{MODEL_FILE} and {DATA_FILE}, which lie side by side, take {model_bytes(folder) / 1e6:.2f} MB.",
         "## What goes in and out",
         _table(config),
         "T tokens go in at once: a prompt, or one after the other. Bind `past_key_values.N` and `present.N` "

@@ -6,7 +6,6 @@ int4-weight-only   uint4 about 8, likewise, two to a byte
 """
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,7 @@ from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.tensor_file import Arrays
 
 from jaxgpt_export.interchange.blocks import block_size_for, round_blocks
-
-Precision = Literal["float32", "int8-dynamic", "int8-weight-only", "int4-weight-only"]
-BITS = {"int8-weight-only": 8, "int4-weight-only": 4}
-SMALLEST_BLOCK = 16  # of MatMulNBits
+from jaxgpt_export.interchange.onnx.precision import BITS, Precision
 
 
 def round_rows(
