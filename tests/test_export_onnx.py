@@ -300,7 +300,7 @@ def test_the_example_writes_the_artifact_s_greedy_text_and_draws_by_seed(
 ) -> None:
     out, prompt = tmp_path / "out", "Write a function to é"
     assert command(*call(tied, out))[0] == 0
-    words = ("--prompt", prompt, "--max-new-tokens", 10, "--temperature", 0, "--json")
+    words = ("--prompt", prompt, "--max-new-tokens", 10, "--temperature", 0, "--engine", "torch", "--json")
     code, said, err = command("jaxgpt-export", "generate", "--artifact", tied, *words)
     assert code == 0, err
     greedy = example(out, prompt, "--max-new-tokens", 10)

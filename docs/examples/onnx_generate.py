@@ -25,20 +25,25 @@ tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
 session = onnxruntime.InferenceSession(str(args.folder / "model.onnx"), providers=["CPUExecutionProvider"])
 binding = session.io_binding()
 binding.bind_output("logits")
-for each in session.get_inputs():  # keys and values: what a step reads, it writes into
-    if each.name.startswith("past_key_values"):
-        cache = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(each.shape, np.float32))
-        binding.bind_ortvalue_input(each.name, cache)
-        binding.bind_ortvalue_output(each.name.replace("past_key_values", "present"), cache)
+shapes = {each.name: each.shape for each in session.get_inputs() if each.name.startswith("past_key_values")}
+cache = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+for name, array in cache.items():  # what a step reads, it writes into
+    place = ("cpu", 0, np.float32, array.shape, array.ctypes.data)
+    binding.bind_input(name, *place)
+    binding.bind_output(name.replace("past_key_values", "present"), *place)
 
 draw = np.random.default_rng(args.seed)
 ids = tokenizer.encode(args.prompt).ids or [config["bos_token_id"]]
 prompt, new, past = ids, ids, 0
 while len(ids) < min(len(prompt) + args.max_new_tokens, config["n_positions"]):
-    binding.bind_cpu_input("input_ids", np.array([new], np.int64))
-    binding.bind_cpu_input("position_ids", np.arange(past, len(ids), dtype=np.int64)[None])
-    binding.bind_cpu_input("seqlens_k", np.array([len(ids) - 1], np.int32))
-    binding.bind_cpu_input("total_sequence_length", np.array([len(ids)], np.int32))
+    given = {  # kept by this name until the step is done: a binding holds addresses, not arrays
+        "input_ids": np.array([new], np.int64),
+        "position_ids": np.arange(past, len(ids), dtype=np.int64)[None],
+        "seqlens_k": np.array([len(ids) - 1], np.int32),
+        "total_sequence_length": np.array([len(ids)], np.int32),
+    }
+    for name, array in given.items():
+        binding.bind_cpu_input(name, array)
     session.run_with_iobinding(binding)
     logits, past = binding.get_outputs()[0].numpy()[0, 0].astype(np.float64), len(ids)
     if args.temperature > 0:  # the largest of the scaled logits with Gumbel noise is a draw from the softmax
