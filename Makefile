@@ -20,7 +20,7 @@ setup: $(STAMP)
 # pip, not uv: pip finds a CPU build of torch where the machine provides one.
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export,gguf,serve,bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export,gguf,onnx,serve,bench,dev]'
 	touch $@
 
 demo: $(STAMP)

@@ -15,12 +15,12 @@ from conftest import Command, assert_one_line_error
 from jaxgpt_bench.common.rows import speed_name
 from jaxgpt_bench.common.timing import timed_generation
 from jaxgpt_bench.peers import find_peers
-from jaxgpt_bench.peers.blocks import block_size_for, pack_pairs, round_blocks
 from jaxgpt_bench.peers.peer import Prepared
 from jaxgpt_bench.speed.contestants import peer_contestants
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
 from jaxgpt_export.format.artifact import read_artifact, write_artifact
 from jaxgpt_export.format.tensors import to_hf_layout
+from jaxgpt_export.interchange.blocks import block_size_for, pack_pairs, round_blocks
 from jaxgpt_export.model.build import as_arrays, load
 
 from jaxgpt.shared.config import ModelConfig

@@ -1,5 +1,6 @@
 """What commands write into: an --out that can't be written is said first, a full disk in one line."""
 
+import importlib.util
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ WRITERS: dict[str, tuple[object, ...]] = {
     "jaxgpt-export import-nanogpt": ("--source", "missing", "--tokenizer", "gpt2"),
     "jaxgpt-export quantize": (*MISSING, "--method", "int8-dynamic"),
     "jaxgpt-export gguf": MISSING,
+    "jaxgpt-export onnx": MISSING,
     "jaxgpt-export program": MISSING,
     "jaxgpt-bench quality": (*MISSING, "--data", "missing"),
     "jaxgpt-bench outliers": (*MISSING, "--data", "missing"),
@@ -55,7 +57,7 @@ def test_an_output_that_can_not_be_written_is_said_first(command: Command, tmp_p
     assert not Path("s3:").exists()
 
 
-@pytest.mark.parametrize("word", ["convert", "import-hf", "import-nanogpt", "quantize"])
+@pytest.mark.parametrize("word", ["convert", "import-hf", "import-nanogpt", "quantize", "onnx"])
 def test_a_second_writer_of_a_folder_is_refused(command: Command, tmp_path: Path, word: str) -> None:
     call = (word, *WRITERS[f"jaxgpt-export {word}"], "--out", tmp_path / "out")
     with only_writer(tmp_path / "out"):
@@ -86,6 +88,8 @@ def test_a_full_disk_is_one_line_with_path_and_bytes_and_leaves_nothing(
         "gguf": ("--artifact", fp32, "--type", "f32"),
         "program": ("--artifact", int8_dynamic),
     }
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
+        calls["onnx"] = ("--artifact", fp32)
     for word, inputs in calls.items():
         target = small_disk / f"out{ENDS.get(word, '')}"
         code, _, err = command("jaxgpt-export", word, *inputs, "--out", target)

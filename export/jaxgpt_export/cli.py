@@ -41,6 +41,10 @@ COMMANDS = {
         "jaxgpt_export.interchange.gguf_file:GgufOptions:gguf_command",
         "Write a float32 artifact as a GGUF file for llama.cpp.",
     ),
+    "onnx": Command(
+        "jaxgpt_export.interchange.onnx.command:OnnxOptions:onnx_command",
+        "Write a float32 artifact as an ONNX model for ONNX Runtime.",
+    ),
     "program": Command(
         "jaxgpt_export.interchange.program:ProgramOptions:program_command",
         "Write an artifact as a torch.export program.",

@@ -44,6 +44,7 @@ EXTRA_OF = {
     "huggingface_hub": "hf", "tokenizers": "hf",
     "torch": "export",
     "gguf": "gguf",
+    "onnx": "onnx", "onnxruntime": "onnx",
     "httptools": "serve", "prometheus_client": "serve", "starlette": "serve", "uvicorn": "serve",
     "jinja2": "bench", "matplotlib": "bench", "transformers": "bench",
 }  # fmt: skip

@@ -184,7 +184,7 @@ def check_new_file(target: Path, overwrite: bool, suffix: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
-    """Give a temporary folder that becomes `target` when the block ends without an error.
+    """Give a temporary folder that becomes `target` when the block ends without error and has not removed it.
 
     Args:
       target: the folder to make.
@@ -207,6 +207,8 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
         with _naming_what_is_full(target, lambda: f" after {_size_of(temporary):,} bytes of it"):
             temporary.mkdir()
             yield temporary
+        if not temporary.exists():
+            return
         old = temporary.with_name(f"{temporary.name}-old")
         if target.exists():
             os.replace(target, old)

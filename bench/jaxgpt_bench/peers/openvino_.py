@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxgpt_export.interchange.blocks import block_size_for, round_blocks
 
-from jaxgpt_bench.peers.blocks import block_size_for, round_blocks
 from jaxgpt_bench.peers.peer import (
     PLAIN,
     Artifact,

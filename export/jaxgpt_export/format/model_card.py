@@ -31,13 +31,13 @@ def write_model_card(folder: Path, config: ModelConfig, certificate: Mapping[str
         f"# GPT-2, {certificate['kind']}",
         _what_it_is(config, certificate["kind"], size_mb),
         "## Where it comes from",
-        _origin(certificate["origin"]),
+        origin_text(certificate["origin"]),
         "## How far it is from its source",
         _parity(certificate),
         "## How to load it",
         _loading(config, certificate["kind"]),
         "## Licence and data",
-        _licence(certificate["origin"]),
+        licence_text(certificate["origin"]),
         "Written by jaxgpt from certificate.json and config.json.",
     ]
     write_atomic(folder / "README.md", "\n\n".join(parts) + "\n")
@@ -74,7 +74,8 @@ def _what_it_is(config: ModelConfig, kind: str, size_mb: float) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _origin(origin: Mapping[str, Any]) -> str:
+def origin_text(origin: Mapping[str, Any]) -> str:
+    """Say where a model comes from, by its certificate's origin."""
     if origin.get("run"):
         named = origin.get("preset") not in (None, "custom")
         preset = f", begun from the preset {origin['preset']}" if named else ""
@@ -123,7 +124,8 @@ def _loading(config: ModelConfig, kind: str) -> str:
     return "\n".join(lines)
 
 
-def _licence(origin: Mapping[str, Any]) -> str:
+def licence_text(origin: Mapping[str, Any]) -> str:
+    """Say what a model was trained on, and under which licence its source is."""
     data = origin.get("data") or {}
     if origin.get("datasets"):
         trained_on = f"Trained on {', '.join(map(_plain, origin['datasets']))}, as its card on the hub says."
