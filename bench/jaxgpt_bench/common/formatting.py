@@ -3,7 +3,7 @@
 import math
 import re
 
-from jaxgpt_bench.common.rows import Spread
+from jaxgpt_bench.common.rows import SpeedRow, Spread
 
 
 def rate_text(rate: float) -> str:
@@ -14,6 +14,17 @@ def rate_text(rate: float) -> str:
 def rate_span(rates: Spread, dash: str) -> str:
     """Print a median rate with its least and its largest."""
     return f"{rate_text(rates.median)} ({rate_text(rates.min)}{dash}{rate_text(rates.max)})"
+
+
+def ceiling_text(row: SpeedRow) -> str:
+    """Print the share of its ceiling that a row reached, its least and largest where known, and that ceiling.
+
+    The shares are those of single rounds, each of its own ceiling; the ceiling is the one that belongs to the
+    median share and the median rate.
+    """
+    shares = row.ceiling_shares
+    span = "" if shares is None else f" ({shares.min:.0%}-{shares.max:.0%})"
+    return f"{row.ceiling_share:.0%}{span} of {rate_text(row.shown_ceiling)}"
 
 
 def time_span(seconds: Spread, dash: str) -> str:
