@@ -16,15 +16,17 @@ def rate_span(rates: Spread, dash: str) -> str:
     return f"{rate_text(rates.median)} ({rate_text(rates.min)}{dash}{rate_text(rates.max)})"
 
 
-def ceiling_text(row: SpeedRow) -> str:
-    """Print the share of its ceiling that a row reached, its least and largest where known, and that ceiling.
+def ceiling_text(row: SpeedRow, span: bool = True) -> str:
+    """Print the share of its ceiling that a row reached, and that ceiling.
 
-    The shares are those of single rounds, each of its own ceiling; the ceiling is the one that belongs to the
-    median share and the median rate.
+    Args:
+      row: whose share is the median of the rounds', each of its own ceiling; the ceiling is the one that
+        belongs to it and to the median rate.
+      span: print the least and the largest share too, where they are known.
     """
-    shares = row.ceiling_shares
-    span = "" if shares is None else f" ({shares.min:.0%}-{shares.max:.0%})"
-    return f"{row.ceiling_share:.0%}{span} of {rate_text(row.shown_ceiling)}"
+    shares = row.ceiling_shares if span else None
+    between = "" if shares is None else f" ({100 * shares.min:.0f}-{shares.max:.0%})"
+    return f"{row.ceiling_share:.0%}{between} of {rate_text(row.shown_ceiling)}"
 
 
 def time_span(seconds: Spread, dash: str) -> str:

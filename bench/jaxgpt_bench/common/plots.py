@@ -144,7 +144,7 @@ def _speed_figure(rows: Sequence[SpeedRow], title: str) -> Figure:
     for place, row in enumerate(rows):
         if row.shown_ceiling > edge:
             axes.plot([edge, edge * 1.04], [place, place], linestyle=":", color="#444")
-        texts.append(f"{rate_text(medians[place])}  ({ceiling_text(row)})")
+        texts.append(f"{rate_text(medians[place])}  ({ceiling_text(row, span=False)})")
     _bar_axes(axes, [row.name for row in rows], texts, title)
     axes.set_xlabel("tokens/s after the first", fontsize=9)
     below = offset_copy(axes.transAxes, figure, y=-0.4)

@@ -15,7 +15,8 @@ from jaxgpt_bench.common.rows import Noise
 # Of the cores' time. The kernel's counts of all processes and of the cores agree within 0.3 % over 5 s:
 # 5 % are a process. Threads that wait for each other lose more than it takes.
 OTHERS_CPU_SHARE = 0.05
-# The same loss, which no process of this system shows: 0 to 0.2 % where the host has room.
+# The same loss, which no process of this system shows: 0.06 % over a day of a virtual machine with room, up to
+# 1.9 % in a minute with all its cores busy.
 STOLEN_SHARE = 0.02
 # (largest - least) / median. In the committed results the rounds of a quiet machine lie 4 % apart, those of
 # shared ones 75 and 94 %.
@@ -29,7 +30,7 @@ def reasons(noise: Noise | None) -> list[str]:
     found = (
         ("other processes used {} of the cores", noise.others_cpu_share, OTHERS_CPU_SHARE),
         ("the host took {} of them", noise.stolen_share, STOLEN_SHARE),
-        ("its own rate was apart by {} between rounds", noise.probe_spread, PROBE_SPREAD),
+        ("the measured ceiling varied by {} between rounds", noise.probe_spread, PROBE_SPREAD),
     )
     return [
         f"{text.format(f'{value:.0%}')} (limit {limit:.0%})"
