@@ -15,7 +15,7 @@ from jaxgpt_bench.common.rows import Noise
 # Of the cores' time. The kernel's counts of all processes and of the cores agree within 0.3 % over 5 s:
 # 5 % are a process. Threads that wait for each other lose more than it takes.
 OTHERS_CPU_SHARE = 0.05
-# The same loss, which no process of this system shows: 0.06 % over a day of a virtual machine with room, up to
+# The same loss, which no process of this system shows. A virtual machine lost 0.06 % over a day, and up to
 # 1.9 % in a minute with all its cores busy.
 STOLEN_SHARE = 0.02
 # (largest - least) / median. In the committed results the rounds of a quiet machine lie 4 % apart, those of
