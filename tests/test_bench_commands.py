@@ -137,7 +137,7 @@ def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tup
         ("jaxgpt-flax", "fp32", True, False, ""),
         *(
             ("jaxgpt-native", kind, True, False, isa)
-            for kind in kinds[1:]
+            for kind in kinds
             for isa in ("", "portable")
             if instruction_sets()
         ),
