@@ -122,6 +122,10 @@ def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tup
     figures = json.loads(speed.read_text())
     assert set(figures) >= {"machine", "settings", "rounds", "bandwidth_gb_s", "rows"}
     assert len(figures["bandwidth_gb_s"]) == figures["rounds"] == 2
+    bandwidths = figures["bandwidth_gb_s"]
+    apart = (max(bandwidths) - min(bandwidths)) / statistics.median(bandwidths)
+    assert figures["noise"]["probe_spread"] == pytest.approx(apart, abs=0.01)
+    assert 0 <= figures["noise"]["others_cpu_share"] <= 1
     keys = ("engine", "precision", "cached", "every_logit", "isa")
     names = {tuple(row[key] for key in keys) for row in figures["rows"]}
     kinds = ("fp32", "int8-dynamic", "int8-static")
@@ -133,7 +137,7 @@ def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tup
         ("jaxgpt-flax", "fp32", True, False, ""),
         *(
             ("jaxgpt-native", kind, True, False, isa)
-            for kind in kinds[1:]
+            for kind in kinds
             for isa in ("", "portable")
             if instruction_sets()
         ),
@@ -145,6 +149,8 @@ def test_generate_rows_hold_what_the_format_promises(speed: Path, artifacts: tup
         ceiling = row["read_gb_s"] * 1e9 / row["bytes_per_token"]
         assert row["ceiling_tokens_per_s"] == pytest.approx(ceiling)
         assert 0 < row["ceiling_share"] < 2
+        assert len(row["by_round"]) == 2
+        assert row["characters_per_s"]["min"] > 0
         # The native engine needs no PyTorch, so there it is Python, numpy and a model of 0.2 MB.
         assert row["peak_rss_mb"] > (25 if row["engine"] == "jaxgpt-native" else 50)
         assert len(row["greedy_tokens"]) == 20
@@ -237,8 +243,17 @@ def test_report_is_one_page_with_every_figure_from_its_files(
         "--readme",
         readme,
     )
-    assert command("jaxgpt-bench", "report", *arguments, "--out", tmp_path)[0] == 0
+    figures = json.loads(speed.read_text())
+    busy = {**figures, "noise": {**figures["noise"], "others_cpu_share": 0.38, "accepted": False}}
+    speed.write_text(json.dumps(busy))
+    code, _, said = command("jaxgpt-bench", "report", *arguments, "--out", tmp_path)
+    assert code == 2
+    assert "other processes used 38% of the cores" in said.splitlines()[-1]
+    assert "old" in readme.read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["speed"][0]["noise"] == busy["noise"]
+    assert command("jaxgpt-bench", "report", *arguments, "--accept-noise", "--out", tmp_path)[0] == 0
     report = json.loads((tmp_path / "report.json").read_text())
+    assert report["speed"][0]["noise"]["accepted"]
     assert (
         report["train"]["val_bits_per_byte"]
         == json.loads((run / "summary.json").read_text())["val_bits_per_byte"]

@@ -79,10 +79,13 @@ def test_figures_are_those_that_were_measured(
 
     monkeypatch.setattr(bench, "measured", fake)
     given = ("jaxgpt-bench", "prepare", "--sizes", 1, "--workers", 2, "--out", tmp_path / "a.json", "--json")
-    code, printed, err = command(*given)
+    work = tmp_path / "not" / "there"
+    code, printed, err = command(*given, "--work", work)
     assert code == 0, err
+    assert list(work.iterdir()) == []  # made, and left empty
     figures = json.loads(printed)
     assert figures == json.loads((tmp_path / "a.json").read_text())
+    assert figures["noise"]["others_cpu_share"] >= 0
     assert [row["way"] for row in figures["rows"]] == ["jaxgpt", "nanogpt"]
     for row in figures["rows"]:
         assert row["mb_per_s"] == row["source_bytes"] / 2e6

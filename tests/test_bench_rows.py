@@ -68,7 +68,7 @@ def test_the_provenance_of_every_committed_file_is_read(path: Path) -> None:
     found = committed(path.name)
     assert Provenance.from_json(found).to_json() == {
         "command": "", **{key: found[key] for key in ("machine", "date", "commit")},
-        **({"command": found["command"]} if "command" in found else {}),
+        **{key: found[key] for key in ("command", "noise") if key in found},
     }  # fmt: skip
 
 

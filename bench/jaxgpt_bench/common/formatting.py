@@ -3,7 +3,7 @@
 import math
 import re
 
-from jaxgpt_bench.common.rows import Spread
+from jaxgpt_bench.common.rows import SpeedRow, Spread
 
 
 def rate_text(rate: float) -> str:
@@ -14,6 +14,19 @@ def rate_text(rate: float) -> str:
 def rate_span(rates: Spread, dash: str) -> str:
     """Print a median rate with its least and its largest."""
     return f"{rate_text(rates.median)} ({rate_text(rates.min)}{dash}{rate_text(rates.max)})"
+
+
+def ceiling_text(row: SpeedRow, span: bool = True) -> str:
+    """Print the share of its ceiling that a row reached, and that ceiling.
+
+    Args:
+      row: whose share is the median of the rounds', each of its own ceiling; the ceiling is the one that
+        belongs to it and to the median rate.
+      span: print the least and the largest share too, where they are known.
+    """
+    shares = row.ceiling_shares if span else None
+    between = "" if shares is None else f" ({100 * shares.min:.0f}-{shares.max:.0%})"
+    return f"{row.ceiling_share:.0%}{between} of {rate_text(row.shown_ceiling)}"
 
 
 def time_span(seconds: Spread, dash: str) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
 from jaxgpt.shared.files import new_file, write_atomic
-from jaxgpt_bench.common.formatting import counted, rate_text, signed
+from jaxgpt_bench.common.formatting import ceiling_text, counted, rate_text, signed
 from jaxgpt_bench.common.rows import SpeedFigures, SpeedRow, SpeedSettings, Spread
 
 BLUE, ORANGE, GREY = "#2f6fb0", "#d9822b", "#b8bfc7"
@@ -129,7 +129,7 @@ def speed_title(settings: SpeedSettings) -> str:
 def _speed_figure(rows: Sequence[SpeedRow], title: str) -> Figure:
     figure, axes = _axes(WIDTH, LINE_INCHES * len(rows) + 1.2)
     places = range(len(rows))
-    ceilings = [row.ceiling_tokens_per_s for row in rows]
+    ceilings = [row.shown_ceiling for row in rows]
     medians = [row.decode_tokens_per_s.median for row in rows]
     low = [row.decode_tokens_per_s.median - row.decode_tokens_per_s.min for row in rows]
     high = [row.decode_tokens_per_s.max - row.decode_tokens_per_s.median for row in rows]
@@ -142,10 +142,9 @@ def _speed_figure(rows: Sequence[SpeedRow], title: str) -> Figure:
     axes.set_xlim(0, edge * 1.04)
     texts = []
     for place, row in enumerate(rows):
-        ceiling = row.ceiling_tokens_per_s
-        if ceiling > edge:
+        if row.shown_ceiling > edge:
             axes.plot([edge, edge * 1.04], [place, place], linestyle=":", color="#444")
-        texts.append(f"{rate_text(medians[place])}  ({row.ceiling_share:.0%} of {ceiling:,.0f})")
+        texts.append(f"{rate_text(medians[place])}  ({ceiling_text(row, span=False)})")
     _bar_axes(axes, [row.name for row in rows], texts, title)
     axes.set_xlabel("tokens/s after the first", fontsize=9)
     below = offset_copy(axes.transAxes, figure, y=-0.4)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from jaxgpt_bench.common.formatting import without_folders
-from jaxgpt_bench.common.rows import Machine, Provenance
+from jaxgpt_bench.common.rows import Machine, Noise, Provenance
 
 # Of the source tree, where this package lies in one: ROOT/bench/jaxgpt_bench/common/provenance.py
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,13 +60,18 @@ def _cpu_flags() -> list[str]:
     return _cpuinfo("flags", "Features").split()
 
 
-def provenance() -> Provenance:
-    """Return what every committed result carries: machine, date, commit and command."""
+def provenance(noise: Noise | None = None) -> Provenance:
+    """Return what every committed result carries: machine, date, commit and command.
+
+    Args:
+      noise: of the machine, where speed was measured.
+    """
     return Provenance(
         machine=describe_machine(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         commit=commit(),
         command=without_folders(" ".join(["jaxgpt-bench", *sys.argv[1:]])),
+        noise=noise,
     )
 
 

@@ -56,13 +56,63 @@ class Machine(JsonData):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise(JsonData):
+    """How quiet a machine was while something was measured; None is what it does not tell.
+
+    Attributes:
+      seconds: that were watched.
+      load_before: threads that ran or waited, mean of the minute before.
+      load_after: the same at the end, what was measured included.
+      runnable_before: threads that ran or waited when it began, this program's own thread left out.
+      runnable_after: at the end.
+      others_cpu_share: of the cores' time that processes used which are neither ours nor our children.
+      stolen_share: of the cores' time that the host of a virtual machine gave to others.
+      pressure_some: share of the time in which some thread waited for a core, one of ours or another's.
+      pressure_full: in which all did.
+      probe_spread: (largest - least) / median of the rate that was measured in every round: of reading
+        memory, or of a matrix product.
+      accepted: somebody takes the figures however busy it was.
+    """
+
+    seconds: float
+    load_before: float | None
+    load_after: float | None
+    runnable_before: int | None
+    runnable_after: int | None
+    others_cpu_share: float | None
+    stolen_share: float | None
+    pressure_some: float | None
+    pressure_full: float | None
+    probe_spread: float | None
+    accepted: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance(JsonData):
-    """What every committed result carries: machine, date (ISO, UTC), commit and command."""
+    """What every committed result carries: machine, date (ISO, UTC), commit, command; of speed, noise."""
 
     machine: Machine
     date: str
     commit: str
     command: str = ""
+    noise: Noise | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedRound(JsonData):
+    """What one round says of a row.
+
+    Attributes:
+      tokens_per_s: after the first.
+      read_gb_s: read bandwidth right before and after, their mean.
+      ceiling_tokens_per_s: that this bandwidth allows.
+      ceiling_share: of it that was reached.
+    """
+
+    tokens_per_s: float
+    read_gb_s: float
+    ceiling_tokens_per_s: float
+    ceiling_share: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,9 +130,12 @@ class SpeedRow(JsonData):
       prefill_tokens_per_s: of the long prompt.
       seconds: of all tokens and the prompt.
       bytes_per_token: that a token reads: weights, keys and values.
-      read_gb_s: read bandwidth of a buffer of that size, 10^9 bytes a second.
+      characters_per_s: of the text of these tokens; None where there is no tokenizer that means something.
+      read_gb_s: read bandwidth of a buffer of that size, 10^9 bytes a second: the median round's.
       ceiling_tokens_per_s: read_gb_s / bytes_per_token.
-      ceiling_share: of it that was reached.
+      ceiling_share: each round's rate over the same round's ceiling, their median.
+      ceiling_shares: that, with the least and the largest.
+      by_round: rate, ceiling and share of each round.
       file_mb: what is loaded.
       peak_rss_mb: of the process.
       busy_tokens_per_s: beside busy processes.
@@ -104,6 +157,9 @@ class SpeedRow(JsonData):
     read_gb_s: float
     ceiling_tokens_per_s: float
     ceiling_share: float
+    ceiling_shares: Spread | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    by_round: tuple[SpeedRound, ...] | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    characters_per_s: Spread | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     file_mb: float
     peak_rss_mb: float
     busy_tokens_per_s: Spread | None = dataclasses.field(default=None, metadata=LEFT_OUT)
@@ -116,6 +172,14 @@ class SpeedRow(JsonData):
     def name(self) -> str:
         """Name of the row."""
         return speed_name(self.engine, self.precision, self.cached, self.every_logit, self.isa)
+
+    @property
+    def shown_ceiling(self) -> float:
+        """The ceiling of which the median rate is `ceiling_share`, in tokens a second.
+
+        Where bandwidth changes between rounds, `ceiling_tokens_per_s`, of its median, may be another.
+        """
+        return self.decode_tokens_per_s.median / self.ceiling_share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import rich.table
 
 from jaxgpt_bench.common.formatting import (
+    ceiling_text,
     difference_text,
     rate_span,
     rate_text,
@@ -109,7 +110,11 @@ RATE = Column[SpeedRow](
 RATE_TO = Column[SpeedRow](
     "tokens/s after the first (min to max)", lambda row: rate_span(row.decode_tokens_per_s, "–")
 )
-CEILING = Column[SpeedRow]("of ceiling", lambda row: f"{row.ceiling_share:.0%}")
+CEILING = Column[SpeedRow]("of ceiling", ceiling_text)
+CEILING_SHARE = Column[SpeedRow]("of ceiling", lambda row: f"{row.ceiling_share:.0%}")
+CHARACTERS = Column[SpeedRow](
+    "characters/s", lambda row: "" if row.characters_per_s is None else rate_text(row.characters_per_s.median)
+)
 PREFILL = Column[SpeedRow]("prefill/s", lambda row: rate_text(row.prefill_tokens_per_s.median))
 SAME_TOKENS = Column[SpeedRow](
     "same greedy tokens",
@@ -122,7 +127,7 @@ BUSY = Column[SpeedRow](
 FILE_SIZE = Column[SpeedRow]("file MB", lambda row: f"{row.file_mb:.1f}")
 PEAK = Column[SpeedRow]("peak MB", lambda row: f"{row.peak_rss_mb:.0f}")
 SPEED = (ENGINE, SECONDS, RATE, CEILING, FILE_SIZE, PEAK)
-SPEED_TO = (TIME, RATE_TO, CEILING, SAME_TOKENS)
+SPEED_TO = (TIME, RATE_TO, CEILING_SHARE, SAME_TOKENS)
 
 TRAINER = Column[StepRow]("trainer", lambda row: row.name)
 STEP_TIME = Column[StepRow](

@@ -143,7 +143,7 @@ def _bar(row: SpeedRow) -> Bar:
     return Bar(
         label=name,
         rate=row.decode_tokens_per_s,
-        ceiling=row.ceiling_tokens_per_s,
+        ceiling=row.shown_ceiling,
         share=row.ceiling_share,
         highlighted=row.engine == NATIVE.engine,
     )

@@ -23,6 +23,8 @@ from jaxgpt_bench.common.json_data import JsonData
 from jaxgpt_bench.common.provenance import ROOT, provenance
 from jaxgpt_bench.common.rows import Provenance
 from jaxgpt_bench.common.tables import Column, table
+from jaxgpt_bench.noise.meter import NoiseMeter
+from jaxgpt_bench.noise.verdict import warn
 from jaxgpt_bench.prepare.measured import Measured, measured
 from jaxgpt_bench.prepare.source import write_source
 
@@ -40,7 +42,8 @@ class PrepareBenchOptions:
       workers: processes; 0 takes one for each core that this process may use.
       rounds: turns of each.
       work: folder in which text and tokens lie for the time, five times the size; the system's temporary
-        folder if not given.
+        folder if not given. It is made where it is missing.
+      accept_noise: take the figures for tables however busy the machine is; the JSON file says so.
       json: print one JSON document with all figures on stdout.
     """
 
@@ -50,6 +53,7 @@ class PrepareBenchOptions:
     workers: int = 0
     rounds: int = 1
     work: Path | None = None
+    accept_noise: bool = False
     json: bool = False
 
 
@@ -100,7 +104,9 @@ def prepare(options: PrepareBenchOptions) -> Result:
     if not options.sizes or min(options.sizes) < 1 or options.rounds < 1 or options.workers < 0:
         raise UserError("--sizes and --rounds must be at least 1, --workers at least 0")
     prepare_output_file(options.out)
-    about = provenance()
+    if options.work is not None:
+        options.work.mkdir(parents=True, exist_ok=True)
+    about, meter = provenance(), NoiseMeter()
     rows: list[PrepareRow] = []
     with tempfile.TemporaryDirectory(prefix="jaxgpt-prepare-", dir=options.work) as folder:
         if "nanogpt" in options.ways:
@@ -114,9 +120,11 @@ def prepare(options: PrepareBenchOptions) -> Result:
             workers = options.workers or usable_cores()
             turns = options.ways * options.rounds
             rows += [_row(way, Path(folder), source, documents, workers) for way in turns]
+    about = dataclasses.replace(about, noise=meter.noise(accepted=options.accept_noise))
     figures = PrepareFigures(**vars(about), tokenizer="gpt2", rows=tuple(rows))
     write_json(options.out, figures.to_json())
     stderr.print(table(COLUMNS, figures.rows).terminal())
+    warn(figures.noise)
     return Result(figures.to_json())
 
 

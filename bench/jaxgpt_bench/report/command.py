@@ -25,6 +25,8 @@ class ReportOptions:
       speed: JSON files of `jaxgpt-bench generate --out`; the first is the trained model's.
       out: folder for report.html and report.json.
       readme: text whose table between the markers `<!-- table: begin -->` and `end` is written anew.
+      accept_noise: write --readme however busy the machine was when its speed was measured; report.json says
+        so.
       json: print report.json on stdout.
     """
 
@@ -34,6 +36,7 @@ class ReportOptions:
     speed: tuple[Path, ...]
     out: Path
     readme: Path | None = None
+    accept_noise: bool = False
     json: bool = False
 
 
@@ -42,6 +45,7 @@ def report(options: ReportOptions) -> Result:
     from jaxgpt.training.run.folder import read_metrics  # imports JAX
     from jaxgpt.training.run.summary import read_summary
     from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
+    from jaxgpt_bench.noise.verdict import accepted, refuse
     from jaxgpt_bench.report.page import markdown_block, render, report_figures
 
     check_output_folder(options.out)
@@ -50,6 +54,8 @@ def report(options: ReportOptions) -> Result:
     metrics = read_metrics(options.run)
     quality = read_quality(options.quality)
     speeds = [read_speed(path) for path in options.speed]
+    if options.accept_noise:
+        speeds = [dataclasses.replace(speed, noise=accepted(speed.noise)) for speed in speeds]
     if not speeds or not metrics:
         raise UserError(
             f"a report needs --speed figures and a run with metrics; {options.run} has {len(metrics)}"
@@ -62,9 +68,11 @@ def report(options: ReportOptions) -> Result:
     written = figures.to_json()
     write_atomic(options.out / "report.html", page)
     write_json(options.out / "report.json", written)
-    if options.readme is not None:
-        write_between_markers(options.readme, "table", markdown_block(figures))
     say(f"wrote {options.out / 'report.html'} and {options.out / 'report.json'}")
+    if options.readme is not None:
+        noises = {str(path): speed.noise for path, speed in zip(options.speed, speeds, strict=True)}
+        refuse(str(options.readme), noises)
+        write_between_markers(options.readme, "table", markdown_block(figures))
     return Result(written)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import jinja2
 
 from jaxgpt_bench.common.formatting import is_within_error, rate_text, verdict_sentence, without_folders
-from jaxgpt_bench.common.json_data import JsonData
+from jaxgpt_bench.common.json_data import LEFT_OUT, JsonData
 from jaxgpt_bench.common.plots import loss_curve, speed_bars, speed_title
 from jaxgpt_bench.common.provenance import commit
 from jaxgpt_bench.common.rows import (
     EarlierFigures,
     Machine,
+    Noise,
     QualityFigures,
     QualityRow,
     SpeedFigures,
@@ -62,6 +63,7 @@ class ReportedSpeed(JsonData):
     settings: SpeedSettings
     bandwidth_gb_s: tuple[float, ...]
     rows: tuple[SpeedRow, ...]
+    noise: Noise | None = dataclasses.field(default=None, metadata=LEFT_OUT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,7 @@ def report_figures(
                 settings=speed.settings,
                 bandwidth_gb_s=speed.bandwidth_gb_s,
                 rows=speed.rows,
+                noise=speed.noise,
             )
             for speed in speeds
         ),

@@ -56,6 +56,8 @@ def run_stages(
     """Do what is not done yet, and write the page and the results."""
     from jaxgpt_bench.common.markdown_blocks import write_between_markers
     from jaxgpt_bench.common.provenance import provenance
+    from jaxgpt_bench.common.rows import Noise
+    from jaxgpt_bench.noise.verdict import refuse
     from jaxgpt_bench.reproduce.build import build
     from jaxgpt_bench.reproduce.measure import measure
     from jaxgpt_bench.reproduce.minutes.results import write_results
@@ -77,12 +79,16 @@ def run_stages(
             recipe, models.dataset, models.run, models.artifacts[0], measured, stages.log, asked
         ),
     }
+    noise = figures["speed"].get("noise")
+    if noise and options.accept_noise:
+        noise["accepted"] = True
     write_page(options.out, figures)
-    if options.readme is not None:
-        write_between_markers(options.readme, "reproduction", markdown_block(figures))
     say(f"wrote {options.out / 'report.html'} and {options.out / 'report.json'}")
     if stages.clock is not None:
         write_results(options.out, stages.clock)
+    if options.readme is not None:
+        refuse(str(options.readme), {"speed": Noise.from_json(noise) if noise else None})
+        write_between_markers(options.readme, "reproduction", markdown_block(figures))
     return Result(figures)
 
 

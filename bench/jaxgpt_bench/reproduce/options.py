@@ -40,6 +40,7 @@ class ReproduceOptions:
       rounds: of the speed measurement, instead of the preset's.
       redo: stage to do again although its results fit; may be given several times.
       readme: text whose table between the markers `<!-- reproduction: begin -->` and `end` is written anew.
+      accept_noise: write it however busy the machine was when speed was measured; report.json says so.
       json: print report.json on stdout.
     """
 
@@ -56,4 +57,5 @@ class ReproduceOptions:
     rounds: int | None = None
     redo: Annotated[tuple[Redo, ...], tyro.conf.UseAppendAction] = ()
     readme: Path | None = None
+    accept_noise: bool = False
     json: bool = False

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from jaxgpt_bench.serving.rows import ServingFigures
 
 
+# Options that the figures hold.
+SETTINGS = ("preset", "tokens", "prompt_tokens", "shared_tokens", "long_prompt", "requests", "rounds", "seed")
+
+
 def serving(options: ServingOptions) -> Result:
     """Run `jaxgpt-bench serving`."""
     for name in ("tokens", "prompt_tokens", "requests", "rounds", "long_prompt", "shared_tokens"):
@@ -43,9 +47,11 @@ def serving(options: ServingOptions) -> Result:
         raise UserError("--llama-server needs float weights; give --parent FP32_ARTIFACT, or --preset")
     prepare_output_file(options.out)
     from jaxgpt_bench.common.provenance import provenance
+    from jaxgpt_bench.noise.meter import NoiseMeter
+    from jaxgpt_bench.noise.verdict import warn
     from jaxgpt_bench.serving.measure import Alone, measure
     from jaxgpt_bench.serving.rows import ServingFigures
-    from jaxgpt_bench.serving.servers import llama_server, our_server
+    from jaxgpt_bench.serving.servers import cpu_seconds_beside, llama_server, our_server
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as ends:
         artifact = _artifact(options, Path(scratch))
@@ -57,22 +63,13 @@ def serving(options: ServingOptions) -> Result:
                 servers["llama-server"] = ends.enter_context(llama_server(*asked))
             servers = {"jaxgpt": ends.enter_context(our_server(artifact)), **servers}
             alone = Alone(artifact)
+        meter = NoiseMeter(own_cpu_s=cpu_seconds_beside(others.values()))
         measured = asyncio.run(measure(options, servers, alone))
-    settings = {
-        name: getattr(options, name)
-        for name in (
-            "preset",
-            "tokens",
-            "prompt_tokens",
-            "shared_tokens",
-            "long_prompt",
-            "requests",
-            "rounds",
-            "seed",
-        )
-    }
-    figures = ServingFigures(**measured, settings=settings, **vars(provenance()))
+        noise = meter.noise(accepted=options.accept_noise)
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    figures = ServingFigures(**measured, settings=settings, **vars(provenance(noise)))
     _show(figures)
+    warn(noise)
     if options.out is not None:
         from jaxgpt_bench.serving.plot import write_serving_plots  # matplotlib takes a second
 

@@ -23,6 +23,7 @@ class ServingOptions:
       requests: of each client in a round.
       rounds: each measures everything once.
       seed: of the prompts.
+      accept_noise: take the figures for tables however busy the machine is; the JSON file says so.
       out: also write the figures into this JSON file.
       json: print one JSON document with all figures on stdout.
     """
@@ -41,5 +42,6 @@ class ServingOptions:
     requests: int = 2
     rounds: int = 3
     seed: int = 0
+    accept_noise: bool = False
     out: Path | None = None
     json: bool = False

@@ -3,19 +3,70 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxgpt.shared.errors import UserError
+from jaxgpt_bench.noise.meter import own_cpu_seconds
+from jaxgpt_bench.serving import launcher
+
+if TYPE_CHECKING:
+    import psutil
 
 SLOTS = 16  # texts that a server runs side by side
 SECONDS_TO_START = 120
+
+
+def require_program(program: Path) -> None:
+    """Raise UserError where --llama-server names no program, before its weights are written."""
+    if shutil.which(program) is None:
+        raise UserError(f"--llama-server {program} can't be started: it is not there, or not executable")
+
+
+def ended_with_us(command: list[str]) -> list[str]:
+    """Return the command that runs this one and ends it when this process ends, be it killed."""
+    return [sys.executable, "-I", str(Path(launcher.__file__)), str(os.getpid()), *command]
+
+
+def cpu_seconds_beside(addresses: Iterable[str]) -> Callable[[], float | None]:
+    """Return what tells the CPU seconds of this program and of servers that run already on this machine.
+
+    Args:
+      addresses: of the servers. Where the process of a local one can't be found (it is another user's), what
+        is returned tells None.
+    """
+    found = [_listening(address) for address in addresses if _is_here(address)]
+    processes = [process for process in found if process is not None]
+    if len(processes) < len(found):
+        return lambda: None
+    return lambda: own_cpu_seconds(processes)
+
+
+def _is_here(address: str) -> bool:
+    return urllib.parse.urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+
+def _listening(address: str) -> "psutil.Process | None":
+    """Return the process that serves a port of this machine; None where the system does not tell."""
+    import psutil
+
+    port = urllib.parse.urlsplit(address).port or 80
+    try:
+        for each in psutil.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid is not None:
+                return psutil.Process(each.pid)
+    except psutil.Error:
+        pass
+    return None
 
 
 @contextlib.contextmanager
@@ -23,7 +74,7 @@ def our_server(artifact: Path) -> Iterator[str]:
     """Serve an artifact; yields the address."""
     command = [sys.executable, "-m", "jaxgpt_export", "serve", "--artifact", str(artifact), "--port", "0"]
     command += ["--json", "--draft-tokens", "0", "--max-running", str(SLOTS)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(ended_with_us(command), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -52,15 +103,13 @@ def llama_server(program: Path, artifact: Path, scratch: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    require_program(program)
     command = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-np", str(SLOTS), "-c", str(SLOTS * read.config.block_size), "-fa", "on"]
     cores = str(len(os.sched_getaffinity(0)))
     command += ["-t", cores, "-tb", cores]
     with log.open("wb") as output:
-        try:
-            process = subprocess.Popen(command, stdout=output, stderr=output)
-        except OSError as error:
-            raise UserError(f"--llama-server {program} can't be started ({error})") from None
+        process = subprocess.Popen(ended_with_us(command), stdout=output, stderr=output)
     address = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + SECONDS_TO_START

@@ -31,7 +31,8 @@ def generate(options: SpeedOptions) -> Result:
     """Run `jaxgpt-bench generate`."""
     from jaxgpt_export.generation.open_session import choose_threads
 
-    from jaxgpt_bench.common.tables import PREFILL, SAME_TOKENS, SPEED, table
+    from jaxgpt_bench.common.tables import CHARACTERS, PREFILL, SAME_TOKENS, SPEED, table
+    from jaxgpt_bench.noise.verdict import warn
     from jaxgpt_bench.speed.contestants import chosen_peers
     from jaxgpt_bench.speed.rounds import measure_speed
 
@@ -42,7 +43,9 @@ def generate(options: SpeedOptions) -> Result:
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
         artifacts = read_artifacts(options, Path(scratch))
         figures = measure_speed(options, artifacts, wanted, Path(scratch), threads)
-    stderr.print(table([*SPEED, PREFILL, SAME_TOKENS], figures.rows).terminal())
+    known = [CHARACTERS] if any(row.characters_per_s is not None for row in figures.rows) else []
+    stderr.print(table([*SPEED, *known, PREFILL, SAME_TOKENS], figures.rows).terminal())
+    warn(figures.noise)
     written = figures.to_json()
     if options.out is not None:
         write_json(options.out, written)
@@ -56,14 +59,19 @@ def check(options: SpeedOptions) -> None:
     """Raise UserError for what can't be measured."""
     from jaxgpt_export.native.library import instruction_sets
 
+    from jaxgpt_bench.speed.contestants import chosen_isa
+
     if options.tokens < 2 or options.rounds < 1 or options.prefill < 1 or options.busy < 0:
         raise UserError(
             "--tokens must be at least 2, --rounds and --prefill at least 1, --busy must not be negative"
         )
-    for isa in options.isa:
+    wanted = [("--isa", isa) for isa in options.isa]
+    if chosen_isa():
+        wanted.append(("JAXGPT_ISA", chosen_isa()))
+    for source, isa in wanted if instruction_sets() or options.isa else ():
         if isa not in instruction_sets():
             here = ", ".join(instruction_sets()) or "there are none, as the native engine was not built"
-            raise UserError(f"--isa {isa!r} is none of this machine's: {here}")
+            raise UserError(f"{source} {isa!r} is none of this machine's: {here}")
 
 
 def read_artifacts(options: SpeedOptions, scratch: Path) -> list[Artifact]:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,7 @@ def own_contestants(
     from jaxgpt_export.native.native_model import unsupported_reason
 
     found = []
+    engine_isas = dict.fromkeys((chosen_isa(), *isas))
     for artifact in artifacts:
 
         def contestant(
@@ -139,7 +141,7 @@ def own_contestants(
 
         if unsupported_reason(artifact) is None:
             stored = stored_bytes(artifact)
-            found += [contestant(NATIVE, stored, Variant(isa=isa)) for isa in ("", *isas)]
+            found += [contestant(NATIVE, stored, Variant(isa=isa)) for isa in engine_isas]
         variants = [PLAIN, *([Variant(cached=False)] if uncached else [])]
         found += [contestant(TORCH, weight_bytes(artifact), variant) for variant in variants]
     if run is not None:
@@ -155,6 +157,11 @@ def own_contestants(
             )
         )
     return found
+
+
+def chosen_isa() -> str:
+    """Return the instruction set that JAXGPT_ISA chooses for the engine; "" where it takes the best."""
+    return os.environ.get("JAXGPT_ISA", "")
 
 
 def chosen_peers(every: bool, names: Sequence[str]) -> list[str]:

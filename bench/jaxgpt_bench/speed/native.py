@@ -12,7 +12,7 @@ cache's own.
 import dataclasses
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
@@ -36,6 +36,7 @@ class NativeOptions:
       draft_tokens: tokens that are drafted at most (prompt lookup).
       rounds: in each of which every way runs once.
       threads: CPU threads; 0 takes all cores that this process may use.
+      accept_noise: take the figures for tables however busy the machine is; the JSON file says so.
       out: also write the figures into this JSON file.
       json: print one JSON document with all figures on stdout.
     """
@@ -51,6 +52,7 @@ class NativeOptions:
     draft_tokens: int = 8
     rounds: int = 5
     threads: int = 0
+    accept_noise: bool = False
     out: Path | None = None
     json: bool = False
 
@@ -68,6 +70,8 @@ def native(options: NativeOptions) -> Result:
 
     from jaxgpt.shared.dataset import open_dataset
     from jaxgpt_bench.common.provenance import provenance
+    from jaxgpt_bench.noise.meter import NoiseMeter
+    from jaxgpt_bench.noise.verdict import warn
     from jaxgpt_bench.speed.native_figures import load_figures, parity_figures
     from jaxgpt_bench.speed.native_rounds import NativeRounds
 
@@ -87,8 +91,13 @@ def native(options: NativeOptions) -> Result:
     rounds = NativeRounds(
         model, reference, artifact.tokenizer(), prompts, count, options.batch, options.draft_tokens
     )
+    load = load_figures(options.artifact, threads)
+    parity = parity_figures(model, artifact, reference, text)
+    meter = NoiseMeter()
+    measured = rounds.measure(options.rounds, threads)
+    noise = meter.noise(measured["bandwidth_gb_s"], options.accept_noise)
     figures = {
-        **provenance().to_json(),
+        **provenance(noise).to_json(),
         "settings": {
             "artifact": artifact.kind,
             "model": dataclasses.asdict(artifact.config),
@@ -98,12 +107,19 @@ def native(options: NativeOptions) -> Result:
             "threads": threads,
             "isa": model.isa,
         },
-        "load": load_figures(options.artifact, threads),
-        "parity": parity_figures(model, artifact, reference, text),
-        **rounds.measure(options.rounds, threads),
+        "load": load,
+        "parity": parity,
+        **measured,
     }
-    for name in ("load", "parity", "screen", "guess", "batch", "original_way"):
-        say(f"{name}: {json.dumps(figures[name])}")
+    show(figures)
+    warn(noise)
     if options.out is not None:
         write_json(options.out, figures)
     return Result(figures)
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Say what was measured, and with which instruction set."""
+    say(f"instruction set: {figures['settings']['isa']}")
+    for name in ("load", "parity", "screen", "guess", "batch", "original_way", "ceiling"):
+        say(f"{name}: {json.dumps(figures[name])}")

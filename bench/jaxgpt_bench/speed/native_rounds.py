@@ -30,6 +30,8 @@ class Counts:
     Attributes:
       same: by way, whether it wrote the tokens of plain steps.
       exact_outputs: that the head's screen had computed exactly.
+      characters: of the text of plain steps.
+      tokens: of it.
       drafted: tokens.
       accepted: of them.
     """
@@ -38,6 +40,8 @@ class Counts:
         default_factory=lambda: {"screen": True, "guess": True, "batch": True}
     )
     exact_outputs: int = 0
+    characters: int = 0
+    tokens: int = 0
     drafted: int = 0
     accepted: int = 0
 
@@ -94,7 +98,14 @@ class NativeRounds:
             "bandwidth_gb_s": bandwidths,
             "bytes_per_token": self._model.bytes_per_token,
             **self._figures(rounds),
+            "ceiling": self._ceiling(bandwidths),
         }
+
+    def _ceiling(self, bandwidths: Sequence[float]) -> dict[str, Any]:
+        """Set plain steps beside what the bandwidth of the same round allows."""
+        ceilings = [value * 1e9 / self._model.bytes_per_token for value in bandwidths]
+        shares = [rate / ceiling for rate, ceiling in zip(self._rates["plain"], ceilings, strict=True)]
+        return {"tokens_per_s": Spread.of(ceilings).to_json(), "share": Spread.of(shares).to_json()}
 
     def _one_text_at_a_time(self) -> None:
         """Time plain steps, the screen, and drafts on every prompt."""
@@ -103,6 +114,8 @@ class NativeRounds:
         for prompt in self._prompts:
             expected = timed_generation(self._plain, prompt, self._count)
             seconds["plain"] += expected["decode_s"]
+            counts.tokens += len(expected["tokens"])
+            counts.characters += len(self._tokenizer.decode(expected["tokens"]))
             self._screened.use_screen(True)  # also where it was given up for the text before
             before = self._screened.exact_outputs
             found = timed_generation(self._screened, prompt, self._count)
@@ -137,8 +150,13 @@ class NativeRounds:
     def _figures(self, rounds: int) -> dict[str, Any]:
         counts = self._counts
         generated = rounds * len(self._prompts) * self._count
+        long = counts.characters / counts.tokens
+        same_texts = ("plain", "screen", "guess")  # float32 writes others, a batch one of them alone
         return {
             "tokens_per_s": {name: Spread.of(values).to_json() for name, values in self._rates.items()},
+            "characters_per_s": {
+                name: Spread.of([long * rate for rate in self._rates[name]]).to_json() for name in same_texts
+            },
             "screen": {
                 "used": counts.exact_outputs > 0,
                 "times_plain": self._ratio("screen", "plain"),

@@ -24,6 +24,7 @@ class SpeedOptions:
         transformers' GPT-2 runs with its cache, without, and without and with the logits of every
         position (`model(ids).logits[:, -1]`, the earlier project's way).
       peer: only these of them, by their engine names.
+      accept_noise: take the figures for tables however busy the machine is; the JSON file says so.
       out: also write the figures into this JSON file, and a plot beside it (.svg, .png).
       json: print one JSON document with all figures on stdout.
     """
@@ -40,5 +41,6 @@ class SpeedOptions:
     prefill: int = 512
     peers: bool = False
     peer: tuple[str, ...] = ()
+    accept_noise: bool = False
     out: Path | None = None
     json: bool = False

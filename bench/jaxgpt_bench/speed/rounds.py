@@ -13,11 +13,13 @@ import numpy as np
 from jaxgpt_export.format.artifact import Artifact
 
 from jaxgpt.shared.console import say
+from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.bandwidth import read_bandwidth
 from jaxgpt_bench.common.provenance import provenance
-from jaxgpt_bench.common.rows import SpeedFigures, SpeedRow, SpeedSettings, Spread
+from jaxgpt_bench.common.rows import Noise, SpeedFigures, SpeedRound, SpeedRow, SpeedSettings, Spread
 from jaxgpt_bench.common.timing import agreeing
 from jaxgpt_bench.common.workers import Worker
+from jaxgpt_bench.noise.meter import NoiseMeter
 from jaxgpt_bench.speed.contestants import (
     Contestant,
     in_order,
@@ -66,6 +68,7 @@ def measure_speed(
         others, left_out = peer_contestants(artifacts, peers, scratch, threads)
         line_up = in_order([*line_up, *others])
     line_up = [with_cache(each, config, length + options.tokens / 2) for each in line_up]
+    tokenizer = artifacts[0].tokenizer() if options.preset is None else None  # random weights write no text
     artifacts.clear()
     draw = np.random.default_rng(0)
     prompt, long_prompt = (
@@ -77,7 +80,7 @@ def measure_speed(
     answers = rounds.answers
     reference = next((answers[each.name][0]["tokens"] for each in measured if each.precision == "fp32"), None)
     return SpeedFigures(
-        **vars(provenance()),
+        **vars(provenance(rounds.noise)),
         settings=SpeedSettings(
             preset=options.preset,
             model=dataclasses.asdict(config),
@@ -90,7 +93,7 @@ def measure_speed(
         rounds=options.rounds,
         bandwidth_gb_s=tuple(round(value, 2) for value in rounds.bandwidths),
         left_out={**left_out, **rounds.failed},
-        rows=tuple(speed_row(each, answers[each.name], prefill, reference) for each in measured),
+        rows=tuple(speed_row(each, answers[each.name], prefill, reference, tokenizer) for each in measured),
     )
 
 
@@ -109,6 +112,7 @@ class Rounds:
         right before and right after.
       bandwidths: of a large buffer in each round, in 10^9 bytes a second.
       failed: the peers that did not run, with why.
+      noise: of the machine during the rounds.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class Rounds:
         self.answers: dict[str, list[Answer]] = {each.name: [] for each in line_up}
         self.bandwidths: list[float] = []
         self.failed: dict[str, str] = {}
+        self.noise: Noise | None = None
         self._line_up = {each.name: each for each in line_up}
         self._prompt, self._long_prompt, self._options = prompt, long_prompt, options
         self._threads = threads
@@ -133,6 +138,7 @@ class Rounds:
         try:
             for contestant in self._line_up.values():
                 self._start(contestant)
+            meter = NoiseMeter()
             for number in range(self._options.rounds):
                 self.bandwidths.append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, self._threads))
                 for worker in self._workers:
@@ -145,6 +151,7 @@ class Rounds:
                         if self._line_up[worker.name].variant.cached:
                             # Without a cache later tokens take longer, so that fewer tell nothing.
                             self._timed_beside_others(worker)
+            self.noise = meter.noise(self.bandwidths, self._options.accept_noise)
         finally:
             for worker in self._workers:
                 worker.close()
@@ -196,7 +203,11 @@ class Rounds:
 
 
 def speed_row(
-    contestant: Contestant, answers: Sequence[Answer], prefill: int, reference: Sequence[int] | None
+    contestant: Contestant,
+    answers: Sequence[Answer],
+    prefill: int,
+    reference: Sequence[int] | None,
+    tokenizer: Tokenizer | None = None,
 ) -> SpeedRow:
     """Turn a contestant's answers into its row.
 
@@ -205,10 +216,11 @@ def speed_row(
       answers: one a round.
       prefill: tokens of the long prompt.
       reference: the float32 artifact's greedy tokens; None where it was not measured.
+      tokenizer: of the model; None where its tokens mean nothing.
     """
     size = contestant.bytes_per_token
-    rates = [(len(answer["tokens"]) - 1) / answer["decode_s"] for answer in answers]
-    shares = [rate * size / 1e9 / answer["read_gb_s"] for rate, answer in zip(rates, answers, strict=True)]
+    by_round = [speed_round(answer, size) for answer in answers]
+    rates, shares = [each.tokens_per_s for each in by_round], [each.ceiling_share for each in by_round]
     read = statistics.median(answer["read_gb_s"] for answer in answers)
     tokens = answers[0]["tokens"]
     busy = [answer["busy_rate"] for answer in answers if "busy_rate" in answer]
@@ -224,6 +236,9 @@ def speed_row(
         read_gb_s=read,
         ceiling_tokens_per_s=read * 1e9 / size,
         ceiling_share=statistics.median(shares),
+        ceiling_shares=Spread.of(shares),
+        by_round=tuple(by_round),
+        characters_per_s=None if tokenizer is None else characters_per_s(answers, tokenizer),
         file_mb=contestant.file_bytes / 1e6,
         peak_rss_mb=max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
         busy_tokens_per_s=Spread.of(busy) if whole else None,
@@ -233,6 +248,33 @@ def speed_row(
         settings={**contestant.settings, **answers[0]["environment"]},
         greedy_agrees=None if reference is None else agreeing(reference, tokens),
         greedy_tokens=tuple(tokens),
+    )
+
+
+def speed_round(answer: Answer, size: int) -> SpeedRound:
+    """Set a round's rate beside the ceiling of the same round.
+
+    Args:
+      answer: of the contestant.
+      size: bytes that a token reads.
+    """
+    rate, ceiling = (len(answer["tokens"]) - 1) / answer["decode_s"], answer["read_gb_s"] * 1e9 / size
+    return SpeedRound(
+        tokens_per_s=rate,
+        read_gb_s=answer["read_gb_s"],
+        ceiling_tokens_per_s=ceiling,
+        ceiling_share=rate / ceiling,
+    )
+
+
+def characters_per_s(answers: Sequence[Answer], tokenizer: Tokenizer) -> Spread:
+    """Return the rates of the text that the tokens after the first add."""
+    return Spread.of(
+        [
+            (len(tokenizer.decode(answer["tokens"])) - len(tokenizer.decode(answer["tokens"][:1])))
+            / answer["decode_s"]
+            for answer in answers
+        ]
     )
 
 

@@ -16,6 +16,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.common.formatting import span_text
 from jaxgpt_bench.common.step_rows import StepFigures
+from jaxgpt_bench.noise.verdict import warn
 from jaxgpt_bench.training.options import TrainingOptions
 
 
@@ -33,6 +34,7 @@ def train(options: TrainingOptions) -> Result:
     stderr.print(table(STEPS, figures.rows).terminal())
     stderr.print(table(MORE_OF_STEPS, figures.rows).terminal())
     show(figures)
+    warn(figures.noise)
     written = figures.to_json()
     if options.out is not None:
         write_json(options.out, written)

@@ -51,6 +51,7 @@ class TrainingOptions:
       rounds: in each of which every trainer takes its turn.
       steps: of a turn.
       profile: show where a step's time goes: kernels by kind, and the longest ones; on a GPU PyTorch's too.
+      accept_noise: take the figures for tables however busy the machine is; the JSON file says so.
       out: also write the figures into this JSON file, after each round.
       json: print one JSON document with all figures on stdout.
       model: the shape of the model.
@@ -68,6 +69,7 @@ class TrainingOptions:
     rounds: int = 5
     steps: int = 10
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
+    accept_noise: tyro.conf.FlagCreatePairsOff[bool] = False
     out: Path | None = None
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     model: ModelSettings

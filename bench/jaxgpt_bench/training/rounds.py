@@ -20,8 +20,9 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 from jaxgpt.training.devices.precision import peak_flops
 from jaxgpt_bench.common.provenance import provenance
-from jaxgpt_bench.common.rows import Spread
+from jaxgpt_bench.common.rows import Noise, Spread
 from jaxgpt_bench.common.step_rows import PyTorchComparison, StepFigures, StepProfile, StepRow
+from jaxgpt_bench.noise.meter import NoiseMeter
 from jaxgpt_bench.profile.rates import product_rate
 from jaxgpt_bench.training.contestants import PYTORCH_OPTIMIZER, all_variants, check, first_settings, line_up
 from jaxgpt_bench.training.options import TrainingOptions
@@ -80,12 +81,14 @@ def _run(options: TrainingOptions, first: Variant, trainers: Sequence[Trainer], 
         elif each is trainers[0]:
             raise UserError(f"{each.name} was not measured: it {turns.left_out[each.name]}")
     figures = None
+    meter = NoiseMeter()
     for number in range(options.rounds):
         measured.products.append(plain_product(first.train.precision, trainers[0].platform))
         for each in trainers:
             if each.name in measured.answers and each.name not in turns.left_out:
                 _take_turn(each, options, measured, turns, number)
-        figures = figures_of(options, first, trainers, measured, turns.left_out)
+        noise = meter.noise(measured.products, options.accept_noise)
+        figures = figures_of(options, first, trainers, measured, turns.left_out, noise)
         if options.out is not None:
             write_json(options.out, figures.to_json())
     assert figures is not None
@@ -132,6 +135,7 @@ def figures_of(
     trainers: Sequence[Trainer],
     measured: Measured,
     left_out: Mapping[str, str],
+    noise: Noise | None = None,
 ) -> StepFigures:
     """Turn what was measured into rows."""
     answers = {name: each for name, each in measured.answers.items() if len(each) > 1}
@@ -151,7 +155,7 @@ def figures_of(
             changes["against_first"] = time_ratio(each, trainers[0], answers)
         rows.append(dataclasses.replace(row, **changes))
     return StepFigures(
-        **vars(provenance()),
+        **vars(provenance(noise)),
         settings=_settings(options, first, trainers[0].platform),
         device=device,
         flops_per_token=flops_per_token(first.model),

@@ -30,6 +30,7 @@ QUALITY = (
     "machine",
 )  # fmt: skip
 SPEED = ("settings", "rounds", "bandwidth_gb_s", "left_out", "rows", "machine", "date", "commit")
+SPEED_OPTIONAL = ("noise",)  # which what was measured earlier lacks
 SAMPLE = ("prompt", "temperature", "model", "text", "finish_reason")
 FASTEST = ("engine", "seconds", "decode_tokens_per_s", "ceiling_share", "greedy_agrees")
 
@@ -81,7 +82,7 @@ def report_figures(
         "models": [{**row, "fastest": fastest_figures(row["name"], speeds)}
                    for row in quality["rows"]],
         "original": EARLIER.to_json(),
-        "speed": {key: speed[key] for key in SPEED},
+        "speed": {key: speed[key] for key in (*SPEED, *SPEED_OPTIONAL) if key in speed or key in SPEED},
         "samples": sample_entries(measured["samples"], memorization),
         "sampling": {key: measured["samples"][key] for key in ("seed", "longest")},
         "other_text": [
