@@ -1,6 +1,5 @@
 """What stands behind a row of `jaxgpt-bench quality`: who computes it, and how sure its figures are."""
 
-import dataclasses
 import io
 import statistics
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
-from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 from jaxgpt_bench.peers.peer import Program
 from jaxgpt_bench.quality import measure
 from jaxgpt_bench.quality.contestants import ComparedModel, computed
@@ -101,7 +98,7 @@ def test_errors_over_windows_are_the_standard_error_of_their_means() -> None:
 
 
 def test_the_error_of_a_quantile_takes_windows_whole() -> None:
-    """Independent positions: p (1 - p) / (n density^2), of uniform numbers. Windows of equal ones: many times that."""
+    """Independent positions: p (1 - p) / (n density^2), of uniform numbers; more of equal ones."""
     draw = np.random.default_rng(1)
     alone = draw.uniform(size=4000)
     error = quantile_error(alone, [10] * 400, 0.9)
