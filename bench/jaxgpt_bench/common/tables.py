@@ -46,7 +46,7 @@ class Table:
         """Return it for a terminal."""
         printed = rich.table.Table()
         for place, title in enumerate(self.titles):
-            printed.add_column(title, no_wrap=place == 0)  # a name that is cut names nothing
+            printed.add_column(title, no_wrap=place == 0, overflow="fold")  # a name that is cut names nothing
         for cells in self.cells:
             printed.add_row(*cells)
         return printed
