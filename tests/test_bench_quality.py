@@ -1,7 +1,9 @@
 """What stands behind a row of `jaxgpt-bench quality`: who computes it, and how sure its figures are."""
 
+import dataclasses
 import io
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,12 @@ import pytest
 import torch
 from jaxgpt_bench.peers.peer import Program
 from jaxgpt_bench.quality import measure
-from jaxgpt_bench.quality.contestants import ComparedModel, computed
+from jaxgpt_bench.quality.contestants import ComparedModel, computed, engine_is_exact
 from jaxgpt_bench.quality.samples import sample_texts
 from jaxgpt_bench.quality.statistics import change_figures, mean_error, quantile_error, root_mean_square
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer
 from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.scheme import FLOAT32, Quantization
 from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.model.build import build_model
 from jaxgpt_export.native.native_session import NativeSession
@@ -54,6 +57,15 @@ def test_what_the_engine_computes_otherwise_stays_with_the_module(
     assert isinstance(computed(read_artifact(folders[kind]))[1], TorchSession)
 
 
+def test_one_layer_in_floats_is_enough_for_the_module(folders: dict[str, Path]) -> None:
+    artifact = read_artifact(folders["int8-dynamic"])
+    assert artifact.quantization is not None
+    assert engine_is_exact(artifact)
+    layers = {**artifact.quantization.layers, "h.1.mlp.c_fc": FLOAT32}
+    mixed = dataclasses.replace(artifact, quantization=Quantization("int8-dynamic", layers))
+    assert not engine_is_exact(mixed)
+
+
 class Counting:
     """A session whose logits tell what it was given, in one buffer that it writes over."""
 
@@ -63,7 +75,7 @@ class Counting:
         self._taken: list[int] = []
         self._buffer = np.zeros(3, np.float32)
 
-    def prefill(self, tokens: list[int]) -> np.ndarray:
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         self._taken = list(tokens)
         return self._logits()
 

@@ -1,8 +1,8 @@
 """The models that `jaxgpt-bench quality` measures on the same tokens.
 
-Artifacts whose inputs are rounded to 8 bits are computed by the native engine, with a float32 cache, where
-it was built: it gives the module's bits there, in a tenth of its time. Others, weight-only ones among them,
-whose inputs the engine rounds and the module does not, are computed by the module.
+Artifacts whose inputs are all rounded to 8 bits are computed by the native engine, with a float32 cache,
+where it was built: it gives the module's bits there, in a tenth of its time. Others are computed by the
+module, weight-only ones among them, whose inputs the engine rounds and the module does not.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from jaxgpt_export.native.native_session import NativeSession
 from jaxgpt_export.parity.quality import Forward
 
 from jaxgpt.generation.session import Session
+from jaxgpt.shared.architecture import linear_layers
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
@@ -82,12 +83,22 @@ def parent_name(artifact: Artifact, artifacts: Sequence[Artifact]) -> str | None
 
 def computed(artifact: Artifact) -> tuple[Forward, Session]:
     """Return what gives the logits of the artifact's module, to the bit, and a session that does."""
-    quantization = artifact.quantization
-    if quantization is not None and quantization.rounds_inputs and unsupported_reason(artifact) is None:
+    if engine_is_exact(artifact) and unsupported_reason(artifact) is None:
         engine = NativeModel(artifact)
         return engine_forward(engine), NativeSession(engine, cache="fp32")
     module = build_model(artifact)
     return module, TorchSession(module)
+
+
+def engine_is_exact(artifact: Artifact) -> bool:
+    """Whether the engine's logits are the module's bits: the inputs of all linear layers are rounded.
+
+    Sums of integers are exact in any order; a layer that multiplies with floats has none of that.
+    """
+    if artifact.quantization is None:
+        return False
+    schemes = artifact.quantization.layers
+    return all(schemes[name].activation != "float" for name in linear_layers(artifact.config))
 
 
 def engine_forward(engine: NativeModel) -> Forward:
