@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.generation.open_session import choose_threads
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
@@ -27,6 +26,8 @@ from jaxgpt_bench.speed.contestants import (
     shared_environment,
 )
 from jaxgpt_bench.speed.programs import NATIVE
+
+THREADS = 1  # of each: no speed is measured, and threads of one step wait for each other on a busy machine
 
 
 @contextlib.contextmanager
@@ -45,16 +46,16 @@ def open_programs(
     Raises:
       UserError: no peer has that name.
     """
-    wanted, threads = chosen_peers(True, names), choose_threads(0)
+    wanted = chosen_peers(True, names)
     artifacts = [read_artifact(folder) for folder in folders]
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxgpt-bench-")))
         contestants = [
             contestant
-            for contestant in own_contestants(artifacts, None, False, threads)
+            for contestant in own_contestants(artifacts, None, False, THREADS)
             if contestant.program is NATIVE
         ]
-        peers, left_out = peer_contestants(artifacts, wanted, scratch, threads)
+        peers, left_out = peer_contestants(artifacts, wanted, scratch, THREADS)
         contestants += [peer for peer in peers if peer.variant == PLAIN]
         models = []
         for contestant in contestants:
@@ -71,8 +72,7 @@ def open_programs(
 
 @contextlib.contextmanager
 def _started(contestant: Contestant, exchanged: Path) -> "Iterator[RunningProgram]":
-    # Threads sleep while others compute: this measures no speed.
-    environment = {**shared_environment(contestant.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = shared_environment(contestant.threads)
     worker = Worker(contestant.name, "jaxgpt_bench.quality.program_process", contestant.order, environment)
     program = RunningProgram(worker, exchanged)
     try:
