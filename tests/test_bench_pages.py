@@ -86,7 +86,7 @@ def test_the_chart_of_speed_and_quality_has_every_program_of_both_files() -> Non
     rates = {
         f"{row['engine']} {row['precision']}": row["decode_tokens_per_s"]["median"]
         for row in speed
-        if row["cached"] and not row["isa"]
+        if row["cached"] and not row.get("isa")
     }
     expected = {
         (row["loss_increase"], row["difference_error"], rates[row["name"]])
