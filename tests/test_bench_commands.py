@@ -12,7 +12,7 @@ import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.common.bandwidth import read_bandwidth
 from jaxgpt_bench.common.markdown_blocks import write_between_markers
-from jaxgpt_bench.common.rows import ParseCount, QualityFigures, WrittenText
+from jaxgpt_bench.common.rows import ParseCount, QualityFigures, QualityRow, WrittenText
 from jaxgpt_bench.peers import find_peers
 from jaxgpt_bench.peers.peer import Program, Variant
 from jaxgpt_bench.quality.contestants import parent_name
@@ -419,6 +419,47 @@ def test_bandwidth_is_that_of_a_machine() -> None:
 
 def test_placeholder_tokenizer_has_its_size() -> None:
     assert placeholder_tokenizer(50257).vocab_size == 50257
+
+
+def test_quality_of_programs_stands_beside_the_artifacts_and_what_is_missing_is_said(
+    command: Command,
+    fp32: Path,
+    int8_static: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(find_peers()["openvino"], "missing", lambda: ["openvino"])
+    call = ("quality", "--artifact", fp32, int8_static, "--data", data, "--samples", 2, "--sample-tokens", 4)
+    code, _, said = command(
+        "jaxgpt-bench", *call, "--tokens", 99, "--peers", "openvino", "--out", tmp_path / "q.json"
+    )
+    assert code == 0, said
+    assert "openvino is left out: openvino not installed" in said
+    figures = json.loads((tmp_path / "q.json").read_text())
+    assert figures["left_out"] == {"openvino": "openvino not installed (pip install openvino)"}
+    rows = {row["name"]: row for row in figures["rows"]}
+    program = rows.pop("jaxgpt-native int8-static", None)
+    assert list(rows) == ["torch-fp32", "int8-static"]
+    assert list(figures["samples"]) == list(rows)  # programs write none
+    if instruction_sets():  # the same integers; the float16 cache makes a small difference
+        assert program is not None
+        assert program["parse_share"] is None
+        assert program["kl_mean"] == pytest.approx(rows["int8-static"]["kl_mean"], rel=0.2)
+        assert program["kl_mean"] != rows["int8-static"]["kl_mean"]
+        assert program["kl_mean"] <= program["kl_p999"] <= program["kl_max"]
+    found = QualityFigures.from_json(figures)
+    assert json.loads(json.dumps(found.to_json())) == figures
+    assert "| KL 99.9 % |" in markdown_block(found)
+    older = dataclasses.replace(found, rows=tuple(without_errors(row) for row in found.rows))
+    assert "| KL mean | KL max | top-1 |" in markdown_block(older)
+
+
+def without_errors(row: QualityRow) -> QualityRow:
+    """A row as earlier versions wrote it."""
+    return dataclasses.replace(
+        row, kl_mean_error=None, kl_p999=None, rms_probability_change=None, top1_error=None
+    )
 
 
 def test_models_that_do_not_belong_together_are_one_line(

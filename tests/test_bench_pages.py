@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.common.rows import SpeedFigures
-from jaxgpt_bench.pages import blocks, headline
-from jaxgpt_bench.pages.blocks import BLOCKS, PICTURE, PICTURES, RESULTS, Block
+from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
+from jaxgpt_bench.pages import blocks, headline, quality_speed
+from jaxgpt_bench.pages.blocks import BLOCKS, PICTURE, PICTURES, QUALITY_PICTURE, RESULTS, Block
 from jaxgpt_bench.reproduce.page.render import beginning, samples_block
 
 from jaxgpt.shared.errors import UserError
@@ -76,6 +76,33 @@ def test_the_picture_has_every_program_s_int8_first_and_this_project_s_engine_in
     assert sum(word.endswith("%)") for word in float32) == len(rows)
     ours = next(row for row in figures.rows if row.name == "jaxgpt-native int8-dynamic")
     assert f"{ours.decode_tokens_per_s.median:.0f}  ({ours.ceiling_share:.0%})" in int8
+
+
+def test_the_chart_of_speed_and_quality_has_every_program_of_both_files() -> None:
+    """Points, computed here from the files alone; where another program is better, it stands there too."""
+    speed, quality = results("generate_gpt2.json")["rows"], results("quality_peers.json")["rows"]
+    assert isinstance(speed, list)
+    assert isinstance(quality, list)
+    rates = {
+        f"{row['engine']} {row['precision']}": row["decode_tokens_per_s"]["median"]
+        for row in speed
+        if row["cached"] and not row.get("isa")
+    }
+    expected = {
+        (row["loss_increase"], row["difference_error"], rates[row["name"]])
+        for row in quality
+        if row["name"] in rates
+    }
+    measured = (results("quality_peers.json"), results("generate_gpt2.json"))
+    figures = (QualityFigures.from_json(measured[0]), SpeedFigures.from_json(measured[1]))
+    points = quality_speed.points(*figures)
+    assert {(point.nats, point.error, point.rate) for point in points} == expected
+    assert len(points) == len(expected) > 10
+    words = texts((ROOT / QUALITY_PICTURE).read_text(encoding="utf-8"))
+    assert points[0].program == "jaxgpt"
+    assert {point.program for point in points} | {"8 bits", "4 bits"} <= set(words)
+    table = quality_speed.markdown_block(*figures)
+    assert all(f"| {row['name']} | " in table for row in quality if " " in row["name"])
 
 
 def test_the_claim_names_the_fastest_other_program_of_each_machine() -> None:

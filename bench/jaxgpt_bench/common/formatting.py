@@ -73,6 +73,20 @@ def difference_text(difference: float, error: float | None, star: bool = False) 
     return "0" if signed(difference) == "0" else f"{signed(difference)} ± less than 0.00001"
 
 
+def power_text(value: float | None, error: float | None) -> str:
+    """Print a figure that ranges over powers of ten, with its standard error; "" where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.1e}" if error is None else f"{value:.1e} ± {error:.0e}"
+
+
+def share_text(share: float | None, error: float | None) -> str:
+    """Print a share in percent with its standard error; "" where there is none."""
+    if share is None:
+        return ""
+    return f"{share:.2%}" if error is None else f"{share:.2%} ± {100 * error:.2f}"
+
+
 def counted(count: int, word: str) -> str:
     """Say how many."""
     return f"{count} {word}{'' if count == 1 else 's'}"

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
 from jaxgpt.shared.files import new_file, write_atomic
@@ -29,6 +30,12 @@ NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 # Without a background: the colours of text have a contrast of 4 to white and to GitHub's dark page.
 TEXT, STRONG, CALM = "#727b85", "#1f7ae0", "#8c959f"
 CEILING_NOTE = "light bar: what memory allows, read bandwidth / bytes a token; in brackets the share reached"
+
+# Of programs in a chart of points: each has a contrast of 3 to white and to GitHub's dark page.
+COLOURS = (STRONG, "#c9702a", "#2e9e6b", "#8c5fd0", "#c2528b", "#8a7a1f", "#5f7f9c", "#b5483a", "#2a8fa3")
+MARKERS = ("o", "s", "D", "^")
+# Between -LINEAR_NATS and LINEAR_NATS an axis of nats is linear, outside of it logarithmic.
+LINEAR_NATS = 1e-3
 
 # Steps with values; read back from JSON, the pairs are lists.
 Points = Sequence[Sequence[int | float]]
@@ -259,3 +266,71 @@ def _at_left(axes: Axes, place: int, text: str, weight: str, colour: str = TEXT)
     axes.text(
         0, place, text, ha="right", va="center", fontsize=9, weight=weight, color=colour, transform=beside
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """A program in one precision.
+
+    Attributes:
+      program: gives the colour, in the order of first appearance; the first one is this project.
+      group: gives the marker, in the same order.
+      nats: that it adds to the loss.
+      error: standard error of that; None where it is not known.
+      rate: tokens a second.
+    """
+
+    program: str
+    group: str
+    nats: float
+    error: float | None
+    rate: float
+
+
+def points_chart(points: Sequence[Point], title: str) -> str:
+    """Draw tokens a second against nats added, with whiskers of twice the standard error; return SVG.
+
+    Args:
+      points: one a program and precision.
+      title: what was measured.
+    """
+    return svg(points_figure(points, title))
+
+
+def points_figure(points: Sequence[Point], title: str) -> Figure:
+    """Draw what `points_chart` returns."""
+    figure, axes = plt.subplots(figsize=(8.6, 4.2))
+    programs = list(dict.fromkeys(point.program for point in points))
+    groups = list(dict.fromkeys(point.group for point in points))
+    for point in points:
+        colour = COLOURS[programs.index(point.program) % len(COLOURS)]
+        axes.errorbar(
+            point.nats,
+            point.rate,
+            xerr=2 * (point.error or 0.0),
+            marker=MARKERS[groups.index(point.group) % len(MARKERS)],
+            markersize=8 if point.program == programs[0] else 6.5,
+            color=colour,
+            elinewidth=1,
+        )
+    axes.set_xscale("symlog", linthresh=LINEAR_NATS)
+    axes.xaxis.set_major_formatter(lambda nats, place: f"{nats:g}")
+    axes.set_ylim(bottom=0)
+    axes.axvline(0, color=CALM, linewidth=0.8, zorder=0)
+    axes.grid(color=CALM, alpha=0.25)
+    axes.set_title(title, fontsize=10, color=TEXT, loc="left")
+    axes.set_xlabel("nats a token added to the loss (left is better)", fontsize=9, color=TEXT)
+    axes.set_ylabel("tokens/s (up is better)", fontsize=9, color=TEXT)
+    axes.tick_params(labelsize=9, colors=TEXT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(TEXT)
+    keys = [
+        *(Line2D([], [], linestyle="", marker=marker, color=TEXT, label=group)
+          for marker, group in zip(MARKERS, groups, strict=False)),
+        *(Line2D([], [], linestyle="", marker="o", color=colour, label=program)
+          for colour, program in zip(COLOURS, programs, strict=False)),
+    ]  # fmt: skip
+    axes.legend(
+        handles=keys, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9, labelcolor=TEXT
+    )
+    return figure

@@ -251,6 +251,8 @@ class ParentDifference(JsonData):
 class QualityRow(JsonData):
     """A row of `jaxgpt-bench quality`; KL and logits are against the first row, None there.
 
+    Errors are standard errors over windows.
+
     Attributes:
       name: flax-fp32, torch-fp32, int8-dynamic, ...
       val_loss: nats a token.
@@ -259,9 +261,15 @@ class QualityRow(JsonData):
       parent: where the row has a parent other than the first.
       val_bits_per_byte: the loss for each byte of text.
       kl_mean: mean KL divergence over positions.
+      kl_mean_error: its error.
+      kl_p999: the KL divergence's 99.9th percentile.
+      kl_p999_error: its error.
       kl_max: largest.
       max_abs_logit_diff: largest.
+      rms_probability_change: root mean square of the change in probability of the right token.
+      rms_probability_change_error: its error.
       top1_agreement: share of positions with the same most probable token.
+      top1_error: its error.
       parse_share: share of samples that are Python.
       parse_cut: samples cut at the length limit.
       size_mb: of the file.
@@ -274,9 +282,15 @@ class QualityRow(JsonData):
     parent: ParentDifference | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     val_bits_per_byte: float
     kl_mean: float | None
+    kl_mean_error: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    kl_p999: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    kl_p999_error: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     kl_max: float | None
     max_abs_logit_diff: float | None
+    rms_probability_change: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    rms_probability_change_error: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     top1_agreement: float
+    top1_error: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     parse_share: float | None
     parse_cut: int = 0
     size_mb: float
@@ -321,6 +335,7 @@ class QualityFigures(Provenance):
       val_bytes: that these tokens are.
       windows: which windows of the split were taken.
       xz_bits_per_byte: what xz -9e makes of the same bytes.
+      left_out: programs that could not be measured, with why; None where none was asked for.
       rows: one a model.
       parse_held_out: how much of the held-out documents' own code parses.
       prompts: of the samples.
@@ -333,6 +348,7 @@ class QualityFigures(Provenance):
     val_bytes: int
     windows: str = ""
     xz_bits_per_byte: float
+    left_out: dict[str, str] | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     rows: tuple[QualityRow, ...]
     parse_held_out: ParseCount
     prompts: tuple[str, ...]

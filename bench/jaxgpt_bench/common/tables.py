@@ -13,8 +13,10 @@ import rich.table
 from jaxgpt_bench.common.formatting import (
     ceiling_text,
     difference_text,
+    power_text,
     rate_span,
     rate_text,
+    share_text,
     shortened,
     span_text,
     time_span,
@@ -43,7 +45,9 @@ class Table:
 
     def terminal(self) -> rich.table.Table:
         """Return it for a terminal."""
-        printed = rich.table.Table(*self.titles)
+        printed = rich.table.Table()
+        for place, title in enumerate(self.titles):
+            printed.add_column(title, no_wrap=place == 0, overflow="fold")  # a name that is cut names nothing
         for cells in self.cells:
             printed.add_row(*cells)
         return printed
@@ -84,6 +88,11 @@ def table(columns: Sequence[Column[Row]], rows: Iterable[Row]) -> Table:
     return Table(titles, tuple(tuple(column.cell(row) for column in columns) for row in rows))
 
 
+def filled(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> tuple[Column[Row], ...]:
+    """Return the columns in which some row has something: files of earlier versions lack figures."""
+    return tuple(column for column in columns if any(column.cell(row) for row in rows))
+
+
 def _compared(print_one: Callable[[QualityRow], str]) -> Callable[[QualityRow], str]:
     """Leave a cell empty for the model that others are compared with."""
     return lambda row: "" if row.is_reference else print_one(row)
@@ -94,12 +103,16 @@ LOSS = Column[QualityRow]("validation loss", lambda row: f"{row.val_loss:.4f}")
 DIFFERENCE = Column[QualityRow](
     "difference", _compared(lambda row: difference_text(row.loss_increase, row.difference_error))
 )
-KL_MEAN = Column[QualityRow]("KL mean", _compared(lambda row: f"{row.kl_mean:.1e}"))
+KL_MEAN = Column[QualityRow]("KL mean", _compared(lambda row: power_text(row.kl_mean, row.kl_mean_error)))
+KL_TAIL = Column[QualityRow]("KL 99.9 %", _compared(lambda row: power_text(row.kl_p999, row.kl_p999_error)))
 KL_MAX = Column[QualityRow]("KL max", _compared(lambda row: f"{row.kl_max:.1e}"))
-TOP1 = Column[QualityRow]("top-1", _compared(lambda row: f"{row.top1_agreement:.2%}"))
+RMS_CHANGE = Column[QualityRow](
+    "RMS Δp", _compared(lambda row: share_text(row.rms_probability_change, row.rms_probability_change_error))
+)
+TOP1 = Column[QualityRow]("top-1", _compared(lambda row: share_text(row.top1_agreement, row.top1_error)))
 PARSES = Column[QualityRow]("parses", lambda row: "" if row.parse_share is None else f"{row.parse_share:.0%}")
 SIZE = Column[QualityRow]("MB", lambda row: f"{row.size_mb:.2f}")
-QUALITY = (MODEL, LOSS, DIFFERENCE, KL_MEAN, KL_MAX, TOP1, PARSES, SIZE)
+QUALITY = (MODEL, LOSS, DIFFERENCE, KL_MEAN, KL_TAIL, KL_MAX, RMS_CHANGE, TOP1, PARSES, SIZE)
 
 ENGINE = Column[SpeedRow]("engine", lambda row: row.name)
 SECONDS = Column[SpeedRow]("seconds, prompt included", lambda row: f"{row.seconds.median:.2f}")

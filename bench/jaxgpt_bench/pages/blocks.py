@@ -6,10 +6,11 @@ from pathlib import Path
 
 from jaxgpt.shared.errors import damaged
 from jaxgpt.shared.files import read_json
+from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 from jaxgpt_bench.common.tables import BUSY, CEILING, ENGINE, PREFILL, RATE, table
 from jaxgpt_bench.evaluate.page import answers_block
 from jaxgpt_bench.evaluate.rows import EvaluateFigures
-from jaxgpt_bench.pages import headline
+from jaxgpt_bench.pages import headline, quality_speed
 from jaxgpt_bench.prepare import command as prepare
 from jaxgpt_bench.quality import measure
 from jaxgpt_bench.report import page
@@ -22,6 +23,7 @@ from jaxgpt_bench.serving.rows import ServingFigures
 RESULTS = "bench/results"
 PICTURE = "docs/images/speed.svg"
 SERVING_PICTURE = "docs/images/serving.svg"
+QUALITY_PICTURE = "docs/images/quality_speed.svg"
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 
@@ -107,6 +109,20 @@ def quality(results: Path) -> str:
     return measure.markdown_block(read_quality(results / "reference_quality.json"))
 
 
+def quality_peers(results: Path) -> str:
+    """Return what every program's precisions cost on a trained model."""
+    return quality_speed.markdown_block(*_quality_and_speed(results))
+
+
+def quality_picture(results: Path) -> str:
+    """Return the chart of speed against quality as SVG."""
+    return quality_speed.picture(*_quality_and_speed(results))
+
+
+def _quality_and_speed(results: Path) -> tuple[QualityFigures, SpeedFigures]:
+    return read_quality(results / "quality_peers.json"), read_speed(results / "generate_gpt2.json")
+
+
 def reproduction(results: Path) -> str:
     """Return the tables of the earlier project's experiment."""
     return render.markdown_block(read_json(results / "reproduce_reference.json", "report"))
@@ -136,7 +152,12 @@ BLOCKS = (
     Block("docs/samples.md", "samples", samples),
     Block("docs/samples.md", "answers", answers),
     Block("docs/quantization.md", "quality", quality),
+    Block("docs/quantization.md", "quality-peers", quality_peers),
     Block("docs/data.md", "prepare", preparation),
     Block("docs/serving.md", "serving", serving),
 )
-PICTURES: dict[str, Callable[[Path], str]] = {PICTURE: picture, SERVING_PICTURE: serving_picture}
+PICTURES: dict[str, Callable[[Path], str]] = {
+    PICTURE: picture,
+    SERVING_PICTURE: serving_picture,
+    QUALITY_PICTURE: quality_picture,
+}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgpt_bench.peers.peer import PLAIN, Artifact, Peer, Prepared, Variant, weight_bytes
+from jaxgpt_bench.peers.peer import PLAIN, Artifact, Floats, Peer, Prepared, Variant, weight_bytes
 
 COMPUTE = {"fp32": "float32", "int8-dynamic": "int8_float32"}
 
@@ -35,7 +35,11 @@ class CTranslate2Session:
     def prefill(self, tokens: Sequence[int]) -> Any:
         """Take a prompt; return the logits (V,) after it, without a cache: to compare, not to time."""
         self._tokens = list(tokens)
-        return np.array(self._generator.forward_batch([self._tokens]))[0, -1]
+        return self.forward(self._tokens)[-1]
+
+    def forward(self, tokens: Sequence[int]) -> Any:
+        """Return the logits (T, V) of a whole text; each token's inputs have a scale of their own."""
+        return np.array(self._generator.forward_batch([list(tokens)]))[0]
 
     def decode(self, token: int) -> Any:
         """Take one more token; return the logits (V,) after it, running the whole text again."""
@@ -101,6 +105,11 @@ class CTranslate2(Peer):
     def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> CTranslate2Session:
         """Load the folder."""
         return CTranslate2Session(path, precision, threads)
+
+    def text_logits(self, session: Any, tokens: Sequence[int]) -> Floats:
+        """Return the logits (T, V) after each token: of the whole text at once, as it keeps no cache."""
+        logits: Floats = session.forward(tokens)
+        return logits
 
 
 PEER = CTranslate2()

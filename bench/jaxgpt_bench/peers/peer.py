@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -99,6 +99,23 @@ class Program:
           variant: one of those that it has.
         """
         raise NotImplementedError
+
+    def text_logits(self, session: Session, tokens: Sequence[int]) -> Floats:
+        """Return the logits (T, V) after each token of a text.
+
+        Tokens are taken one at a time, as in generation: a program that rounds the inputs of a whole prompt
+        with one scale computes something else there. Where it does not, it may take them all at once.
+
+        Args:
+          session: that `open` gave.
+          tokens: (T,), T > 0.
+        """
+        first = session.prefill(tokens[:1])
+        logits = np.empty((len(tokens), len(first)), np.float32)
+        logits[0] = first
+        for place, token in enumerate(tokens[1:], start=1):
+            logits[place] = session.decode(token)
+        return logits
 
 
 class Peer(Program):

@@ -6,12 +6,18 @@ The first row (the run's Flax model, or the first artifact) is the reference of 
 the whole validation split, or over windows spread evenly over it; samples continue the same prompts with the
 same random numbers. Beside them the held-out documents' own code is parsed, cut at the same length.
 
+With --peers the engine, with the cache it generates with, and every other program that `jaxgpt-bench
+generate` measures are rows too, each as it runs there: another program's 8 and 4 bits beside this project's,
+on the same tokens against the same float32 model.
+
 The float32 artifact of a quantization-aware training is the row fp32-qat. int8-static-qat is compared with it
 too: that is what its integers cost, apart from what the further training changed.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 from jaxgpt.shared.console import Result, stderr
 from jaxgpt.shared.errors import UserError
@@ -31,10 +37,14 @@ class QualityOptions:
       tokens: of the validation split, in whole windows spread evenly over it; 0 for all.
       samples: texts to generate from each model.
       sample_tokens: length of a sample at most.
+      peers: also the engine as it generates, and every other program that is installed, or only those that
+        are named, in each of its precisions; they take tokens one at a time and write no samples.
       out: also write the figures into this JSON file.
       table: text whose table between the markers `<!-- quality: begin -->` and `end` is written anew.
       json: print one JSON document with all figures on stdout.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"--peer": "--peers"}  # as `generate` has both
 
     artifact: tuple[Path, ...]
     data: Path
@@ -43,6 +53,7 @@ class QualityOptions:
     tokens: int = 0
     samples: int = 24
     sample_tokens: int = 200
+    peers: tuple[str, ...] | None = None
     out: Path | None = None
     table: Path | None = None
     json: bool = False
@@ -52,9 +63,8 @@ def quality(options: QualityOptions) -> Result:
     """Run `jaxgpt-bench quality`."""
     from jaxgpt.shared.dataset import open_dataset
     from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
-    from jaxgpt_bench.common.tables import QUALITY, table
     from jaxgpt_bench.quality.contestants import open_models
-    from jaxgpt_bench.quality.measure import markdown_block, measure_quality_of
+    from jaxgpt_bench.quality.measure import markdown_block, measure_quality_of, quality_table
 
     prepare_output_file(options.out)
     if options.table is not None:
@@ -63,8 +73,17 @@ def quality(options: QualityOptions) -> Result:
     models = open_models(options.artifact, dataset, options.run, options.step)
     if options.tokens < 0:
         raise UserError(f"--tokens ({options.tokens}) must be 0 (all) or more")
-    figures = measure_quality_of(models, dataset, options.tokens, options.samples, options.sample_tokens)
-    stderr.print(table(QUALITY, figures.rows).terminal())
+    with contextlib.ExitStack() as stack:
+        left_out = None
+        if options.peers is not None:
+            from jaxgpt_bench.quality.programs import open_programs
+
+            programs, left_out = stack.enter_context(open_programs(options.artifact, options.peers))
+            models = dataclasses.replace(models, models=[*models.models, *programs])
+        figures = measure_quality_of(
+            models, dataset, options.tokens, options.samples, options.sample_tokens, left_out
+        )
+    stderr.print(quality_table(figures).terminal())
     written = figures.to_json()
     if options.out is not None:
         write_json(options.out, written)

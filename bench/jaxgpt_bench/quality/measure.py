@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxgpt_export.parity.quality import Quality, batches, difference_error, measure_quality
+from jaxgpt_export.parity.quality import Forward, Quality, batches, difference_error, measure_quality
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
-from jaxgpt.shared.console import say
+from jaxgpt.shared.console import say, stderr
 from jaxgpt.shared.dataset import Dataset
+from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import ParentDifference, QualityFigures, QualityRow, WrittenText
-from jaxgpt_bench.common.tables import QUALITY, table
+from jaxgpt_bench.common.tables import QUALITY, Table, filled, table
 from jaxgpt_bench.quality.contestants import ComparedModel, ComparedModels
 from jaxgpt_bench.quality.samples import (
     held_out_texts,
@@ -23,6 +26,7 @@ from jaxgpt_bench.quality.samples import (
     spread_evenly,
     val_documents,
 )
+from jaxgpt_bench.quality.statistics import change_figures
 
 BATCH_ROWS = 8
 SPREAD = "spread evenly over the validation split"
@@ -36,14 +40,35 @@ def xz_bits_per_byte(content: bytes) -> float:
 def measured_on(
     models: Sequence[ComparedModel], inputs: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]
 ) -> dict[str, Quality]:
-    """Measure models on windows (see `dataset.windows`), in equal batches: one compilation."""
+    """Measure models on windows (see `dataset.windows`), in equal batches: one compilation.
+
+    A bar counts a model's batches where stderr is a terminal.
+    """
     missing = -len(inputs) % BATCH_ROWS
     inputs = np.pad(inputs, ((0, missing), (0, 0)))
     targets = np.pad(targets, ((0, missing), (0, 0)), constant_values=-1)
     parents = {model.name: model.parent for model in models if model.parent is not None}
-    return measure_quality(
-        {model.name: model.forward for model in models}, batches(inputs, targets, BATCH_ROWS), parents
-    )
+    with progress() as bar:
+        task = bar.add_task("", total=len(models) * len(inputs) // BATCH_ROWS)
+
+        def counted(model: ComparedModel) -> Forward:
+            def forward(tokens: Tensor) -> Tensor:
+                bar.update(task, description=f"measuring {model.name}")
+                logits = model.forward(tokens)
+                bar.advance(task)
+                return logits
+
+            return forward
+
+        return measure_quality(
+            {model.name: counted(model) for model in models}, batches(inputs, targets, BATCH_ROWS), parents
+        )
+
+
+def progress() -> Progress:
+    """Return a display of what runs and how far it is, on stderr where that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
 
 
 def differences(model: ComparedModel, measured: dict[str, Quality]) -> dict[str, Any]:
@@ -82,7 +107,7 @@ def quality_row(
       written: its samples.
     """
     found = measured[model.name]
-    parity, count = found.parity, parse_count(written)
+    parity, count, changes = found.parity, parse_count(written), change_figures(found)
     return QualityRow(
         name=model.name,
         val_loss=found.loss,
@@ -92,6 +117,7 @@ def quality_row(
         kl_max=None if parity is None else parity.kl_max,
         max_abs_logit_diff=None if parity is None else parity.max_abs_logit_diff,
         top1_agreement=1.0 if parity is None else parity.top1_agreement,
+        **({} if changes is None else vars(changes)),
         parse_share=count.parse / count.texts if count.texts else None,
         parse_cut=count.cut,
         size_mb=model.size_mb,
@@ -99,9 +125,14 @@ def quality_row(
 
 
 def measure_quality_of(
-    compared: ComparedModels, dataset: Dataset, tokens: int, samples: int, sample_tokens: int
+    compared: ComparedModels,
+    dataset: Dataset,
+    tokens: int,
+    samples: int,
+    sample_tokens: int,
+    left_out: dict[str, str] | None = None,
 ) -> QualityFigures:
-    """Measure models on the same windows, and let each continue the same prompts.
+    """Measure models on the same windows, and let each that has a session continue the same prompts.
 
     Args:
       compared: the models.
@@ -109,6 +140,7 @@ def measure_quality_of(
       tokens: of it at most, in whole windows spread evenly over it; 0 for all.
       samples: texts of each model.
       sample_tokens: their length at most.
+      left_out: programs that could not be measured, with why.
     """
     models, tokenizer, block_size = compared.models, compared.tokenizer, compared.block_size
     inputs, targets = dataset.val_windows(block_size)
@@ -121,7 +153,7 @@ def measure_quality_of(
     prompts = sample_prompts(val_documents(dataset.val, tokenizer), tokenizer, samples, block_size // 2)
     texts = [prompt.text for prompt in prompts]
     held_out = held_out_texts(prompts, tokenizer, sample_tokens)
-    written = {model.name: sample_texts(model, tokenizer, texts, sample_tokens) for model in models}
+    written = samples_of(models, tokenizer, texts, sample_tokens)
     return QualityFigures(
         **vars(provenance()),
         reference=models[0].name,
@@ -129,12 +161,38 @@ def measure_quality_of(
         val_bytes=len(content),
         windows=SPREAD,
         xz_bits_per_byte=xz_bits_per_byte(content),
-        rows=tuple(quality_row(model, measured, len(content), written[model.name]) for model in models),
+        left_out=left_out,
+        rows=tuple(
+            quality_row(model, measured, len(content), written.get(model.name, [])) for model in models
+        ),
         parse_held_out=parse_count(held_out),
         prompts=tuple(texts),
         held_out=tuple(held_out),
         samples={name: tuple(each) for name, each in written.items()},
     )
+
+
+def samples_of(
+    models: Sequence[ComparedModel], tokenizer: Tokenizer, prompts: Sequence[str], sample_tokens: int
+) -> dict[str, list[WrittenText]]:
+    """Let every model that has a session continue each prompt; a bar counts the texts."""
+    written: dict[str, list[WrittenText]] = {}
+    with progress() as bar:
+        task = bar.add_task("", total=len(prompts) * sum(model.session is not None for model in models))
+        for model in models:
+            if model.session is None:
+                continue
+            bar.update(task, description=f"{model.name} writes")
+            written[model.name] = []
+            for text in sample_texts(model.session, tokenizer, prompts, sample_tokens):
+                written[model.name].append(text)
+                bar.advance(task)
+    return written
+
+
+def quality_table(figures: QualityFigures) -> Table:
+    """Return the rows as a table, with the columns that they have."""
+    return table(filled(QUALITY, figures.rows), figures.rows)
 
 
 def markdown_block(figures: QualityFigures) -> str:
@@ -143,5 +201,5 @@ def markdown_block(figures: QualityFigures) -> str:
     return (
         f"{figures.val_tokens:,} held-out tokens{where} ({figures.val_bytes:,} bytes; xz -9e "
         f"{figures.xz_bits_per_byte:.3f} bits a byte), against {figures.reference}; {figures.date}, "
-        f"commit {figures.commit}, {figures.machine.cpu}.\n\n{table(QUALITY, figures.rows).markdown()}"
+        f"commit {figures.commit}, {figures.machine.cpu}.\n\n{quality_table(figures).markdown()}"
     )

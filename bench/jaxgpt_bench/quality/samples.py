@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.session import Session
 from jaxgpt.shared.dataset import Tokens
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.rows import ParseCount, WrittenText
@@ -73,15 +74,13 @@ def val_documents(val: Tokens, tokenizer: Tokenizer) -> list[str]:
 
 
 def sample_texts(
-    model: ComparedModel, tokenizer: Tokenizer, prompts: Sequence[str], sample_tokens: int
-) -> list[WrittenText]:
+    session: Session, tokenizer: Tokenizer, prompts: Sequence[str], sample_tokens: int
+) -> Iterator[WrittenText]:
     """Continue each prompt up to the closing fence; the seed is the prompt's number."""
-    texts = []
     for seed, prompt in enumerate(prompts):
         sampling = Sampling(temperature=SAMPLE_TEMPERATURE, seed=seed)
-        done = generate(model.session, tokenizer, prompt, sample_tokens, sampling, stop=[FENCE])
-        texts.append(WrittenText(text=done.text, finish_reason=done.finish_reason, parses=parses(done.text)))
-    return texts
+        done = generate(session, tokenizer, prompt, sample_tokens, sampling, stop=[FENCE])
+        yield WrittenText(text=done.text, finish_reason=done.finish_reason, parses=parses(done.text))
 
 
 def held_out_texts(prompts: Sequence[Prompt], tokenizer: Tokenizer, longest: int) -> list[WrittenText]:
@@ -114,6 +113,7 @@ def fixed_samples(models: Sequence[ComparedModel], tokenizer: Tokenizer, tokens:
     """
     rows = []
     for prompt, temperature, model in itertools.product(FIXED_PROMPTS, TEMPERATURES, models):
+        assert model.session is not None
         done = generate(model.session, tokenizer, prompt, tokens, Sampling(temperature, seed=SEED))
         rows.append(
             {

@@ -32,6 +32,7 @@ from jaxgpt_bench.common.tables import (
     SPEED,
     TOP1,
     Column,
+    filled,
     table,
 )
 
@@ -193,7 +194,7 @@ def render(
         without_folders=without_folders,
         train=figures.train,
         quality=quality,
-        quality_table=table([*QUALITY, RATE], figures.models),
+        quality_table=table(filled([*QUALITY, RATE], figures.models), figures.models),
         certificate=certificate,
         loss_svg=loss_curve(metrics),
         speeds=[(speed, speed_bars(speed.rows, speed_title(speed.settings))) for speed in speeds],

@@ -1,12 +1,13 @@
 """The project's own programs, as `jaxgpt-bench generate` measures them beside the peers."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxgpt.generation.session import Session
 from jaxgpt_bench.peers import find_peers
-from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Program, Variant
+from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Floats, Program, Variant
 
 
 class Native(Program):
@@ -28,6 +29,12 @@ class Native(Program):
         artifact = read_artifact(path)
         model = NativeModel(artifact, threads, variant.isa or None)
         return NativeSession(model, cache=default_cache(artifact))
+
+    def text_logits(self, session: Any, tokens: Sequence[int]) -> Floats:
+        """Return the logits (T, V) after each token, all at once: the same bits as one at a time."""
+        session.truncate(0)
+        logits: Floats = session.forward(tokens, all_logits=True)
+        return logits
 
 
 class Torch(Program):

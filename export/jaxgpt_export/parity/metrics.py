@@ -1,10 +1,11 @@
 """How far one model's logits are from another's."""
 
 import dataclasses
+import functools
 
 import torch
 from jaxgpt.shared.errors import UserError
-from jaxtyping import Float, Float64, Integer
+from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +29,37 @@ class Parity:
     top1_agreement: float
 
 
+class Scores:
+    """Logits of some positions, with what comparisons and losses need of them: computed once, in float64.
+
+    Args:
+      logits: (N, V), N > 0.
+
+    Raises:
+      UserError: NaN or infinity, which would pass every comparison.
+    """
+
+    def __init__(self, logits: Float[Tensor, "N V"]) -> None:
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError("logits hold NaN or infinity: the model's weights are damaged or far too large")
+        self.logits = logits
+        self.log_probs: Float64[Tensor, "N V"] = F.log_softmax(logits.double(), dim=-1)
+
+    @functools.cached_property
+    def probs(self) -> Float64[Tensor, "N V"]:
+        """Probabilities (N, V)."""
+        return self.log_probs.exp()
+
+    @functools.cached_property
+    def top(self) -> Integer[Tensor, "N"]:
+        """The most probable token of each position (N,)."""
+        return self.logits.argmax(dim=-1)
+
+    def losses(self, targets: Integer[Tensor, "N"]) -> Float64[Tensor, "N"]:
+        """Return the cross entropy of each position, nats; see `token_losses`."""
+        return F.nll_loss(self.log_probs, targets.long(), reduction="none")
+
+
 class ParityMeter:
     """Gathers `Parity` over several batches of positions."""
 
@@ -45,19 +77,26 @@ class ParityMeter:
         Raises:
           UserError: NaN or infinity, which would pass every comparison.
         """
-        if not bool(torch.isfinite(reference).all() and torch.isfinite(other).all()):
-            raise UserError("logits hold NaN or infinity: the model's weights are damaged or far too large")
-        a, b = reference.double(), other.double()
-        diff = (a - b).abs()
-        log_a, log_b = F.log_softmax(a, dim=-1), F.log_softmax(b, dim=-1)
-        kl = (log_a.exp() * (log_a - log_b)).sum(dim=-1)
+        self.add_scores(Scores(reference), Scores(other))
+
+    def add_scores(self, reference: Scores, other: Scores) -> tuple[Float64[Tensor, "N"], Bool[Tensor, "N"]]:
+        """Take the scores of some positions.
+
+        Returns:
+          kl: KL(reference || other) of each position, nats.
+          same_top: whether both have the same most probable token there.
+        """
+        diff = (reference.logits.double() - other.logits.double()).abs()
+        kl = (reference.probs * (reference.log_probs - other.log_probs)).sum(dim=-1)
+        same_top = reference.top == other.top
         self._max = max(self._max, float(diff.max()))
         self._sum += float(diff.sum())
         self._logits += diff.numel()
         self._kl_sum += float(kl.sum())
         self._kl_max = max(self._kl_max, float(kl.max()))
-        self._agree += int((a.argmax(dim=-1) == b.argmax(dim=-1)).sum())
-        self._positions += len(a)
+        self._agree += int(same_top.sum())
+        self._positions += len(kl)
+        return kl, same_top
 
     def result(self) -> Parity:
         """Return what was gathered; at least one position."""

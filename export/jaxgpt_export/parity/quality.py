@@ -2,18 +2,34 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jaxgpt_export.parity.metrics import Parity, ParityMeter, token_losses
+from jaxgpt_export.parity.metrics import Parity, ParityMeter, Scores
 
 Int32Array = npt.NDArray[np.int32]
+Float64Array = npt.NDArray[np.float64]
 # Gives the logits (B, T, V) of tokens (B, T).
 Forward = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What changed at each position against the reference, the windows one after the other.
+
+    Attributes:
+      kl: (N,), KL(reference || model), nats.
+      probability: (N,), probability of the right token, the model's less the reference's.
+      same_top: (N,), whether both have the same most probable token.
+    """
+
+    kl: Float64Array
+    probability: Float64Array
+    same_top: npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Quality:
       parent: distance from its own parent, where one was named.
       window_losses: cross entropy of each window, nats, summed over its tokens.
       window_tokens: tokens predicted in each window.
+      changes: against the reference; None for the reference itself.
     """
 
     loss: float
@@ -35,20 +52,32 @@ class Quality:
     parent: Parity | None
     window_losses: tuple[float, ...]
     window_tokens: tuple[int, ...]
+    changes: Changes | None = dataclasses.field(default=None, compare=False)
 
 
 def difference_error(model: Quality, reference: Quality) -> float | None:
     """Return the standard error of model.loss - reference.loss over windows; None for fewer than two.
 
     Both were measured on the same windows and the difference is taken in each, so what makes a window hard
-    for both drops out. With s_w the summed difference of window w, n_w its tokens and d = sum s / sum n:
-    sqrt(W / (W - 1) sum (s_w - d n_w)^2) / sum n.
+    for both drops out.
+    """
+    return ratio_error(np.subtract(model.window_losses, reference.window_losses), model.window_tokens)
+
+
+def ratio_error(sums: Float64Array, window_tokens: Sequence[int]) -> float | None:
+    """Return the standard error of a mean over tokens whose unit is the window; None for fewer than two.
+
+    Tokens of one window depend on each other, windows hardly do. With s_w the sum over window w, n_w its
+    tokens and d = sum s / sum n: sqrt(W / (W - 1) sum (s_w - d n_w)^2) / sum n.
+
+    Args:
+      sums: (W,), of a quantity over each window's tokens.
+      window_tokens: (W,).
 
     Source: Cochran 1977, Sampling Techniques, the ratio estimator.
     """
-    tokens = np.array(model.window_tokens, np.float64)
-    sums = np.subtract(model.window_losses, reference.window_losses)[tokens > 0]
-    tokens = tokens[tokens > 0]
+    tokens = np.array(window_tokens, np.float64)
+    sums, tokens = sums[tokens > 0], tokens[tokens > 0]
     if len(tokens) < 2:
         return None
     residuals = sums - sums.sum() / tokens.sum() * tokens
@@ -82,6 +111,7 @@ def measure_quality(
     meters = {name: ParityMeter() for name in models}
     parent_meters = {name: ParityMeter() for name in parents}
     losses: dict[str, list[float]] = {name: [] for name in models}
+    changes: dict[str, list[Changes]] = {name: [] for name in models}
     counts: list[int] = []
     reference = next(iter(models))
     for tokens, targets in windows:
@@ -91,18 +121,22 @@ def measure_quality(
             for each in losses.values():
                 each += [0.0] * len(targets)
             continue
-        kept: dict[str, Tensor] = {}  # logits that others are compared with
+        kept: dict[str, Scores] = {}  # of models that others are compared with
+        wanted = targets[counted]
         for name, forward in models.items():
-            logits = forward(tokens)[counted]
+            scores = Scores(forward(tokens)[counted])
+            right = scores.losses(wanted)
             found = torch.zeros(targets.shape, dtype=torch.float64)
-            found[counted] = token_losses(logits, targets[counted])
+            found[counted] = right
             losses[name] += found.sum(dim=1).tolist()
             if name == reference or name in parents.values():
-                kept[name] = logits
+                kept[name] = scores
             if name != reference:
-                meters[name].add(kept[reference], logits)
+                kl, same_top = meters[name].add_scores(kept[reference], scores)
+                change = (-right).exp() - (-kept[reference].losses(wanted)).exp()
+                changes[name].append(Changes(kl.numpy(), change.numpy(), same_top.numpy()))
             if name in parents:
-                parent_meters[name].add(kept[parents[name]], logits)
+                parent_meters[name].add_scores(kept[parents[name]], scores)
     count = sum(counts)
     return {
         name: Quality(
@@ -112,6 +146,15 @@ def measure_quality(
             parent=parent_meters[name].result() if name in parents else None,
             window_losses=tuple(losses[name]),
             window_tokens=tuple(counts),
+            changes=None if name == reference else _joined(changes[name]),
         )
         for name in models
     }
+
+
+def _joined(parts: Sequence[Changes]) -> Changes:
+    return Changes(
+        np.concatenate([part.kl for part in parts]),
+        np.concatenate([part.probability for part in parts]),
+        np.concatenate([part.same_top for part in parts]),
+    )

@@ -1,0 +1,76 @@
+"""What precision costs beside what it gives, every program's: a table of quality, a chart with speed.
+
+Nats are those of `jaxgpt-bench quality --peers` on a small trained model, tokens a second those of
+`jaxgpt-bench generate` at GPT-2's size, where weights are random and a loss says nothing. A program in a
+precision has the same name in both, and converts and computes the same way.
+"""
+
+from jaxgpt_bench.common.formatting import rate_text
+from jaxgpt_bench.common.plots import Point, points_chart
+from jaxgpt_bench.common.rows import QualityFigures, QualityRow, SpeedFigures
+from jaxgpt_bench.common.tables import DIFFERENCE, KL_MEAN, KL_TAIL, RMS_CHANGE, SIZE, TOP1, Column, table
+from jaxgpt_bench.pages.headline import NAMES
+from jaxgpt_bench.speed.programs import own_engines
+
+# Beginnings of precisions, in the order of the table.
+BITS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "8 bits", "int4": "4 bits"}
+
+
+def group(precision: str) -> str:
+    """Return what fp32, int8-dynamic, ... have in common: float32, 8 bits, ..."""
+    return BITS[precision.partition("-")[0]]
+
+
+def programs(quality: QualityFigures) -> list[QualityRow]:
+    """Return the rows of programs, named "engine precision"; those of modules are named precisions alone."""
+    return [row for row in quality.rows if " " in row.name]
+
+
+def points(quality: QualityFigures, speed: SpeedFigures) -> list[Point]:
+    """Return a point for each program and precision that both files have, this project's first."""
+    costs = {row.name: row for row in programs(quality)}
+    return [
+        Point(
+            program=NAMES.get(row.engine, row.engine),
+            group=group(row.precision),
+            nats=costs[row.name].loss_increase,
+            error=costs[row.name].difference_error,
+            rate=row.decode_tokens_per_s.median,
+        )
+        for row in sorted(speed.rows, key=lambda row: row.engine not in own_engines())
+        if row.name in costs
+    ]
+
+
+def picture(quality: QualityFigures, speed: SpeedFigures) -> str:
+    """Return the chart as SVG."""
+    settings = speed.settings
+    title = (
+        f"Across: nats added on a small trained model, {quality.val_tokens:,} held-out tokens, with 2 "
+        "standard errors.\nUp: tokens/s at GPT-2's shape (124M, random weights), batch 1, "
+        f"{settings.threads} threads of an {speed.machine.cpu}."
+    )
+    return points_chart(points(quality, speed), title)
+
+
+def markdown_block(quality: QualityFigures, speed: SpeedFigures) -> str:
+    """Return the programs as Markdown, those of one width together, the least added loss first."""
+    rates = {row.name: row.decode_tokens_per_s.median for row in speed.rows}
+    order = list(BITS.values())
+    rows = sorted(
+        programs(quality),
+        key=lambda row: (order.index(group(row.name.partition(" ")[2])), row.loss_increase),
+    )
+    columns = (
+        Column[QualityRow]("program", lambda row: row.name),
+        *(DIFFERENCE, KL_MEAN, KL_TAIL, RMS_CHANGE, TOP1, SIZE),
+        Column[QualityRow](
+            "tokens/s, GPT-2's shape", lambda row: rate_text(rates[row.name]) if row.name in rates else ""
+        ),
+    )
+    first = quality.rows[0]
+    return (
+        f"{quality.val_tokens:,} held-out tokens, {quality.windows}, against {quality.reference} (loss "
+        f"{first.val_loss:.4f}); {quality.date}, commit {quality.commit}, {quality.machine.cpu}. "
+        f"Tokens/s: {speed.machine.cpu}.\n\n{table(columns, rows).markdown()}"
+    )
