@@ -71,6 +71,12 @@ def reference(folder: Path, count: int) -> tuple[list[int], np.ndarray]:
     return tokens[len(PROMPT) :], np.stack(logits)
 
 
+@pytest.fixture
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PEERS["torchao"], "compiled", False)
+
+
+@pytest.mark.usefixtures("_uncompiled")
 @pytest.mark.parametrize(("name", "precision"), ROWS)
 def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
     name: str, precision: str, folder: Path, tmp_path: Path
