@@ -103,6 +103,18 @@ def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
         assert timed["tokens"] == tokens
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PEERS["torchao"].precisions)
+def test_torchao_compiled_gives_the_module_s_logits(precision: str, folder: Path, tmp_path: Path) -> None:
+    made = prepared("torchao", precision, folder, tmp_path)
+    assert set(made.settings) == {"max_autotune"}
+    tokens, logits = reference(folder, 20)  # past the first step by which what is read of the cache grows
+    engine = PEERS["torchao"].open(made.path, precision, 1)
+    theirs = [np.array(engine.prefill(PROMPT)), *(np.array(engine.decode(token)) for token in tokens[:-1])]
+    error = np.linalg.norm(np.stack(theirs) - logits) / np.linalg.norm(logits)
+    assert error < (FLOAT if precision == "fp32" else QUANTIZED[precision])
+
+
 def test_a_peer_s_process_does_not_carry_pytorch() -> None:
     names = "jaxgpt_bench.speed.contestant_process, jaxgpt_bench.peers"
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"

@@ -45,8 +45,10 @@ def _gpt_class() -> type:
             self.attn = nn.ModuleDict({"c_attn": nn.Linear(C, 3 * C), "c_proj": nn.Linear(C, C)})
             self.mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C), "c_proj": nn.Linear(4 * C, C)})
             self.heads = heads
-            self.register_buffer("keys", torch.zeros(1, heads, context, C // heads), persistent=False)
-            self.register_buffer("values", torch.zeros(1, heads, context, C // heads), persistent=False)
+            # Never read whole: that length would be compiled apart.
+            shape = (1, heads, context + SPAN, C // heads)
+            self.register_buffer("keys", torch.zeros(shape), persistent=False)
+            self.register_buffer("values", torch.zeros(shape), persistent=False)
 
         def forward(self, x: Any, positions: Any, seen: Any) -> Any:
             B, T, C = x.shape
@@ -71,7 +73,7 @@ def _gpt_class() -> type:
             self.lm_head = nn.Linear(C, config.vocab_size, bias=False)
 
         def forward(self, tokens: Any, positions: Any, span: Any) -> Any:
-            """Take tokens (T,), their positions, and `span` (S,), 0, 1, ...; return the last's logits (V,)."""
+            """Take tokens (T,), positions (T,) and span (S,), 0, 1, ...; return the last logits (V,)."""
             x = (self.wte(tokens) + self.wpe(positions))[None]
             seen = span[None] <= positions[:, None]
             for block in self.h:
@@ -145,7 +147,7 @@ class TorchaoSession:
     def _take(self, tokens: Sequence[int]) -> Any:
         torch, first = self._torch, self._length
         self._length += len(tokens)
-        span = torch.arange(min(-(-self._length // SPAN) * SPAN, self.block_size))
+        span = torch.arange(-(-self._length // SPAN) * SPAN)
         torch._dynamo.mark_dynamic(span, 0)
         with torch.no_grad():
             positions = torch.arange(first, self._length)
@@ -177,7 +179,10 @@ class Torchao(Peer):
             import torch
 
             torch.set_num_threads(threads)
-            trial = {tuned: TorchaoSession(folder, precision, scratch / "compiled", tuned) for tuned in (False, True)}
+            trial = {
+                tuned: TorchaoSession(folder, precision, scratch / "compiled", tuned)
+                for tuned in (False, True)
+            }
             found = fastest(trial, folder, SETTING)
 
         def matrix_bytes(matrix: Any) -> float:
