@@ -47,20 +47,20 @@ def _gpt_class() -> type:
             self.heads = heads
             # Never read whole: that length would be compiled apart.
             shape = (1, heads, context + SPAN, C // heads)
-            self.register_buffer("keys", torch.zeros(shape), persistent=False)
-            self.register_buffer("values", torch.zeros(shape), persistent=False)
+            self.keys = nn.Buffer(torch.zeros(shape), persistent=False)
+            self.values = nn.Buffer(torch.zeros(shape), persistent=False)
 
         def forward(self, x: Any, positions: Any, seen: Any) -> Any:
             B, T, C = x.shape
-            qkv = self.attn.c_attn(self.ln_1(x)).view(B, T, 3, self.heads, C // self.heads)
+            qkv = self.attn["c_attn"](self.ln_1(x)).view(B, T, 3, self.heads, C // self.heads)
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             self.keys[:, :, positions], self.values[:, :, positions] = k, v
             span = seen.shape[-1]
             y = functional.scaled_dot_product_attention(
                 q, self.keys[:, :, :span], self.values[:, :, :span], attn_mask=seen
             )
-            x = x + self.attn.c_proj(y.transpose(1, 2).reshape(B, T, C))
-            return x + self.mlp.c_proj(functional.gelu(self.mlp.c_fc(self.ln_2(x)), approximate="tanh"))
+            x = x + self.attn["c_proj"](y.transpose(1, 2).reshape(B, T, C))
+            return x + self.mlp["c_proj"](functional.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh"))
 
     class Gpt(nn.Module):
         def __init__(self, config: Any) -> None:
@@ -131,7 +131,7 @@ class TorchaoSession:
         self.block_size = int(self._model.wpe.num_embeddings)
         self._run = self._model
         if cache is not None:
-            options = {"freezing": True, "max_autotune": autotune}
+            options: dict[str, Any] = {"freezing": True, "max_autotune": autotune}
             self._run = torch.compile(self._model, dynamic=False, options=options)
         self._length = 0
 
