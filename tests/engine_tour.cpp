@@ -42,6 +42,8 @@ constexpr Kind kKinds[] = {
     {"static", 8, false, true, true},
     {"weight-only int8", 8, true, false, false},
     {"weight-only int4", 4, true, false, false},
+    {"float16", 16, false, false, false},
+    {"float32", 32, false, false, false},
 };
 
 // Weights as a caller has them, freed right after they are packed: the engine keeps no pointer.
@@ -64,7 +66,10 @@ template <typename Set>
 void with_linear(Weights& weights, const Kind& kind, int outputs, int inputs, int group, bool head, const Set& set) {
   const size_t O = size_t(outputs), I = size_t(inputs);
   const auto bias = weights.floats(O, -0.1f, 0.1f), smooth = weights.floats(I, 0.5f, 2.0f);
-  const auto q = weights.bytes(kind.bits == 8 || head ? O * I : O * I / 2);
+  const auto q = weights.bytes(kind.bits == 4 && !head ? O * I / 2 : O * I);
+  const auto float32 = weights.floats(kind.bits == 32 ? O * I : 0, -kScale, kScale);
+  std::vector<uint16_t> float16(kind.bits == 16 ? O * I : 0);
+  for (auto& half : float16) half = uint16_t((weights.draw() % 2 ? 0xa000 : 0x2000) + weights.draw() % 512);  // about 0.01
   const auto scale = weights.floats(O, kScale / 127 / 2, kScale / 127);
   std::vector<uint16_t> scales4(group ? O * (I / size_t(group)) : 0);
   for (auto& s : scales4) s = uint16_t((weights.draw() % 2 ? 0xbb00 : 0x3b00) + weights.draw() % 64);  // about 0.002
@@ -74,11 +79,15 @@ void with_linear(Weights& weights, const Kind& kind, int outputs, int inputs, in
   linear.bias = head ? nullptr : bias.data();
   linear.outputs = outputs;
   linear.inputs = inputs;
-  linear.bits = head ? 8 : kind.bits;
+  linear.bits = head && kind.bits == 4 ? 8 : kind.bits;
   linear.two_level = kind.two_level;
   if (linear.bits == 4) {
     linear.weight_scale = scales4.data();
     linear.group_size = group;
+  }
+  if (linear.bits >= 16) {
+    linear.weight = linear.bits == 16 ? static_cast<const void*>(float16.data()) : float32.data();
+    linear.weight_scale = nullptr;
   }
   if (kind.smooth && !head) linear.smooth = smooth.data();
   if (kind.fixed) linear.input_scale = 0.05f;
@@ -88,6 +97,7 @@ void with_linear(Weights& weights, const Kind& kind, int outputs, int inputs, in
 jaxgpt_model* make_model(const Kind& kind, jaxgpt_shape shape, const char* isa, int threads, int group) {
   Weights weights;
   jaxgpt_model* model = nullptr;
+  shape.max_bits = std::max(8, kind.bits);
   EXPECT(jaxgpt_model_new(&shape, isa, threads, &model) == 0);
   const int C = shape.n_embd, V = shape.vocab_size;
   const auto gain = weights.floats(size_t(C), 0.5f, 1.5f), bias = weights.floats(size_t(C), -0.1f, 0.1f);
@@ -108,9 +118,13 @@ jaxgpt_model* make_model(const Kind& kind, jaxgpt_shape shape, const char* isa, 
   with_linear(weights, kind, V, C, 0, true,
               [&](const jaxgpt_linear& linear) { EXPECT(jaxgpt_model_set_head(model, &linear) == 0); });
   const auto rows = weights.bytes(size_t(V) * size_t(C));
+  const auto float_rows = weights.floats(size_t(V) * size_t(C), -1, 1);
   const auto row_scale = weights.floats(size_t(V), kScale / 2, kScale);
   const auto smooth = weights.floats(size_t(C), 0.5f, 2.0f);
-  EXPECT(jaxgpt_model_set_tokens(model, shape.tied ? nullptr : rows.data(), shape.tied ? nullptr : row_scale.data(),
+  const bool with_floats = kind.bits >= 16;
+  const void* own = with_floats ? static_cast<const void*>(float_rows.data()) : rows.data();
+  EXPECT(jaxgpt_model_set_tokens(model, shape.tied ? nullptr : own,
+                                 shape.tied || with_floats ? nullptr : row_scale.data(),
                                  shape.tied && kind.smooth ? smooth.data() : nullptr) == 0);
   if (shape.rotary) {
     const size_t D = size_t(C / shape.n_head), S = size_t(shape.block_size);
@@ -124,7 +138,9 @@ jaxgpt_model* make_model(const Kind& kind, jaxgpt_shape shape, const char* isa, 
   } else {
     const auto places = weights.bytes(size_t(shape.block_size) * size_t(C));
     const auto place_scale = weights.floats(size_t(shape.block_size), kScale / 2, kScale);
-    EXPECT(jaxgpt_model_set_positions(model, places.data(), place_scale.data()) == 0);
+    const auto float_places = weights.floats(places.size(), -1, 1);
+    EXPECT(jaxgpt_model_set_positions(model, with_floats ? static_cast<const void*>(float_places.data()) : places.data(),
+                                      with_floats ? nullptr : place_scale.data()) == 0);
   }
   EXPECT(jaxgpt_model_ready(model) == 0);
   EXPECT(jaxgpt_model_bytes(model) > 0);
@@ -290,7 +306,7 @@ void tour(const Kind& kind, const jaxgpt_shape& shape, const char* isa, int kv, 
 void refusals() {
   const int kInts[] = {-1, std::numeric_limits<int>::min(), std::numeric_limits<int>::max(), 1 << 30, -65536};
   const Kind& kind = kKinds[0];
-  const jaxgpt_shape shape = {1, 2, 24, 40, 300, 1, 0};
+  const jaxgpt_shape shape = {1, 2, 24, 40, 300, 1, 0, 8};
   jaxgpt_model* model = nullptr;
   EXPECT(jaxgpt_model_new(nullptr, nullptr, 1, &model) == JAXGPT_BAD_ARGUMENT);
   EXPECT(jaxgpt_model_new(&shape, nullptr, 1, nullptr) == JAXGPT_BAD_ARGUMENT);
@@ -303,7 +319,10 @@ void refusals() {
       EXPECT(jaxgpt_model_new(&other, nullptr, 1, &model) == JAXGPT_BAD_ARGUMENT);
     }
   }
-  const jaxgpt_shape largest = {4096, 64, 1 << 15, 1 << 20, 1 << 24, 0, 0};
+  jaxgpt_shape odd_bits = shape;
+  odd_bits.max_bits = 4;
+  EXPECT(jaxgpt_model_new(&odd_bits, nullptr, 1, &model) == JAXGPT_BAD_ARGUMENT);
+  const jaxgpt_shape largest = {4096, 64, 1 << 15, 1 << 20, 1 << 24, 0, 0, 32};
   if (jaxgpt_model_new(&largest, nullptr, 1, &model) == 0) jaxgpt_model_free(model);  // where memory is promised freely
   model = nullptr;
   EXPECT(jaxgpt_model_new(&shape, nullptr, 1, &model) == 0);
@@ -349,6 +368,11 @@ void refusals() {
     EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_ARGUMENT);
     other = linear;
     other.weight_scale = nullptr;
+    EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_ARGUMENT);
+    other = linear;  // floats: more bits than the shape has, an input that is rounded or smoothed
+    other.bits = 32;
+    EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_ARGUMENT);
+    other.smooth = nullptr, other.two_level = 0;
     EXPECT(jaxgpt_model_set_linear(model, 0, 0, &other) == JAXGPT_BAD_ARGUMENT);
     EXPECT(jaxgpt_model_ready(model) == JAXGPT_BAD_STATE);
   });
@@ -447,7 +471,7 @@ void refusals() {
 
 // Sums that overflow: an error for the caller, whichever thread meets them.
 void overflows(const char* isa) {
-  const jaxgpt_shape shape = {1, 2, 32, 16, 4099, 0, 0};
+  const jaxgpt_shape shape = {1, 2, 32, 16, 4099, 0, 0, 8};
   const auto head = [&](float first, float others) {
     std::vector<float> step(4099, others);
     step[0] = first;
@@ -498,7 +522,7 @@ void overflows(const char* isa) {
 }
 
 void from_several_threads(const char* isa) {
-  const jaxgpt_shape shape = {2, 2, 40, 300, 4500, 1, 0};
+  const jaxgpt_shape shape = {2, 2, 40, 300, 4500, 1, 0, 8};
   jaxgpt_model* model = make_model(kKinds[0], shape, isa, 3, 0);
   std::vector<std::thread> users;
   std::vector<std::vector<int32_t>> chosen(4);

@@ -124,7 +124,7 @@ def test_codes_tell_bad_arguments_bad_state_and_memory_apart(artifact: Artifact)
 
 
 def test_memory_that_the_system_does_not_lend_is_a_memory_error_of_one_line(artifact: Artifact) -> None:
-    shape = _Shape(n_layer=4096, n_head=64, n_embd=2**15, block_size=2**20, vocab_size=2**24)
+    shape = _Shape(n_layer=4096, n_head=64, n_embd=2**15, block_size=2**20, vocab_size=2**24, max_bits=8)
     model = ctypes.c_void_p()
     with (
         address_space(2**32),

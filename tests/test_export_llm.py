@@ -95,13 +95,14 @@ def module_logprobs(folder: Path, llm: LLM, text: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("words", [1, 3, 20])
-def test_logprobs_of_the_module_are_its_log_softmax(fp32: Path, words: int) -> None:
-    llm = LLM.load(fp32)
+@pytest.mark.parametrize("engine", ["torch", pytest.param("auto", marks=needs_engine)])
+def test_logprobs_of_float32_are_the_log_softmax_of_the_module(fp32: Path, engine: str, words: int) -> None:
+    llm = LLM.load(fp32, engine=engine)
     text = "total " * words
     found = llm.logprobs(text)
-    assert llm.engine == "jaxgpt-torch"
+    assert llm.engine.startswith("jaxgpt-torch" if engine == "torch" else "jaxgpt-native (")
     assert found.shape == (len(llm.tokenizer.encode(text)),)
-    # The module computes in pieces of 64 positions with a cache, here all at once: float32 sums differ.
+    # In pieces of 64 positions with a cache, here all at once: float32 sums differ.
     assert np.abs(found - module_logprobs(fp32, llm, text)).max() < 1e-5
 
 

@@ -87,10 +87,10 @@ def assert_works(command: Command, folder: Path) -> None:
         assert json.loads(out)["kind"] == read_artifact(folder).kind
 
 
-def test_a_seventh_method_is_one_file_and_its_artifact_needs_none(
+def test_one_more_method_is_one_file_and_its_artifact_needs_none(
     command: Command, folders: dict[str, Path], method_file: Path, tmp_path: Path
 ) -> None:
-    assert len(methods.all_methods()) == 7
+    assert len(methods.all_methods()) == 8
     out = tmp_path / "a"
     arguments = ("--artifact", folders["fp32"], "--method", "int4-mlp", "--out", out)
     code, _, err = command("jaxgpt-export", "quantize", *arguments)

@@ -138,7 +138,7 @@ def test_bits_of_version_2_are_whole_numbers(
         ("int8-dynamic", "wte", {"weight_bits": True}, "weight_bits of wte is True"),
         ("int8-dynamic", "wte", {"weight_bits": "8"}, "weight_bits of wte is '8'"),
         ("int8-dynamic", "wte", {"weight_bits": 8.0}, "weight_bits of wte is 8.0"),
-        ("int8-dynamic", "wte", {"weight_bits": 7}, "weight_bits of wte is 7, expected 4, 8 or 32"),
+        ("int8-dynamic", "wte", {"weight_bits": 7}, "weight_bits of wte is 7, expected 4, 8, 16 or 32"),
         ("int8-dynamic", "wte", {"smoothing": 1}, "smoothing of wte is 1"),
         ("int8-dynamic", "wte", {"group_size": 8}, "wte has 8 bits and a group_size"),
         ("int8-dynamic", "wpe", {"activation": "dynamic"}, "the input of wpe can't be rounded"),

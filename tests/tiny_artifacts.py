@@ -29,6 +29,7 @@ KINDS = (
     "int8-weight-only",
     "int4-weight-only",
     "int4-weight-only-head",
+    "fp16",
 )
 SHAPE = ModelConfig(vocab_size=300, block_size=32, n_layer=2, n_head=2, n_embd=24)
 

@@ -24,8 +24,7 @@ from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
-from jaxgpt_export.generation.open_session import Engine, OpenModel, choose_threads, open_model
-from jaxgpt_export.native.native_session import CacheKind
+from jaxgpt_export.generation.open_session import CacheOption, Engine, OpenModel, choose_threads, open_model
 from jaxgpt_export.pretrained import DEFAULT_METHOD, load_pretrained, names_hub_model
 
 SIDE_BY_SIDE = 8  # texts of a list that are generated at once
@@ -65,7 +64,7 @@ class LLM:
         refresh: bool = False,
         engine: Engine = "auto",
         threads: int = 0,
-        kv_cache: CacheKind = "fp16",
+        kv_cache: CacheOption = "auto",
     ) -> "LLM":
         """Load a model.
 
@@ -77,7 +76,8 @@ class LLM:
           refresh: of a model of the hub: ask again which revision is the current one.
           engine: "native", "torch", or "auto": native where it can.
           threads: that compute; 0 takes all cores that this process may use.
-          kv_cache: what the native engine keeps keys and values as: "fp32", "fp16" or "int8".
+          kv_cache: what the native engine keeps keys and values as: "fp32", "fp16", "int8", or "auto":
+            fp16, and fp32 beside float32 weights.
 
         Raises:
           UserError: no such folder or model, a file that was altered, a hub that can't be reached, ...; one

@@ -26,6 +26,8 @@ void check_shape(const jaxgpt_shape& s) {
   if (s.n_embd % s.n_head || s.n_embd / s.n_head > kMaxHeadSize)
     throw_error(JAXGPT_BAD_ARGUMENT, "%d channels cannot be shared by %d heads of up to %d", s.n_embd, s.n_head,
                 kMaxHeadSize);
+  if (s.max_bits != 8 && s.max_bits != 16 && s.max_bits != 32)
+    throw_error(JAXGPT_BAD_ARGUMENT, "weights of at most %d bits are none; expected 8, 16 or 32", s.max_bits);
   if (s.rotary && s.n_embd / s.n_head % 2)
     throw_error(JAXGPT_BAD_ARGUMENT, "rotary positions want an even head size");
 }
@@ -87,28 +89,26 @@ int jaxgpt_model_set_head(jaxgpt_model* model, const jaxgpt_linear* linear) {
   });
 }
 
-int jaxgpt_model_set_tokens(jaxgpt_model* model, const int8_t* rows, const float* scale, const float* smooth) {
+int jaxgpt_model_set_tokens(jaxgpt_model* model, const void* rows, const float* scale, const float* smooth) {
   return guarded([&] {
     require_open(model);
     const size_t V = size_t(model->shape.vocab_size), C = size_t(model->shape.n_embd);
     if (!model->shape.tied) {
-      if (!rows || !scale) throw_error(JAXGPT_BAD_ARGUMENT, "the token embedding has no rows or no scales");
-      model->token_rows.assign(rows, rows + V * C);
-      model->token_scale.assign(scale, scale + V);
+      if (!rows) throw_error(JAXGPT_BAD_ARGUMENT, "the token embedding has no rows");
+      model->token_rows = EmbeddingRows(rows, scale, V, C);
     }
     if (smooth) model->token_smooth.assign(smooth, smooth + C);
     model->tokens_set = true;
   });
 }
 
-int jaxgpt_model_set_positions(jaxgpt_model* model, const int8_t* rows, const float* scale) {
+int jaxgpt_model_set_positions(jaxgpt_model* model, const void* rows, const float* scale) {
   return guarded([&] {
     require_open(model);
-    if (model->shape.rotary || !rows || !scale)
+    if (model->shape.rotary || !rows)
       throw_error(JAXGPT_BAD_ARGUMENT, "a position embedding is missing, or not for this model");
-    const size_t S = size_t(model->shape.block_size);
-    model->position_rows.assign(rows, rows + S * size_t(model->shape.n_embd));
-    model->position_scale.assign(scale, scale + S);
+    const jaxgpt_shape& shape = model->shape;
+    model->position_rows = EmbeddingRows(rows, scale, size_t(shape.block_size), size_t(shape.n_embd));
   });
 }
 

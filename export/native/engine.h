@@ -13,7 +13,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define JAXGPT_ENGINE_VERSION 6
+#define JAXGPT_ENGINE_VERSION 7
 
 enum {
   JAXGPT_OK,
@@ -30,18 +30,19 @@ typedef struct {
   int32_t n_layer, n_head, n_embd, block_size, vocab_size;
   int32_t tied;    // the head is the token embedding
   int32_t rotary;  // positions rotate queries and keys; there is no position embedding
+  int32_t max_bits;  // of a weight of any matrix, 8, 16 or 32: memory is set aside for it
 } jaxgpt_shape;
 
 // A matrix (outputs, inputs) and what its layer does to its input; see model/arithmetic.py for what each means.
 typedef struct {
-  const void* weight;         // int8 (O, I), or 4 bits: uint8 (O, I / 2)
-  const void* weight_scale;   // float (O), or 4 bits: bfloat16 (O, I / group_size)
+  const void* weight;         // int8 (O, I); 4 bits: uint8 (O, I / 2); 16: float16 (O, I); 32: float (O, I)
+  const void* weight_scale;   // float (O); 4 bits: bfloat16 (O, I / group_size); 16 and 32: null
   const float* bias;          // (O), or null
   const float* smooth;        // (I) that divides the input, or null
   int32_t outputs, inputs;
-  int32_t bits;               // 8 or 4
+  int32_t bits;               // 4, 8, 16 or 32; the input of 16 and 32 stays float
   int32_t group_size;         // 4 bits: inputs that share a scale
-  int32_t two_level;          // the input's residual is quantized too; always so where the input stays float
+  int32_t two_level;          // the input's residual is quantized too; always so with 4 bits
   float input_scale;          // static scale of the input; 0: each row has its own
 } jaxgpt_linear;
 
@@ -60,9 +61,10 @@ int jaxgpt_model_new(const jaxgpt_shape* shape, const char* isa, int threads, ja
 int jaxgpt_model_set_norm(jaxgpt_model* model, int which, int layer, const float* gain, const float* bias);
 int jaxgpt_model_set_linear(jaxgpt_model* model, int which, int layer, const jaxgpt_linear* linear);
 int jaxgpt_model_set_head(jaxgpt_model* model, const jaxgpt_linear* linear);
-// Tied: only `smooth` is taken, by which the rows that the head has are divided. Else rows (V, C) with their scales.
-int jaxgpt_model_set_tokens(jaxgpt_model* model, const int8_t* rows, const float* scale, const float* smooth);
-int jaxgpt_model_set_positions(jaxgpt_model* model, const int8_t* rows, const float* scale);
+// Rows (V, C) and (block_size, C): int8 with a scale each, or, without scales, float. Tied: only `smooth` is taken, by
+// which the rows that the head has are divided.
+int jaxgpt_model_set_tokens(jaxgpt_model* model, const void* rows, const float* scale, const float* smooth);
+int jaxgpt_model_set_positions(jaxgpt_model* model, const void* rows, const float* scale);
 // Cosines and sines (2, block_size, C / n_head).
 int jaxgpt_model_set_rope_table(jaxgpt_model* model, const float* table);
 // Checks that nothing is missing; sessions come after it, and no more weights.

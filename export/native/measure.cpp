@@ -16,7 +16,7 @@ int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, 
     if (outputs < 1 || inputs < 1 || rows < 1 || outputs > kMax || inputs > kMax || rows > kMax)
       throw_error(JAXGPT_BAD_ARGUMENT, "a product of %d rows, %d inputs, %d outputs is none", rows, inputs, outputs);
     const Kernels* k = require_kernels(isa);
-    jaxgpt_model model(jaxgpt_shape{1, 1, inputs, 1, outputs, 1, 0}, k, 1);  // the matrix is its head
+    jaxgpt_model model(jaxgpt_shape{1, 1, inputs, 1, outputs, 1, 0, 8}, k, 1);  // the matrix is its head
     Matrix matrix;
     const std::vector<float> ones(size_t(outputs), 1.0f);
     const jaxgpt_linear linear = {weight, ones.data(), nullptr, nullptr, outputs, inputs, 8, 0, 0, 1.0f};

@@ -1,11 +1,19 @@
 #include "model.h"
 
+#include <stdint.h>
+#include <string.h>
+
 #include <algorithm>
 
 #include "runtime/errors.h"
 
+namespace {
+#include "kernels/plain.inl"
+}
+
 size_t Matrix::bytes_read() const {
-  const size_t scales = bits == 8 ? size_t(outputs) * 4 : size_t(outputs) * size_t(inputs / group) * 2;
+  const size_t scales =
+      is_float() ? 0 : bits == 8 ? size_t(outputs) * 4 : size_t(outputs) * size_t(inputs / group) * 2;
   return size_t(outputs) * size_t(inputs) * size_t(bits) / 8 + scales;
 }
 
@@ -17,8 +25,9 @@ jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int
       step_mutex(threads->turn),
       layers(size_t(given.n_layer)) {
   const int C = shape.n_embd;
-  const auto room = [](int outputs, int inputs) {  // with scales for groups of 8, as small as they come, and biases
-    return size_t(padded(outputs)) * (size_t(padded(inputs)) * 5 / 4 + 2 * sizeof(float));
+  const size_t bits = size_t(shape.max_bits);
+  const auto room = [bits](int outputs, int inputs) {  // with scales for groups of 8, as small as they come, and biases
+    return size_t(padded(outputs)) * (size_t(padded(inputs)) * std::max(size_t(10), bits) / 8 + 2 * sizeof(float));
   };
   const size_t layer = room(3 * C, C) + room(C, C) + room(4 * C, C) + room(C, 4 * C);
   pages = Pages(layer * size_t(shape.n_layer) + room(shape.vocab_size, C), true);
@@ -75,9 +84,26 @@ void jaxgpt_model::apply_rope(int position, const float* from, float* to) const 
   }
 }
 
-// A row of the head, of nibbles in its tiles.
+EmbeddingRows::EmbeddingRows(const void* rows, const float* scales, size_t count, size_t width) {
+  if (scales) {
+    integers.assign(static_cast<const int8_t*>(rows), static_cast<const int8_t*>(rows) + count * width);
+    scale.assign(scales, scales + count);
+  } else {
+    floats.assign(static_cast<const float*>(rows), static_cast<const float*>(rows) + count * width);
+  }
+}
+
+// A row of the head, of floats or nibbles in its tiles.
 void jaxgpt_model::embed_from_head(int token, float* x) const {
   const int tile = token / kTile, output = token % kTile;
+  if (head.is_float()) {
+    for (int i = 0; i < shape.n_embd; i++) {
+      const size_t at = size_t(i) * kTile + size_t(output);
+      x[i] = head.bits == 32 ? reinterpret_cast<const float*>(head.weights(tile))[at]
+                             : half_to_f32(reinterpret_cast<const uint16_t*>(head.weights(tile))[at]);
+    }
+    return;
+  }
   const uint8_t* row = head.weights(tile) + output * 4;
   const uint8_t* lo = head.nibble_planes ? head.lo_plane(tile) + output * 4 : nullptr;
   for (int i = 0; i < shape.n_embd; i++) {
@@ -95,12 +121,10 @@ void jaxgpt_model::embed(int token, int position, float* x) const {
   if (shape.tied) {
     embed_from_head(token, x);
   } else {
-    const int8_t* row = &token_rows[size_t(token) * size_t(C)];
-    for (int i = 0; i < C; i++) x[i] = float(row[i]) * token_scale[size_t(token)];
+    for (int i = 0; i < C; i++) x[i] = token_rows.of(token, i, C);
   }
   if (!token_smooth.empty())
     for (int i = 0; i < C; i++) x[i] /= token_smooth[size_t(i)];
   if (shape.rotary) return;
-  const int8_t* row = &position_rows[size_t(position) * size_t(C)];
-  for (int i = 0; i < C; i++) x[i] += float(row[i]) * position_scale[size_t(position)];
+  for (int i = 0; i < C; i++) x[i] += position_rows.of(position, i, C);
 }

@@ -32,16 +32,19 @@ struct Matrix {
     return (part * (tiles() / 3) + group_index * qkv_tile_group + rest % qkv_tile_group) * kTile;
   }
   int groups() const { return (padded(inputs) + group - 1) / group; }
+  // Whether weights are floats, 16 or 32 bits; then inputs stay floats too.
+  bool is_float() const { return bits >= 16; }
   // The rows of integers that a row of input becomes.
   int parts() const { return two_level ? 2 : 1; }
   // A tile and what lies in it; see layout.h.
   size_t weight_bytes() const { return size_t(kTile) * size_t(padded(inputs)) * size_t(nibble_planes ? 4 : bits) / 8; }
   size_t scale_bytes() const {
+    if (is_float()) return 0;
     return bits == 8 ? kTile * sizeof(float) : size_t(groups()) * kTile * sizeof(uint16_t);
   }
   size_t tile_bytes() const { return weight_bytes() + scale_bytes() + (has_bias ? kTile * sizeof(float) : 0); }
   uint8_t* tile(int t) const { return tiles_start + size_t(t) * tile_bytes(); }
-  uint8_t* weights(int t) const { return bits == 8 ? tile(t) : tile(t) + scale_bytes(); }  // or their hi plane
+  uint8_t* weights(int t) const { return bits == 4 ? tile(t) + scale_bytes() : tile(t); }  // or their hi plane
   uint8_t* lo_plane(int t) const { return tile(tiles()) + size_t(t) * weight_bytes(); }
   float* scales8(int t) const { return reinterpret_cast<float*>(tile(t) + weight_bytes()); }
   uint16_t* scales4(int t) const { return reinterpret_cast<uint16_t*>(tile(t)); }
@@ -60,13 +63,27 @@ struct Layer {
   Matrix matrices[4];
 };
 
+// Rows of an embedding: integers with scales, or floats.
+struct EmbeddingRows {
+  std::vector<int8_t> integers;
+  std::vector<float> scale, floats;
+
+  EmbeddingRows() = default;
+  EmbeddingRows(const void* rows, const float* scale, size_t count, size_t width);
+  bool empty() const { return integers.empty() && floats.empty(); }
+  float of(int row, int i, int width) const {
+    const size_t at = size_t(row) * size_t(width) + size_t(i);
+    return scale.empty() ? floats[at] : float(integers[at]) * scale[size_t(row)];
+  }
+};
+
 struct jaxgpt_model {
   jaxgpt_model(const jaxgpt_shape& shape, const Kernels* kernels, int threads);
   ~jaxgpt_model();
 
   jaxgpt_shape shape;
   const Kernels* kernels;
-  Pages pages;  // of all matrices, room for 8 bits each; what is not written takes no memory
+  Pages pages;  // of all matrices, room for shape.max_bits a weight; what is not written takes no memory
   size_t pages_used = 0;
   std::shared_ptr<SharedPool> threads;
   Pool& pool;
@@ -74,8 +91,8 @@ struct jaxgpt_model {
   std::vector<Layer> layers;
   Norm last_norm;
   Matrix head;
-  std::vector<int8_t> token_rows, position_rows;
-  std::vector<float> token_scale, position_scale, token_smooth;
+  EmbeddingRows token_rows, position_rows;
+  std::vector<float> token_smooth;
   std::vector<float> rope_table;    // cosines, then sines
   std::vector<float> screen_error;  // of each of the head's outputs; filled by the first screened step (logits/head.cpp)
   bool tokens_set = false, ready = false;

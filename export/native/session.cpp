@@ -6,7 +6,7 @@
 //   head     integers <- round(norm(x));  logits <- integers * head
 //
 // Each "<-" and "+=" is one loop over pieces that the threads share: rows, tiles of 64 outputs, or heads. A thread that
-// waits for the end of one prefetches its tiles of the next matrix.
+// waits for the end of one prefetches its tiles of the next matrix. Where a matrix has floats, nothing is rounded.
 #include "session.h"
 
 #include <algorithm>
@@ -90,12 +90,8 @@ void jaxgpt_session::reserve(int rows) {
   stream_ = Pages(M * C * sizeof(float), false);
   mixed_ = Pages(M * C * sizeof(float), false);
   wide_ = Pages(M * size_t(padded(widest)) * sizeof(float), false);
-  input_.reserve(rows, widest);
+  input_.reserve(rows, widest, model.shape.n_embd);
   reserved_ = rows;
-}
-
-void jaxgpt_session::quantize_rows(const Matrix& matrix, const float* x, int x_width, int rows, const Norm* norm) {
-  input_.quantize(model, matrix, x, x_width, rows, norm, mixed_.as<float>());
 }
 
 // Puts the outputs of a tile (rows, 64) where they belong in wide_.
@@ -134,7 +130,7 @@ void jaxgpt_session::run_layer(int index, int rows, bool fused) {
   const auto add_to_stream = [&](int tile, const float* y) {
     for (int m = 0; m < rows; m++) k.add(y + m * kTile, kTile, stream + size_t(m) * size_t(C) + tile * kTile);
   };
-  quantize_rows(c_attn, stream, C, rows, &layer.norms[0]);
+  input_.take(model, c_attn, stream, C, rows, &layer.norms[0]);
   model.prefetch_tiles(attn_c_proj);
   if (fused) {
     fused_qkv_attention(index, rows);
@@ -143,16 +139,16 @@ void jaxgpt_session::run_layer(int index, int rows, bool fused) {
              [&](int tile, const float* y) { store_tile(y, c_attn, tile, rows, qkv_width); });
     attend(index);
   }
-  quantize_rows(attn_c_proj, mixed_.as<float>(), C, rows, nullptr);
+  input_.take(model, attn_c_proj, mixed_.as<float>(), C, rows, nullptr);
   model.prefetch_tiles(c_fc);
   multiply(model, attn_c_proj, input_, rows, add_to_stream);
-  quantize_rows(c_fc, stream, C, rows, &layer.norms[1]);
+  input_.take(model, c_fc, stream, C, rows, &layer.norms[1]);
   model.prefetch_tiles(mlp_c_proj);
   multiply(model, c_fc, input_, rows, [&](int tile, float* y) {
     k.gelu(y, rows * kTile);
     store_tile(y, c_fc, tile, rows, hidden_width);
   });
-  quantize_rows(mlp_c_proj, wide_.as<float>(), hidden_width, rows, nullptr);
+  input_.take(model, mlp_c_proj, wide_.as<float>(), hidden_width, rows, nullptr);
   if (index + 1 < model.shape.n_layer)
     model.prefetch_qkv(index + 1);
   else
@@ -180,7 +176,7 @@ void jaxgpt_session::predict(int rows, const uint8_t* wanted, float* logits, int
       count++;
     }
   if (!count) return;
-  quantize_rows(model.head, stream, C, count, &model.last_norm);
+  input_.take(model, model.head, stream, C, count, &model.last_norm);
   head.predict(input_, count, logits, best);
 }
 

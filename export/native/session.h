@@ -39,7 +39,6 @@ struct jaxgpt_session {
   void run_layer(int index, int rows, bool fused);
   void predict(int rows, const uint8_t* wanted, float* logits, int32_t* best);
   void reserve(int rows);
-  void quantize_rows(const Matrix& matrix, const float* x, int x_width, int rows, const Norm* norm);
   void store_tile(const float* y, const Matrix& matrix, int tile, int rows, int width);
   int longest_run() const;
 
@@ -64,6 +63,6 @@ struct jaxgpt_session {
   int reserved_ = 0;
   Pages stream_;  // (rows, C)   the residual stream
   Pages wide_;    // (rows, 4 C) queries, keys and values, or what GELU gives
-  Pages mixed_;   // (rows, C)   what attention gives, or a norm
-  QuantizedRows input_;
+  Pages mixed_;   // (rows, C)   what attention gives
+  InputRows input_;
 };

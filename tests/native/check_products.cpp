@@ -112,6 +112,57 @@ float bfloat16(uint16_t bits) {
   return x;
 }
 
+// Within ulps of the sum of the products' sizes, and the same bits whatever rows stand beside.
+template <typename Weight, typename Product>
+void check_float_product(const Kernels& k, const char* name, Product product, const std::vector<Weight>& tile,
+                         const std::vector<float>& values, int inputs) {
+  constexpr int kRows = 20;
+  const int stride = inputs + 3;
+  const auto x = normals(size_t(kRows * stride)), bias = normals(kTile);
+  std::vector<float> all(kRows * kTile);
+  product(tile.data(), inputs, x.data(), stride, kRows, bias.data(), all.data());
+  std::vector<double> expected, sizes;
+  for (int r = 0; r < kRows; r++)
+    for (int o = 0; o < kTile; o++) {
+      double sum = bias[size_t(o)], size = fabs(sum);
+      for (int i = 0; i < inputs; i++) {
+        const double one = double(values[size_t(i * kTile + o)]) * double(x[size_t(r * stride + i)]);
+        sum += one;
+        size += fabs(one);
+      }
+      expected.push_back(sum);
+      sizes.push_back(size);
+    }
+  expect_near(k, name, all, expected, [&](size_t i) { return sizes[i]; });
+  for (int rows = 1; rows <= kRows; rows++) {
+    std::vector<float> some(size_t(rows * kTile));
+    product(tile.data(), inputs, x.data(), stride, rows, bias.data(), some.data());
+    expect_same(k, std::string(name) + " of " + std::to_string(rows) + " rows", some,
+                {all.begin(), all.begin() + ptrdiff_t(some.size())});
+  }
+  const std::vector<float> zeros(kTile);
+  std::vector<float> with_zeros(kTile), without(kTile);
+  product(tile.data(), inputs, x.data(), stride, 1, zeros.data(), with_zeros.data());
+  product(tile.data(), inputs, x.data(), stride, 1, nullptr, without.data());
+  expect_same(k, std::string(name) + " without a bias", without, with_zeros);
+}
+
+void check_float_products(const Kernels& k) {
+  for (const int inputs : {1, 63, 64, 65, 300}) {
+    const auto floats = normals(size_t(inputs * kTile));
+    check_float_product(k, "dot_float32", k.dot_float32, floats, floats, inputs);
+    std::vector<uint16_t> halves;  // of either sign, subnormal ones among them
+    std::vector<float> values;
+    for (size_t i = 0; i < floats.size(); i++) {
+      const int mantissa = int(generator() % 1024), exponent = int(generator() % 17);
+      halves.push_back(uint16_t((generator() % 2) << 15 | unsigned(exponent) << 10 | unsigned(mantissa)));
+      const float size = exponent ? ldexpf(float(1024 + mantissa), exponent - 25) : ldexpf(float(mantissa), -24);
+      values.push_back(halves.back() >> 15 ? -size : size);
+    }
+    check_float_product(k, "dot_float16", k.dot_float16, halves, values, inputs);
+  }
+}
+
 // Within ulps of the sum of what the groups contribute, regardless of sign.
 void check_dot4(const Kernels& k) {
   const int shapes[][2] = {{64, 8}, {64, 64}, {192, 24}, {192, 128}, {2048, 2048}, {4096, 4096}};
@@ -178,6 +229,7 @@ void check_all_products(const Kernels& k) {
   check_sums(k);
   check_products(k);
   check_planes(k);
+  check_float_products(k);
   check_dot4(k);
   check_fullest(k);
 }

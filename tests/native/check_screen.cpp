@@ -37,7 +37,7 @@ std::vector<float> aligned_with(const std::vector<int8_t>& weight, int output) {
 }
 
 // s_w s_x (16 sum((hi - 8) x) + 7.5 sum(x)), from the integers of the row that was quantized.
-double screened_value(const std::vector<int8_t>& weight, int output, float weight_scale, const QuantizedRows& x,
+double screened_value(const std::vector<int8_t>& weight, int output, float weight_scale, const InputRows& x,
                       bool two_level) {
   const int8_t* q = x.integers.as<int8_t>();
   double sum = 0;
@@ -51,22 +51,22 @@ double screened_value(const std::vector<int8_t>& weight, int output, float weigh
 
 struct Screened {
   Screened(const Kernels& k, bool two_level)
-      : weight(adversarial_rows()), scale(size_t(kOutputs)), model(jaxgpt_shape{1, 1, kInputs, 1, kOutputs, 1, 0}, &k, 2),
+      : weight(adversarial_rows()), scale(size_t(kOutputs)), model(jaxgpt_shape{1, 1, kInputs, 1, kOutputs, 1, 0, 8}, &k, 2),
         head(model) {
     for (float& s : scale) s = 0.001f + 0.01f * float(generator() % 1000) / 1000;
     const jaxgpt_linear linear = {weight.data(), scale.data(), nullptr, nullptr, kOutputs, kInputs, 8, 0, two_level, 0};
     model.set_matrix(model.head, linear, kOutputs, kInputs, "lm_head", true);
-    x.reserve(1, kInputs);
+    x.reserve(1, kInputs, kInputs);
   }
   void quantize(const std::vector<float>& row) {
-    x.quantize(model, model.head, row.data(), kInputs, 1, nullptr, nullptr);
+    x.take(model, model.head, row.data(), kInputs, 1, nullptr);
   }
 
   std::vector<int8_t> weight;
   std::vector<float> scale;
   jaxgpt_model model;
   Head head;
-  QuantizedRows x;
+  InputRows x;
 };
 
 void check_bound(const Kernels& k, bool two_level) {

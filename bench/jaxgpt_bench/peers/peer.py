@@ -85,6 +85,10 @@ class Program:
     environments: ClassVar[tuple[dict[str, str], ...]] = ({},)
     kv_bytes: ClassVar[int] = 4
 
+    def kv_bytes_beside(self, precision: str) -> int:
+        """Return the bytes of a number in the KV cache, beside weights of a precision."""
+        return self.kv_bytes
+
     def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
         """Load a model.
 

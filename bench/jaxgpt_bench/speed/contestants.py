@@ -257,7 +257,8 @@ def with_cache(contestant: Contestant, config: ModelConfig, positions: float) ->
     """
     if not contestant.variant.cached:
         return contestant
-    read = round(config.n_layer * 2 * config.n_embd * contestant.program.kv_bytes * positions)
+    size = contestant.program.kv_bytes_beside(contestant.precision)
+    read = round(config.n_layer * 2 * config.n_embd * size * positions)
     return dataclasses.replace(contestant, bytes_per_token=contestant.bytes_per_token + read)
 
 

@@ -10,18 +10,24 @@ from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Program, Variant
 
 
 class Native(Program):
-    """The native engine on an artifact; it keeps keys and values in float16."""
+    """The native engine on an artifact; it keeps keys and values as `jaxgpt-export generate` does."""
 
     engine: ClassVar[str] = "jaxgpt-native"
-    kv_bytes: ClassVar[int] = 2
+
+    def kv_bytes_beside(self, precision: str) -> int:
+        """Return 4 beside float32 weights, else 2."""
+        return 4 if precision == "fp32" else 2
 
     def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
         """Read and pack the artifact."""
         from jaxgpt_export.format.artifact import read_artifact
+        from jaxgpt_export.generation.open_session import default_cache
         from jaxgpt_export.native.native_model import NativeModel
         from jaxgpt_export.native.native_session import NativeSession
 
-        return NativeSession(NativeModel(read_artifact(path), threads, variant.isa or None))
+        artifact = read_artifact(path)
+        model = NativeModel(artifact, threads, variant.isa or None)
+        return NativeSession(model, cache=default_cache(artifact))
 
 
 class Torch(Program):

@@ -21,10 +21,11 @@ Nothing is pickled. Nothing here needs PyTorch: `model.build` makes a module of 
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxgpt.shared.architecture import linear_layers
+from jaxgpt.shared.architecture import linear_layers, matrices
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
@@ -33,7 +34,7 @@ from jaxgpt.shared.tensor_file import Arrays, write_tensor_file
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 from jaxgpt_export.format.certificate import TRAINED_FILE, altered_files, read_certificate
-from jaxgpt_export.format.scheme import Quantization, read_quantization
+from jaxgpt_export.format.scheme import FLOAT32, LayerScheme, Quantization, read_quantization
 from jaxgpt_export.format.tensors import (
     FLOAT32_DTYPE,
     Shapes,
@@ -68,6 +69,13 @@ class Artifact:
     def kind(self) -> str:
         """Row name in reports without the engine: fp32, int8-dynamic, int4-weight-only, ..."""
         return "fp32" if self.quantization is None else self.quantization.method
+
+    @property
+    def schemes(self) -> Mapping[str, LayerScheme]:
+        """What happens to each embedding and linear layer; float32 throughout where nothing is quantized."""
+        if self.quantization is not None:
+            return self.quantization.layers
+        return dict.fromkeys((*matrices(self.config), *linear_layers(self.config)), FLOAT32)
 
     @property
     def input_scales(self) -> Arrays:

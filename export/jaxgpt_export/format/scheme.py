@@ -3,7 +3,7 @@
     quantization.format_version    3
     quantization.method            a label: how the artifact was made; nothing that reads it depends on it
     quantization.layers            the scheme of every embedding and linear layer, by GPT-2's name:
-        weight_bits    8, 4, or 32 where the layer was left in float32
+        weight_bits    8, 4, 16 (float16), or 32 where the layer was left in float32
         group_size     input channels that share a scale of 4-bit weights; 0 where a row has one scale
         activation     how the input is rounded: float (not at all), dynamic (a scale a token) or static (a
                        stored scale)
@@ -28,7 +28,7 @@ QUANTIZATION_FORMAT_VERSION = 3
 MAX_LABEL_LENGTH = 64
 
 Activation = Literal["float", "dynamic", "static"]
-WEIGHT_BITS = (4, 8, 32)
+WEIGHT_BITS = (4, 8, 16, 32)
 
 # Format version 2: method -> the label it has now, the activation of layers whose weights are rounded.
 _METHODS_IN_VERSION_2: dict[str, tuple[str, Activation]] = {
@@ -46,7 +46,7 @@ class LayerScheme:
     """What happens to one layer.
 
     Attributes:
-      weight_bits: of a weight; 32 is float32, not rounded.
+      weight_bits: of a weight; 16 is float16, 32 float32, not rounded.
       group_size: input channels that share a scale of 4-bit weights; 0: a row has one scale.
       activation: how the input is rounded to 8 bits; float: not at all.
       smoothing: the input is divided by a stored vector (an embedding's rows are).
@@ -58,6 +58,11 @@ class LayerScheme:
     activation: Activation = "float"
     smoothing: bool = False
     two_level: bool = False
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the weights are floats."""
+        return self.weight_bits >= 16
 
 
 FLOAT32 = LayerScheme(weight_bits=32)
@@ -182,7 +187,7 @@ def _check(quantization: Quantization, config: ModelConfig) -> None:
     for name, scheme in quantization.layers.items():
         inputs = (stored.get(name) or linear[name]).inputs
         if scheme.weight_bits not in WEIGHT_BITS:
-            raise ValueError(f"weight_bits of {name} is {scheme.weight_bits}, expected 4, 8 or 32")
+            raise ValueError(f"weight_bits of {name} is {scheme.weight_bits}, expected 4, 8, 16 or 32")
         if scheme.weight_bits == 4:
             if scheme.group_size < 2 or inputs % scheme.group_size:
                 raise ValueError(f"group_size {scheme.group_size} does not divide the inputs of {name}")

@@ -1,7 +1,7 @@
 """Which tensors an artifact holds, and whether those that were read are they.
 
     float32   Hugging Face's names and layouts: transformer.h.0.attn.c_attn.weight (I, O), ...
-    quantized NAME.weight          (O, I) int8       8 bits; float32 where the layer was left alone
+    quantized NAME.weight          (O, I) int8       8 bits; float16; float32 where the layer was left alone
               NAME.weight_packed   (O, I / 2) uint8  4 bits, two weights a byte
               NAME.weight_scale    (O,) float32      8 bits; (O, I / group_size) bfloat16 for 4
               NAME.input_scale     () float32        static input; also lm_head.input_scale
@@ -43,6 +43,8 @@ def expected_tensors(config: ModelConfig, quantization: Quantization | None) -> 
             expected[f"{name}.bias"] = (FLOAT32_DTYPE, (O,))
         if scheme.weight_bits == 32:
             expected[f"{name}.weight"] = (FLOAT32_DTYPE, (O, I))
+        elif scheme.weight_bits == 16:
+            expected[f"{name}.weight"] = (np.dtype(np.float16), (O, I))
         elif scheme.weight_bits == 8:
             expected[f"{name}.weight"] = (np.dtype(np.int8), (O, I))
             expected[f"{name}.weight_scale"] = (FLOAT32_DTYPE, (O,))

@@ -21,9 +21,8 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import read_certified_artifact
-from jaxgpt_export.generation.open_session import Engine, choose_threads, open_session
+from jaxgpt_export.generation.open_session import CacheOption, Engine, choose_threads, open_session
 from jaxgpt_export.generation.request_file import generate_all, read_prompts
-from jaxgpt_export.native.native_session import CacheKind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +33,11 @@ class GenerateOptions(PromptOptions):
 
     Attributes:
       artifact: the artifact folder.
-      engine: native (C++, quantized artifacts), torch (the PyTorch module), or auto: native where it can.
+      engine: native (C++), torch (the PyTorch module), or auto: native where it can.
       threads: CPU threads; 0 takes all cores that this process may use.
-      kv_cache: what keys and values are kept as; the PyTorch module rounds them to float16 where its inputs
-        are rounded to 8 bits (so both give the same text), else it keeps float32.
+      kv_cache: what keys and values are kept as; auto: fp16, or fp32 beside float32 weights. The PyTorch
+        module rounds them to float16 where its inputs are rounded to 8 bits (so both give the same text),
+        else it keeps float32.
       draft_tokens: tokens that the native engine drafts at most where the text repeats itself (prompt
         lookup); the text is the same without (0).
       prompts: a .jsonl file, each line {"prompt": ...} with its own max_new_tokens and seed if it has them;
@@ -50,7 +50,7 @@ class GenerateOptions(PromptOptions):
     artifact: Path
     engine: Engine = "auto"
     threads: int = 0
-    kv_cache: CacheKind = "fp16"
+    kv_cache: CacheOption = "auto"
     draft_tokens: int = DRAFT_TOKENS
     prompts: Path | None = None
     batch: int = 8

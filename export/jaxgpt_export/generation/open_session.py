@@ -17,6 +17,7 @@ from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
 from jaxgpt_export.native.native_session import CacheKind, NativeSession
 
 Engine = Literal["auto", "native", "torch"]
+CacheOption = Literal["auto", "fp32", "fp16", "int8"]
 
 
 def choose_threads(count: int) -> int:
@@ -46,35 +47,42 @@ class OpenModel:
     new_session: Callable[[int], Session]
 
 
-def open_model(artifact: Artifact, engine: str, threads: int, cache: CacheKind = "fp16") -> OpenModel:
+def default_cache(artifact: Artifact) -> CacheKind:
+    """Return what keys and values are kept as if nobody says: fp32 beside float32 weights, else fp16."""
+    return "fp32" if artifact.quantization is None else "fp16"
+
+
+def open_model(artifact: Artifact, engine: str, threads: int, cache: CacheOption = "auto") -> OpenModel:
     """Bring an artifact's weights into the form in which they are computed with.
 
     Args:
       artifact: that was read; its tensors may be dropped afterwards.
       engine: "native", "torch", or "auto": native where it can, else the module, which is said.
       threads: that compute.
-      cache: what the native engine keeps keys and values as; an exact module rounds them to float16 too.
+      cache: what the native engine keeps keys and values as; "auto" is fp16, or fp32 where all weights are
+        float32. An exact module rounds them to float16 too.
 
     Raises:
       UserError: "native" was asked for and cannot be.
     """
     for name, value, known in (
         ("engine", engine, get_args(Engine)),
-        ("kv_cache", cache, get_args(CacheKind)),
+        ("kv_cache", cache, get_args(CacheOption)),
     ):
         if value not in known:
             raise UserError(f"{name} {value!r} is unknown; {nearest(value, known)}")
+    kept_as = default_cache(artifact) if cache == "auto" else cache
     reason = unsupported_reason(artifact) if engine == "auto" else None
     if engine != "torch" and reason is None:
         model = NativeModel(artifact, threads)
-        return OpenModel(f"jaxgpt-native ({model.isa})", lambda slots: NativeSession(model, slots, cache))
-    if reason is not None and artifact.quantization is not None:
+        return OpenModel(f"jaxgpt-native ({model.isa})", lambda slots: NativeSession(model, slots, kept_as))
+    if reason is not None:
         say(f"the PyTorch module runs, which is slower; not the native engine, because {reason}")
-    return _torch_model(artifact, threads, cache)
+    return _torch_model(artifact, threads, kept_as)
 
 
 def open_session(
-    artifact: Artifact, engine: str, threads: int, cache: CacheKind = "fp16", slots: int = 1
+    artifact: Artifact, engine: str, threads: int, cache: CacheOption = "auto", slots: int = 1
 ) -> tuple[Session, str]:
     """Return a session of an artifact and the name of its engine; arguments and errors are open_model's."""
     model = open_model(artifact, engine, threads, cache)

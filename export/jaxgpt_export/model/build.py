@@ -81,8 +81,12 @@ def float_model(config: ModelConfig, tensors: Mapping[str, Tensor]) -> GPT:
 
 
 def quantized_model(config: ModelConfig, quantization: Quantization, tensors: Mapping[str, Tensor]) -> GPT:
-    """Build the module of a quantized artifact from its tensors, by their names in the file."""
+    """Build the module of a quantized artifact from its tensors, by their names in the file.
+
+    It computes with float16 weights as float32.
+    """
     schemes = quantization.layers
+    tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
     layers: dict[str, nn.Module] = {
         name: _embedding(name, schemes[name], tensors)
         for name, layer in matrices(config).items()
@@ -100,7 +104,7 @@ def _with_norms(model: GPT, tensors: Mapping[str, Tensor]) -> GPT:
 
 
 def _embedding(name: str, scheme: LayerScheme, tensors: Mapping[str, Tensor]) -> nn.Module:
-    if scheme.weight_bits == 32:
+    if scheme.is_float:
         return nn.Embedding.from_pretrained(tensors[f"{name}.weight"])
     weight = tensors[f"{name}.weight" if scheme.weight_bits == 8 else f"{name}.weight_packed"]
     return QuantizedEmbedding(weight, tensors[f"{name}.weight_scale"], tensors.get(f"{name}.smooth"))
@@ -108,7 +112,7 @@ def _embedding(name: str, scheme: LayerScheme, tensors: Mapping[str, Tensor]) ->
 
 def _linear(name: str, matrix: str, scheme: LayerScheme, tensors: Mapping[str, Tensor]) -> nn.Module:
     bias = tensors.get(f"{name}.bias")
-    if scheme.weight_bits == 32:
+    if scheme.is_float:
         return float_linear(tensors[f"{matrix}.weight"], bias)
     weight = tensors[f"{matrix}.weight" if scheme.weight_bits == 8 else f"{matrix}.weight_packed"]
     scale = tensors[f"{matrix}.weight_scale"]

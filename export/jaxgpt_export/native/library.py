@@ -7,7 +7,7 @@
 `export/native/` is its source, docs/engine.md says how it works. It computes what `model.arithmetic`
 defines, with two liberties: layers with a float input (weight-only) take it rounded twice, as a two-level
 input is, and the KV cache holds float16 unless told otherwise. Where no compiler built it, or the artifact
-has a layer that it does not know (float32 weights), `unsupported_reason` says so and the PyTorch module
+has a layer that it does not know, `unsupported_reason` says so and the PyTorch module
 serves.
 
 The GIL is released during every call. Sessions of one model may be used from several threads; their steps
@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError
 
-VERSION = 6
+VERSION = 7
 
 
 class ErrorCode(enum.IntEnum):

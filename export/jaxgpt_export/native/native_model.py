@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Callable
 
+import numpy as np
 from jaxgpt.shared.architecture import BLOCK_LINEARS, BLOCK_NORMS, HEAD, linear_layers
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import usable_cores
@@ -12,7 +13,6 @@ from jaxgpt.shared.tensor_file import Array, Arrays, release_pages
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.format.rotary import rope_table
-from jaxgpt_export.format.scheme import Quantization
 from jaxgpt_export.native.library import call_engine, engine_library, instruction_sets
 
 LAST_NORM = len(BLOCK_NORMS)  # number of ln_f among the norms
@@ -23,7 +23,9 @@ LARGEST_HEAD = 512
 class _Shape(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int32)
-        for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "tied", "rotary")
+        for name in (
+            *("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "tied", "rotary", "max_bits"),
+        )
     ]
 
 
@@ -37,17 +39,12 @@ class _Linear(ctypes.Structure):
 
 def unsupported_reason(artifact: Artifact) -> str | None:
     """Return why the engine cannot run an artifact; None where it can."""
-    quantization = artifact.quantization
-    if quantization is None:
-        return "it runs quantized artifacts only"
     if not instruction_sets():
         return "it was not built (pip install found no C++ compiler)"
-    schemes = quantization.layers
-    if any(scheme.weight_bits == 32 for scheme in schemes.values()):
-        return "the artifact keeps a layer in float32"
+    schemes = artifact.schemes
     for name in ("wpe", *(() if artifact.config.tied else ("wte",))):
-        if name in schemes and schemes[name].weight_bits != 8:
-            return f"the rows of {name} have {schemes[name].weight_bits} bits, it reads rows of 8"
+        if name in schemes and schemes[name].weight_bits == 4:
+            return f"the rows of {name} have 4 bits, it reads rows of 8, 16 or 32"
     if artifact.config.head_size > LARGEST_HEAD:
         return f"heads of {artifact.config.head_size} channels are larger than its {LARGEST_HEAD}"
     for size in sorted({scheme.group_size for scheme in schemes.values()} - {0}):
@@ -73,7 +70,6 @@ class NativeModel:
         reason = unsupported_reason(artifact)
         if reason is not None:
             raise UserError(f"{artifact.folder}: the native engine cannot run it: {reason}")
-        assert artifact.quantization is not None
         most = usable_cores()
         if not 0 <= threads <= most:
             raise UserError(
@@ -91,6 +87,7 @@ class NativeModel:
             config.vocab_size,
             int(config.tied),
             int(config.positions == "rotary"),
+            max(8, *(scheme.weight_bits for scheme in artifact.schemes.values())),
         )
         self._handle = ctypes.c_void_p()
         name = isa.encode() if isa else None
@@ -98,35 +95,44 @@ class NativeModel:
             "jaxgpt_model_new", ctypes.byref(shape), name, threads or most, ctypes.byref(self._handle)
         )
         free_with(self, engine_library().jaxgpt_model_free, self._handle)
-        self._fill(artifact, artifact.quantization)
+        self._fill(artifact)
         self.isa: str = engine_library().jaxgpt_model_isa(self._handle).decode()
         self.bytes_per_token: int = engine_library().jaxgpt_model_bytes(self._handle)
 
-    def _fill(self, artifact: Artifact, quantization: Quantization) -> None:
+    def _fill(self, artifact: Artifact) -> None:
         tensors, config, handle = artifact.tensors, artifact.config, self._handle
         for block in range(config.n_layer):
             for number, name in enumerate(BLOCK_NORMS):
                 self._set_norm(tensors, f"h.{block}.{name}", number, block)
             for number, name in enumerate(BLOCK_LINEARS):
-                linear = _linear(f"h.{block}.{name}", artifact, quantization)
+                linear = _linear(f"h.{block}.{name}", artifact)
                 call_engine("jaxgpt_model_set_linear", handle, number, block, ctypes.byref(linear))
             release_pages(tensor for name, tensor in tensors.items() if name.startswith(f"h.{block}."))
         self._set_norm(tensors, "ln_f", LAST_NORM, 0)
-        head = _linear(HEAD, artifact, quantization)
+        head = _linear(HEAD, artifact)
         call_engine("jaxgpt_model_set_head", handle, ctypes.byref(head))
-        rows = (None, None) if config.tied else _rows(tensors, "wte")
-        call_engine("jaxgpt_model_set_tokens", handle, *rows, _pointer(tensors.get("wte.smooth")))
+        self._set_rows(
+            "jaxgpt_model_set_tokens", tensors, None if config.tied else "wte", tensors.get("wte.smooth")
+        )
         if config.positions == "rotary":
             table = rope_table(config)
             call_engine("jaxgpt_model_set_rope_table", handle, _pointer(table))
         else:
-            call_engine("jaxgpt_model_set_positions", handle, *_rows(tensors, "wpe"))
+            self._set_rows("jaxgpt_model_set_positions", tensors, "wpe")
         call_engine("jaxgpt_model_ready", handle)
         release_pages(tensors.values())
 
     def _set_norm(self, tensors: Arrays, name: str, number: int, block: int) -> None:
         gain, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         call_engine("jaxgpt_model_set_norm", self._handle, number, block, _pointer(gain), _pointer(bias))
+
+    def _set_rows(self, function: str, tensors: Arrays, name: str | None, *more: Array | None) -> None:
+        """Pass the rows of an embedding, int8 with their scales or as float32; None: the head has them."""
+        rows, scale = None, None
+        if name is not None:
+            rows, scale = tensors[f"{name}.weight"], tensors.get(f"{name}.weight_scale")
+            rows = rows if scale is not None else np.ascontiguousarray(rows, dtype=np.float32)
+        call_engine(function, self._handle, _pointer(rows), _pointer(scale), *map(_pointer, more))
 
 
 def free_with(owner: object, free: Callable[..., object], *kept: object) -> None:
@@ -141,19 +147,15 @@ def _pointer(array: Array | None) -> ctypes.c_void_p | None:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def _rows(tensors: Arrays, name: str) -> tuple[ctypes.c_void_p | None, ctypes.c_void_p | None]:
-    return _pointer(tensors[f"{name}.weight"]), _pointer(tensors[f"{name}.weight_scale"])
-
-
-def _linear(name: str, artifact: Artifact, quantization: Quantization) -> _Linear:
-    """Describe a linear layer; a float input is taken rounded twice, as a two-level one is."""
+def _linear(name: str, artifact: Artifact) -> _Linear:
+    """Describe a linear layer; rounded weights take a float input rounded twice, as a two-level one is."""
     tensors = artifact.tensors
-    layer, scheme = linear_layers(artifact.config)[name], quantization.layers[name]
-    packed = "weight" if scheme.weight_bits == 8 else "weight_packed"
+    layer, scheme = linear_layers(artifact.config)[name], artifact.schemes[name]
+    packed = "weight_packed" if scheme.weight_bits == 4 else "weight"
     input_scale = tensors.get(f"{name}.input_scale")
     return _Linear(
         _pointer(tensors[f"{layer.matrix}.{packed}"]),
-        _pointer(tensors[f"{layer.matrix}.weight_scale"]),
+        _pointer(tensors.get(f"{layer.matrix}.weight_scale")),
         _pointer(tensors.get(f"{name}.bias")),
         # A head's own smoothing is folded into ln_f.
         _pointer(tensors[f"{name}.smooth"]) if scheme.smoothing else None,
@@ -161,6 +163,6 @@ def _linear(name: str, artifact: Artifact, quantization: Quantization) -> _Linea
         layer.inputs,
         scheme.weight_bits,
         scheme.group_size,
-        int(scheme.activation == "float" or scheme.two_level),
+        int(not scheme.is_float and (scheme.activation == "float" or scheme.two_level)),
         0.0 if input_scale is None else float(input_scale),
     )

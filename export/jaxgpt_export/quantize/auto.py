@@ -30,7 +30,11 @@ Measure = Callable[[GPT], tuple[Quality, Quality]]
 
 def cheapest_first(quantizer: Quantizer) -> list[Method]:
     """Return the methods that can be applied, from the cheapest on."""
-    found = [method for method in all_methods().values() if method.obstacle(quantizer.artifact) is None]
+    found = [
+        method
+        for method in all_methods().values()
+        if method.chosen_by_auto and method.obstacle(quantizer.artifact) is None
+    ]
     return sorted(found, key=lambda method: method.cost(quantizer.config))
 
 

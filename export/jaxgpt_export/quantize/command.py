@@ -41,12 +41,12 @@ class QuantizeOptions:
       artifact: the float32 artifact.
       method: int8-dynamic (8 bits, a scale a token, at run time), int8-static (8 bits, a calibrated scale a
         layer), int8-static-qat (8 bits, scales from `jaxgpt train --qat`), int8-weight-only,
-        int4-weight-only (by GPTQ), int4-weight-only-head (the head too), or auto (the cheapest
-        within --max-loss).
+        int4-weight-only (by GPTQ), int4-weight-only-head (the head too), fp16 (weights in float16), or auto
+        (the cheapest of integers within --max-loss).
       out: the quantized artifact folder to write.
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
-        Only int8-static-qat, and int8-dynamic and int8-weight-only, which are then neither smoothed nor
-        rounded by GPTQ, do without.
+        Only fp16 and int8-static-qat, and int8-dynamic and int8-weight-only, which are then neither
+        smoothed nor rounded by GPTQ, do without.
       max_loss: for auto: how much the validation loss may rise, nats.
       observer: take this candidate instead of the one nearest to float: plain or smoothed (int8-dynamic),
         min-max, clipped or clipped-smoothed (int8-static), gptq or nearest (4 bits),

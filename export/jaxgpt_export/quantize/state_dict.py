@@ -122,6 +122,8 @@ def _rounded(
     """Return the weight tensors of one matrix."""
     if scheme.weight_bits == 32:
         return {f"{name}.weight": weight.clone()}
+    if scheme.weight_bits == 16:
+        return {f"{name}.weight": weight.to(torch.float16)}
     if scheme.weight_bits == 8:
         rounded = quantize_rows(weight)  # which also says what can't be rounded
         q, scale = rounded if moments is None else gptq_rows(weight, moments)

@@ -33,9 +33,9 @@ class ServeOptions:
       port: 0 takes a free one; the address is said when all is ready.
       api_key: that clients have to send; also JAXGPT_API_KEY.
       cors: origins of web pages that may use the server, such as https://example.com.
-      engine: native (C++, quantized artifacts), torch (the PyTorch module), or auto: native where it can.
+      engine: native (C++), torch (the PyTorch module), or auto: native where it can.
       threads: CPU threads; 0 takes all cores that this process may use.
-      kv_cache: what keys and values are kept as.
+      kv_cache: what keys and values are kept as; auto is fp16, or fp32 beside float32 weights.
       draft_tokens: that are drafted at most where a text is alone and repeats itself.
       max_running: texts of a model that are generated side by side.
       max_waiting: texts that may wait for a slot; more are refused.
@@ -53,7 +53,7 @@ class ServeOptions:
     cors: tuple[str, ...] = ()
     engine: Literal["auto", "native", "torch"] = "auto"
     threads: int = 0
-    kv_cache: Literal["fp32", "fp16", "int8"] = "fp16"
+    kv_cache: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     draft_tokens: int = 8
     max_running: int = 8
     max_waiting: int = 64

@@ -17,8 +17,7 @@ from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt_export.format.certificate import read_certificate
-from jaxgpt_export.generation.open_session import Engine, OpenModel, open_model
-from jaxgpt_export.native.native_session import CacheKind
+from jaxgpt_export.generation.open_session import CacheOption, Engine, OpenModel, open_model
 from jaxgpt_export.serve.worker import Worker
 
 MOST_SLOTS = 64  # of running and of past texts
@@ -146,7 +145,7 @@ def open_served_model(
     limits: Limits,
     engine: Engine,
     threads: int,
-    kv_cache: CacheKind,
+    kv_cache: CacheOption,
     draft_tokens: int,
 ) -> ServedModel:
     """Read an artifact and make it ready to answer.

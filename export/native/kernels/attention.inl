@@ -184,6 +184,8 @@ Kernels float_kernels(const char* name) {
   Kernels k;
   k.name = name;
   k.merge_planes = merge_planes;
+  k.dot_float32 = dot_float32;
+  k.dot_float16 = dot_float16;
   k.layer_norm = layer_norm;
   k.quantize = quantize;
   k.sum_groups = sum_groups;

@@ -41,6 +41,8 @@ inline Doubles load_doubles(const int8_t* p) {
   memcpy(&four, p, 4);
   return (Doubles)_mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
 }
+inline Floats mul_add(Floats a, Floats b, Floats c) { return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+inline Floats load_floats(const Half* p) { return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 inline Floats load_floats(const int32_t* p) { return (Floats)_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline void store(float* p, Doubles v) { _mm_storeu_ps(p, _mm256_cvtpd_ps((__m256d)v)); }
 inline void store(int8_t* p, Ints v) {
@@ -49,9 +51,10 @@ inline void store(int8_t* p, Ints v) {
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
 }
 inline void store_element(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
-constexpr int kAccumulators = 8;
+constexpr int kAccumulators = 8, kSumVectors = 2;
 
 #include "kernels/floats.inl"
+#include "kernels/float_weights.inl"
 #include "kernels/attention.inl"
 
 // ---- weights of 8 bits: as 16 bits, times x as 16 bits, so that no sum of products saturates

@@ -43,13 +43,16 @@ inline Doubles load_doubles(const Half* p) {
 inline Doubles load_doubles(const int8_t* p) {
   return (Doubles)_mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
+inline Floats mul_add(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline Floats load_floats(const Half* p) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline Floats load_floats(const int32_t* p) { return (Floats)_mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
 inline void store(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v)); }
 inline void store(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 inline void store_element(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
-constexpr int kAccumulators = 16;
+constexpr int kAccumulators = 16, kSumVectors = 4;
 
 #include "kernels/floats.inl"
+#include "kernels/float_weights.inl"
 #include "kernels/attention.inl"
 
 inline __m512i four_inputs(const int8_t* x) {

@@ -65,6 +65,13 @@ struct Kernels {
   void (*dot4)(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
                int tokens, const int32_t* group_sums, float* sums) = nullptr;
 
+  // sums[r][64] = bias[o] + sum_k tile[k][o] x[r][k], in the order of k; bias may be null. Weights are float32, or
+  // float16, which are floats before they are multiplied.
+  void (*dot_float32)(const float* tile, int inputs, const float* x, ptrdiff_t stride, int rows, const float* bias,
+                      float* sums) = nullptr;
+  void (*dot_float16)(const uint16_t* tile, int inputs, const float* x, ptrdiff_t stride, int rows, const float* bias,
+                      float* sums) = nullptr;
+
   // ---- loops over floats
 
   void (*layer_norm)(const float* x, const float* gain, const float* bias, int n, float* y) = nullptr;

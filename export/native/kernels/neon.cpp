@@ -53,6 +53,12 @@ inline Doubles load_doubles(const Half* p) {
   return (Doubles)vcvt_f64_f32(vget_low_f32(vcvt_f32_f16(halves)));
 }
 inline Doubles load_doubles(const int8_t* p) { return Doubles{double(p[0]), double(p[1])}; }
+inline Floats mul_add(Floats a, Floats b, Floats c) {
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+inline Floats load_floats(const Half* p) {
+  return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p)));
+}
 inline Floats load_floats(const int32_t* p) { return (Floats)vcvtq_f32_s32(vld1q_s32(p)); }
 inline void store(float* p, Doubles v) { vst1_f32(p, vcvt_f32_f64((float64x2_t)v)); }
 inline void store(int8_t* p, Ints v) {
@@ -63,9 +69,10 @@ inline void store(int8_t* p, Ints v) {
 inline void store_element(Half* p, float x) {
   p->bits = vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0);
 }
-constexpr int kAccumulators = 16;
+constexpr int kAccumulators = 16, kSumVectors = 4;
 
 #include "kernels/floats.inl"
+#include "kernels/float_weights.inl"
 #include "kernels/attention.inl"
 
 constexpr int kAhead = 1536;  // bytes; not tuned, as no such processor was at hand

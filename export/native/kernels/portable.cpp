@@ -23,6 +23,10 @@ inline Doubles mul_add(Doubles a, Doubles b, Doubles c) { return a * b + c; }
 inline Doubles load_doubles(const float* p) { return Doubles{p[0], p[1]}; }
 inline Doubles load_doubles(const Half* p) { return Doubles{half_to_f32(p[0].bits), half_to_f32(p[1].bits)}; }
 inline Doubles load_doubles(const int8_t* p) { return Doubles{double(p[0]), double(p[1])}; }
+inline Floats mul_add(Floats a, Floats b, Floats c) { return a * b + c; }
+inline Floats load_floats(const Half* p) {
+  return Floats{half_to_f32(p[0].bits), half_to_f32(p[1].bits), half_to_f32(p[2].bits), half_to_f32(p[3].bits)};
+}
 inline Floats load_floats(const int32_t* p) { return Floats{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
 inline void store(float* p, Doubles v) {
   for (int i = 0; i < 2; i++) p[i] = (float)v[i];
@@ -31,9 +35,10 @@ inline void store(int8_t* p, Ints v) {
   for (int i = 0; i < 4; i++) p[i] = (int8_t)v[i];
 }
 inline void store_element(Half* p, float x) { p->bits = f32_to_half(x); }
-constexpr int kAccumulators = 8;
+constexpr int kAccumulators = 8, kSumVectors = 2;
 
 #include "kernels/floats.inl"
+#include "kernels/float_weights.inl"
 #include "kernels/attention.inl"
 
 void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,

@@ -66,7 +66,7 @@ void Head::bound_screen() {
   });
 }
 
-const std::vector<float>& Head::screen(QuantizedRows& x) {
+const std::vector<float>& Head::screen(InputRows& x) {
   const Kernels& k = *model_.kernels;
   const Matrix& head = model_.head;
   const int width = padded(head.inputs), tiles = head.tiles(), V = head.outputs;
@@ -101,7 +101,7 @@ const std::vector<float>& Head::screen(QuantizedRows& x) {
 }
 
 // Exact logits of 16 outputs for the row that is quantized.
-void Head::exact_column(const QuantizedRows& x, int column, float* y) const {
+void Head::exact_column(const InputRows& x, int column, float* y) const {
   const Kernels& k = *model_.kernels;
   const Matrix& head = model_.head;
   const int tile = column / kColumns, first = column % kColumns * kColumn, width = padded(head.inputs);
@@ -114,7 +114,7 @@ void Head::exact_column(const QuantizedRows& x, int column, float* y) const {
 }
 
 // The argmax of a column's real outputs, the first of equals; its logit goes to *max.
-int Head::argmax_of_column(const QuantizedRows& x, int column, float* max) const {
+int Head::argmax_of_column(const InputRows& x, int column, float* max) const {
   float y[kColumn];
   exact_column(x, column, y);
   const int real = std::min(kColumn, model_.head.outputs - column * kColumn);
@@ -144,7 +144,7 @@ bool Head::back_off(bool too_many) {
 }
 
 // The most probable token of the one row that is quantized; -1 where too many outputs could be it.
-int Head::screened_argmax(QuantizedRows& x) {
+int Head::screened_argmax(InputRows& x) {
   screen(x);
   const size_t best_tile = size_t(std::max_element(tile_max_.begin(), tile_max_.end()) - tile_max_.begin());
   const float* row = &upper_bound_[best_tile * kTile];
@@ -163,7 +163,7 @@ int Head::screened_argmax(QuantizedRows& x) {
   return at[size_t(std::max_element(max.begin(), max.end()) - max.begin())];  // the first of equals
 }
 
-void Head::predict(QuantizedRows& x, int rows, float* logits, int32_t* best) {
+void Head::predict(InputRows& x, int rows, float* logits, int32_t* best) {
   if (rows == 1 && best && !logits && screens() && backoff_left_-- <= 0) {
     best[0] = screened_argmax(x);
     if (best[0] >= 0) return;

@@ -13,7 +13,7 @@ class Head {
   // Of `rows` rows that are quantized for the head. A screened row's residual is overwritten where it has none.
   //   logits  (rows, vocab_size), or null
   //   best    (rows) the argmax of each, the first of equals; or null
-  void predict(QuantizedRows& x, int rows, float* logits, int32_t* best);
+  void predict(InputRows& x, int rows, float* logits, int32_t* best);
 
   // Whether single rows of which only the argmax is wanted go through the screen.
   void use_screen(bool use);
@@ -22,15 +22,15 @@ class Head {
 
   // The first pass of the screen over a single row: an upper bound of each logit, (tiles x 64), -inf beyond the
   // vocabulary. Public for its test.
-  const std::vector<float>& screen(QuantizedRows& x);
+  const std::vector<float>& screen(InputRows& x);
 
  private:
   bool screens() const;
   void bound_screen();
-  void exact_column(const QuantizedRows& x, int column, float* y) const;
-  int argmax_of_column(const QuantizedRows& x, int column, float* max) const;
+  void exact_column(const InputRows& x, int column, float* y) const;
+  int argmax_of_column(const InputRows& x, int column, float* max) const;
   void collect_candidates(float threshold);
-  int screened_argmax(QuantizedRows& x);
+  int screened_argmax(InputRows& x);
   bool back_off(bool too_many);
 
   jaxgpt_model& model_;

@@ -5,6 +5,7 @@
 //
 //   tile, 8 bits     64 I bytes of weights | 64 scales, float | 64 biases, float (not in the head)
 //   tile, 4 bits     I / group x 64 scales, bfloat16 | 32 I bytes of weights | 64 biases, float
+//   tile, floats     64 I weights of 16 or 32 bits, the 64 outputs of an input side by side | 64 biases, float
 //   tile, planes     32 I bytes, the hi nibbles of weights of 8 bits | 64 scales, float; behind the last tile the lo
 //                    nibbles of all of them. Only the head: logits/head.cpp's screen reads the hi plane alone
 //
@@ -22,7 +23,7 @@
 //                                                         byte j: input j in the low nibble, 4 + j in the high
 //     A nibble is the integer + 8. The nibble planes of 8 bits lie as these do; a byte is 16 hi + lo.
 //
-//   input rows: int8, padded to I; with a two-level input row 2 m has the integers of row m and row 2 m + 1 those of
+//   input rows: of matrices of floats as they are; else int8, padded to I; with a two-level input row 2 m has the integers of row m and row 2 m + 1 those of
 //     its residual, what the first rounding left.
 #pragma once
 

@@ -53,14 +53,29 @@ void pack4(const uint8_t* weight, int outputs, int inputs, int first, uint8_t* t
   }
 }
 
+// One tile of floats, of an integer type as wide: the outputs of an input side by side.
+template <typename Bits>
+void pack_floats(const Bits* weight, int outputs, int inputs, int first, Bits* tile) {
+  const int real = std::min(kTile, outputs - first);
+  constexpr int kBlock = 16;  // of inputs: both sides stay in the first cache
+  for (int k = 0; k < inputs; k += kBlock)
+    for (int o = 0; o < real; o++) {
+      const Bits* row = weight + size_t(first + o) * size_t(inputs);
+      for (int i = k; i < inputs && i < k + kBlock; i++) tile[size_t(i) * kTile + size_t(o)] = row[i];
+    }
+}
+
 void check_linear(const jaxgpt_linear& linear, int outputs, int inputs, const char* name) {
   if (linear.outputs != outputs || linear.inputs != inputs)
     throw_error(JAXGPT_BAD_ARGUMENT, "%s is (%d, %d), expected (%d, %d)", name, linear.outputs, linear.inputs, outputs,
                 inputs);
-  if (!linear.weight || !linear.weight_scale)
+  const bool floats = linear.bits == 16 || linear.bits == 32;
+  if (!floats && linear.bits != 8 && linear.bits != 4)
+    throw_error(JAXGPT_BAD_ARGUMENT, "%s has %d bits, expected 4, 8, 16 or 32", name, linear.bits);
+  if (!linear.weight || (!floats && !linear.weight_scale))
     throw_error(JAXGPT_BAD_ARGUMENT, "%s has no weight or no scale", name);
-  if (linear.bits != 8 && linear.bits != 4)
-    throw_error(JAXGPT_BAD_ARGUMENT, "%s has %d bits, expected 8 or 4", name, linear.bits);
+  if (floats && (linear.smooth || linear.input_scale != 0 || linear.two_level))
+    throw_error(JAXGPT_BAD_ARGUMENT, "%s: float weights take inputs as they are, not smoothed or rounded", name);
   if (linear.bits == 4 && (linear.group_size < 8 || linear.group_size % 8 || linear.group_size > 2048 ||
                            inputs % linear.group_size || linear.smooth || linear.input_scale != 0))
     throw_error(JAXGPT_BAD_ARGUMENT,
@@ -75,6 +90,8 @@ void check_linear(const jaxgpt_linear& linear, int outputs, int inputs, const ch
 void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int outputs, int inputs,
                               const char* name, bool nibble_planes) {
   check_linear(linear, outputs, inputs, name);
+  if (linear.bits > shape.max_bits)
+    throw_error(JAXGPT_BAD_ARGUMENT, "%s has %d bits, the shape says at most %d", name, linear.bits, shape.max_bits);
   if (matrix.outputs) throw_error(JAXGPT_BAD_STATE, "%s is set twice", name);
   Matrix packed;
   packed.outputs = outputs;
@@ -94,6 +111,12 @@ void jaxgpt_model::set_matrix(Matrix& matrix, const jaxgpt_linear& linear, int o
   pool.run(matrix.tiles(), [&](int t) {
     const int first = matrix.first_output(t), real = std::min(kTile, outputs - first);
     if (linear.bias) std::copy(linear.bias + first, linear.bias + first + real, matrix.bias(t));
+    if (linear.bits == 32)
+      return pack_floats(static_cast<const uint32_t*>(linear.weight), outputs, inputs, first,
+                         reinterpret_cast<uint32_t*>(matrix.weights(t)));
+    if (linear.bits == 16)
+      return pack_floats(static_cast<const uint16_t*>(linear.weight), outputs, inputs, first,
+                         reinterpret_cast<uint16_t*>(matrix.weights(t)));
     if (linear.bits == 8) {
       const auto* scale = static_cast<const float*>(linear.weight_scale) + first;
       std::copy(scale, scale + real, matrix.scales8(t));

@@ -1,37 +1,42 @@
 #include "tiles/product.h"
 
-void QuantizedRows::reserve(int rows, int width) {
+void InputRows::reserve(int rows, int width, int normalized_width) {
+  normalized = Pages(size_t(rows) * size_t(padded(normalized_width)) * sizeof(float), false);
   integers = Pages(2 * size_t(rows) * size_t(padded(width)), false);
   quants.resize(size_t(rows));
   starts.resize(2 * size_t(rows));
 }
 
-void QuantizedRows::quantize(jaxgpt_model& model, const Matrix& matrix, const float* x, int x_width, int rows,
-                             const Norm* norm, float* normalized) {
+void InputRows::take(jaxgpt_model& model, const Matrix& matrix, const float* x, int x_width, int rows,
+                     const Norm* norm) {
   const Kernels& k = *model.kernels;
   const int n = matrix.inputs, width = padded(n), parts = matrix.parts();
   const int groups = matrix.bits == 4 ? matrix.groups() : 0;
   group_sums.resize(size_t(rows) * size_t(groups));
-  const auto quantize_row = [&](int m) {
+  floats = norm ? normalized.as<float>() : x;
+  float_width = norm ? padded(model.shape.n_embd) : x_width;
+  const auto take_row = [&](int m) {
     const float* row = x + size_t(m) * size_t(x_width);
+    if (norm) {
+      float* place = normalized.as<float>() + size_t(m) * size_t(float_width);
+      k.layer_norm(row, norm->gain.data(), norm->bias.data(), n, place);
+      row = place;
+    }
+    if (matrix.is_float()) return;
     int8_t* q = integers.as<int8_t>() + size_t(m) * size_t(parts) * size_t(width);
     int8_t* residual = matrix.two_level ? q + width : nullptr;
     const float* smooth = matrix.smooth.empty() ? nullptr : matrix.smooth.data();
     RowQuant& quant = quants[size_t(m)];
-    if (norm) {
-      float* place = normalized + size_t(m) * size_t(padded(model.shape.n_embd));
-      k.layer_norm(row, norm->gain.data(), norm->bias.data(), n, place);
-      row = place;
-    }
     k.quantize(row, smooth, n, matrix.input_scale, q, residual, &quant);
     starts[size_t(m) * size_t(parts)] = quant.start;
     if (residual) starts[size_t(m) * 2 + 1] = quant.residual_start;
     if (groups) k.sum_groups(q, residual, width, matrix.group, &group_sums[size_t(m) * size_t(groups)]);
   };
+  if (matrix.is_float() && !norm) return;
   if (rows < 4)
-    for (int m = 0; m < rows; m++) quantize_row(m);
+    for (int m = 0; m < rows; m++) take_row(m);
   else
-    model.pool.run(rows, quantize_row);
+    model.pool.run(rows, take_row);
 }
 
 const uint8_t* merged_planes(const Kernels& kernels, const Matrix& matrix, int tile, int first, int outputs) {
@@ -42,13 +47,23 @@ const uint8_t* merged_planes(const Kernels& kernels, const Matrix& matrix, int t
   return whole.data();
 }
 
-float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const QuantizedRows& rows_of_x, int rows) {
+float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const InputRows& rows_of_x, int rows) {
   alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
   alignas(64) static thread_local float y[kChunk * kTile];
   const int width = padded(matrix.inputs), parts = matrix.parts();
   const int8_t* x = rows_of_x.integers.as<int8_t>();
   const RowQuant* quants = rows_of_x.quants.data();
   const int32_t* starts = rows_of_x.starts.data();
+  if (matrix.is_float()) {
+    const float* in = rows_of_x.floats;
+    if (matrix.bits == 32)
+      k.dot_float32(reinterpret_cast<const float*>(matrix.weights(tile)), matrix.inputs, in, rows_of_x.float_width, rows,
+                    matrix.bias(tile), y);
+    else
+      k.dot_float16(reinterpret_cast<const uint16_t*>(matrix.weights(tile)), matrix.inputs, in, rows_of_x.float_width,
+                    rows, matrix.bias(tile), y);
+    return y;
+  }
   if (matrix.bits == 4) {
     auto* floats = reinterpret_cast<float*>(sums);
     k.dot4(matrix.weights(tile), matrix.scales4(tile), width, matrix.group, x, width, rows,

@@ -30,10 +30,12 @@ class Method:
     Attributes:
       aliases: names that it had once.
       observers: the candidates that it compares, which --observer may name.
+      chosen_by_auto: whether `--method auto` tries it.
     """
 
     aliases: ClassVar[tuple[str, ...]] = ()
     observers: ClassVar[tuple[str, ...]] = ()
+    chosen_by_auto: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -102,6 +104,7 @@ class Method:
         for name, layer in linear_layers(config).items():
             scheme = schemes[name]
             scales = 2.0 * layer.inputs / scheme.group_size if scheme.group_size else 4.0
+            scales = 0.0 if scheme.is_float else scales
             size += layer.outputs * (layer.inputs * scheme.weight_bits / 8 + scales)
         return size, max(_ACTIVATION_WORK[schemes[name].activation] for name in linear_layers(config))
 
@@ -138,7 +141,7 @@ def uniform_schemes(config: ModelConfig, activation: Activation) -> dict[str, La
 def raised(
     config: ModelConfig, schemes: dict[str, LayerScheme], names: Collection[str]
 ) -> dict[str, LayerScheme]:
-    """Return schemes with some matrices in higher precision: 8 bits instead of 4, float32 instead of 8."""
+    """Return schemes with some matrices in higher precision: 8 bits instead of 4, else float32."""
     linear = linear_layers(config)
     higher = {name for name in schemes if (linear[name].matrix if name in linear else name) in names}
 
