@@ -71,6 +71,12 @@ def reference(folder: Path, count: int) -> tuple[list[int], np.ndarray]:
     return tokens[len(PROMPT) :], np.stack(logits)
 
 
+@pytest.fixture
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PEERS["torchao"], "compiled", False)
+
+
+@pytest.mark.usefixtures("_uncompiled")
 @pytest.mark.parametrize(("name", "precision"), ROWS)
 def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
     name: str, precision: str, folder: Path, tmp_path: Path
@@ -95,6 +101,18 @@ def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
     assert min(timed["prefill_s"], timed["decode_s"]) > 0
     if floats:
         assert timed["tokens"] == tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PEERS["torchao"].precisions)
+def test_torchao_compiled_gives_the_module_s_logits(precision: str, folder: Path, tmp_path: Path) -> None:
+    made = prepared("torchao", precision, folder, tmp_path)
+    assert set(made.settings) == {"max_autotune"}
+    tokens, logits = reference(folder, 20)  # past the first step by which what is read of the cache grows
+    engine = PEERS["torchao"].open(made.path, precision, 1)
+    theirs = [np.array(engine.prefill(PROMPT)), *(np.array(engine.decode(token)) for token in tokens[:-1])]
+    error = np.linalg.norm(np.stack(theirs) - logits) / np.linalg.norm(logits)
+    assert error < (FLOAT if precision == "fp32" else QUANTIZED[precision])
 
 
 def test_a_peer_s_process_does_not_carry_pytorch() -> None:
