@@ -103,8 +103,11 @@ class Method:
         schemes, size = self.schemes(config), 0.0
         for name, layer in linear_layers(config).items():
             scheme = schemes[name]
-            scales = 2.0 * layer.inputs / scheme.group_size if scheme.group_size else 4.0
-            scales = 0.0 if scheme.is_float else scales
+            scales = 0.0 if scheme.is_float else 4.0
+            if scheme.group_size and scheme.activation == "float":
+                scales = 2.0 * layer.inputs / scheme.group_size
+            elif scheme.group_size:  # factors of groups
+                scales += layer.inputs / scheme.group_size
             size += layer.outputs * (layer.inputs * scheme.weight_bits / 8 + scales)
         return size, max(_ACTIVATION_WORK[schemes[name].activation] for name in linear_layers(config))
 
