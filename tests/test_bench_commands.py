@@ -209,13 +209,14 @@ def test_keys_and_values_are_charged_to_every_engine_that_keeps_them(fp32: Path)
     config = read_artifact(fp32).config
     numbers = config.n_layer * 2 * config.n_embd * 10  # of the keys and values of ten positions
     peers = find_peers()
-    cases: list[tuple[Program, bool, int]] = [
-        (NATIVE, True, 2), (peers["llama.cpp"], True, 2), (TORCH, True, 4), (peers["openvino"], True, 4),
-        (peers["transformers"], False, 0),
+    cases: list[tuple[Program, str, bool, int]] = [
+        (NATIVE, "int8-dynamic", True, 2), (NATIVE, "fp32", True, 4), (peers["llama.cpp"], "fp32", True, 2),
+        (TORCH, "fp32", True, 4), (peers["openvino"], "fp32", True, 4),
+        (peers["transformers"], "fp32", False, 0),
     ]  # fmt: skip
-    for program, cached, width in cases:
+    for program, precision, cached, width in cases:
         contestant = Contestant(
-            program=program, precision="fp32", path=fp32, threads=1, variant=Variant(cached=cached),
+            program=program, precision=precision, path=fp32, threads=1, variant=Variant(cached=cached),
             bytes_per_token=1000, file_bytes=2000,
         )  # fmt: skip
         assert with_cache(contestant, config, 10.0).bytes_per_token == 1000 + width * numbers
@@ -439,11 +440,13 @@ def test_quality_of_programs_stands_beside_the_artifacts_and_what_is_missing_is_
     figures = json.loads((tmp_path / "q.json").read_text())
     assert figures["left_out"] == {"openvino": "openvino not installed (pip install openvino)"}
     rows = {row["name"]: row for row in figures["rows"]}
-    program = rows.pop("jaxgpt-native int8-static", None)
+    program, floats = (rows.pop(f"jaxgpt-native {kind}", None) for kind in ("int8-static", "fp32"))
     assert list(rows) == ["torch-fp32", "int8-static"]
     assert list(figures["samples"]) == list(rows)  # programs write none
     if instruction_sets():  # the same integers; the float16 cache makes a small difference
         assert program is not None
+        assert floats is not None
+        assert floats["kl_max"] < 1e-8
         assert program["parse_share"] is None
         assert program["kl_mean"] == pytest.approx(rows["int8-static"]["kl_mean"], rel=0.2)
         assert program["kl_mean"] != rows["int8-static"]["kl_mean"]

@@ -40,7 +40,10 @@ def random_tensors(shapes: Shapes) -> Arrays:
     draw = torch.Generator().manual_seed(0)
     found = {}
     for name, (dtype, shape) in shapes.items():
-        if dtype == np.int8:
+        if name.endswith(".group_factor"):
+            tensor = torch.randint(1, 128, shape, generator=draw, dtype=torch.int8)
+            tensor[::2] *= -1
+        elif dtype == np.int8:
             tensor = torch.randint(-127, 128, shape, generator=draw, dtype=torch.int8)
         elif dtype == np.uint8:
             tensor = torch.randint(0, 256, shape, generator=draw).to(torch.uint8)

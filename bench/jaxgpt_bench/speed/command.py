@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt.shared.console import Result, say, stderr
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, nearest
 from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.speed.options import SpeedOptions
 
@@ -90,6 +90,11 @@ def read_artifacts(options: SpeedOptions, scratch: Path) -> list[Artifact]:
 
         folders = random_artifacts(options.preset, scratch)
     artifacts = [read_artifact(folder) for folder in folders]
+    known = [artifact.kind for artifact in artifacts]
+    for kind in options.kind if known else ():
+        if kind not in known:
+            raise UserError(f"--kind {kind!r} is none of the artifacts' kinds; {nearest(kind, known)}")
+    artifacts = [each for each in artifacts if not options.kind or each.kind in options.kind]
     if not artifacts:
         raise UserError("nothing to measure: give --artifact ART... or --preset NAME")
     config = artifacts[0].config

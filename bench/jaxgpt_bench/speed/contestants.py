@@ -109,7 +109,12 @@ class Contestant:
 
 
 def own_contestants(
-    artifacts: Sequence[Artifact], run: Path | None, uncached: bool, threads: int, isas: Iterable[str] = ()
+    artifacts: Sequence[Artifact],
+    run: Path | None,
+    uncached: bool,
+    threads: int,
+    isas: Iterable[str] = (),
+    module: bool = True,
 ) -> list[Contestant]:
     """List this project's: the native engine and the module for each artifact, the Flax model of a run.
 
@@ -119,6 +124,7 @@ def own_contestants(
       uncached: the module without a KV cache too.
       threads: CPU threads.
       isas: instruction sets with which the native engine runs too.
+      module: the module at all.
     """
     from jaxgpt_export.native.native_model import unsupported_reason
 
@@ -142,7 +148,7 @@ def own_contestants(
         if unsupported_reason(artifact) is None:
             stored = stored_bytes(artifact)
             found += [contestant(NATIVE, stored, Variant(isa=isa)) for isa in engine_isas]
-        variants = [PLAIN, *([Variant(cached=False)] if uncached else [])]
+        variants = [PLAIN, *([Variant(cached=False)] if uncached else [])] if module else []
         found += [contestant(TORCH, weight_bytes(artifact), variant) for variant in variants]
     if run is not None:
         floats = [artifact for artifact in artifacts if artifact.quantization is None] or artifacts[:1]

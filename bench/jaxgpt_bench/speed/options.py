@@ -12,6 +12,8 @@ class SpeedOptions:
       artifact: artifact folders.
       run: run folder: its Flax model is measured too.
       preset: measure a model of this shape with random weights, in float32 and quantized in every way.
+      kind: only artifacts of these kinds: fp32, int8-dynamic, ...; other programs want fp32 among them.
+      module: also the PyTorch module of each artifact.
       tokens: to generate in each round.
       threads: CPU threads; 0 takes all cores that this process may use.
       rounds: in each of which everyone generates once.
@@ -32,6 +34,8 @@ class SpeedOptions:
     artifact: tuple[Path, ...] = ()
     run: Path | None = None
     preset: str | None = None
+    kind: tuple[str, ...] = ()
+    module: bool = True
     tokens: int = 250
     threads: int = 0
     rounds: int = 3

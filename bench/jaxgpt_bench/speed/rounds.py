@@ -62,7 +62,9 @@ def measure_speed(
     config = artifacts[0].config
     length = min(PROMPT_TOKENS, config.block_size - options.tokens + 1)
     prefill = min(options.prefill, config.block_size)
-    line_up = own_contestants(artifacts, options.run, options.uncached, threads, dict.fromkeys(options.isa))
+    line_up = own_contestants(
+        artifacts, options.run, options.uncached, threads, dict.fromkeys(options.isa), options.module
+    )
     left_out: dict[str, str] = {}
     if peers:
         others, left_out = peer_contestants(artifacts, peers, scratch, threads)

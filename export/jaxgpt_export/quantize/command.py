@@ -41,8 +41,9 @@ class QuantizeOptions:
       artifact: the float32 artifact.
       method: int8-dynamic (8 bits, a scale a token, at run time), int8-static (8 bits, a calibrated scale a
         layer), int8-static-qat (8 bits, scales from `jaxgpt train --qat`), int8-weight-only,
-        int4-weight-only (by GPTQ), int4-weight-only-head (the head too), fp16 (weights in float16), or auto
-        (the cheapest of integers within --max-loss).
+        int4-weight-only (by GPTQ), int4-weight-only-head (the head too), int4-dynamic and
+        int4-dynamic-head (the same with 8-bit inputs), fp16 (weights in float16), or auto (the cheapest of
+        integers within --max-loss).
       out: the quantized artifact folder to write.
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
         Only fp16 and int8-static-qat, and int8-dynamic and int8-weight-only, which are then neither

@@ -3,13 +3,13 @@
 jaxgpt-export quantize --artifact ART --method int4-dynamic-head --data DATA --out ART4
 """
 
-import dataclasses
 from typing import ClassVar
 
 from jaxgpt.shared.config import ModelConfig
 
+from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.format.scheme import LayerScheme
-from jaxgpt_export.quantize.methods import uniform_schemes
+from jaxgpt_export.quantize.methods.int4_dynamic import too_wide, with_rounded_inputs
 from jaxgpt_export.quantize.methods.int4_weight_only_head import Int4WeightOnlyHead
 
 
@@ -20,11 +20,11 @@ class Int4DynamicHead(Int4WeightOnlyHead):
 
     def schemes(self, config: ModelConfig) -> dict[str, LayerScheme]:
         """Give the weights of int4-weight-only-head, and round every input."""
-        rounded = uniform_schemes(config, "dynamic")
-        return {
-            name: dataclasses.replace(scheme, activation=rounded[name].activation)
-            for name, scheme in super().schemes(config).items()
-        }
+        return with_rounded_inputs(super().schemes(config), config)
+
+    def obstacle(self, artifact: Artifact) -> str | None:
+        """Refuse layers so wide that 32 bits do not hold their sums, and what 4 bits refuse anyway."""
+        return super().obstacle(artifact) or too_wide(artifact.config)
 
 
 METHOD = Int4DynamicHead()
