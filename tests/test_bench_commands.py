@@ -474,6 +474,10 @@ def test_models_that_do_not_belong_together_are_one_line(
         command("jaxgpt-bench", "generate", "--artifact", fp32, "--tokens", 99), "--tokens 99"
     )
     assert_one_line_error(command("jaxgpt-bench", "generate"), "nothing to measure")
+    kinds = ("generate", "--artifact", fp32, "--kind", "fp32", "int8-dynamc")
+    assert_one_line_error(
+        command("jaxgpt-bench", *kinds), "--kind 'int8-dynamc' is none of the artifacts' kinds"
+    )
     assert_one_line_error(
         command("jaxgpt-bench", "generate", "--preset", "gtp2"), "'gtp2'", "did you mean gpt2"
     )

@@ -231,6 +231,8 @@ def test_rows_name_the_instruction_set_of_the_environment(
 
     monkeypatch.delenv("JAXGPT_ISA", raising=False)
     assert names() == ["jaxgpt-native int8-dynamic", "jaxgpt-native int8-dynamic, portable"]
+    alone = own_contestants(artifacts, None, True, 1, module=False)
+    assert [each.name for each in alone] == ["jaxgpt-native int8-dynamic"]
     monkeypatch.setenv("JAXGPT_ISA", "portable")
     assert names() == ["jaxgpt-native int8-dynamic, portable"]
     monkeypatch.setenv("JAXGPT_ISA", "mmx")

@@ -13,7 +13,7 @@ class SpeedOptions:
       run: run folder: its Flax model is measured too.
       preset: measure a model of this shape with random weights, in float32 and quantized in every way.
       kind: only artifacts of these kinds: fp32, int8-dynamic, ...; other programs want fp32 among them.
-      module: also the PyTorch module of each artifact.
+      native_only: leave out the PyTorch module of each artifact.
       tokens: to generate in each round.
       threads: CPU threads; 0 takes all cores that this process may use.
       rounds: in each of which everyone generates once.
@@ -35,7 +35,7 @@ class SpeedOptions:
     run: Path | None = None
     preset: str | None = None
     kind: tuple[str, ...] = ()
-    module: bool = True
+    native_only: bool = False
     tokens: int = 250
     threads: int = 0
     rounds: int = 3

@@ -63,7 +63,7 @@ def measure_speed(
     length = min(PROMPT_TOKENS, config.block_size - options.tokens + 1)
     prefill = min(options.prefill, config.block_size)
     line_up = own_contestants(
-        artifacts, options.run, options.uncached, threads, dict.fromkeys(options.isa), options.module
+        artifacts, options.run, options.uncached, threads, dict.fromkeys(options.isa), not options.native_only
     )
     left_out: dict[str, str] = {}
     if peers:
