@@ -55,7 +55,7 @@ def summary(results: Path) -> str:
 
 
 def picture(results: Path) -> str:
-    """Return the README's picture as SVG."""
+    """Return the picture of speeds as SVG."""
     return headline.picture(read_speed(results / "generate_gpt2.json"))
 
 
@@ -148,6 +148,7 @@ BLOCKS = (
     Block("docs/results.md", "xeon", speed_table("generate_gpt2.json")),
     Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
+    Block("docs/results.md", "floats", speed_table("generate_gpt2_zen4_floats.json")),
     Block("docs/reproduction.md", "reproduction", reproduction),
     Block("docs/samples.md", "samples", samples),
     Block("docs/samples.md", "answers", answers),

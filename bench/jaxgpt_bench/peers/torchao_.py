@@ -27,6 +27,7 @@ from jaxgpt_bench.peers.peer import (
 
 BITS = {"fp32": 32, "int8-dynamic": 8, "int8-weight-only": 8, "int4-weight-only": 4}
 GROUP = 64
+KERNEL_OUTPUTS = 16  # of the compiled kernel of 4 bits
 SPAN = 16  # the part of the cache that is read grows in steps: one of 1 would be compiled apart
 SETTING = "max_autotune"
 
@@ -124,6 +125,8 @@ class TorchaoSession:
     def __init__(self, folder: Path, precision: str, cache: Path | None, autotune: bool = False) -> None:
         if cache is not None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+            # In this process: a worker of the compiler's own that was gone once kept it waiting for ever.
+            os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         import torch
 
         self._torch = torch
@@ -170,6 +173,10 @@ class Torchao(Peer):
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Link the artifact; rounding and compiling are done when it is loaded."""
+        if self.compiled and BITS[precision] == 4 and artifact.config.vocab_size % KERNEL_OUTPUTS:
+            raise RuntimeError(
+                f"its 4 bits take outputs in {KERNEL_OUTPUTS}s, the head has {artifact.config.vocab_size}"
+            )
         folder = scratch / "model"
         folder.mkdir()
         for file in artifact.folder.resolve().iterdir():
