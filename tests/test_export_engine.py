@@ -351,6 +351,19 @@ def test_what_the_engine_cannot_do_is_one_clear_error(tmp_path: Path) -> None:
         NativeModel(unknown)
 
 
+@pytest.mark.parametrize("broken", ["int8-dynamic", "int8-static", "int4-dynamic-head", "fp32"])
+def test_a_stream_that_overflows_is_said_and_never_a_text(broken: str, tmp_path: Path) -> None:
+    """Integers hide infinity: the scale of such a row tells it on to the logits."""
+    artifact = writable(artifact_of(broken, WIDE, tmp_path / "a"))
+    layer = "h.0.mlp.c_fc.weight"
+    artifact.tensors[layer if broken == "fp32" else f"{layer}_scale"][:] = 3e38
+    for isa in instruction_sets():
+        session = NativeSession(NativeModel(artifact, 1, isa))
+        assert np.isnan(session.prefill([1, 2, 3])).all(), isa
+        with pytest.raises(UserError, match="NaN or infinity"):
+            session.greedy([4])
+
+
 def test_float_weights_run_without_pytorch_and_keep_a_float_cache(tmp_path: Path) -> None:
     """An error of the float16 cache would be a hundred times that of the sums."""
     artifact = artifact_of("fp32", CONFIG, tmp_path / "a")

@@ -146,6 +146,8 @@ def test_the_folder_holds_what_a_stranger_needs(command: Command, tied: Path, tm
         stem = each.name.rsplit(".", 1)
         name = each.name if len(stem) == 1 else f"{stem[0].rsplit('.', 1)[0]}.N.key, .value"
         assert f"| `{name}` | {told[name]} |" in card
+    refused = command("jaxgpt-export", "generate", "--artifact", out)
+    assert_one_line_error(refused, "is a model for ONNX Runtime; give the artifact")
 
 
 def test_large_weights_lie_beside_the_graph_in_aligned_places(

@@ -112,6 +112,8 @@ def read_artifact(folder: Path) -> Artifact:
     """
     if not folder.is_dir():
         raise UserError(f"artifact folder {folder} is missing; make one with: jaxgpt-export convert")
+    if (folder / "model.onnx").exists() and not (folder / "model.safetensors").exists():
+        raise UserError(f"{folder} is a model for ONNX Runtime; give the artifact that it was made of")
     path = folder / "config.json"
     said = read_hf_config(path, "artifact configuration")
     config, section = said.model, said.quantization

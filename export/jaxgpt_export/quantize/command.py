@@ -53,7 +53,7 @@ class QuantizeOptions:
         min-max, clipped or clipped-smoothed (int8-static), gptq or nearest (4 bits),
         nearest (int8-weight-only).
       high_precision_layers: so many of the layers that cost most stay in higher precision (8 bits instead
-        of 4, float32 else); int4-weight-only-head keeps others than the head.
+        of 4, float32 else); the methods with a head of 4 bits keep others than that.
       sensitivity: also measure what each layer costs when it alone is rounded.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
@@ -131,6 +131,8 @@ def _check(options: QuantizeOptions) -> None:
         raise UserError(f"--high-precision-layers ({options.high_precision_layers}) must be 0 or more")
     if not 0 <= options.max_loss < math.inf:
         raise UserError(f"--max-loss ({options.max_loss}) must be a finite number, 0 or more")
+    if options.high_precision_layers and options.data is None:
+        raise UserError("--high-precision-layers ranks layers on text: give --data, the data set of the run")
     if options.sensitivity and options.data is None:
         raise UserError("--sensitivity measures on text: give --data, the data set of the run")
 

@@ -137,8 +137,10 @@ void quantize(const float* x, const float* smooth, int n, float static_scale, in
     scale = scale > 1.17549435e-38f ? scale : 1.17549435e-38f;
   }
   Ints total = {}, residual_total = {};
+  Floats nothing = {};  // v - v is 0 where v is finite, else NaN
   for (int i = 0; i < width; i += kFloats) {
     const Floats v = smoothed(x, smooth, i, n);
+    nothing += v - v;
     Floats whole = rounded(vmax(vmin(v / scale, splat(4e6f)), splat(-4e6f)));
     whole = vmax(vmin(whole, splat(127.0f)), splat(-127.0f));
     total += store_bytes(q + i, whole);
@@ -148,7 +150,7 @@ void quantize(const float* x, const float* smooth, int n, float static_scale, in
       residual_total += store_bytes(residual + i, rounded(rest));
     }
   }
-  row->scale = scale;
+  row->scale = scale + sum_lanes(nothing);  // integers hide what is not finite, so the scale tells it
   row->start = -128 * sum_lanes(total);
   row->residual_start = -128 * sum_lanes(residual_total);
 }

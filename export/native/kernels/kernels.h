@@ -80,7 +80,7 @@ struct Kernels {
 
   void (*layer_norm)(const float* x, const float* gain, const float* bias, int n, float* y) = nullptr;
   // Quantizes a row (see model/arithmetic.py); q, and residual where it is not null, get zeros up to padded(n).
-  // static_scale: 0 where the row has its own.
+  // static_scale: 0 where the row has its own. The scale of a row that is not finite is NaN.
   void (*quantize)(const float* x, const float* smooth, int n, float static_scale, int8_t* q, int8_t* residual,
                    RowQuant* row) = nullptr;
   // sums[g] = 8 sum of 256 q + residual over each group; without a residual (null) 8 sum of q

@@ -145,6 +145,7 @@ bool Head::back_off(bool too_many) {
 
 // The most probable token of the one row that is quantized; -1 where too many outputs could be it.
 int Head::screened_argmax(InputRows& x) {
+  if (std::isnan(x.quants[0].scale)) throw_damaged();
   screen(x);
   const size_t best_tile = size_t(std::max_element(tile_max_.begin(), tile_max_.end()) - tile_max_.begin());
   const float* row = &upper_bound_[best_tile * kTile];
