@@ -35,7 +35,7 @@ from jaxgpt.shared.machine import leave_out_settings, missing_platform
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:
-    stderr.width = 120  # tables in a log keep their columns
+    stderr.width = 160  # tables in a log keep their columns
 
 # What a command may lack, and the extra of pyproject.toml that brings it.
 EXTRA_OF = {

@@ -28,6 +28,7 @@ operations single ones in the order written; no fused multiply-add, no reciproca
     embedding row   e[v, i] = float32(q_w[v, i]) * s_w[v], divided by smooth[i] where the head has one
 
     weight-only     the input stays float: y[t, o] = sum_i x[t, i] w[o, i] + bias[o], float32, in any order
+        16 bits     w[o, i] is float16, taken as float32; nothing is rounded further
         8 bits      w[o, i] = float32(q_w[o, i]) * s_w[o], rounded as above
         4 bits      w[o, i] = float32(q[o, i]) * s[o, i // G]: G input channels share a scale. q lies in
                     [-8, 7] and s is bfloat16 with a sign, so that a group's extreme of either sign can be -8

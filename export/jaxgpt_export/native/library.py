@@ -1,14 +1,14 @@
-"""The native engine: whole steps of a quantized artifact in C++, called through ctypes.
+"""The native engine: whole steps of an artifact, of integers or floats, in C++, called through ctypes.
 
     from jaxgpt_export.native.native_model import NativeModel
     from jaxgpt_export.native.native_session import NativeSession
     session = NativeSession(NativeModel(read_artifact(folder)))
 
 `export/native/` is its source, docs/engine.md says how it works. It computes what `model.arithmetic`
-defines, with two liberties: layers with a float input (weight-only) take it rounded twice, as a two-level
-input is, and the KV cache holds float16 unless told otherwise. Where no compiler built it, or the artifact
-has a layer that it does not know, `unsupported_reason` says so and the PyTorch module
-serves.
+defines, with two liberties: layers with rounded weights and a float input (weight-only) take it rounded
+twice, as a two-level input is, and the KV cache holds float16 unless told otherwise (float32 beside float32
+weights). Where no compiler built it, or the artifact has a layer that it does not know,
+`unsupported_reason` says so and the PyTorch module serves.
 
 The GIL is released during every call. Sessions of one model may be used from several threads; their steps
 take turns.
