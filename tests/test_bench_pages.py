@@ -11,6 +11,7 @@ from conftest import Command, assert_one_line_error
 from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 from jaxgpt_bench.pages import blocks, headline, quality_speed
 from jaxgpt_bench.pages.blocks import BLOCKS, PICTURE, PICTURES, QUALITY_PICTURE, RESULTS, Block
+from jaxgpt_bench.pages.headline import NAMES
 from jaxgpt_bench.reproduce.page.render import beginning, samples_block
 
 from jaxgpt.shared.errors import UserError
@@ -117,6 +118,25 @@ def test_the_claim_names_the_fastest_other_program_of_each_machine() -> None:
         assert f"{rates['jaxgpt-native int8-dynamic']:.0f}" in claim
         assert f" {best:.0f}" in claim
     assert "random weights" in claim
+
+
+def test_ratios_are_those_of_the_files_with_every_other_program_in_them() -> None:
+    """Computed here from the files alone: medians of the fastest 8 bits, prompts of the fastest 4 bits."""
+    tables = blocks.speed_ratios(ROOT / RESULTS)
+    for name in blocks.MACHINES.values():
+        rows = results(name)["rows"]
+        assert isinstance(rows, list)
+        rates = {f"{row['engine']} {row['precision']}": row["decode_tokens_per_s"]["median"] for row in rows}
+        ours, best = rates["jaxgpt-native int8-dynamic"], max(
+            rate for row, rate in rates.items() if row.startswith("onnxruntime int8")
+        )  # fmt: skip
+        assert re.search(rf"\| ONNX Runtime, 8 bits \|.* {ours / best:.2f} \(", tables)
+        for engine in {row["engine"] for row in rows if row["precision"].startswith("int8")}:
+            shown = f"| {NAMES[engine]}, 8 bits |" in tables
+            assert shown == (not engine.startswith("jaxgpt"))
+    assert [line.split(":")[0] for line in tables.splitlines() if "times as fast" in line] == [
+        "| generation", "| prompts", "| generation beside two busy processes",
+    ]  # fmt: skip
 
 
 def test_a_program_that_was_not_measured_is_a_user_s_error() -> None:

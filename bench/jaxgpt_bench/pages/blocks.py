@@ -10,7 +10,7 @@ from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 from jaxgpt_bench.common.tables import BUSY, CEILING, ENGINE, PREFILL, RATE, table
 from jaxgpt_bench.evaluate.page import answers_block
 from jaxgpt_bench.evaluate.rows import EvaluateFigures
-from jaxgpt_bench.pages import headline, quality_speed
+from jaxgpt_bench.pages import headline, quality_speed, ratios
 from jaxgpt_bench.prepare import command as prepare
 from jaxgpt_bench.quality import measure
 from jaxgpt_bench.report import page
@@ -24,6 +24,7 @@ RESULTS = "bench/results"
 PICTURE = "docs/images/speed.svg"
 SERVING_PICTURE = "docs/images/serving.svg"
 QUALITY_PICTURE = "docs/images/quality_speed.svg"
+MACHINES = {"Intel Xeon": "generate_gpt2.json", "AMD Zen 4": "generate_gpt2_zen4.json"}
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 
@@ -96,6 +97,11 @@ def speed_table(name: str) -> Callable[[Path], str]:
     return content
 
 
+def speed_ratios(results: Path) -> str:
+    """Return how many times as fast as other programs the engine is, on every processor."""
+    return ratios.markdown_block({cpu: read_speed(results / name) for cpu, name in MACHINES.items()})
+
+
 def preparation(results: Path) -> str:
     """Return how fast text becomes tokens, and in how much memory."""
     return prepare.markdown_block(
@@ -145,6 +151,7 @@ BLOCKS = (
     Block("README.md", "claim", claim),
     Block("README.md", "summary", summary),
     Block("docs/results.md", "table", demo),
+    Block("docs/results.md", "ratios", speed_ratios),
     Block("docs/results.md", "xeon", speed_table("generate_gpt2.json")),
     Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
