@@ -1,18 +1,15 @@
-"""The native engine against the PyTorch module, against itself, and as it is used."""
+"""The native engine against the PyTorch module, and against itself."""
 
 import ctypes
 import dataclasses
-import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import jaxgpt_export.native.library
 import numpy as np
 import pytest
 import torch
-from conftest import Command, assert_one_line_error
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
 from jaxgpt_export.format.scheme import FLOAT32, LayerScheme, Quantization, has_factors
@@ -20,7 +17,6 @@ from jaxgpt_export.format.tensors import to_hf_layout
 from jaxgpt_export.generation.open_session import open_session
 from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.model.build import as_arrays, build_model
-from jaxgpt_export.native.bandwidth import read_bandwidth
 from jaxgpt_export.native.library import call_engine, instruction_sets
 from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
 from jaxgpt_export.native.native_session import NativeSession
@@ -34,7 +30,6 @@ from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.architecture import linear_layers
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.machine import cpu_quota, usable_cores
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
 
@@ -381,93 +376,3 @@ print(engine.startswith("jaxgpt-native ("), "torch" in sys.modules, *session.pre
         expected = build_model(artifact)(torch.tensor([text_of(CONFIG, 9)]))[0, -1].numpy()
     assert (native, torch_there, result.stderr) == ("True", "False", "")
     assert np.abs(np.float32(logits) - expected).max() <= FLOAT_SUMS * np.abs(expected).max()
-
-
-def test_the_variable_chooses_the_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAXGPT_ISA", "portable")
-    assert NativeModel(artifact_of("int8-static", CONFIG, tmp_path / "a"), 1).isa == "portable"
-
-
-def test_cores_follow_the_control_group(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert cpu_quota(tmp_path) == 1.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert cpu_quota(tmp_path) == float("inf")
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("200000")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert cpu_quota(tmp_path) == 2.0
-    assert usable_cores() >= 1
-
-
-def test_bandwidth_is_that_of_a_machine() -> None:
-    assert 0.5 < read_bandwidth(10_000_000, 1) < 10_000
-
-
-def test_generate_takes_the_engine_and_says_which(command: Command, int8_dynamic: Path) -> None:
-    arguments = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 8, "--temperature", 0, "--json")
-    code, out, _ = command("jaxgpt-export", *arguments)
-    native = json.loads(out)
-    assert code == 0
-    assert native["engine"].startswith("jaxgpt-native (")
-    code, out, _ = command("jaxgpt-export", *arguments, "--engine", "torch")
-    assert json.loads(out)["engine"] == "jaxgpt-torch"
-    assert json.loads(out)["tokens"] == native["tokens"]
-
-
-def test_without_a_build_the_module_runs_and_says_so(
-    command: Command, int8_dynamic: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("JAXGPT_ENGINE", str(tmp_path / "none.so"))
-    jaxgpt_export.native.library.engine_library.cache_clear()
-    try:
-        arguments = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 2)
-        code, _, err = command("jaxgpt-export", *arguments)
-        assert code == 0
-        assert "the PyTorch module runs, which is slower" in err
-        assert "no C++ compiler" in err
-        result = command("jaxgpt-export", *arguments, "--engine", "native")
-        assert_one_line_error(result, "native engine cannot run it", "no C++ compiler")
-    finally:
-        monkeypatch.undo()
-        jaxgpt_export.native.library.engine_library.cache_clear()
-
-
-def test_prompts_of_a_file_come_back_in_order(command: Command, int8_dynamic: Path, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    wanted = [
-        {"prompt": "Write a function", "seed": 5},
-        {"prompt": "", "max_new_tokens": 3},
-        {"prompt": "def"},
-    ]
-    prompts.write_text("".join(json.dumps(line) + "\n" for line in wanted) + "\n")
-    common = ("generate", "--artifact", int8_dynamic, "--max-new-tokens", 12)
-    code, out, _ = command("jaxgpt-export", *common, "--prompts", prompts, "--batch", 2)
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert code == 0
-    assert [line["prompt"] for line in lines] == [line["prompt"] for line in wanted]
-    assert len(lines[1]["tokens"]) <= 3
-    alone = command("jaxgpt-export", *common, "--prompt", "Write a function", "--seed", 5, "--json")
-    assert json.loads(alone[1])["tokens"] == lines[0]["tokens"]
-    prompts.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
-    result = command("jaxgpt-export", *common, "--prompts", prompts)
-    assert_one_line_error(result, "line 2 has prompt 3", "prompt (str)")
-    prompts.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "word " * 500}) + "\n")
-    result = command("jaxgpt-export", *common, "--prompts", prompts)
-    assert_one_line_error(result, "prompt 2 of 2: the prompt has", "shorten the prompt")
-    assert result[1] == ""
-
-
-def test_an_altered_file_is_refused_before_anything_runs(
-    command: Command, int8_dynamic: Path, tmp_path: Path
-) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in int8_dynamic.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    content = bytearray((copy / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (copy / "model.safetensors").write_bytes(content)
-    result = command("jaxgpt-export", "generate", "--artifact", copy, "--max-new-tokens", 2)
-    assert_one_line_error(result, "model.safetensors changed since certificate.json was written")
