@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
-from jaxgpt.data.requests.functions import MAX_PROGRAM_CHARACTERS, PLAIN_REQUESTS, requests_of_tree
+from jaxgpt.data.requests.functions import (
+    MAX_OTHER_CHARACTERS,
+    MAX_PROGRAM_CHARACTERS,
+    PLAIN_REQUESTS,
+    requests_of_tree,
+)
 from jaxgpt.data.requests.wording import (
     normalized_request,
     request_of_name,
@@ -96,6 +101,15 @@ def test_what_is_long_or_repeats_itself_is_no_program() -> None:
     long = "".join(f"    some_name_{i} = number ** {i}\n" for i in range(MAX_PROGRAM_CHARACTERS // 20))
     for body in (line.format(1) * 9, long):
         assert not programs(f'def add_number(number):\n    """Add one to a number."""\n{body}    return x\n')
+
+
+def test_a_program_that_needs_other_packages_is_shorter() -> None:
+    body = "".join(f"    part_{i} = numbers[{i}] ** {i}\n" for i in range(MAX_OTHER_CHARACTERS // 25))
+    source = 'def add_numbers(numbers):\n    """Add the numbers of a list."""\n{}    return {}\n'
+    assert MAX_OTHER_CHARACTERS < len(body) < MAX_PROGRAM_CHARACTERS - 60
+    assert programs(source.format(body, "sum(numbers)"))
+    assert not programs(source.format(body, "np.sum(numbers)"))
+    assert programs(source.format("", "np.sum(numbers)"))
 
 
 @pytest.mark.parametrize(

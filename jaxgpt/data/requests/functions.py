@@ -23,6 +23,8 @@ from jaxgpt.data.requests.wording import Task, request_of_name, tasks_of_sentenc
 
 # A small model that draws one bad token in a hundred and fifty ends few longer programs well.
 MAX_PROGRAM_CHARACTERS = 300
+# Of a function that needs more than Python: it teaches how names follow from requests, and little else.
+MAX_OTHER_CHARACTERS = 160
 # A program in which four words in a row stand more often teaches repetition.
 REPEATED_WORDS, MOST_REPEATS = 4, 3
 # Requests of a function that needs Python and its standard library alone, and of another.
@@ -157,7 +159,8 @@ def _program(
         code = "\n".join([*used, *([""] if used else []), ast.unparse(tree)])
     except (ValueError, RecursionError):
         return None
-    if len(code) > MAX_PROGRAM_CHARACTERS or not code.isascii() or "```" in code or _repeats(code):
+    longest = MAX_PROGRAM_CHARACTERS if is_plain else MAX_OTHER_CHARACTERS
+    if len(code) > longest or not code.isascii() or "```" in code or _repeats(code):
         return None
     return (code, is_plain) if parse_source(code) is not None else None
 
