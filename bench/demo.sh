@@ -20,6 +20,6 @@ done
 models=("$out/fp32" "$out/int8-dynamic" "$out/int8-static")
 jaxgpt-bench quality --run "$out/run" --artifact "${models[@]}" --data "$out/data" --out "$out/quality.json"
 jaxgpt-bench generate --run "$out/run" --artifact "${models[@]}" --tokens 250 --threads 1 --uncached --out "$out/speed.json"
-jaxgpt-bench generate --preset gpt2 --tokens 100 --rounds 3 --out "$out/speed-gpt2.json"
+jaxgpt-bench generate --preset gpt2 --kind fp32 int8-dynamic int4-dynamic --tokens 100 --rounds 3 --out "$out/speed-gpt2.json"
 jaxgpt-bench report --run "$out/run" --fp32 "$out/fp32" --quality "$out/quality.json" \
   --speed "$out/speed.json" "$out/speed-gpt2.json" --out "$out"
