@@ -13,6 +13,8 @@ from jaxgpt_bench.common.workers import serve
 def prepare(order):
     if "fail" in order:
         raise ValueError("two\\nlines")
+    if "refuse" in order:
+        return lambda question: {"error": f"not {question['number']}"}
     return lambda question: {"pid": os.getpid(), "group": os.getpgid(0), "got": question["number"]}
 serve(prepare)
 """
@@ -63,3 +65,12 @@ def test_a_worker_that_fails_says_why_in_one_line(
     with pytest.raises(RuntimeError, match=r"^a worker stopped with code 1: ValueError: two lines$"):
         Worker("a worker", "answers", {"fail": True}, environment)
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_an_answer_may_be_an_error_and_the_worker_goes_on(environment: dict[str, str]) -> None:
+    """A program that takes no four bits is asked for its eight afterwards."""
+    worker = Worker("a worker", "answers", {"refuse": True}, environment)
+    try:
+        assert [worker.ask({"number": number})["error"] for number in (4, 8)] == ["not 4", "not 8"]
+    finally:
+        worker.close()

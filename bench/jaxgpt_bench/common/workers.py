@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_ERROR = 300  # characters of an error that are handed on
+STOPPED = "stopped"  # the key of a last answer; others may hold an error of their own
 
 
 class Worker:
@@ -59,10 +60,10 @@ class Worker:
             self._process.wait()
             raise RuntimeError(f"{self.name} stopped with code {self._process.returncode}")
         answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
+        if STOPPED in answer:
             self._process.wait()
             code = self._process.returncode
-            raise RuntimeError(f"{self.name} stopped with code {code}: {answer['error']}")
+            raise RuntimeError(f"{self.name} stopped with code {code}: {answer[STOPPED]}")
         return answer
 
     def close(self) -> None:
@@ -90,7 +91,7 @@ def serve(prepare: Callable[[dict[str, Any]], Callable[[dict[str, Any]], dict[st
         for line in sys.stdin:
             send({**answer(json.loads(line)), "peak_rss_bytes": peak_rss_bytes()})
     except Exception as error:
-        send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_ERROR]}"})
+        send({STOPPED: f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_ERROR]}"})
         raise
 
 
