@@ -78,7 +78,9 @@ void jaxgpt_session::fused_qkv_attention(int layer, int rows) {
         for (const Run& run : runs_)
           for (int h = head; h < head + heads; h++) store_kv(layer, run, h);
       for (int h = head; h < head + heads; h++) prefetch_cache(layer, runs_[0], h, t, tiles);
-      store_tile(multiply_tile(*model.kernels, matrix, piece * tiles + t, input_, rows), matrix, piece * tiles + t, rows, width);
+      const int tile = piece * tiles + t;
+      prefetch_target(wide_.as<float>() + matrix.first_output(tile));
+      store_tile(multiply_tile(*model.kernels, matrix, tile, input_, rows), matrix, tile, rows, width);
     }
     for (size_t r = 0; r < runs_.size(); r++)
       for (int h = head; h < head + heads; h++)

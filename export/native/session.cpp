@@ -127,6 +127,7 @@ void jaxgpt_session::run_layer(int index, int rows, bool fused) {
   const Layer& layer = model.layers[size_t(index)];
   const Matrix &c_attn = layer.matrices[JAXGPT_C_ATTN], &attn_c_proj = layer.matrices[JAXGPT_ATTN_C_PROJ];
   const Matrix &c_fc = layer.matrices[JAXGPT_C_FC], &mlp_c_proj = layer.matrices[JAXGPT_MLP_C_PROJ];
+  const auto of_stream = [&](int tile) { return stream + tile * kTile; };
   const auto add_to_stream = [&](int tile, const float* y) {
     for (int m = 0; m < rows; m++) k.add(y + m * kTile, kTile, stream + size_t(m) * size_t(C) + tile * kTile);
   };
@@ -135,25 +136,28 @@ void jaxgpt_session::run_layer(int index, int rows, bool fused) {
   if (fused) {
     fused_qkv_attention(index, rows);
   } else {
-    multiply(model, c_attn, input_, rows,
-             [&](int tile, const float* y) { store_tile(y, c_attn, tile, rows, qkv_width); });
+    multiply(
+        model, c_attn, input_, rows, [&](int tile) { return wide_.as<float>() + c_attn.first_output(tile); },
+        [&](int tile, const float* y) { store_tile(y, c_attn, tile, rows, qkv_width); });
     attend(index);
   }
   input_.take(model, attn_c_proj, mixed_.as<float>(), C, rows, nullptr);
   model.prefetch_tiles(c_fc);
-  multiply(model, attn_c_proj, input_, rows, add_to_stream);
+  multiply(model, attn_c_proj, input_, rows, of_stream, add_to_stream);
   input_.take(model, c_fc, stream, C, rows, &layer.norms[1]);
   model.prefetch_tiles(mlp_c_proj);
-  multiply(model, c_fc, input_, rows, [&](int tile, float* y) {
-    k.gelu(y, rows * kTile);
-    store_tile(y, c_fc, tile, rows, hidden_width);
-  });
+  multiply(
+      model, c_fc, input_, rows, [&](int tile) { return wide_.as<float>() + c_fc.first_output(tile); },
+      [&](int tile, float* y) {
+        k.gelu(y, rows * kTile);
+        store_tile(y, c_fc, tile, rows, hidden_width);
+      });
   input_.take(model, mlp_c_proj, wide_.as<float>(), hidden_width, rows, nullptr);
   if (index + 1 < model.shape.n_layer)
     model.prefetch_qkv(index + 1);
   else
     model.prefetch_tiles(model.head);
-  multiply(model, mlp_c_proj, input_, rows, add_to_stream);
+  multiply(model, mlp_c_proj, input_, rows, of_stream, add_to_stream);
 }
 
 // Takes up to kChunk rows through all layers; stream_ has the result.

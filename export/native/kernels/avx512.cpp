@@ -4,6 +4,7 @@
 
 #if defined(__x86_64__)
 
+#include <cpuid.h>
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -55,6 +56,16 @@ constexpr int kAccumulators = 16, kSumVectors = 4;
 #include "kernels/float_weights.inl"
 #include "kernels/attention.inl"
 
+bool is_zen5() {
+  unsigned a = 0, b, c, d;
+  __builtin_cpu_init();
+  if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
+  return (a >> 8 & 15) + (a >> 20 & 255) == 0x1a;  // its family
+}
+
+// A Zen 5 reads 4 bits a quarter faster where a line goes on into the first cache soon after the second has it.
+const Prefetch ahead = {kUsualPrefetch.far, is_zen5() ? 7680 : kUsualPrefetch.near};
+
 inline __m512i four_inputs(const int8_t* x) {
   int32_t four;
   memcpy(&four, x, 4);
@@ -66,7 +77,7 @@ struct Bytes {
   static constexpr int kInputs = 4;
   const uint8_t* tile;
 
-  INLINED void prefetch() const { prefetch_weights<kSliceBytes>(tile); }
+  INLINED void prefetch() const { prefetch_weights<kSliceBytes>(tile, ahead); }
   __m512i of(int, int v) const { return _mm512_loadu_si512(tile + v * 64); }
   void skip(int inputs) { tile += inputs / kInputs * kSliceBytes; }
 };
@@ -77,8 +88,8 @@ struct NibblePlanes {
   const uint8_t *hi, *lo;
 
   INLINED void prefetch() const {
-    prefetch_weights<kSliceBytes, 2>(hi);
-    prefetch_weights<kSliceBytes, 2>(lo);
+    prefetch_weights<kSliceBytes, 2>(hi, ahead);
+    prefetch_weights<kSliceBytes, 2>(lo, ahead);
   }
   __m512i of(int four, int v) const {
     constexpr int kFirstWhereMask = 0xca;  // mask ? a : b
@@ -180,7 +191,7 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
       UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_setzero_si512();
     const int end = k + group < inputs ? k + group : inputs;
     for (; k < end; k += 8, tile += kSliceBytes) {
-      prefetch_weights<kSliceBytes>(tile);
+      prefetch_weights<kSliceBytes>(tile, ahead);
       UNROLLED for (int v = 0; v < 4; v++) {
         const __m512i both = _mm512_loadu_si512(tile + v * 64);
         const __m512i first = _mm512_and_si512(both, low);
@@ -232,7 +243,7 @@ void dot4_factors_block(const uint8_t* part, const int8_t* factor, int inputs, i
     }
     const int end = k + group < inputs ? k + group : inputs;
     for (; k < end; k += 8, part += kSliceBytes) {
-      if (prefetch) prefetch_weights<kSliceBytes>(part);
+      if (prefetch) prefetch_weights<kSliceBytes>(part, ahead);
       UNROLLED for (int v = 0; v < V; v++) {
         const __m512i both = _mm512_loadu_si512(part + v * 64);
         const __m512i first = _mm512_and_si512(both, low);
@@ -291,7 +302,7 @@ void dot4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int gro
 uint64_t read_all(const uint8_t* bytes, size_t n) {
   __m512i seen[4] = {};
   for (size_t i = 0; i < n; i += kSliceBytes) {
-    prefetch_weights<kSliceBytes>(bytes + i);
+    prefetch_weights<kSliceBytes>(bytes + i, ahead);
     for (int v = 0; v < 4; v++) seen[v] = _mm512_xor_si512(seen[v], _mm512_loadu_si512(bytes + i + v * 64));
   }
   uint64_t lanes[8];
@@ -307,6 +318,7 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
 const Kernels* avx512_kernels() {
   static const Kernels kernels = [] {
     Kernels k = float_kernels("avx512-vnni");
+    k.prefetch = ahead;
     k.dot8 = dot8;
     k.gemm = gemm;
     k.gemm_min_rows = has_matrix_unit() ? kGemmMinRows : 0;

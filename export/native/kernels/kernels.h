@@ -10,14 +10,19 @@
 // Inlined at once: GCC takes a function that only prefetches for one that does nothing, and drops calls of it.
 #define INLINED inline __attribute__((always_inline))
 
-// Prefetches weights, kFar bytes ahead into the second cache, kNear into the first; docs/engine.md has the speeds of
-// other distances. Streams that are read side by side share the distance.
-constexpr int kFar = 8192, kNear = 2048;
+// How many bytes ahead weights are prefetched: into the second cache, and into the first. docs/engine.md has the speeds
+// of other distances.
+struct Prefetch {
+  ptrdiff_t far, near;
+};
+constexpr Prefetch kUsualPrefetch = {8192, 2048};
+
+// Prefetches what lies ahead of p; streams that are read side by side share the distance.
 template <int Bytes, int Streams = 1>
-INLINED void prefetch_weights(const uint8_t* p) {
+INLINED void prefetch_weights(const uint8_t* p, Prefetch ahead = kUsualPrefetch) {
   for (int line = 0; line < Bytes; line += 64) {
-    __builtin_prefetch(p + kFar / Streams + line, 0, 2);
-    __builtin_prefetch(p + kNear / Streams + line, 0, 3);
+    __builtin_prefetch(p + ahead.far / Streams + line, 0, 2);
+    __builtin_prefetch(p + ahead.near / Streams + line, 0, 3);
   }
 }
 
@@ -40,6 +45,7 @@ struct HeadCache {
 
 struct Kernels {
   const char* name = nullptr;
+  Prefetch prefetch = kUsualPrefetch;  // of integer weights
 
   // ---- products; `x` has rows of integers, `stride` apart
 

@@ -177,15 +177,17 @@ void Head::predict(InputRows& x, int rows, float* logits, int32_t* best) {
   if (!logits) logits_.resize(size_t(rows) * stride);
   if (best) lane_max_.resize(size_t(rows) * lanes);
   float* all = logits ? logits : logits_.data();
-  multiply(model_, head, x, rows, [&](int tile, float* y) {
-    const int real = std::min(kTile, V - tile * kTile);
-    for (int m = 0; m < rows; m++, y += kTile) {
-      memcpy(all + size_t(m) * stride + tile * kTile, y, size_t(real) * sizeof(float));
-      if (!best) continue;
-      std::fill(y + real, y + kTile, -FLT_MAX);
-      k.fold_max(y, &lane_max_[size_t(m) * lanes + size_t(tile) * kColumn]);
-    }
-  });
+  multiply(
+      model_, head, x, rows, [&](int tile) { return all + tile * kTile; },
+      [&](int tile, float* y) {
+        const int real = std::min(kTile, V - tile * kTile);
+        for (int m = 0; m < rows; m++, y += kTile) {
+          memcpy(all + size_t(m) * stride + tile * kTile, y, size_t(real) * sizeof(float));
+          if (!best) continue;
+          std::fill(y + real, y + kTile, -FLT_MAX);
+          k.fold_max(y, &lane_max_[size_t(m) * lanes + size_t(tile) * kColumn]);
+        }
+      });
   for (int m = 0; best && m < rows; m++) {
     const int lane = k.argmax(&lane_max_[size_t(m) * lanes], int(lanes));
     if (lane < 0) throw_damaged();

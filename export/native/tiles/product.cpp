@@ -54,6 +54,26 @@ const uint8_t* merged_planes(const Kernels& kernels, const Matrix& matrix, int t
   return whole.data();
 }
 
+namespace {
+
+// The kernels prefetch what lies ahead of the weights they read; this does it for what lies between the weights of two
+// tiles.
+void prefetch_ahead_of_gaps(const Kernels& k, const Matrix& matrix, int tile) {
+  const Prefetch ahead = matrix.is_float() ? kUsualPrefetch : k.prefetch;
+  const int streams = matrix.nibble_planes ? 2 : 1;
+  const auto prefetch = [&](const uint8_t* gap, const uint8_t* end) {
+    for (; gap < end; gap += 64) {
+      __builtin_prefetch(gap + ahead.far / streams, 0, 2);
+      __builtin_prefetch(gap + ahead.near / streams, 0, 3);
+    }
+  };
+  const uint8_t* weights = matrix.weights(tile);
+  prefetch(matrix.tile(tile), weights);
+  prefetch(weights + matrix.weight_bytes(), matrix.tile(tile) + matrix.tile_bytes());
+}
+
+}  // namespace
+
 float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const InputRows& rows_of_x, int rows) {
   alignas(64) static thread_local int32_t sums[2 * kChunk * kTile];
   alignas(64) static thread_local float y[kChunk * kTile];
@@ -61,6 +81,7 @@ float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const Inp
   const int8_t* x = rows_of_x.integers.as<int8_t>();
   const RowQuant* quants = rows_of_x.quants.data();
   const int32_t* starts = rows_of_x.starts.data();
+  prefetch_ahead_of_gaps(k, matrix, tile);
   if (matrix.is_float()) {
     const float* in = rows_of_x.floats;
     if (matrix.bits == 32)

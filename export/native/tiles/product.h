@@ -31,9 +31,17 @@ float* multiply_tile(const Kernels& kernels, const Matrix& matrix, int tile, con
 // The bytes of `outputs` outputs of a tile in nibble planes, from `first` on; they stay until this thread merges others.
 const uint8_t* merged_planes(const Kernels& kernels, const Matrix& matrix, int tile, int first, int outputs);
 
-// Calls finish(tile, y) with y (rows, 64) for every tile, on all threads.
-template <typename Finish>
-void multiply(jaxgpt_model& model, const Matrix& matrix, const InputRows& x, int rows, const Finish& finish) {
-  model.pool.run(matrix.tiles(),
-                 [&](int tile) { finish(tile, multiply_tile(*model.kernels, matrix, tile, x, rows)); });
+// Fetches the 64 floats that a tile's first row is written to or added to: another thread may hold them.
+inline void prefetch_target(const float* target) {
+  for (int o = 0; o < kTile; o += 64 / int(sizeof(float))) __builtin_prefetch(target + o, 1, 3);
+}
+
+// Calls finish(tile, y) with y (rows, 64) for every tile, on all threads; target(tile) is where it puts the first row.
+template <typename Target, typename Finish>
+void multiply(jaxgpt_model& model, const Matrix& matrix, const InputRows& x, int rows, const Target& target,
+              const Finish& finish) {
+  model.pool.run(matrix.tiles(), [&](int tile) {
+    prefetch_target(target(tile));
+    finish(tile, multiply_tile(*model.kernels, matrix, tile, x, rows));
+  });
 }
