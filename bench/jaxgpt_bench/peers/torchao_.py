@@ -134,8 +134,11 @@ class TorchaoSession:
         self.block_size = int(self._model.wpe.num_embeddings)
         self._run = self._model
         if cache is not None:
-            options: dict[str, Any] = {"freezing": True, "max_autotune": autotune}
-            self._run = torch.compile(self._model, dynamic=False, options=options)
+            import torch._inductor.config
+
+            # Not as an option of torch.compile: weights would stay arguments, their sums computed in each step.
+            torch._inductor.config.freezing = True
+            self._run = torch.compile(self._model, dynamic=False, options={"max_autotune": autotune})
         self._length = 0
 
     def prefill(self, tokens: Sequence[int]) -> Any:
