@@ -24,7 +24,11 @@ RESULTS = "bench/results"
 PICTURE = "docs/images/speed.svg"
 SERVING_PICTURE = "docs/images/serving.svg"
 QUALITY_PICTURE = "docs/images/quality_speed.svg"
-MACHINES = {"Intel Xeon": "generate_gpt2.json", "AMD Zen 4": "generate_gpt2_zen4.json"}
+MACHINES = {
+    "Intel Xeon": "generate_gpt2.json",
+    "AMD Zen 4": "generate_gpt2_zen4.json",
+    "AMD Zen 5": "generate_gpt2_zen5.json",
+}
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 
@@ -45,8 +49,8 @@ class Block:
 
 def claim(results: Path) -> str:
     """Return the README's first figures, in words."""
-    first, second = (read_speed(results / name) for name in ("generate_gpt2.json", "generate_gpt2_zen4.json"))
-    return headline.claim(first, second)
+    first, *others = (read_speed(results / name) for name in MACHINES.values())
+    return headline.claim(first, *others)
 
 
 def summary(results: Path) -> str:
@@ -126,7 +130,7 @@ def quality_picture(results: Path) -> str:
 
 
 def _quality_and_speed(results: Path) -> tuple[QualityFigures, SpeedFigures]:
-    return read_quality(results / "quality_peers.json"), read_speed(results / "generate_gpt2.json")
+    return read_quality(results / "quality_peers.json"), read_speed(results / "generate_gpt2_zen5.json")
 
 
 def reproduction(results: Path) -> str:
@@ -154,8 +158,8 @@ BLOCKS = (
     Block("docs/results.md", "ratios", speed_ratios),
     Block("docs/results.md", "xeon", speed_table("generate_gpt2.json")),
     Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
+    Block("docs/results.md", "zen5", speed_table("generate_gpt2_zen5.json")),
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
-    Block("docs/results.md", "floats", speed_table("generate_gpt2_zen4_floats.json")),
     Block("docs/reproduction.md", "reproduction", reproduction),
     Block("docs/samples.md", "samples", samples),
     Block("docs/samples.md", "answers", answers),

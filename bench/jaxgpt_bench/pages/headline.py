@@ -18,6 +18,7 @@ NAMES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "ctranslate2": "CTranslate2",
+    "torchao": "torchao",
     QUANTIZE_DYNAMIC: "PyTorch quantize_dynamic",
     LLAMA_CPP: "llama.cpp",
 }
@@ -68,30 +69,31 @@ def _best_other(figures: SpeedFigures) -> SpeedRow:
     return next(row for row in int8_rows(figures) if row.engine not in own_engines())
 
 
-def claim(figures: SpeedFigures, second: SpeedFigures) -> str:
+def claim(figures: SpeedFigures, *others: SpeedFigures) -> str:
     """Return the README's claim about speed.
 
     Args:
       figures: the first machine's, GPT-2's shape.
-      second: the same on another machine.
+      others: the same on other machines.
     """
-    rows, best, best_there = int8_rows(figures), _best_other(figures), _best_other(second)
-    ours, torch, there = (
-        _rate(_of(engine, found))
-        for engine, found in (
-            (NATIVE.engine, rows), (QUANTIZE_DYNAMIC, rows), (NATIVE.engine, int8_rows(second)),
-        )
-    )  # fmt: skip
+    rows, best = int8_rows(figures), _best_other(figures)
+    ours, torch = (_rate(_of(engine, rows)) for engine in (NATIVE.engine, QUANTIZE_DYNAMIC))
+    elsewhere = [_against_best(there) for there in others]
     sizes = [row.file_mb for row in (_of(NATIVE.engine, rows), _of(TRANSFORMERS, float32_rows(figures)))]
     sentences = (
         f"A GPT-2 of 124M parameters (random weights) writes **{rate_text(ours)} tokens/s** on "
         f"{figures.settings.threads} CPU cores.",
         f"{NAMES[best.engine]} writes {rate_text(_rate(best))}, PyTorch's own INT8 {rate_text(torch)}.",
-        f"On a second machine it is {rate_text(there)} against {rate_text(_rate(best_there))} of "
-        f"{NAMES[best_there.engine]}.",
+        f"On other machines it is {', and '.join(elsewhere)}.",
         f"The INT8 file is {sizes[0]:.0f} MB, the float32 one {sizes[1]:.0f} MB.",
     )
     return " ".join(sentences)
+
+
+def _against_best(figures: SpeedFigures) -> str:
+    best = _best_other(figures)
+    ours = _rate(_of(NATIVE.engine, int8_rows(figures)))
+    return f"{rate_text(ours)} against {rate_text(_rate(best))} of {NAMES[best.engine]}"
 
 
 def summary(figures: SpeedFigures, quality: QualityFigures) -> str:

@@ -136,7 +136,7 @@ class TorchaoSession:
         if cache is not None:
             import torch._inductor.config
 
-            # Not as an option of torch.compile: weights would stay arguments, their sums computed in each step.
+            # As an option of torch.compile it comes too late: weights stay arguments, summed up in each step.
             torch._inductor.config.freezing = True
             self._run = torch.compile(self._model, dynamic=False, options={"max_autotune": autotune})
         self._length = 0
