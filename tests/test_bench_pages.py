@@ -134,6 +134,15 @@ def test_ratios_are_those_of_the_files_with_every_other_program_in_them() -> Non
         for engine in {row["engine"] for row in rows if row["precision"].startswith("int8")}:
             shown = f"| {NAMES[engine]}, 8 bits |" in tables
             assert shown == (not engine.startswith("jaxgpt"))
+    busy = tables[tables.index("beside two busy") :]
+    for name in blocks.BUSY_MACHINES.values():
+        rates = {
+            row.name: row.busy_tokens_per_s.median
+            for row in SpeedFigures.from_json(results(name)).rows
+            if row.busy_tokens_per_s is not None
+        }
+        best = max(rate for row, rate in rates.items() if row.startswith("onnxruntime int8"))
+        assert f" {rates['jaxgpt-native int8-dynamic'] / best:.2f} |" in busy
     assert [line.split(":")[0] for line in tables.splitlines() if "times as fast" in line] == [
         "| generation", "| prompts", "| generation beside two busy processes",
     ]  # fmt: skip

@@ -29,6 +29,7 @@ MACHINES = {
     "AMD Zen 4": "generate_gpt2_zen4.json",
     "AMD Zen 5": "generate_gpt2_zen5.json",
 }
+BUSY_MACHINES = {**MACHINES, "AMD Zen 5": "generate_gpt2_zen5_busy.json"}
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 
@@ -103,7 +104,11 @@ def speed_table(name: str) -> Callable[[Path], str]:
 
 def speed_ratios(results: Path) -> str:
     """Return how many times as fast as other programs the engine is, on every processor."""
-    return ratios.markdown_block({cpu: read_speed(results / name) for cpu, name in MACHINES.items()})
+    free, busy = (
+        {cpu: read_speed(results / name) for cpu, name in files.items()}
+        for files in (MACHINES, BUSY_MACHINES)
+    )
+    return ratios.markdown_block(free, busy)
 
 
 def preparation(results: Path) -> str:
@@ -159,6 +164,7 @@ BLOCKS = (
     Block("docs/results.md", "xeon", speed_table("generate_gpt2.json")),
     Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
     Block("docs/results.md", "zen5", speed_table("generate_gpt2_zen5.json")),
+    Block("docs/results.md", "zen5-busy", speed_table("generate_gpt2_zen5_busy.json")),
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
     Block("docs/reproduction.md", "reproduction", reproduction),
     Block("docs/samples.md", "samples", samples),

@@ -47,22 +47,19 @@ def beside_others(row: SpeedRow) -> float | None:
     return None if row.busy_tokens_per_s is None else row.busy_tokens_per_s.median
 
 
-QUANTITIES: tuple[tuple[str, Callable[[SpeedRow], float | None]], ...] = (
-    ("generation", generation), ("prompts", prompts), ("generation beside two busy processes", beside_others),
-)  # fmt: skip
-
-
-def markdown_block(machines: Mapping[str, SpeedFigures]) -> str:
+def markdown_block(machines: Mapping[str, SpeedFigures], busy: Mapping[str, SpeedFigures]) -> str:
     """Return a table for generation, prompts, and generation beside busy processes.
 
     Args:
       machines: figures of GPT-2's shape, by the processor's name.
+      busy: those measured beside busy processes.
     """
-    return "\n\n".join(
-        ratio_table(title, quantity, machines).markdown()
-        for title, quantity in QUANTITIES
-        if any(quantity(row) for figures in machines.values() for row in figures.rows)
+    tables = (
+        ratio_table("generation", generation, machines),
+        ratio_table("prompts", prompts, machines),
+        ratio_table("generation beside two busy processes", beside_others, busy),
     )
+    return "\n\n".join(each.markdown() for each in tables)
 
 
 def ratio_table(

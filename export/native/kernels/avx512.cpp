@@ -63,8 +63,8 @@ bool is_zen5() {
   return (a >> 8 & 15) + (a >> 20 & 255) == 0x1a;  // its family
 }
 
-// A Zen 5 reads 4 bits a quarter faster where a line goes on into the first cache soon after the second has it.
-const Prefetch ahead = {kUsualPrefetch.far, is_zen5() ? 7680 : kUsualPrefetch.near};
+// Of this processor; avx512_kernels() sets it. (An initializer here would run, with AVX512, on every processor.)
+Prefetch ahead = kUsualPrefetch;
 
 inline __m512i four_inputs(const int8_t* x) {
   int32_t four;
@@ -317,6 +317,8 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
 
 const Kernels* avx512_kernels() {
   static const Kernels kernels = [] {
+    // A Zen 5 reads 4 bits a quarter faster where a line goes on into the first cache soon after the second has it.
+    if (is_zen5()) ahead.near = 7680;
     Kernels k = float_kernels("avx512-vnni");
     k.prefetch = ahead;
     k.dot8 = dot8;
