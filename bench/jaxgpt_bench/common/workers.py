@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_ERROR = 300  # characters of an error that are handed on
+ENDING_S = 60.0  # in which a process ends that said that it stopped
 STOPPED = "stopped"  # the key of a last answer; others may hold an error of their own
 
 
@@ -61,7 +62,7 @@ class Worker:
             raise RuntimeError(f"{self.name} stopped with code {self._process.returncode}")
         answer: dict[str, Any] = json.loads(line)
         if STOPPED in answer:
-            self._process.wait()
+            self._process.wait(timeout=ENDING_S)
             code = self._process.returncode
             raise RuntimeError(f"{self.name} stopped with code {code}: {answer[STOPPED]}")
         return answer

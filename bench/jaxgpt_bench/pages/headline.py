@@ -1,6 +1,6 @@
 """The README's first screen: a claim, a picture, a small table. Each is a function of measured figures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.formatting import difference_text, rate_text
@@ -69,31 +69,30 @@ def _best_other(figures: SpeedFigures) -> SpeedRow:
     return next(row for row in int8_rows(figures) if row.engine not in own_engines())
 
 
-def claim(figures: SpeedFigures, *others: SpeedFigures) -> str:
+def claim(machines: Mapping[str, SpeedFigures]) -> str:
     """Return the README's claim about speed.
 
     Args:
-      figures: the first machine's, GPT-2's shape.
-      others: the same on other machines.
+      machines: figures of GPT-2's shape, by the processor's name; the first has the most to say.
     """
+    (cpu, figures), *others = machines.items()
     rows, best = int8_rows(figures), _best_other(figures)
     ours, torch = (_rate(_of(engine, rows)) for engine in (NATIVE.engine, QUANTIZE_DYNAMIC))
-    elsewhere = [_against_best(there) for there in others]
     sizes = [row.file_mb for row in (_of(NATIVE.engine, rows), _of(TRANSFORMERS, float32_rows(figures)))]
     sentences = (
         f"A GPT-2 of 124M parameters (random weights) writes **{rate_text(ours)} tokens/s** on "
-        f"{figures.settings.threads} CPU cores.",
+        f"{figures.settings.threads} cores of an {cpu}.",
         f"{NAMES[best.engine]} writes {rate_text(_rate(best))}, PyTorch's own INT8 {rate_text(torch)}.",
-        f"On other machines it is {', and '.join(elsewhere)}.",
+        *(_against_best(*other) for other in others),
         f"The INT8 file is {sizes[0]:.0f} MB, the float32 one {sizes[1]:.0f} MB.",
     )
     return " ".join(sentences)
 
 
-def _against_best(figures: SpeedFigures) -> str:
+def _against_best(cpu: str, figures: SpeedFigures) -> str:
     best = _best_other(figures)
     ours = _rate(_of(NATIVE.engine, int8_rows(figures)))
-    return f"{rate_text(ours)} against {rate_text(_rate(best))} of {NAMES[best.engine]}"
+    return f"On an {cpu} it is {rate_text(ours)} against {NAMES[best.engine]}'s {rate_text(_rate(best))}."
 
 
 def summary(figures: SpeedFigures, quality: QualityFigures) -> str:

@@ -42,19 +42,25 @@ def points(quality: QualityFigures, speed: SpeedFigures) -> list[Point]:
     ]
 
 
-def picture(quality: QualityFigures, speed: SpeedFigures) -> str:
-    """Return the chart as SVG."""
+def picture(quality: QualityFigures, speed: SpeedFigures, cpu: str) -> str:
+    """Return the chart as SVG; cpu is the processor's name."""
     settings = speed.settings
     title = (
         f"Across: nats added on a small trained model, {quality.val_tokens:,} held-out tokens, with 2 "
         "standard errors.\nUp: tokens/s at GPT-2's shape (124M, random weights), batch 1, "
-        f"{settings.threads} threads of an {speed.machine.cpu}."
+        f"{settings.threads} threads of an {cpu}."
     )
     return points_chart(points(quality, speed), title)
 
 
-def markdown_block(quality: QualityFigures, speed: SpeedFigures) -> str:
-    """Return the programs as Markdown, those of one width together, the least added loss first."""
+def markdown_block(quality: QualityFigures, speed: SpeedFigures, cpu: str) -> str:
+    """Return the programs as Markdown, those of one width together, the least added loss first.
+
+    Args:
+      quality: of a trained model.
+      speed: of GPT-2's shape.
+      cpu: the name of the processor that speed is of.
+    """
     rates = {row.name: row.decode_tokens_per_s.median for row in speed.rows}
     order = list(BITS.values())
     rows = sorted(
@@ -72,5 +78,5 @@ def markdown_block(quality: QualityFigures, speed: SpeedFigures) -> str:
     return (
         f"{quality.val_tokens:,} held-out tokens, {quality.windows}, against {quality.reference} (loss "
         f"{first.val_loss:.4f}); {quality.date}, commit {quality.commit}, {quality.machine.cpu}. "
-        f"Tokens/s: {speed.machine.cpu}.\n\n{table(columns, rows).markdown()}"
+        f"Tokens/s: {cpu}.\n\n{table(columns, rows).markdown()}"
     )

@@ -56,11 +56,12 @@ constexpr int kAccumulators = 16, kSumVectors = 4;
 #include "kernels/float_weights.inl"
 #include "kernels/attention.inl"
 
+// Or what AMD made since.
 bool is_zen5() {
   unsigned a = 0, b, c, d;
   __builtin_cpu_init();
   if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
-  return (a >> 8 & 15) + (a >> 20 & 255) == 0x1a;  // its family
+  return (a >> 8 & 15) + (a >> 20 & 255) >= 0x1a;  // its family
 }
 
 // Of this processor; avx512_kernels() sets it. (An initializer here would run, with AVX512, on every processor.)

@@ -45,7 +45,7 @@ struct HeadCache {
 
 struct Kernels {
   const char* name = nullptr;
-  Prefetch prefetch = kUsualPrefetch;  // of integer weights
+  Prefetch prefetch = kUsualPrefetch;  // of integer weights; zeros where there is none
 
   // ---- products; `x` has rows of integers, `stride` apart
 

@@ -283,6 +283,7 @@ bool has_dot_product() {
 const Kernels* neon_kernels() {
   static const Kernels kernels = [] {
     Kernels k = float_kernels("neon-dotprod");
+    k.prefetch = {kAhead, kAhead};
     k.dot8 = dot8;
     k.column8 = column8;
     k.dot4 = dot4;

@@ -124,6 +124,7 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
 const Kernels* portable_kernels() {
   static const Kernels kernels = [] {
     Kernels k = float_kernels("portable");
+    k.prefetch = {0, 0};
     k.dot8 = dot8;
     k.column8 = column8;
     k.dot4 = dot4;

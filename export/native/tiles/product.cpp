@@ -60,6 +60,7 @@ namespace {
 // tiles.
 void prefetch_ahead_of_gaps(const Kernels& k, const Matrix& matrix, int tile) {
   const Prefetch ahead = matrix.is_float() ? kUsualPrefetch : k.prefetch;
+  if (!ahead.far) return;
   const int streams = matrix.nibble_planes ? 2 : 1;
   const auto prefetch = [&](const uint8_t* gap, const uint8_t* end) {
     for (; gap < end; gap += 64) {

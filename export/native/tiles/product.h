@@ -31,7 +31,7 @@ float* multiply_tile(const Kernels& kernels, const Matrix& matrix, int tile, con
 // The bytes of `outputs` outputs of a tile in nibble planes, from `first` on; they stay until this thread merges others.
 const uint8_t* merged_planes(const Kernels& kernels, const Matrix& matrix, int tile, int first, int outputs);
 
-// Fetches the 64 floats that a tile's first row is written to or added to: another thread may hold them.
+// Prefetches the 64 floats that a tile's first row is written to or added to: another thread may have had them last.
 inline void prefetch_target(const float* target) {
   for (int o = 0; o < kTile; o += 64 / int(sizeof(float))) __builtin_prefetch(target + o, 1, 3);
 }
