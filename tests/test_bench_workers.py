@@ -8,9 +8,11 @@ from conftest import python
 from jaxgpt_bench.common.workers import Worker
 
 PROGRAM = """
-import os
+import os, threading
 from jaxgpt_bench.common.workers import serve
 def prepare(order):
+    if "linger" in order:
+        threading.Thread(target=threading.Event().wait).start()
     if "fail" in order:
         raise ValueError("two\\nlines")
     if "refuse" in order:
@@ -74,3 +76,12 @@ def test_an_answer_may_be_an_error_and_the_worker_goes_on(environment: dict[str,
         assert [worker.ask({"number": number})["error"] for number in (4, 8)] == ["not 4", "not 8"]
     finally:
         worker.close()
+
+
+def test_a_worker_that_says_it_stopped_and_does_not_end_is_ended(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library's threads may keep a process that is done."""
+    monkeypatch.setattr("jaxgpt_bench.common.workers.ENDING_S", 0.2)
+    with pytest.raises(RuntimeError, match=r"^a worker stopped with code -9: ValueError: two lines$"):
+        Worker("a worker", "answers", {"fail": True, "linger": True}, environment)

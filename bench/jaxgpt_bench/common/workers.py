@@ -62,7 +62,10 @@ class Worker:
             raise RuntimeError(f"{self.name} stopped with code {self._process.returncode}")
         answer: dict[str, Any] = json.loads(line)
         if STOPPED in answer:
-            self._process.wait(timeout=ENDING_S)
+            try:
+                self._process.wait(timeout=ENDING_S)
+            except subprocess.TimeoutExpired:
+                self.close()
             code = self._process.returncode
             raise RuntimeError(f"{self.name} stopped with code {code}: {answer[STOPPED]}")
         return answer

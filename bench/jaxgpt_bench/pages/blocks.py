@@ -30,7 +30,7 @@ MACHINES = {
     "AMD Zen 5": "generate_gpt2_zen5.json",
 }
 NEWEST = "AMD Zen 5"  # where every program was measured last
-BUSY_MACHINES = {**MACHINES, "AMD Zen 5": "generate_gpt2_zen5_busy.json"}
+BUSY_MACHINES = {**MACHINES, NEWEST: "generate_gpt2_zen5_busy.json"}
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 

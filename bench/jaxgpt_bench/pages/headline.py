@@ -66,7 +66,12 @@ def _of(engine: str, rows: Iterable[SpeedRow]) -> SpeedRow:
 
 
 def _best_other(figures: SpeedFigures) -> SpeedRow:
-    return next(row for row in int8_rows(figures) if row.engine not in own_engines())
+    for row in int8_rows(figures):
+        if row.engine not in own_engines():
+            return row
+    raise UserError(
+        "the speed figures have no INT8 of another program; measure it with `jaxgpt-bench generate`"
+    )
 
 
 def claim(machines: Mapping[str, SpeedFigures]) -> str:
