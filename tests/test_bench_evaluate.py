@@ -31,6 +31,7 @@ from jaxgpt_bench.evaluate.writers import Writer
 from jaxgpt_bench.sandbox.programs import edit_similarity, most_repeated, program_of
 from jaxgpt_bench.sandbox.sandbox import require_sandbox, run_programs
 
+from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
@@ -116,7 +117,7 @@ def test_answers_are_judged(data: Path) -> None:
         "def other(n):\n    return n",
         "```python\ndef factorial(\n```",
     ]
-    row = answer_requests(scripted(data, texts), REQUESTS[:4], 0.8, 200, 0)
+    row = answer_requests(scripted(data, texts), REQUESTS[:4], Sampling(0.8), 200)
     assert [answer.fits for answer in row.answers] == [True, True, False, False]
     assert [answer.parses for answer in row.answers] == [True, True, True, False]
     assert [answer.passed for answer in row.answers] == [True, False, False, False]
@@ -135,16 +136,16 @@ def test_answers_are_judged(data: Path) -> None:
 
 def test_held_out_docstrings_name_the_same_function(data: Path) -> None:
     documents = ["Add two numbers. add(a, b) ```python\ndef add(a, b):\n    return a + b\n```"]
-    row = answer_docstrings(scripted(data, ["```python\ndef add(x): return x\n```"]), documents, 0.0, 50, 0)
+    row = answer_docstrings(scripted(data, ["```python\ndef add(x): return x\n```"]), documents, Sampling(0.0), 50)
     (answer,) = row.answers
     assert answer.prompt == "Add two numbers. add(a, b)"
     assert (answer.function, answer.passed, answer.finish_reason) == ("add", None, "endoftext")
-    row = answer_docstrings(scripted(data, ["def sub(x): return x"]), documents, 0.0, 50, 0)
+    row = answer_docstrings(scripted(data, ["def sub(x): return x"]), documents, Sampling(0.0), 50)
     assert row.answers[0].function == ""
 
 
 def test_a_text_that_is_cut_did_not_end_and_repeats(data: Path) -> None:
-    row = answer_docstrings(scripted(data, ["x = 0\n" * 40]), ["Say it. ```python\nx\n```"], 0.8, 60, 0)
+    row = answer_docstrings(scripted(data, ["x = 0\n" * 40]), ["Say it. ```python\nx\n```"], Sampling(0.8), 60)
     (answer,) = row.answers
     assert answer.finish_reason == "length"
     assert not answer.ended
@@ -244,13 +245,17 @@ def test_the_command_measures_every_task(
     out, page = tmp_path / "evaluate.json", tmp_path / "answers.md"
     tasks = ("requests", "docstrings", "functions", "human-eval")
     arguments = ("--artifact", fp32, int8_dynamic, "--data", data, "--task", *tasks, "--tokens", 8)
-    more = ("--texts", 3, "--samples", 2, "--problems", problems, "--out", out, "--page", page)
+    more = ("--texts", 3, "--samples", 2, "--draws", 2, "--problems", problems, "--out", out, "--page", page)
     code, _, err = command("jaxgpt-bench", "evaluate", *arguments, *more)
     assert code == 0, err
     found = json.loads(out.read_text(encoding="utf-8"))
     assert [row["kind"] for row in found["human_eval"]] == ["fp32", "int8-dynamic"]
-    assert [len(row["answers"]) for row in found["answers"]] == [20, 3] * 4
-    assert [row["temperature"] for row in found["answers"]] == [0.8] * 4 + [0.0] * 4
+    assert [len(row["answers"]) for row in found["answers"]] == [20, 3] * 6
+    assert [row["temperature"] for row in found["answers"]] == [0.8] * 8 + [0.0] * 4
+    assert [row["min_p"] for row in found["answers"]] == [0.05] * 8 + [0.0] * 4
+    first, again = (found["answers"][place]["answers"] for place in (0, 4))
+    assert [a["prompt"] for a in first] == [a["prompt"] for a in again]
+    assert [a["text"] for a in first] != [a["text"] for a in again]
     first, second = found["functions"]
     assert first["bits_per_byte"]["difference"] is None
     assert second["bits_per_byte"]["difference"] == pytest.approx(
@@ -279,6 +284,8 @@ def test_bad_input(command: Command, tmp_path: Path, fp32: Path, data: Path) -> 
     cases = {
         ("--task", "human-eval", "--problems", long): "every problem has more",
         ("--texts", 0): "--texts (0) must be at least 1",
+        ("--draws", 0): "--draws (0) must be at least 1",
+        ("--min-p", 2): "min_p (2.0) must lie in [0, 1]",
         ("--task", "functions"): "--data",
         ("--task", "human-eval", "--problems", broken): "can't be read as HumanEval's problems",
         ("--task", "human-eval", "--problems", other): "line 1: expected an object",

@@ -97,3 +97,27 @@ def test_the_page_says_first_where_answers_are_poor_and_shows_both_models() -> N
     assert "Greedy, 1 in float32, 2 in INT8 repeat" in block.splitlines()[0]
     assert block.count("### Add one") == 1
     assert block.count("temperature 0.8: parses, defines `f`, cut") == 4
+
+
+def test_of_several_draws_the_page_has_the_mean_and_shows_the_first() -> None:
+    def row(fits: int, seed: int) -> AnswersRow:
+        """Return a draw of which so many of three answers fit."""
+        answers = tuple(
+            Answer(
+                prompt=f"Request {place}", text=f"seed {seed}", finish_reason="endoftext", parses=True,
+                function="f" if place < fits else "", passed=False, why="", most_repeated=1,
+            )
+            for place in range(3)
+        )  # fmt: skip
+        speed = Speed(tokens_per_s=1.0, characters_per_s=2.0)
+        return AnswersRow(
+            model="m", kind="fp32", prompts="requests", temperature=0.8, min_p=0.05, seed=seed,
+            answers=answers, speed=speed,
+        )  # fmt: skip
+
+    figures = EvaluateFigures(answers=(row(3, 0), row(2, 1000)), settings={}, **vars(provenance()))
+    block = answers_block(figures)
+    assert block.startswith("Read this first: of 3 answers (means of 2 draws), 2.5 in float32 are Python")
+    assert "| 2.5 of 3 (2 to 3) |" in block
+    assert "temperature 0.8, min-p 0.05, drawn with the same random numbers, the first of 2 draws" in block
+    assert (block.count("seed 0"), block.count("seed 1000")) == (3, 0)

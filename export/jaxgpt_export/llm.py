@@ -145,7 +145,7 @@ class LLM:
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 1.0,
-        min_p: float = 0.0,
+        min_p: float = 0.05,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> str | list[str]:
@@ -193,7 +193,7 @@ class LLM:
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 1.0,
-        min_p: float = 0.0,
+        min_p: float = 0.05,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> Iterator[str]:

@@ -24,7 +24,7 @@ class PromptOptions:
       temperature: divides the logits; 0 takes the most probable token.
       top_k: keep the k most probable tokens; 0 keeps all.
       top_p: keep the fewest tokens whose probabilities reach p.
-      min_p: keep the tokens that are at least so probable as the most probable one times this.
+      min_p: keep the tokens that are at least so probable as the most probable one times this; 0 keeps all.
       seed: of the random numbers.
       stop: texts that end the generation and are not shown.
       json: print one JSON document with text and figures on stdout instead of the text.
@@ -35,7 +35,7 @@ class PromptOptions:
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 1.0
-    min_p: float = 0.0
+    min_p: float = 0.05
     seed: int = 0
     stop: tuple[str, ...] = ()
     json: bool = False

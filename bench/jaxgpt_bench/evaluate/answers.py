@@ -1,5 +1,6 @@
 """Programs for requests: whether they parse, name their function fittingly, end, repeat, and are right."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from jaxgpt.generation.sampling import Sampling
@@ -23,9 +24,8 @@ def speed_of(texts: Texts) -> Speed:
 def answer_requests(
     writer: Writer,
     requests: Sequence[CodeRequest],
-    temperature: float,
+    drawn: Sampling,
     longest: int,
-    seed: int,
     request_end: str = "",
 ) -> AnswersRow:
     """Answer each request, with random numbers of its place; check what was written.
@@ -33,12 +33,11 @@ def answer_requests(
     Args:
       writer: the model.
       requests: what is asked for.
-      temperature: 0 is greedy.
+      drawn: how its tokens are; its seed is of the first request's random numbers, the others' follow.
       longest: tokens of an answer at most.
-      seed: of the first request's random numbers; the others' follow.
       request_end: what stands behind a request in the text that the model was trained on.
     """
-    samplings = [Sampling(temperature, seed=seed + place) for place in range(len(requests))]
+    samplings = _of_each(drawn, len(requests))
     texts = write_all(writer, [request.text + request_end for request in requests], longest, samplings)
     programs = [program_of(text.text) for text in texts.written]
     names = [
@@ -54,25 +53,29 @@ def answer_requests(
     for place, request in enumerate(requests):
         end = ends.get(place, NO_FUNCTION)
         answers.append(_answer(request.text, texts.written[place], programs[place], names[place], end))
-    return _row(writer, REQUESTED, temperature, answers, texts)
+    return _row(writer, REQUESTED, drawn, answers, texts)
 
 
 def answer_docstrings(
-    writer: Writer, documents: Sequence[str], temperature: float, longest: int, seed: int
+    writer: Writer, documents: Sequence[str], drawn: Sampling, longest: int
 ) -> AnswersRow:
     """Answer the beginnings of held-out documents, up to their code; there is no check to pass.
 
     A function fits whose name is that of the document's own first function.
     """
     asked = [split_document(document) for document in documents]
-    samplings = [Sampling(temperature, seed=seed + place) for place in range(len(asked))]
+    samplings = _of_each(drawn, len(asked))
     texts = write_all(writer, [prompt for prompt, _ in asked], longest, samplings)
     answers = []
     for (prompt, code), text in zip(asked, texts.written, strict=True):
         program, own = program_of(text.text), (program_of(code).functions or ("",))[0]
         name = own if own in (program.functions or ()) else ""
         answers.append(_answer(prompt.strip(), text, program, name, None))
-    return _row(writer, HELD_OUT, temperature, answers, texts)
+    return _row(writer, HELD_OUT, drawn, answers, texts)
+
+
+def _of_each(drawn: Sampling, count: int) -> list[Sampling]:
+    return [dataclasses.replace(drawn, seed=drawn.seed + place) for place in range(count)]
 
 
 def _answer(prompt: str, text: Generation, program: Program, name: str, end: Outcome | None) -> Answer:
@@ -89,13 +92,15 @@ def _answer(prompt: str, text: Generation, program: Program, name: str, end: Out
 
 
 def _row(
-    writer: Writer, prompts: str, temperature: float, answers: Sequence[Answer], texts: Texts
+    writer: Writer, prompts: str, drawn: Sampling, answers: Sequence[Answer], texts: Texts
 ) -> AnswersRow:
     return AnswersRow(
         model=writer.name,
         kind=writer.kind,
         prompts=prompts,
-        temperature=temperature,
+        temperature=drawn.temperature,
+        min_p=drawn.min_p,
+        seed=drawn.seed,
         answers=tuple(answers),
         speed=speed_of(texts),
     )

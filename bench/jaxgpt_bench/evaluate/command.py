@@ -9,12 +9,16 @@ and 0.8 for pass@100, top-p 0.95). Programs run in a sandbox. Differences are pa
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import prepare_output_file, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from jaxgpt.generation.sampling import Sampling
 
 Task = Literal["requests", "docstrings", "functions", "human-eval"]
 
@@ -29,6 +33,8 @@ class EvaluateOptions:
       data: dataset folder, whose validation documents the models were not trained on; if a line end stands
         behind their requests, then also behind those that are asked.
       temperature: of requests, docstrings and human-eval; both are asked greedily too but for human-eval.
+      min_p: of requests and docstrings, as `generate` has it.
+      draws: times that requests and docstrings are answered at the temperature, with other random numbers.
       top_p: of human-eval.
       tokens: of a text at most; human-eval 150 unless given.
       texts: held-out documents of each task.
@@ -46,6 +52,8 @@ class EvaluateOptions:
     task: tuple[Task, ...] = ()
     data: Path | None = None
     temperature: float = 0.8
+    min_p: float = 0.05
+    draws: int = 1
     top_p: float = 0.95
     tokens: int | None = None
     texts: int = 20
@@ -59,19 +67,21 @@ class EvaluateOptions:
     json: bool = False
 
 
+APART = 1000  # seeds of one draw and the next: each prompt takes one of its own
 HELD_OUT_TASKS = ("docstrings", "functions")
 LONGEST, LONGEST_HUMAN_EVAL, LONGEST_LINES = 250, 150, 64
 
 
 def evaluate(options: EvaluateOptions) -> Result:
     """Run `jaxgpt-bench evaluate`."""
-    for name in ("texts", "samples", "slots", "tokens"):
+    for name in ("texts", "samples", "slots", "tokens", "draws"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} ({value}) must be at least 1")
     tasks = options.task or ("requests", *(HELD_OUT_TASKS if options.data else ()))
     if options.data is None and set(tasks) & set(HELD_OUT_TASKS):
         raise UserError("held-out documents are those of a data set; name its folder: --data")
+    samplings = _samplings(options)
     prepare_output_file(options.out)
     prepare_output_file(options.page, "--page")
     from jaxgpt_bench.common.provenance import provenance
@@ -85,13 +95,13 @@ def evaluate(options: EvaluateOptions) -> Result:
     writers = open_writers(options.artifact, options.threads, options.slots)
     rows: dict[str, Any] = {"answers": (), "functions": (), "human_eval": ()}
     if "requests" in tasks or "docstrings" in tasks:
-        rows["answers"] = _answers(options, tasks, writers)
+        rows["answers"] = _answers(options, tasks, writers, samplings)
     if "functions" in tasks:
         rows["functions"] = _functions(options, writers)
     if problems:
         rows["human_eval"] = _human_eval(options, writers, problems)
     settings = {
-        name: getattr(options, name) for name in ("temperature", "top_p", "texts", "samples", "slots", "seed")
+        name: getattr(options, name) for name in ("temperature", "min_p", "draws", "top_p", "texts", "samples", "slots", "seed")
     }
     written = EvaluateFigures(**rows, settings=settings, **vars(provenance())).to_json()
     if options.out is not None:
@@ -99,7 +109,9 @@ def evaluate(options: EvaluateOptions) -> Result:
     return Result(written)
 
 
-def _answers(options: EvaluateOptions, tasks: tuple[Task, ...], writers: Any) -> tuple[Any, ...]:
+def _answers(
+    options: EvaluateOptions, tasks: tuple[Task, ...], writers: Any, samplings: "Sequence[Sampling]"
+) -> tuple[Any, ...]:
     from jaxgpt_bench.common.tables import table
     from jaxgpt_bench.evaluate.answers import (
         answer_docstrings,
@@ -108,21 +120,19 @@ def _answers(options: EvaluateOptions, tasks: tuple[Task, ...], writers: Any) ->
         spread_documents,
     )
     from jaxgpt_bench.evaluate.requests import REQUESTS
-    from jaxgpt_bench.evaluate.tables import ANSWERS, samples_markdown
+    from jaxgpt_bench.evaluate.tables import ANSWERS, draws_of, samples_markdown
 
     longest, found = options.tokens or LONGEST, []
     held_out = _documents(options, writers) if options.data is not None else []
     request_end = request_end_of(held_out)
     documents = spread_documents(held_out, options.texts) if "docstrings" in tasks else []
-    for temperature in dict.fromkeys((options.temperature, 0.0)):
+    for drawn in samplings:
         for writer in writers:
             if "requests" in tasks:
-                found.append(
-                    answer_requests(writer, REQUESTS, temperature, longest, options.seed, request_end)
-                )
+                found.append(answer_requests(writer, REQUESTS, drawn, longest, request_end))
             if documents:
-                found.append(answer_docstrings(writer, documents, temperature, longest, options.seed))
-    stderr.print(table(ANSWERS, found).terminal())
+                found.append(answer_docstrings(writer, documents, drawn, longest))
+    stderr.print(table(ANSWERS, draws_of(found)).terminal())
     if options.page is not None:
         parts = [
             [row for row in found if row.prompts == asked]
@@ -130,6 +140,15 @@ def _answers(options: EvaluateOptions, tasks: tuple[Task, ...], writers: Any) ->
         ]
         write_atomic(options.page, "\n".join(samples_markdown(part) for part in parts))
     return tuple(found)
+
+
+def _samplings(options: EvaluateOptions) -> "list[Sampling]":
+    """Return how prompts are answered: as often as is wanted at the temperature, and greedily."""
+    from jaxgpt.generation.sampling import Sampling
+
+    seeds = [options.seed + draw * APART for draw in range(options.draws)]
+    drawn = [Sampling(options.temperature, min_p=options.min_p, seed=seed) for seed in seeds]
+    return ([] if options.temperature == 0 else drawn) + [Sampling(0.0, seed=options.seed)]
 
 
 def _documents(options: EvaluateOptions, writers: Any) -> list[str]:

@@ -5,37 +5,52 @@ from collections.abc import Callable, Sequence
 from jaxgpt_bench.common.tables import table
 from jaxgpt_bench.evaluate.answers import REQUESTED
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, EvaluateFigures, HumanEvalRow
-from jaxgpt_bench.evaluate.tables import ANSWERS, human_eval_table, samples_markdown
+from jaxgpt_bench.evaluate.tables import (
+    ANSWERS,
+    Draws,
+    count_text,
+    draws_of,
+    how_drawn,
+    human_eval_table,
+    samples_markdown,
+)
 from jaxgpt_bench.sandbox.programs import MOST_REPEATS
 
 
 def answers_block(figures: EvaluateFigures) -> str:
     """Return how good the answers are, the worst first, then each, drawn at the temperature above 0."""
     asked = [row for row in figures.answers if row.prompts == REQUESTED]
-    drawn = [row for row in asked if row.temperature > 0]
-    greedy = [row for row in asked if row.temperature == 0]
+    drawn = draws_of([row for row in asked if row.temperature > 0])
+    greedy = draws_of([row for row in asked if row.temperature == 0])
     parts = [
         f"Read this first: {_poor(drawn, greedy)}",
-        table(ANSWERS, figures.answers).markdown(),
+        table(ANSWERS, draws_of(figures.answers)).markdown(),
         *_human_eval(figures.human_eval),
-        f"The answers at temperature {drawn[0].temperature:g}, drawn with the same random numbers:",
-        samples_markdown(drawn),
+        f"The answers at {how_drawn(drawn[0][0])}, drawn with the same random numbers{_which(drawn)}:",
+        samples_markdown([draws[0] for draws in drawn]),
     ]
     return "\n\n".join(part.strip() for part in parts)
 
 
-def _poor(drawn: Sequence[AnswersRow], greedy: Sequence[AnswersRow]) -> str:
+def _which(drawn: Sequence[Draws]) -> str:
+    several = len(drawn[0])
+    return f", the first of {several} draws; means and ranges are over all {several}" if several > 1 else ""
+
+
+def _poor(drawn: Sequence[Draws], greedy: Sequence[Draws]) -> str:
     fits = _counts(drawn, lambda answer: answer.fits)
     right = _counts(drawn, lambda answer: answer.passed is True)
+    means = f" (means of {len(drawn[0])} draws)" if len(drawn[0]) > 1 else ""
     circles = _counts(greedy, lambda answer: answer.most_repeated > MOST_REPEATS)
     return (
-        f"of {len(drawn[0].answers)} answers, {fits} are Python with a function whose name fits; {right} "
+        f"of {len(drawn[0][0].answers)} answers{means}, {fits} are Python with a function whose name fits; {right} "
         f"**pass their check**. Greedy, {circles} repeat four tokens more than {MOST_REPEATS} times."
     )
 
 
-def _counts(rows: Sequence[AnswersRow], what: Callable[[Answer], bool]) -> str:
-    return ", ".join(f"{sum(map(what, row.answers))} in {_name(row)}" for row in rows)
+def _counts(rows: Sequence[Draws], what: Callable[[Answer], bool]) -> str:
+    counts = [(count_text(draws, what).partition(" of ")[0], draws[0]) for draws in rows]
+    return ", ".join(f"{count} in {_name(row)}" for count, row in counts)
 
 
 def _name(row: AnswersRow) -> str:

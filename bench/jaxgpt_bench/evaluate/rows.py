@@ -74,12 +74,25 @@ class Answer(JsonData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswersRow(JsonData):
-    """A model's answers to one list of prompts at one temperature."""
+    """A model's answers to one list of prompts, drawn once.
+
+    Attributes:
+      model: its folder.
+      kind: of its artifact.
+      prompts: which list.
+      temperature: 0 is greedy.
+      min_p: as `generate` has it; nothing is cut off a greedy choice.
+      seed: of the first prompt's random numbers; the others' follow.
+      answers: one a prompt.
+      speed: of writing.
+    """
 
     model: str
     kind: str
     prompts: str
     temperature: float
+    min_p: float = 0.0
+    seed: int = 0
     answers: tuple[Answer, ...]
     speed: Speed
 

@@ -1,6 +1,6 @@
 """The tables of `jaxgpt-bench evaluate`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxgpt_bench.common.formatting import rate_text
 from jaxgpt_bench.common.tables import Column, Table
@@ -9,25 +9,45 @@ from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, FunctionsRow, HumanEv
 from jaxgpt_bench.sandbox.programs import MOST_REPEATS
 
 
-def _count(row: AnswersRow, what: str) -> str:
-    answers = row.answers
-    counted = {
-        "fits": [answer.fits for answer in answers],
-        "ended": [answer.ended for answer in answers],
-        "repeats": [answer.most_repeated > MOST_REPEATS for answer in answers],
-        "passed": [answer.passed is True for answer in answers if answer.passed is not None],
-    }[what]
-    return f"{sum(counted)} of {len(counted)}" if counted else ""
+Draws = tuple[AnswersRow, ...]  # a model's answers to the same prompts, drawn once or several times
+
+
+def draws_of(rows: Sequence[AnswersRow]) -> list[Draws]:
+    """Put rows together that differ in their random numbers alone."""
+    found: dict[tuple[str, str, float], list[AnswersRow]] = {}
+    for row in rows:
+        found.setdefault((row.model, row.prompts, row.temperature), []).append(row)
+    return [tuple(each) for each in found.values()]
+
+
+def count_text(draws: Draws, what: Callable[[Answer], bool | None]) -> str:
+    """Return how many answers are so, the mean over draws with the fewest and most; "" where none can be."""
+    judged = [[so for so in map(what, row.answers) if so is not None] for row in draws]
+    if not judged[0]:
+        return ""
+    counts = [sum(each) for each in judged]
+    mean = f"{sum(counts) / len(counts):.1f}".removesuffix(".0")
+    between = f" ({min(counts)} to {max(counts)})" if len(counts) > 1 else ""
+    return f"{mean} of {len(judged[0])}{between}"
+
+
+def how_drawn(row: AnswersRow) -> str:
+    """Return how the tokens of a row were drawn."""
+    return f"temperature {row.temperature:g}" + (f", min-p {row.min_p:g}" if row.min_p else "")
+
+
+def _column(title: str, what: Callable[[Answer], bool | None]) -> Column[Draws]:
+    return Column[Draws](title, lambda draws: count_text(draws, what))
 
 
 ANSWERS = (
-    Column[AnswersRow]("model", lambda row: row.kind),
-    Column[AnswersRow]("asked", lambda row: row.prompts),
-    Column[AnswersRow]("temperature", lambda row: f"{row.temperature:g}"),
-    Column[AnswersRow]("parse, name fits", lambda row: _count(row, "fits")),
-    Column[AnswersRow]("end by themselves", lambda row: _count(row, "ended")),
-    Column[AnswersRow](f"repeat more than {MOST_REPEATS} times", lambda row: _count(row, "repeats")),
-    Column[AnswersRow]("pass their check", lambda row: _count(row, "passed")),
+    Column[Draws]("model", lambda draws: draws[0].kind),
+    Column[Draws]("asked", lambda draws: draws[0].prompts),
+    Column[Draws]("temperature", lambda draws: f"{draws[0].temperature:g}"),
+    _column("parse, name fits", lambda answer: answer.fits),
+    _column("end by themselves", lambda answer: answer.ended),
+    _column(f"repeat more than {MOST_REPEATS} times", lambda answer: answer.most_repeated > MOST_REPEATS),
+    _column("pass their check", lambda answer: answer.passed),
 )
 
 
@@ -84,13 +104,14 @@ def human_eval_verdict(rows: Sequence[HumanEvalRow]) -> list[str]:
 
 
 def samples_markdown(rows: Sequence[AnswersRow]) -> str:
-    """Return every answer, the models' side by side under its prompt."""
+    """Return every answer, the models' side by side under its prompt; of several draws the first."""
+    rows = [draws[0] for draws in draws_of(rows)]
     lines: list[str] = []
     for place, first in enumerate(rows[0].answers if rows else ()):
         lines += [f"### {first.prompt}", ""]
         for row in rows:
             answer = row.answers[place]
-            lines += [f"**{row.kind}**, temperature {row.temperature:g}: {_verdict(answer)}", ""]
+            lines += [f"**{row.kind}**, {how_drawn(row)}: {_verdict(answer)}", ""]
             lines += ["````text", answer.text.strip("\n"), "````", ""]
     return "\n".join(lines)
 

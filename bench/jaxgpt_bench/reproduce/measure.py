@@ -30,6 +30,7 @@ from jaxgpt_bench.speed.options import SpeedOptions
 # Other programs that read the float32 artifact as it is: with --minutes those alone are measured.
 WITHOUT_CONVERSION = ("transformers", "torch-quantize-dynamic")
 ANSWERING = ("fp32", "int8-dynamic")  # folders of the models that answer requests
+DRAWS = 5  # times that each request is answered: one draw of 20 says little
 SAMPLED = ("torch-fp32", "int8-dynamic")  # models that continue the fixed prompts
 
 
@@ -98,12 +99,12 @@ def measure_answers(stages: Stages, out: Path, built: Built) -> None:
     """Ask float32 and INT8 the requests and held-out docstrings; writes answers.json and answers.md."""
     asked = tuple(path for path in built.artifacts if path.name in ANSWERING)
     options = EvaluateOptions(
-        asked, ("requests", "docstrings"), built.dataset.folder, page=out / "answers.md"
+        asked, ("requests", "docstrings"), built.dataset.folder, draws=DRAWS, page=out / "answers.md"
     )
     requests = [dataclasses.asdict(request) for request in REQUESTS]
     stages.measured(
         out / "answers.json",
-        {**built.hashes(list(asked)), "requests": requests, "seed": options.seed},
+        {**built.hashes(list(asked)), "requests": requests, "seed": options.seed, "draws": DRAWS},
         lambda: dict(evaluate(options).figures),
     )
 
