@@ -136,16 +136,18 @@ def test_answers_are_judged(data: Path) -> None:
 
 def test_held_out_docstrings_name_the_same_function(data: Path) -> None:
     documents = ["Add two numbers. add(a, b) ```python\ndef add(a, b):\n    return a + b\n```"]
-    row = answer_docstrings(scripted(data, ["```python\ndef add(x): return x\n```"]), documents, Sampling(0.0), 50)
+    greedy = Sampling(0.0)
+    row = answer_docstrings(scripted(data, ["```python\ndef add(x): return x\n```"]), documents, greedy, 50)
     (answer,) = row.answers
     assert answer.prompt == "Add two numbers. add(a, b)"
     assert (answer.function, answer.passed, answer.finish_reason) == ("add", None, "endoftext")
-    row = answer_docstrings(scripted(data, ["def sub(x): return x"]), documents, Sampling(0.0), 50)
+    row = answer_docstrings(scripted(data, ["def sub(x): return x"]), documents, greedy, 50)
     assert row.answers[0].function == ""
 
 
 def test_a_text_that_is_cut_did_not_end_and_repeats(data: Path) -> None:
-    row = answer_docstrings(scripted(data, ["x = 0\n" * 40]), ["Say it. ```python\nx\n```"], Sampling(0.8), 60)
+    asked = ["Say it. ```python\nx\n```"]
+    row = answer_docstrings(scripted(data, ["x = 0\n" * 40]), asked, Sampling(0.8), 60)
     (answer,) = row.answers
     assert answer.finish_reason == "length"
     assert not answer.ended

@@ -68,8 +68,8 @@ def test_float32_and_int8_are_asked_the_same_once(
         measure_module.measure_answers(stages, tmp_path, built)
     assert [(entry.stage, entry.kept) for entry in stages.log] == [("answers", True)]
     rows = json.loads((tmp_path / "answers.json").read_text())["answers"]
-    asked = {(row["kind"], row["prompts"], row["temperature"]) for row in rows}
-    assert len(asked) == len(rows) == 2 * 2 * 2
+    asked = {(row["kind"], row["prompts"], row["temperature"], row["seed"]) for row in rows}
+    assert len(asked) == len(rows) == 2 * 2 * (measure_module.DRAWS + 1)
     assert {len(row["answers"]) for row in rows if row["prompts"] == "requests"} == {len(REQUESTS)}
     assert "### Python program to calculate the average" in (tmp_path / "answers.md").read_text()
 

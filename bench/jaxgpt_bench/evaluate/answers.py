@@ -56,9 +56,7 @@ def answer_requests(
     return _row(writer, REQUESTED, drawn, answers, texts)
 
 
-def answer_docstrings(
-    writer: Writer, documents: Sequence[str], drawn: Sampling, longest: int
-) -> AnswersRow:
+def answer_docstrings(writer: Writer, documents: Sequence[str], drawn: Sampling, longest: int) -> AnswersRow:
     """Answer the beginnings of held-out documents, up to their code; there is no check to pass.
 
     A function fits whose name is that of the document's own first function.

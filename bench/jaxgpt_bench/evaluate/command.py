@@ -67,6 +67,16 @@ class EvaluateOptions:
     json: bool = False
 
 
+SETTINGS = (
+    "temperature",
+    "min_p",
+    "draws",
+    "top_p",
+    "texts",
+    "samples",
+    "slots",
+    "seed",
+)
 APART = 1000  # seeds of one draw and the next: each prompt takes one of its own
 HELD_OUT_TASKS = ("docstrings", "functions")
 LONGEST, LONGEST_HUMAN_EVAL, LONGEST_LINES = 250, 150, 64
@@ -100,9 +110,7 @@ def evaluate(options: EvaluateOptions) -> Result:
         rows["functions"] = _functions(options, writers)
     if problems:
         rows["human_eval"] = _human_eval(options, writers, problems)
-    settings = {
-        name: getattr(options, name) for name in ("temperature", "min_p", "draws", "top_p", "texts", "samples", "slots", "seed")
-    }
+    settings = {name: getattr(options, name) for name in SETTINGS}
     written = EvaluateFigures(**rows, settings=settings, **vars(provenance())).to_json()
     if options.out is not None:
         write_json(options.out, written)

@@ -43,8 +43,8 @@ def _poor(drawn: Sequence[Draws], greedy: Sequence[Draws]) -> str:
     means = f" (means of {len(drawn[0])} draws)" if len(drawn[0]) > 1 else ""
     circles = _counts(greedy, lambda answer: answer.most_repeated > MOST_REPEATS)
     return (
-        f"of {len(drawn[0][0].answers)} answers{means}, {fits} are Python with a function whose name fits; {right} "
-        f"**pass their check**. Greedy, {circles} repeat four tokens more than {MOST_REPEATS} times."
+        f"of {len(drawn[0][0].answers)} answers{means}, {fits} are Python with a function whose name fits; "
+        f"{right} **pass their check**. Greedy, {circles} repeat four tokens more than {MOST_REPEATS} times."
     )
 
 

@@ -8,7 +8,6 @@ from jaxgpt_bench.evaluate.human_eval import ANCHORS, TOO_LONG
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, FunctionsRow, HumanEvalRow, Measured
 from jaxgpt_bench.sandbox.programs import MOST_REPEATS
 
-
 Draws = tuple[AnswersRow, ...]  # a model's answers to the same prompts, drawn once or several times
 
 
@@ -27,7 +26,7 @@ def count_text(draws: Draws, what: Callable[[Answer], bool | None]) -> str:
         return ""
     counts = [sum(each) for each in judged]
     mean = f"{sum(counts) / len(counts):.1f}".removesuffix(".0")
-    between = f" ({min(counts)} to {max(counts)})" if len(counts) > 1 else ""
+    between = f" ({min(counts)} to {max(counts)})" if min(counts) < max(counts) else ""
     return f"{mean} of {len(judged[0])}{between}"
 
 

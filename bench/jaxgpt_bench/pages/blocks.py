@@ -13,6 +13,8 @@ from jaxgpt_bench.evaluate.rows import EvaluateFigures
 from jaxgpt_bench.pages import headline, quality_speed, ratios
 from jaxgpt_bench.prepare import command as prepare
 from jaxgpt_bench.quality import measure
+from jaxgpt_bench.recipe.command import RecipeFigures
+from jaxgpt_bench.recipe.page import markdown_block as recipe_block
 from jaxgpt_bench.report import page
 from jaxgpt_bench.report.command import read_quality, read_speed
 from jaxgpt_bench.reproduce.page import render
@@ -157,6 +159,18 @@ def answers(results: Path) -> str:
         return answers_block(EvaluateFigures.from_json(found))
 
 
+def recipe(name: str) -> Callable[[Path], str]:
+    """Return what makes the table of a shape's recipes."""
+
+    def content(results: Path) -> str:
+        path = results / name
+        found = read_json(path, "figures")
+        with damaged(path, "give what `jaxgpt-bench recipe` wrote"):
+            return recipe_block(RecipeFigures.from_json(found).rows)
+
+    return content
+
+
 BLOCKS = (
     Block("README.md", "claim", claim),
     Block("README.md", "summary", summary),
@@ -172,6 +186,7 @@ BLOCKS = (
     Block("docs/samples.md", "answers", answers),
     Block("docs/quantization.md", "quality", quality),
     Block("docs/quantization.md", "quality-peers", quality_peers),
+    Block("docs/training.md", "recipe", recipe("recipe.json")),
     Block("docs/data.md", "prepare", preparation),
     Block("docs/serving.md", "serving", serving),
 )

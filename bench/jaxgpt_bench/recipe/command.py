@@ -22,7 +22,7 @@ from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import Provenance
 from jaxgpt_bench.common.tables import Column, table
 from jaxgpt_bench.recipe.cost import muon_cost
-from jaxgpt_bench.recipe.figures import Estimate, RecipeRow, recipe_rows
+from jaxgpt_bench.recipe.figures import RecipeRow, recipe_rows, with_error
 from jaxgpt_bench.recipe.options import RecipeOptions
 from jaxgpt_bench.recipe.rows import ROWS, SHAPES, TRIALS, runs_of, trial_runs
 from jaxgpt_bench.recipe.runs import Outcome, Run, missing, take
@@ -132,21 +132,14 @@ def _cost_at_gpt2() -> float:
     return muon_cost(model, preset.train.batch_size * model.block_size, split_qkv=preset.train.split_qkv)
 
 
-def _error(found: Estimate | None, digits: int, sign: str = "") -> str:
-    if found is None:
-        return ""
-    error = "" if found.error is None else f" ± {found.error:.{digits}f}"
-    return f"{found.mean:{sign}.{digits}f}{error}"
-
-
 COLUMNS = (
     Column[RecipeRow]("recipe", lambda row: row.name),
     Column[RecipeRow]("steps", lambda row: str(row.steps)),
-    Column[RecipeRow]("loss", lambda row: _error(row.val_loss, 4)),
-    Column[RecipeRow]("minus Muon's", lambda row: _error(row.against_muon, 4, "+")),
+    Column[RecipeRow]("loss", lambda row: with_error(row.val_loss, 4)),
+    Column[RecipeRow]("minus Muon's", lambda row: with_error(row.against_muon, 4, "+")),
     Column[RecipeRow](
         "steps to target",
-        lambda row: _error(row.steps_to_target, 0) + " (beyond)" * row.extrapolated,
+        lambda row: with_error(row.steps_to_target, 0) + " (beyond)" * row.extrapolated,
     ),
     Column[RecipeRow](
         "of AdamW's", lambda row: "" if row.share_of_adamw is None else f"{row.share_of_adamw:.2f}"

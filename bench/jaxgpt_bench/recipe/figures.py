@@ -40,6 +40,14 @@ class Estimate(JsonData):
         return cls(mean=statistics.fmean(values), error=error)
 
 
+def with_error(found: Estimate | None, digits: int, sign: str = "") -> str:
+    """Return a figure with so many digits and its error, for a table; "" for none."""
+    if found is None:
+        return ""
+    error = "" if found.error is None else f" ± {found.error:.{digits}f}"
+    return f"{found.mean:{sign}.{digits}f}{error}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeRow(JsonData):
     """A row of the table.
