@@ -63,7 +63,7 @@ COMMANDS = {
     ),
     "reproduce": Command(
         "jaxgpt_bench.reproduce.command:ReproduceOptions:reproduce",
-        "Train a GPT-2, quantize it by every method and put what was measured on one page; again, to go on.",
+        "Train a GPT-2, quantize it to 8 and 4 bits and put what was measured on one page; again, to go on.",
     ),
 }
 

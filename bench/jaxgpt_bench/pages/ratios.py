@@ -26,7 +26,7 @@ class Weights:
 
 WEIGHTS = (
     Weights("8 bits", ("int8-dynamic",), "int8"),
-    Weights("4 bits, here a head of 8", ("int4-dynamic", "int4-weight-only"), "int4"),
+    Weights("4 bits, jaxgpt's head in 8", ("int4-dynamic", "int4-weight-only"), "int4"),
     Weights("4 bits", ("int4-dynamic-head", "int4-weight-only-head"), "int4"),
     Weights("float32", ("fp32",), "fp32"),
 )

@@ -3,7 +3,7 @@
     jaxgpt-bench reproduce cpu --out runs/reference
     jaxgpt-bench reproduce gpu --out runs/gpt2 --other-text 'rows.jsonl=real rows of another data set'
 
-prepare, train, train on for quantization, convert, quantize by every method, then measure: quality, samples,
+prepare, train, train on for quantization, convert, quantize to 8 and 4 bits, then measure: quality, samples,
 text from elsewhere, what is word for word from the training text, speed. Everything lies in one folder; run
 again, the same command keeps what fits (see stages.py) and does the rest. report.json holds every figure of
 report.html.

@@ -20,7 +20,7 @@ PRESETS = "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items(
 
 @dataclasses.dataclass(frozen=True)
 class ReproduceOptions:
-    """Train a GPT-2, quantize it by every method and put what was measured on one page; again, to go on.
+    """Train a GPT-2, quantize it to 8 and 4 bits and put what was measured on one page; again, to go on.
 
     Attributes:
       preset: one of recipes.RECIPES.
