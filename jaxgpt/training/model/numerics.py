@@ -1,5 +1,6 @@
 """In which precision a model is computed, and by which kernels."""
 
+import re
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 
+SUM_OVER_ROWS = re.compile("(.)(.),\\1(.)->\\2\\3")  # the equation of a gradient of weights
 COMPUTE_DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 FLASH_CAPABILITY = 8.0  # cuDNN's fused attention needs an A100 or newer
 MAX_FLASH_HEAD_SIZE = 128
@@ -23,6 +25,8 @@ class Numerics(NamedTuple):
       flash: attention by cuDNN's fused kernel, which never writes the (T, T) weights; without a cache only.
       wide_sums: products of the compute dtype are summed in the parameters' dtype. XLA's CPU backend has no
         such product of float16.
+      narrow_first: gradients of weights are formed with the narrower side first: XLA's CPU backend takes up
+        to twice as long for the same sums with the wider side first.
       low_precision_stream: see TrainConfig, as of the others.
       low_precision_logits: see TrainConfig.
       fused_layer_norm: see TrainConfig.
@@ -34,6 +38,7 @@ class Numerics(NamedTuple):
     compute: Any = jnp.float32
     flash: bool = False
     wide_sums: bool = True
+    narrow_first: bool = False
     low_precision_stream: bool = False
     low_precision_logits: bool = False
     fused_layer_norm: bool = False
@@ -88,7 +93,10 @@ def choose_numerics(
     found = [text for text, true in obstacles.items() if true]
     reason = f"attention by XLA ({found[0]})" if found else "flash attention by cuDNN"
     wide_sums = not (platform == "cpu" and precision == "fp16")
-    numerics = Numerics(compute=COMPUTE_DTYPES[precision], flash=not found, wide_sums=wide_sums)
+    on_cpu = platform == "cpu"
+    numerics = Numerics(
+        compute=COMPUTE_DTYPES[precision], flash=not found, wide_sums=wide_sums, narrow_first=on_cpu
+    )
     if numerics.is_mixed:
         numerics = numerics._replace(**{name: getattr(train, name) for name in TRAFFIC})
     return numerics, reason
@@ -111,9 +119,9 @@ def matmul(
       out: dtype of the result; the parameters' if not given.
     """
     out = numerics.params if out is None else out
-    if not numerics.is_mixed:
+    if not numerics.is_mixed and not numerics.narrow_first:
         return _product(equation, a, b, numerics, out)
-    return _mixed_matmul(_Matmul(equation, numerics, out, a.dtype, b.dtype), a, b)
+    return _matmul(_Matmul(equation, numerics, out, a.dtype, b.dtype), a, b)
 
 
 class _Matmul(NamedTuple):
@@ -135,16 +143,16 @@ class _Matmul(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mixed_matmul(how: _Matmul, a: Array, b: Array) -> Array:
+def _matmul(how: _Matmul, a: Array, b: Array) -> Array:
     return _product(how.equation, a, b, how.numerics, how.out)
 
 
-def _mixed_matmul_forward(how: _Matmul, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+def _matmul_forward(how: _Matmul, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
     compute = how.numerics.compute
-    return _mixed_matmul(how, a, b), (a.astype(compute), b.astype(compute))
+    return _matmul(how, a, b), (a.astype(compute), b.astype(compute))
 
 
-def _mixed_matmul_backward(how: _Matmul, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _matmul_backward(how: _Matmul, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     a, b = kept
     operands, result = how.equation.split("->")
     first, second = operands.split(",")
@@ -153,11 +161,19 @@ def _mixed_matmul_backward(how: _Matmul, kept: tuple[Array, Array], gradient: Ar
     return of_a, of_b
 
 
-_mixed_matmul.defvjp(_mixed_matmul_forward, _mixed_matmul_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _product(equation: str, a: Array, b: Array, numerics: Numerics, out: Any) -> Array:
     """Multiply in the compute dtype; the sums are as wide as `out` and numerics.wide_sums let them be."""
     operands = a.astype(numerics.compute), b.astype(numerics.compute)
     sums = out if numerics.wide_sums else None
-    return jnp.einsum(equation, *operands, preferred_element_type=sums).astype(out)
+    if not (numerics.narrow_first and SUM_OVER_ROWS.fullmatch(equation)):
+        return jnp.einsum(equation, *operands, preferred_element_type=sums).astype(out)
+    wide_first = a.shape[1] > b.shape[1]
+    if wide_first:
+        operands = operands[::-1]
+    # Without the barrier XLA would put the sides in an order of its own.
+    found = jnp.einsum("NI,NO->IO", *operands, preferred_element_type=sums).astype(out)
+    found = jax.lax.optimization_barrier(found)
+    return found.T if wide_first else found

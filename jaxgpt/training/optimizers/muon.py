@@ -1,19 +1,23 @@
 """Muon: momentum whose matrices are made orthogonal by Newton-Schulz iterations.
 
-In float32 each matrix is iterated by itself. In bfloat16 and float16 matrices of equal shape are stacked, so
-that a GPU starts one product for all of them. The state is optax.contrib.muon's, which checkpoints hold.
+Matrices of equal shape are stacked: a GPU starts one product for all of them, and on a CPU the steps between
+products, which cost as much as these, become few. The state is optax.contrib.muon's, which checkpoints hold.
 
 Source: Jordan et al. 2024, Muon, https://kellerjordan.github.io/posts/muon (and optax.contrib.muon).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxgpt.shared.config import TrainConfig
+from jaxgpt.training.devices.mesh import replicated
 from jaxgpt.training.lr_schedule import Schedule
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -26,10 +30,12 @@ ITERATED_IN = {"fp32": None, "bf16": jnp.bfloat16, "fp16": jnp.float16}  # None:
 Matrices = dict[str, Any]  # by the parameters' names; optax.MaskedNode for what other optimizers train
 
 
-def matrices(config: TrainConfig, learning_rate: Schedule) -> optax.GradientTransformation:
+def matrices(
+    config: TrainConfig, learning_rate: Schedule, mesh: Mesh | None = None
+) -> optax.GradientTransformation:
     """Return the transformation of the blocks' matrices' gradients."""
     muon = optax.chain(
-        scale_by_muon(config),
+        scale_by_muon(config, mesh),
         optax.stateless(_scale_by_shape),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(learning_rate),
@@ -41,11 +47,12 @@ def matrices(config: TrainConfig, learning_rate: Schedule) -> optax.GradientTran
     )
 
 
-def scale_by_muon(config: TrainConfig) -> optax.GradientTransformation:
+def scale_by_muon(config: TrainConfig, mesh: Mesh | None = None) -> optax.GradientTransformation:
     """Return the transformation of gradients into nearly orthogonal matrices.
 
     Args:
       config: momentum, momentum_warmup_steps, split_qkv, and the precision of the products.
+      mesh: of the training; see orthogonalize_all.
     """
     dtype = ITERATED_IN[config.precision]
 
@@ -66,7 +73,7 @@ def scale_by_muon(config: TrainConfig) -> optax.GradientTransformation:
             latest = optax.tree.bias_correction(gradients, beta, count)
         # Nesterov's: what the average would be if the next gradient were this one again.
         ahead = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, ahead, latest)
-        found = orthogonalize_all(ahead, jnp.asarray(state.ns_coeffs), config.split_qkv, dtype)
+        found = orthogonalize_all(ahead, jnp.asarray(state.ns_coeffs), config.split_qkv, dtype, mesh)
         kept = optax.tree.cast(average, jnp.float32)
         return found, optax.contrib.MuonState(count, kept, state.ns_coeffs)
 
@@ -82,7 +89,11 @@ def _momentum(config: TrainConfig, count: Array) -> Any:
 
 
 def orthogonalize_all(
-    gradients: Matrices, coefficients: Float[Array, "3"], split_qkv: bool, dtype: Any
+    gradients: Matrices,
+    coefficients: Float[Array, "3"],
+    split_qkv: bool,
+    dtype: Any,
+    mesh: Mesh | None = None,
 ) -> Matrices:
     """Make every matrix nearly orthogonal.
 
@@ -90,7 +101,9 @@ def orthogonalize_all(
       gradients: matrices (I, O) by their parameters' names.
       coefficients: of the iteration.
       split_qkv: take query, key and value of c_attn apart.
-      dtype: of the products' operands, and then equal shapes are stacked; None for the gradients' own.
+      dtype: of the products' operands; None for the gradients' own.
+      mesh: simulated devices of a CPU that all hold the gradients: each takes a part of the matrices, as the
+        devices share the cores. GPUs, which would have to wait for each other, all take all of them.
 
     Returns:
       Matrices of the same names, shapes and dtypes, with singular values of about 0.7 to 1.2.
@@ -101,17 +114,32 @@ def orthogonalize_all(
         split = split_qkv and name.endswith(FUSED)
         parts[name] = jnp.split(gradients[name], 3, axis=1) if split else [gradients[name]]
     places = [(name, index) for name in names for index in range(len(parts[name]))]
-    stacks: dict[Any, list[tuple[str, int]]] = {}
+    stacks: dict[tuple[int, ...], list[tuple[str, int]]] = {}
     for place in places:
-        stacks.setdefault(place if dtype is None else parts[place[0]][0].shape, []).append(place)
+        stacks.setdefault(parts[place[0]][0].shape, []).append(place)
     for stack in stacks.values():
-        found = orthogonalize(jnp.stack([parts[name][i] for name, i in stack]), coefficients, dtype)
+        whole_stack = jnp.stack([parts[name][i] for name, i in stack])
+        found = _on_devices(whole_stack, partial(orthogonalize, coefficients=coefficients, dtype=dtype), mesh)
         for (name, i), matrix in zip(stack, found, strict=True):
             parts[name][i] = matrix
     whole = {
         name: jnp.concatenate(each, axis=1) if len(each) > 1 else each[0] for name, each in parts.items()
     }
     return {**gradients, **whole}
+
+
+def _on_devices(
+    stack: Float[Array, "N I O"],
+    change: Callable[[Float[Array, "N I O"]], Float[Array, "N I O"]],
+    mesh: Mesh | None,
+) -> Float[Array, "N I O"]:
+    """Change the matrices of a stack; a CPU's devices, where they split no parameter, take a share each."""
+    if mesh is None or mesh.shape["fsdp"] > 1 or mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+        return change(stack)
+    N = stack.shape[0]
+    even = jnp.pad(stack, ((0, -N % mesh.size), (0, 0), (0, 0)))
+    shares = jax.lax.with_sharding_constraint(even, NamedSharding(mesh, PartitionSpec("data")))
+    return jax.lax.with_sharding_constraint(change(shares), replicated(mesh))[:N]
 
 
 def orthogonalize(

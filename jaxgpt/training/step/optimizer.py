@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig, TrainConfig
@@ -28,13 +29,16 @@ def parameter_labels(model: ModelConfig) -> dict[str, str]:
     return {each.flax_name: LABELS[each.group] for each in parameters(model)}
 
 
-def make_optimizer(config: TrainConfig, model: ModelConfig) -> optax.GradientTransformation:
+def make_optimizer(
+    config: TrainConfig, model: ModelConfig, mesh: Mesh | None = None
+) -> optax.GradientTransformation:
     """Return the gradient transformation, clipping included.
 
     Args:
       config: settings.
       model: shape. With qat there are scales of inputs: Adam measures their gradients alone, so they neither
         count for the global norm nor are clipped by it.
+      mesh: over which the work may be shared.
     """
     matrix_rate = schedule(config, config.learning_rate)
     other_rate = schedule(config, config.embedding_learning_rate)
@@ -43,7 +47,7 @@ def make_optimizer(config: TrainConfig, model: ModelConfig) -> optax.GradientTra
         return optax.adamw(other_rate, config.beta1, config.beta2, weight_decay=decay)
 
     transforms: dict[str, optax.GradientTransformation] = {
-        "kernel": find_optimizer(config.optimizer).matrices(config, matrix_rate),
+        "kernel": find_optimizer(config.optimizer).matrices(config, matrix_rate, mesh),
         "embedding": adamw(config.weight_decay),
         "vector": adamw(0.0),
     }
