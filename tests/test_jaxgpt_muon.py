@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from jaxgpt.shared.config import Precision, TrainConfig
+from jaxgpt.training.devices.mesh import make_mesh, replicated
 from jaxgpt.training.optimizers.muon import COEFFICIENTS, matrices, orthogonalize_all, scale_by_muon
 
 CONFIG = TrainConfig(optimizer="muon", momentum=0.9, weight_decay=0.3)
@@ -85,6 +86,23 @@ def test_matrices_alone_or_stacked_follow_the_formula(split_qkv: bool, dtype: An
         expected = np.concatenate([by_formula(part) for part in parts], axis=1)
         assert found[name].dtype == jnp.float32
         assert np.abs(np.asarray(found[name]) - expected).max() < tolerance, name
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_devices_of_a_cpu_take_a_share_each_and_find_the_same_bits(devices: int) -> None:
+    given, mesh = in_float32(random_matrices(4)), make_mesh("", devices)
+    coefficients = jnp.asarray(COEFFICIENTS)
+
+    def shared(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return orthogonalize_all(arrays, coefficients, True, None, mesh)
+
+    compiled = jax.jit(shared).lower(jax.device_put(given, replicated(mesh))).compile()
+    share = -(-5 // devices)  # of query, key, value and two projections
+    products = re.findall(r"f32\[(\d+),8,8\]\S* dot\(", compiled.as_text())
+    assert set(products) == {str(share)}
+    found, alone = compiled(jax.device_put(given, replicated(mesh))), orthogonal(given, True, None)
+    for name in SHAPES:
+        assert np.array_equal(found[name], alone[name]), name
 
 
 def test_query_key_and_value_become_orthogonal_apart() -> None:

@@ -1,5 +1,7 @@
 """Gradients of products in bfloat16 and float16, against float64."""
 
+import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,12 +15,13 @@ from jaxgpt.training.model import numerics as numerics_module
 from jaxgpt.training.model.fake_quant import FakeQuantLinear
 from jaxgpt.training.model.layers import add_bias
 from jaxgpt.training.model.loss import summed_loss
-from jaxgpt.training.model.numerics import TRAFFIC, Numerics
+from jaxgpt.training.model.numerics import TRAFFIC, Numerics, matmul
 from jaxgpt.training.model.params import graph_of, init_params
 
 MODEL = ModelConfig(vocab_size=64, block_size=32, n_layer=1, n_head=2, n_embd=32)
 BF16 = Numerics(compute=jnp.bfloat16)
 FP16 = Numerics(compute=jnp.float16, wide_sums=False)  # as a CPU computes it
+CPU = Numerics(narrow_first=True)
 ROUNDOFF = {jnp.dtype(jnp.bfloat16): 2.0**-9, jnp.dtype(jnp.float16): 2.0**-11}
 # Some twenty roundings, of activations and on a gradient's way down, add up like sqrt(20); with a stream and
 # logits that are rounded, too, some forty.
@@ -70,6 +73,28 @@ def test_a_gradient_is_as_near_to_float64_as_its_dtype_allows(
     for name, gradient in exact.items():
         error = np.linalg.norm(found[name] - gradient) / np.linalg.norm(gradient)
         assert 0 < error < allowed, name
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 24), (24, 8)])
+def test_on_a_cpu_a_gradient_of_weights_is_formed_with_the_narrower_side_first(
+    inputs: int, outputs: int
+) -> None:
+    random = np.random.default_rng(1)
+    x, weights, wanted = (
+        jnp.asarray(random.normal(size=shape), jnp.float32)
+        for shape in ((64, inputs), (inputs, outputs), (64, outputs))
+    )
+
+    def loss(numerics: Numerics, weights: jax.Array) -> jax.Array:
+        return jnp.sum(matmul("NI,IO->NO", x, weights, numerics) * wanted)
+
+    gradient = jax.grad(partial(loss, CPU))
+    products = re.findall(r"\[(\d+),(\d+)\] = dot_general", str(jax.make_jaxpr(gradient)(weights)))
+    assert ("8", "24") in products
+    assert ("24", "8") not in products
+    exact = np.asarray(x, np.float64).T @ np.asarray(wanted, np.float64)
+    assert np.abs(gradient(weights) - exact).max() < 1e-5  # 64 products of about 1, each off by 2^-24
+    assert np.array_equal(gradient(weights), jax.grad(partial(loss, Numerics()))(weights))
 
 
 def test_a_bias_s_gradient_is_summed_in_float32() -> None:

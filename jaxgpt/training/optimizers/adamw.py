@@ -4,15 +4,11 @@ Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, arXiv:1
 """
 
 import optax
-from jax.sharding import Mesh
 
 from jaxgpt.shared.config import TrainConfig
 from jaxgpt.training.lr_schedule import Schedule
 
 
-def matrices(
-    config: TrainConfig, learning_rate: Schedule, mesh: Mesh | None = None
-) -> optax.GradientTransformation:
+def matrices(config: TrainConfig, learning_rate: Schedule) -> optax.GradientTransformation:
     """Return the transformation of the blocks' matrices' gradients."""
-    del mesh  # too little work to share
     return optax.adamw(learning_rate, config.beta1, config.beta2, weight_decay=config.weight_decay)

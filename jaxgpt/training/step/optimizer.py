@@ -4,6 +4,7 @@ Weight decay acts on matrices only (kernels and embeddings, not gains and biases
 quantization-aware training learns move by a share of themselves, so that their size needs no rate of its own.
 """
 
+import inspect
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ def make_optimizer(
       config: settings.
       model: shape. With qat there are scales of inputs: Adam measures their gradients alone, so they neither
         count for the global norm nor are clipped by it.
-      mesh: over which the work may be shared.
+      mesh: of the training, for an optimizer of matrices that shares its work among devices.
     """
     matrix_rate = schedule(config, config.learning_rate)
     other_rate = schedule(config, config.embedding_learning_rate)
@@ -46,8 +47,10 @@ def make_optimizer(
     def adamw(decay: float) -> optax.GradientTransformation:
         return optax.adamw(other_rate, config.beta1, config.beta2, weight_decay=decay)
 
+    of_matrices = find_optimizer(config.optimizer).matrices
+    more = {"mesh": mesh} if "mesh" in inspect.signature(of_matrices).parameters else {}
     transforms: dict[str, optax.GradientTransformation] = {
-        "kernel": find_optimizer(config.optimizer).matrices(config, matrix_rate, mesh),
+        "kernel": of_matrices(config, matrix_rate, **more),
         "embedding": adamw(config.weight_decay),
         "vector": adamw(0.0),
     }
