@@ -21,7 +21,7 @@ from jaxgpt.training.model.params import graph_of, init_params
 MODEL = ModelConfig(vocab_size=64, block_size=32, n_layer=1, n_head=2, n_embd=32)
 BF16 = Numerics(compute=jnp.bfloat16)
 FP16 = Numerics(compute=jnp.float16, wide_sums=False)  # as a CPU computes it
-CPU = Numerics(narrow_first=True)
+CPU = Numerics(on_cpu=True)
 ROUNDOFF = {jnp.dtype(jnp.bfloat16): 2.0**-9, jnp.dtype(jnp.float16): 2.0**-11}
 # Some twenty roundings, of activations and on a gradient's way down, add up like sqrt(20); with a stream and
 # logits that are rounded, too, some forty.

@@ -49,7 +49,7 @@ def test_they_are_chosen_by_the_settings_and_float32_has_none() -> None:
         chosen, _ = choose_numerics(MODEL, settings, "cpu", 0.0)
         assert {each for each in TRAFFIC if getattr(chosen, each)} == {name}
         plain, _ = choose_numerics(MODEL, dataclasses.replace(settings, precision="fp32"), "cpu", 0.0)
-        assert plain == Numerics(narrow_first=True)
+        assert plain == Numerics(on_cpu=True)
 
 
 def test_the_fused_layer_norm_is_layer_norm() -> None:

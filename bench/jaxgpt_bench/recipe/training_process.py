@@ -38,7 +38,7 @@ def train(run: Run, shape: dict[str, int], dataset: Dataset) -> Outcome:
     use_cpu_devices(1)
     keep_freed_memory(model, config, 1)
     mesh = make_mesh("", 1)
-    program = CompiledTraining(model, config, mesh, FLOAT32._replace(narrow_first=True))
+    program = CompiledTraining(model, config, mesh, FLOAT32._replace(on_cpu=True))
     step = program.compile_step()
     reserve_memory(peak_bytes(step))
     batches = Batches(dataset.train, model.block_size, config.batch_size, config.seed)

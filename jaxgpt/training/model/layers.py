@@ -59,7 +59,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: Float[Array, "N I"], out_sharding: Any = None) -> Float[Array, "N O"]:
         """Return the output in the compute dtype."""
-        if not self.numerics.is_mixed and not self.numerics.narrow_first:
+        if not self.numerics.is_mixed and not self.numerics.on_cpu:
             return super().__call__(inputs, out_sharding)
         return self._product(inputs, self.kernel[...], self.bias[...])
 

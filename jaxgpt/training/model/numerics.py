@@ -25,8 +25,8 @@ class Numerics(NamedTuple):
       flash: attention by cuDNN's fused kernel, which never writes the (T, T) weights; without a cache only.
       wide_sums: products of the compute dtype are summed in the parameters' dtype. XLA's CPU backend has no
         such product of float16.
-      narrow_first: gradients of weights are formed with the narrower side first: XLA's CPU backend takes up
-        to twice as long for the same sums with the wider side first.
+      on_cpu: XLA's CPU backend will run it: gradients of weights are formed with the narrower side first, as it
+        takes up to twice as long for the same sums the other way; its devices share the optimizer's work.
       low_precision_stream: see TrainConfig, as of the others.
       low_precision_logits: see TrainConfig.
       fused_layer_norm: see TrainConfig.
@@ -38,7 +38,7 @@ class Numerics(NamedTuple):
     compute: Any = jnp.float32
     flash: bool = False
     wide_sums: bool = True
-    narrow_first: bool = False
+    on_cpu: bool = False
     low_precision_stream: bool = False
     low_precision_logits: bool = False
     fused_layer_norm: bool = False
@@ -93,9 +93,8 @@ def choose_numerics(
     found = [text for text, true in obstacles.items() if true]
     reason = f"attention by XLA ({found[0]})" if found else "flash attention by cuDNN"
     wide_sums = not (platform == "cpu" and precision == "fp16")
-    on_cpu = platform == "cpu"
     numerics = Numerics(
-        compute=COMPUTE_DTYPES[precision], flash=not found, wide_sums=wide_sums, narrow_first=on_cpu
+        compute=COMPUTE_DTYPES[precision], flash=not found, wide_sums=wide_sums, on_cpu=platform == "cpu"
     )
     if numerics.is_mixed:
         numerics = numerics._replace(**{name: getattr(train, name) for name in TRAFFIC})
@@ -119,7 +118,7 @@ def matmul(
       out: dtype of the result; the parameters' if not given.
     """
     out = numerics.params if out is None else out
-    if not numerics.is_mixed and not numerics.narrow_first:
+    if not numerics.is_mixed and not numerics.on_cpu:
         return _product(equation, a, b, numerics, out)
     return _matmul(_Matmul(equation, numerics, out, a.dtype, b.dtype), a, b)
 
@@ -168,7 +167,7 @@ def _product(equation: str, a: Array, b: Array, numerics: Numerics, out: Any) ->
     """Multiply in the compute dtype; the sums are as wide as `out` and numerics.wide_sums let them be."""
     operands = a.astype(numerics.compute), b.astype(numerics.compute)
     sums = out if numerics.wide_sums else None
-    if not (numerics.narrow_first and SUM_OVER_ROWS.fullmatch(equation)):
+    if not (numerics.on_cpu and SUM_OVER_ROWS.fullmatch(equation)):
         return jnp.einsum(equation, *operands, preferred_element_type=sums).astype(out)
     wide_first = a.shape[1] > b.shape[1]
     if wide_first:

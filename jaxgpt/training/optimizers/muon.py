@@ -102,8 +102,8 @@ def orthogonalize_all(
       coefficients: of the iteration.
       split_qkv: take query, key and value of c_attn apart.
       dtype: of the products' operands; None for the gradients' own.
-      mesh: simulated devices of a CPU that all hold the gradients: each takes a part of the matrices, as the
-        devices share the cores. GPUs, which would have to wait for each other, all take all of them.
+      mesh: devices that take a part of the matrices each, where they all hold the gradients; None: all take
+        all. Those of a CPU gain, as they share its cores; GPUs would have to wait for each other.
 
     Returns:
       Matrices of the same names, shapes and dtypes, with singular values of about 0.7 to 1.2.
@@ -133,8 +133,8 @@ def _on_devices(
     change: Callable[[Float[Array, "N I O"]], Float[Array, "N I O"]],
     mesh: Mesh | None,
 ) -> Float[Array, "N I O"]:
-    """Change the matrices of a stack; a CPU's devices, where they split no parameter, take a share each."""
-    if mesh is None or mesh.shape["fsdp"] > 1 or mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+    """Change the matrices of a stack; devices that split no parameter take a share each."""
+    if mesh is None or mesh.shape["fsdp"] > 1 or mesh.size == 1:
         return change(stack)
     N = stack.shape[0]
     even = jnp.pad(stack, ((0, -N % mesh.size), (0, 0), (0, 0)))
