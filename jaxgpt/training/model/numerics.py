@@ -25,8 +25,8 @@ class Numerics(NamedTuple):
       flash: attention by cuDNN's fused kernel, which never writes the (T, T) weights; without a cache only.
       wide_sums: products of the compute dtype are summed in the parameters' dtype. XLA's CPU backend has no
         such product of float16.
-      on_cpu: XLA's CPU backend will run it: gradients of weights are formed with the narrower side first, as it
-        takes up to twice as long for the same sums the other way; its devices share the optimizer's work.
+      on_cpu: XLA's CPU backend will run it: gradients of weights are formed with the narrower side first, as
+        it takes up to twice as long for the same sums the other way; its devices share the optimizer's work.
       low_precision_stream: see TrainConfig, as of the others.
       low_precision_logits: see TrainConfig.
       fused_layer_norm: see TrainConfig.
