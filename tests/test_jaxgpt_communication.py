@@ -27,11 +27,12 @@ Shape = tuple[int, ...]
 
 
 def communication(
-    mesh_text: str, grad_accum_steps: int, model: ModelConfig = MODEL
+    mesh_text: str, grad_accum_steps: int, model: ModelConfig = MODEL, on_cpu: bool = False, **settings: Any
 ) -> list[tuple[str, Shape]]:
     """Every (collective, result shape) of a compiled step over 8 devices."""
-    train = TrainConfig(batch_size=16 * grad_accum_steps, grad_accum_steps=grad_accum_steps)
-    text = CompiledTraining(model, train, make_mesh(mesh_text, 8), Numerics()).compile_step().as_text()
+    train = TrainConfig(batch_size=16 * grad_accum_steps, grad_accum_steps=grad_accum_steps, **settings)
+    numerics = Numerics(on_cpu=on_cpu)
+    text = CompiledTraining(model, train, make_mesh(mesh_text, 8), numerics).compile_step().as_text()
     found = []
     for line in text.splitlines():
         match = re.search(rf"= (.*?) ({COLLECTIVES})(-start)?\(", line)
@@ -49,13 +50,27 @@ def shapes_of(model: ModelConfig) -> list[Shape]:
     return list(named_shapes(model).values())
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("grad_accum_steps", [1, 4])
-def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(grad_accum_steps: int) -> None:
-    found = communication("data=8", grad_accum_steps)
+def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(
+    grad_accum_steps: int, optimizer: str
+) -> None:
+    found = communication("data=8", grad_accum_steps, optimizer=optimizer)
     assert {kind for kind, _ in found} == {"all-reduce"}
     values = sum(math.prod(shape) for _, shape in found)
     gradient = sum(math.prod(shape) for shape in shapes_of(MODEL))
     assert gradient < values <= gradient + 4  # besides: loss and number of targets
+
+
+def test_devices_of_a_cpu_gather_the_matrices_that_each_made_orthogonal_and_nothing_else() -> None:
+    found = communication("data=8", 1, on_cpu=True, optimizer="muon", split_qkv=True)
+    gathered = [shape for kind, shape in found if kind == "all-gather"]
+    # Two blocks have eight matrices of 32 x 32, and two of each kind of the MLP's, padded to one a device; tall
+    # ones are made orthogonal, and may travel, transposed.
+    assert sorted(tuple(sorted(shape)) for shape in gathered) == [(8, 32, 32), (8, 32, 128), (8, 32, 128)]
+    reduced = sum(math.prod(shape) for kind, shape in found if kind == "all-reduce")
+    assert reduced <= sum(map(math.prod, shapes_of(MODEL))) + 4
+    assert {kind for kind, _ in found} == {"all-gather", "all-reduce"}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 
 from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
 from jaxgpt.training.devices.mesh import batch_sharding, make_mesh, state_shardings
@@ -38,23 +39,30 @@ def batches() -> tuple[np.ndarray, np.ndarray]:
     return tokens[..., :-1], targets
 
 
-def start(train: TrainConfig, dtype: jnp.dtype) -> tuple[TrainState, optax.GradientTransformation]:
+def start(
+    train: TrainConfig, dtype: jnp.dtype, mesh: Mesh | None = None
+) -> tuple[TrainState, optax.GradientTransformation]:
     params = init_params(MODEL, 0, dtype)
-    optimizer = make_optimizer(train, MODEL)
+    optimizer = make_optimizer(train, MODEL, mesh)
     return first_state(params, optimizer, 0, train), optimizer
 
 
 @cache
 def losses(
-    devices: int, mesh_text: str, dtype: jnp.dtype, train: TrainConfig = TRAIN, rate: float = 0.0
+    devices: int,
+    mesh_text: str,
+    dtype: jnp.dtype,
+    train: TrainConfig = TRAIN,
+    rate: float = 0.0,
+    on_cpu: bool = False,
 ) -> np.ndarray:
     """Losses of 50 steps of jit over a mesh."""
     model = dataclasses.replace(MODEL, dropout=rate)
-    state, optimizer = start(train, dtype)
     mesh = make_mesh(mesh_text, devices)
+    state, optimizer = start(train, dtype, mesh if on_cpu else None)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
     state = jax.device_put(state, shardings)
-    graph = graph_of(model, Numerics(dtype, dtype))
+    graph = graph_of(model, Numerics(dtype, dtype, on_cpu=on_cpu))
     step = jax.jit(make_train_step(graph, optimizer, mesh, train, rate > 0), out_shardings=(shardings, None))
     sharding = batch_sharding(mesh, axis=1, ndim=3)
     found = []
@@ -113,6 +121,16 @@ def test_fifty_steps_lose_the_same_as_pmap(devices: int) -> None:
         assert np.abs(difference).max() <= FLOAT64_TOLERANCE
     difference = losses(devices, "", jnp.float32) - pmap_losses(devices, jnp.float32)
     assert np.abs(difference).max() <= FLOAT32_TOLERANCE
+
+
+def test_fifty_steps_of_muon_lose_the_same_where_devices_of_a_cpu_share_its_matrices() -> None:
+    train = dataclasses.replace(TRAIN, optimizer="muon", learning_rate=0.02, split_qkv=True)
+    with jax.enable_x64(True):
+        plain = losses(1, "", jnp.float64, train)
+        for devices in (1, 8):
+            found = losses(devices, "", jnp.float64, train, on_cpu=True)
+            assert np.abs(found - plain).max() <= FLOAT64_TOLERANCE
+        assert plain[-1] < plain[0] - 0.5
 
 
 def test_micro_batches_count_by_their_tokens() -> None:

@@ -33,7 +33,8 @@ class StepMemory:
 
     def __init__(self, model: ModelConfig, train: TrainConfig, mesh: Mesh) -> None:
         self._model, self._train, self._mesh = model, train, mesh
-        self._numerics, _ = choose_numerics(model, train, "cpu", 0.0)
+        # What a GPU would be given, but for its attention: this is about memory on GPUs.
+        self._numerics = choose_numerics(model, train, "cpu", 0.0)[0]._replace(on_cpu=False)
         compiled = CompiledTraining(model, train, mesh, self._numerics)
         self.params_bytes = _shard_bytes(compiled.abstract.params, compiled.shardings.params)
         self.optimizer_bytes = _shard_bytes(compiled.abstract, compiled.shardings) - self.params_bytes

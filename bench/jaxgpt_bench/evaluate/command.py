@@ -38,12 +38,12 @@ class EvaluateOptions:
       top_p: of human-eval.
       tokens: of a text at most; human-eval 150 unless given.
       texts: held-out documents of each task.
-      samples: programs a problem of human-eval.
+      samples: programs a problem of human-eval, as --draws of requests.
       problems: HumanEval.jsonl.gz; that of the package human-eval if not given.
       slots: texts that the engine writes side by side.
       threads: that compute; 0 for all cores.
       seed: of the random numbers.
-      page: also write every answer into this Markdown file.
+      page: also write every answer, of several draws the first, into this Markdown file.
       out: also write the figures into this JSON file.
       json: print one JSON document with all figures on stdout.
     """
@@ -77,7 +77,7 @@ SETTINGS = (
     "slots",
     "seed",
 )
-APART = 1000  # seeds of one draw and the next: each prompt takes one of its own
+APART = 10**6  # seeds of one draw and the next: each prompt takes one of its own
 HELD_OUT_TASKS = ("docstrings", "functions")
 LONGEST, LONGEST_HUMAN_EVAL, LONGEST_LINES = 250, 150, 64
 
@@ -88,6 +88,10 @@ def evaluate(options: EvaluateOptions) -> Result:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} ({value}) must be at least 1")
+    if options.temperature == 0 and options.draws > 1:
+        raise UserError(
+            f"--draws {options.draws} needs a --temperature above 0: greedy answers are all the same"
+        )
     tasks = options.task or ("requests", *(HELD_OUT_TASKS if options.data else ()))
     if options.data is None and set(tasks) & set(HELD_OUT_TASKS):
         raise UserError("held-out documents are those of a data set; name its folder: --data")

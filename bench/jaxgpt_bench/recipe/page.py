@@ -27,7 +27,9 @@ COLUMNS = (
     Column[RecipeRow]("seeds", lambda row: str(row.seeds)),
     Column[RecipeRow]("loss", lambda row: f"{with_error(row.val_loss, 4)} at {row.steps}"),
     Column[RecipeRow]("minus Muon's", lambda row: with_error(row.against_muon, 4, "+")),
-    Column[RecipeRow]("steps to the target", lambda row: with_error(row.steps_to_target, 0)),
+    Column[RecipeRow](
+        "steps to the target", lambda row: with_error(row.steps_to_target, 0) + " (beyond)" * row.extrapolated
+    ),
     Column[RecipeRow](
         "of AdamW's", lambda row: "" if row.share_of_adamw is None else f"{row.share_of_adamw:.2f}"
     ),

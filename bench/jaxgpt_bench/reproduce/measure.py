@@ -12,7 +12,7 @@ from jaxgpt_export.native.library import library_path
 from jaxgpt.shared.console import say
 from jaxgpt.shared.files import sha256_of, write_json
 from jaxgpt_bench.common.provenance import describe_machine
-from jaxgpt_bench.evaluate.command import EvaluateOptions, evaluate
+from jaxgpt_bench.evaluate.command import SETTINGS, EvaluateOptions, evaluate
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.quality.command import QualityOptions, quality
 from jaxgpt_bench.quality.contestants import ComparedModels, open_models
@@ -104,7 +104,11 @@ def measure_answers(stages: Stages, out: Path, built: Built) -> None:
     requests = [dataclasses.asdict(request) for request in REQUESTS]
     stages.measured(
         out / "answers.json",
-        {**built.hashes(list(asked)), "requests": requests, "seed": options.seed, "draws": DRAWS},
+        {
+            **built.hashes(list(asked)),
+            "requests": requests,
+            **{name: getattr(options, name) for name in SETTINGS},
+        },
         lambda: dict(evaluate(options).figures),
     )
 

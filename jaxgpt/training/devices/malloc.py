@@ -30,7 +30,9 @@ def keep_freed_memory(model: ModelConfig, train: TrainConfig, devices: int) -> N
         return
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 2**28}
     logits = train.batch_size // train.grad_accum_steps * model.block_size * model.vocab_size * 4
-    if logits // (devices * train.loss_chunks) > THREAD_HEAP_BYTES:
+    # Muon's largest stack of matrices: those from C to 4 C channels of all blocks.
+    stack = 4 * model.n_layer * model.n_embd**2 * 4 if train.optimizer == "muon" else 0
+    if max(logits // (devices * train.loss_chunks), stack) > THREAD_HEAP_BYTES:
         settings[M_ARENA_MAX] = 1
     for parameter, value in settings.items():
         libc.mallopt(parameter, value)

@@ -1,7 +1,7 @@
 """The optimizers of the blocks' matrices, one file each; the file's name is the optimizer's name.
 
 A file has one function, `matrices(config, learning_rate)`, that returns an optax transformation; where it
-also takes `mesh`, it gets the devices that may share its work, or None. Everything else (embeddings, gains,
+also takes `mesh`, it gets the devices that share a CPU's cores, or None. Everything else (embeddings, gains,
 biases) is AdamW's; see step/optimizer.py. Nothing lists the files. No JAX here: a name is checked before JAX
 starts.
 """

@@ -1,7 +1,8 @@
 """Muon: momentum whose matrices are made orthogonal by Newton-Schulz iterations.
 
-Matrices of equal shape are stacked: a GPU starts one product for all of them, and on a CPU the steps between
-products, which cost as much as these, become few. The state is optax.contrib.muon's, which checkpoints hold.
+In bfloat16 and float16 matrices of equal shape are stacked, so that a GPU starts one product for all of them;
+on a CPU in float32, too, where what lies between the products costs as much as they do. Else each is iterated
+by itself. The state is optax.contrib.muon's, which checkpoints hold.
 
 Source: Jordan et al. 2024, Muon, https://kellerjordan.github.io/posts/muon (and optax.contrib.muon).
 """
@@ -101,22 +102,24 @@ def orthogonalize_all(
       gradients: matrices (I, O) by their parameters' names.
       coefficients: of the iteration.
       split_qkv: take query, key and value of c_attn apart.
-      dtype: of the products' operands; None for the gradients' own.
-      mesh: devices that take a part of the matrices each, where they all hold the gradients; None: all take
-        all. Those of a CPU gain, as they share its cores; GPUs would have to wait for each other.
+      dtype: of the products' operands, and then equal shapes are stacked; None for the gradients' own.
+      mesh: devices that share the cores of a CPU. Where they all hold the gradients, equal shapes are
+        stacked, and each device takes a part of a stack. (GPUs would have to wait for each other.)
 
     Returns:
       Matrices of the same names, shapes and dtypes, with singular values of about 0.7 to 1.2.
     """
+    mesh = None if mesh is None or mesh.shape["fsdp"] > 1 else mesh
+    stacked = dtype is not None or mesh is not None
     names = [name for name, leaf in gradients.items() if not isinstance(leaf, optax.MaskedNode)]
     parts: dict[str, list[Array]] = {}
     for name in names:
         split = split_qkv and name.endswith(FUSED)
         parts[name] = jnp.split(gradients[name], 3, axis=1) if split else [gradients[name]]
     places = [(name, index) for name in names for index in range(len(parts[name]))]
-    stacks: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+    stacks: dict[Any, list[tuple[str, int]]] = {}
     for place in places:
-        stacks.setdefault(parts[place[0]][0].shape, []).append(place)
+        stacks.setdefault(parts[place[0]][0].shape if stacked else place, []).append(place)
     for stack in stacks.values():
         whole_stack = jnp.stack([parts[name][i] for name, i in stack])
         found = _on_devices(whole_stack, partial(orthogonalize, coefficients=coefficients, dtype=dtype), mesh)
@@ -133,8 +136,8 @@ def _on_devices(
     change: Callable[[Float[Array, "N I O"]], Float[Array, "N I O"]],
     mesh: Mesh | None,
 ) -> Float[Array, "N I O"]:
-    """Change the matrices of a stack; devices that split no parameter take a share each."""
-    if mesh is None or mesh.shape["fsdp"] > 1 or mesh.size == 1:
+    """Change the matrices of a stack, each device of the mesh its share."""
+    if mesh is None or mesh.size == 1:
         return change(stack)
     N = stack.shape[0]
     even = jnp.pad(stack, ((0, -N % mesh.size), (0, 0), (0, 0)))

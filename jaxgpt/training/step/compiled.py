@@ -41,7 +41,8 @@ class CompiledTraining:
     def __init__(self, model: ModelConfig, train: TrainConfig, mesh: Mesh, numerics: Numerics) -> None:
         self._model, self._train, self._mesh = model, train, mesh
         self.graph = graph_of(model, numerics)
-        self._optimizer = make_optimizer(train, model, mesh if numerics.on_cpu else None)
+        shares_cores = numerics.on_cpu and not mesh.is_multi_process
+        self._optimizer = make_optimizer(train, model, mesh if shares_cores else None)
         self._first_state = self._new_state  # one object: JAX traces it once for both uses
         self.abstract: TrainState = jax.eval_shape(self._first_state, None)
         self.shardings: TrainState = state_shardings(mesh, self.abstract)
