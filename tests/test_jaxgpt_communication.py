@@ -65,8 +65,8 @@ def test_data_parallel_step_reduces_one_gradient_whatever_the_accumulation(
 def test_devices_of_a_cpu_gather_the_matrices_that_each_made_orthogonal_and_nothing_else() -> None:
     found = communication("data=8", 1, on_cpu=True, optimizer="muon", split_qkv=True)
     gathered = [shape for kind, shape in found if kind == "all-gather"]
-    # Two blocks have eight matrices of 32 x 32, and two of each kind of the MLP's, padded to one a device; tall
-    # ones are made orthogonal, and may travel, transposed.
+    # Two blocks have eight matrices of 32 x 32, and two of each kind of the MLP's, padded to one a device;
+    # tall ones are made orthogonal, and may travel, transposed.
     assert sorted(tuple(sorted(shape)) for shape in gathered) == [(8, 32, 32), (8, 32, 128), (8, 32, 128)]
     reduced = sum(math.prod(shape) for kind, shape in found if kind == "all-reduce")
     assert reduced <= sum(map(math.prod, shapes_of(MODEL))) + 4

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxgpt.shared.config import TrainConfig
@@ -140,9 +140,15 @@ def _on_devices(
     if mesh is None or mesh.size == 1:
         return change(stack)
     N = stack.shape[0]
-    even = jnp.pad(stack, ((0, -N % mesh.size), (0, 0), (0, 0)))
-    shares = jax.lax.with_sharding_constraint(even, NamedSharding(mesh, PartitionSpec("data")))
-    return jax.lax.with_sharding_constraint(change(shares), replicated(mesh))[:N]
+    share = -(-N // mesh.size)
+    even = jnp.pad(stack, ((0, share * mesh.size - N), (0, 0), (0, 0)))
+
+    # Written out: the partitioner would split the matrices of the stack, and move their parts.
+    def own(whole: Float[Array, "N2 I O"]) -> Float[Array, "N3 I O"]:
+        return change(jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index("data") * share, share))
+
+    found = jax.shard_map(own, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec("data"))(even)
+    return jax.lax.with_sharding_constraint(found, replicated(mesh))[:N]
 
 
 def orthogonalize(
