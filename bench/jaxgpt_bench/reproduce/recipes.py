@@ -102,8 +102,8 @@ RECIPES = {
     ),
     # 7.4 M tokens, three and a half times.
     "answers": Recipe(
-        about="one to two hours on two cores: trained on requests with programs, and asked others; "
-        "3.7 million parameters",
+        about="one to two and a half hours on two cores: trained on requests with programs, and asked "
+        "others; 3.7 million parameters",
         offline_source=PLAIN_PACKAGES,
         tokenizer="bpe:2048",
         val_fraction=0.02,
