@@ -287,6 +287,7 @@ def test_bad_input(command: Command, tmp_path: Path, fp32: Path, data: Path) -> 
         ("--task", "human-eval", "--problems", long): "every problem has more",
         ("--texts", 0): "--texts (0) must be at least 1",
         ("--draws", 0): "--draws (0) must be at least 1",
+        ("--draws", 2, "--temperature", 0): "needs a --temperature above 0",
         ("--min-p", 2): "min_p (2.0) must lie in [0, 1]",
         ("--task", "functions"): "--data",
         ("--task", "human-eval", "--problems", broken): "can't be read as HumanEval's problems",
