@@ -187,6 +187,7 @@ BLOCKS = (
     Block("docs/quantization.md", "quality", quality),
     Block("docs/quantization.md", "quality-peers", quality_peers),
     Block("docs/training.md", "recipe", recipe("recipe.json")),
+    Block("docs/training.md", "recipe-6m", recipe("recipe_6m.json")),
     Block("docs/data.md", "prepare", preparation),
     Block("docs/serving.md", "serving", serving),
 )

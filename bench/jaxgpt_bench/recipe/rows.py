@@ -74,7 +74,7 @@ ROWS: dict[str, dict[str, Row]] = {
     "6m": {
         "adamw": Row(settings=ADAMW, warmup_share=ADAMW_WARMUP_SHARE, lengths=(400,)),
         "muon": Row(settings=MUON, lengths=(200, 280)),
-        "winner": Row(settings=WINNER, momentum_warmup_share=0.5, lengths=(200, 280)),
+        "winner": Row(settings=WINNER, momentum_warmup_share=0.5, lengths=(160, 200, 280)),
     },
 }
 
