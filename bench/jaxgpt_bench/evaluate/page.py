@@ -27,7 +27,7 @@ def answers_block(figures: EvaluateFigures) -> str:
         table(ANSWERS, draws_of(figures.answers)).markdown(),
         *_human_eval(figures.human_eval),
         f"The answers at {how_drawn(drawn[0][0])}, drawn with the same random numbers{_which(drawn)}:",
-        samples_markdown([draws[0] for draws in drawn]),
+        samples_markdown([row for row in asked if row.temperature > 0]),
     ]
     return "\n\n".join(part.strip() for part in parts)
 

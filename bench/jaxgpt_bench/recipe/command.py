@@ -24,6 +24,7 @@ from jaxgpt_bench.common.tables import Column, table
 from jaxgpt_bench.recipe.cost import muon_cost
 from jaxgpt_bench.recipe.figures import RecipeRow, recipe_rows, with_error
 from jaxgpt_bench.recipe.options import RecipeOptions
+from jaxgpt_bench.recipe.page import AGAINST_MUON, SHARE_OF_ADAMW, STEPS_TO_TARGET
 from jaxgpt_bench.recipe.rows import ROWS, SHAPES, TRIALS, runs_of, trial_runs
 from jaxgpt_bench.recipe.runs import Outcome, Run, missing, take
 
@@ -136,14 +137,7 @@ COLUMNS = (
     Column[RecipeRow]("recipe", lambda row: row.name),
     Column[RecipeRow]("steps", lambda row: str(row.steps)),
     Column[RecipeRow]("loss", lambda row: with_error(row.val_loss, 4)),
-    Column[RecipeRow]("minus Muon's", lambda row: with_error(row.against_muon, 4, "+")),
-    Column[RecipeRow](
-        "steps to target",
-        lambda row: with_error(row.steps_to_target, 0) + " (beyond)" * row.extrapolated,
-    ),
-    Column[RecipeRow](
-        "of AdamW's", lambda row: "" if row.share_of_adamw is None else f"{row.share_of_adamw:.2f}"
-    ),
+    *(AGAINST_MUON, STEPS_TO_TARGET, SHARE_OF_ADAMW),
     Column[RecipeRow]("cpu-ms a step", lambda row: f"{row.cpu_seconds_a_step * 1e3:.0f}"),
     Column[RecipeRow](
         "cpu-s to target",

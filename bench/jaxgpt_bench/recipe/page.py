@@ -22,17 +22,19 @@ RETIRED = {
     "zero-projections": "residual projections that begin at zero (taken out again)",
     "document-windows": "windows that begin with a document (taken out again)",
 }
+# As on the terminal.
+AGAINST_MUON = Column[RecipeRow]("minus Muon's", lambda row: with_error(row.against_muon, 4, "+"))
+STEPS_TO_TARGET = Column[RecipeRow](
+    "steps to the target", lambda row: with_error(row.steps_to_target, 0) + " (beyond)" * row.extrapolated
+)
+SHARE_OF_ADAMW = Column[RecipeRow](
+    "of AdamW's", lambda row: "" if row.share_of_adamw is None else f"{row.share_of_adamw:.2f}"
+)
 COLUMNS = (
     Column[RecipeRow]("recipe", lambda row: {**ABOUT, **RETIRED}.get(row.name, row.name)),
     Column[RecipeRow]("seeds", lambda row: str(row.seeds)),
     Column[RecipeRow]("loss", lambda row: f"{with_error(row.val_loss, 4)} at {row.steps}"),
-    Column[RecipeRow]("minus Muon's", lambda row: with_error(row.against_muon, 4, "+")),
-    Column[RecipeRow](
-        "steps to the target", lambda row: with_error(row.steps_to_target, 0) + " (beyond)" * row.extrapolated
-    ),
-    Column[RecipeRow](
-        "of AdamW's", lambda row: "" if row.share_of_adamw is None else f"{row.share_of_adamw:.2f}"
-    ),
+    *(AGAINST_MUON, STEPS_TO_TARGET, SHARE_OF_ADAMW),
     Column[RecipeRow]("cpu-seconds", lambda row: _seconds(row)),
 )
 
