@@ -141,6 +141,7 @@ def _read(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Do
 
 def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
     folders, versions = [], []
+    distributions = importlib.metadata.packages_distributions()
     for package in name.removeprefix("packages:").split(","):
         if package == "stdlib":
             folders.append((package, standard_library()))
@@ -153,13 +154,12 @@ def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
                 "give importable names, such as packages:numpy,jax"
             )
         folders.append((package, Path(next(iter(spec.submodule_search_locations)))))
-        versions.append(f"{package} {_version(package)}")
+        versions.append(f"{package} {_version(distributions.get(package, []))}")
     pieces = [piece for package, folder in folders for piece in _installed(folder, f"{package}/")]
     return _source(name, ", ".join(versions), pieces, options, report)
 
 
-def _version(package: str) -> str:
-    distributions = importlib.metadata.packages_distributions().get(package, [])
+def _version(distributions: Sequence[str]) -> str:
     return importlib.metadata.version(distributions[0]) if distributions else "of unknown version"
 
 

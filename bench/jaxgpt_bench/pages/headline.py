@@ -19,6 +19,7 @@ NAMES = {
     "openvino": "OpenVINO",
     "ctranslate2": "CTranslate2",
     "torchao": "torchao",
+    "executorch": "ExecuTorch",
     QUANTIZE_DYNAMIC: "PyTorch quantize_dynamic",
     LLAMA_CPP: "llama.cpp",
 }

@@ -14,7 +14,7 @@ ABOUT = {
     "split-qkv": "+ `split_qkv`",
     "newton-schulz-bf16": "Newton-Schulz in bfloat16",
     "average": "average of the weights of the last tenth of the steps",
-    "winner": "`winner`: the four marked +, embeddings at 0.02, momentum to 0.9",
+    "winner": "`winner`: the four marked + at 1 million parameters, embeddings at 0.02, momentum to 0.9",
 }
 # Tried on another machine, whose seconds say nothing beside the others', and taken out again.
 RETIRED = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxgpt.shared.errors import UserError, nearest
@@ -10,27 +11,15 @@ HUB_SOURCE = "hub:flytech/python-codes-25k"  # what the earlier project was trai
 PACKAGES = (
     "packages:torch,transformers,jax,flax,optax,orbax,numpy,datasets,scipy,pandas,sympy,networkx,matplotlib"
 )
-# Packages with many functions that need Python alone; one that is not installed is named before all else.
-# bench/reproduce/answers-packages.txt pins those that were used.
-PLAIN_PACKAGES = (
-    "packages:algorithms,pygorithm,algocraft,algods,pythonds,pythonds3,src,boltons,more_itertools,toolz,"
-    "funcy,pydash,humanize,textdistance,jellyfish,slugify,sortedcontainers,iteration_utilities,networkx,"
-    "mpmath,stdlib,sympy,nltk,scipy,sklearn,statsmodels,pandas,numpy,matplotlib,datasets,flax,optax,"
-    "setuptools,pip,fontTools,rich,prometheus_client,regex,requests,urllib3,jinja2,pygments,salt,numba,"
-    "dask,ansible,ase,django,mypy,astropy,sqlmap,twisted,yt_dlp,IPython,Bio,xarray,sphinx,skbio,pylint,"
-    "hypothesis,jedi,bokeh,plotly,scrapy,MDAnalysis,metpy,docutils,pint,skimage,black,gensim,faker,"
-    "passlib,rope,tornado,werkzeug,babel,pythran,ubelt,trimesh,colour,cryptography,pymatgen,openpyxl,"
-    "pexpect,click,astral,quantecon,invoke,skyfield,control,pyparsing,labmath,pulp,convertdate,unyt,"
-    "textstat,primefac,num2words,inflect,geopy,dateutil,ecdsa,rsa,uncertainties,torch,transformers,jax,"
-    "ansible_collections,ray,homeassistant,mlflow,hgext,mercurial,pyomo,fluids,streamlit,pennylane,"
-    "dagster,sktime,nova,scapy,prefect,thefuck,streamlink,streamlink_cli,breezy,mne,cinder,sqlalchemy,"
-    "neutron,celery,chemicals,stanza,swift,keras,youtube_dl,openmdao,pyscf,cirq,dulwich,stdnum,pyutils,"
-    "mathics,gradio,spyder,cvxpy,zipline,thermo,music21,pythainlp,gallery_dl,buildbot,obspy,beets,"
-    "beetsplug,pdm,you_get,panel,azure,pyro,psychopy,mitmproxy,qiskit,langchain_core,nilearn,snakemake,"
-    "openai,impacket,ht,spacy,PyInstaller,dash,PIL,vectorbt,mistune,ccxt,sunpy,web3,holoviews,glance,"
-    "prompt_toolkit,pymoo,pwnlib,nzmath,underthesea,kombu,certbot,cdlib,brian2,pymc,lektor,darts,gunicorn,"
-    "cltk,pvlib,imageio,keystone,altair,luigi,hatch,urwid,deap,poetry,pyramid,igraph"
-)
+# Packages with many functions; one that is not installed is named before all else.
+ANSWERS_PACKAGES = Path(__file__).with_name("answers-packages.txt")
+
+
+def packages_source(requirements: str) -> str:
+    """Return the source of a file of requirements, whose lines have importable names behind a #."""
+    names = (line.partition("# ")[2] for line in requirements.splitlines() if not line.startswith("#  "))
+    return "packages:" + ",".join(name for name in names if name)
+
 
 # Muon as `small` had it when the reference model was measured, whose figures are committed.
 FIRST_MUON = {"beta1": 0.9, "decay_fraction": 1.0, "momentum_warmup_steps": 0, "split_qkv": False}
@@ -104,12 +93,12 @@ RECIPES = {
     "answers": Recipe(
         about="one to two and a half hours on two cores: trained on requests with programs, and asked "
         "others; 3.7 million parameters",
-        offline_source=PLAIN_PACKAGES,
+        offline_source=packages_source(ANSWERS_PACKAGES.read_text(encoding="utf-8")),
         tokenizer="bpe:2048",
         val_fraction=0.02,
         train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256,
-               "batch_size": 16, "max_steps": 6400, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
-               "warmup_steps": 60, "eval_every": 1600, "checkpoint_every": 100, "sample_every": 0},
+               "batch_size": 16, "max_steps": 8600, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
+               "warmup_steps": 60, "eval_every": 2150, "checkpoint_every": 100, "sample_every": 0},
         qat=None,
         answers=True,
     ),

@@ -22,7 +22,7 @@ from jaxgpt.data.report import ReadReport
 from jaxgpt.data.requests.wording import Task, request_of_name, tasks_of_sentence
 
 # A small model that draws one bad token in a hundred and fifty ends few longer programs well.
-MAX_PROGRAM_CHARACTERS = 300
+MAX_PROGRAM_CHARACTERS = 240
 # Of a function that needs more than Python: it teaches how names follow from requests, and little else.
 MAX_OTHER_CHARACTERS = 160
 # A program in which four words in a row stand more often teaches repetition.

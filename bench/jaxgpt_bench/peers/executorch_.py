@@ -1,0 +1,207 @@
+"""ExecuTorch: programs for devices; matrices by XNNPACK, attention by its own operator with a cache.
+
+int8-dynamic and int4-dynamic round each row of inputs to 8 bits when it comes; 4-bit weights have groups of
+64. The installed package holds compiler and runtime in one; `pip install executorch` is left to whoever
+measures it, since it brings compilers for other companies' chips along.
+"""
+
+import functools
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jaxgpt_bench.peers.peer import (
+    CHOSEN,
+    PLAIN,
+    Artifact,
+    Peer,
+    Prepared,
+    Variant,
+    fastest,
+    weight_bytes,
+)
+
+GROUP = 64
+BITS = {"fp32": 32, "int8-dynamic": 8, "int4-dynamic": 4}
+SETTING = "delegated"  # what XNNPACK takes: matrices alone, or whatever else it can
+MATRICES, ALL = "matrices", "all"
+
+
+@functools.cache
+def _gpt_class() -> type:
+    """Return the module's class; PyTorch is imported when it is asked for."""
+    import torch
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  torch.ops.llama
+    from torch import nn
+    from torch.nn import functional
+
+    llama = torch.ops.llama
+
+    class Block(nn.Module):
+        def __init__(self, C: int, heads: int, context: int) -> None:
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
+            self.attn = nn.ModuleDict({"c_attn": nn.Linear(C, 3 * C), "c_proj": nn.Linear(C, C)})
+            self.mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C), "c_proj": nn.Linear(4 * C, C)})
+            self.heads = heads
+            shape = (1, context, heads, C // heads)
+            self.keys = nn.Buffer(torch.zeros(shape), persistent=False)
+            self.values = nn.Buffer(torch.zeros(shape), persistent=False)
+
+        def forward(self, x: Any, first: Any) -> Any:
+            B, T, C = x.shape
+            q, k, v = self.attn["c_attn"](self.ln_1(x)).split(C, 2)
+            split = (B, T, self.heads, C // self.heads)
+            llama.update_cache(k.view(split), self.keys, first)
+            llama.update_cache(v.view(split), self.values, first)
+            y = llama.custom_sdpa(q.view(split), self.keys, self.values, first, None, 0.0, True)
+            x = x + self.attn["c_proj"](y.reshape(B, T, C))
+            return x + self.mlp["c_proj"](functional.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh"))
+
+    class Gpt(nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            C, self.context = config.n_embd, config.block_size
+            self.wte, self.wpe = nn.Embedding(config.vocab_size, C), nn.Embedding(config.block_size, C)
+            blocks = (Block(C, config.n_head, config.block_size) for _ in range(config.n_layer))
+            self.h = nn.ModuleList(blocks)
+            self.ln_f = nn.LayerNorm(C)
+            self.lm_head = nn.Linear(C, config.vocab_size, bias=False)
+
+        def forward(self, tokens: Any, positions: Any) -> Any:
+            """Take tokens (T,) and their positions (T,); return the last logits (V,)."""
+            first = positions[0].item()
+            torch._check(first >= 0)
+            torch._check(first < self.context)
+            x = (self.wte(tokens) + self.wpe(positions))[None]
+            for block in self.h:
+                x = block(x, first)
+            return self.lm_head(self.ln_f(x[:, -1:]))[0, 0]
+
+    return Gpt
+
+
+def _program(artifact: Artifact, precision: str, delegated: str) -> bytes:
+    """Return the compiled program of an artifact."""
+    import numpy as np
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+        XnnpackDynamicallyQuantizedPartitioner,
+        XnnpackFloatingPointPartitioner,
+        XnnpackPartitioner,
+    )
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from torchao import quantization
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+    config = artifact.config
+    model = _gpt_class()(config).eval()
+    tensors = {name: torch.from_numpy(np.array(tensor)) for name, tensor in artifact.tensors.items()}
+    tensors.setdefault("lm_head.weight", tensors["wte.weight"].clone())
+    model.load_state_dict(tensors)
+    weights = {8: (torch.int8, PerAxis(0)), 4: (torch.int4, PerGroup(GROUP))}
+    if BITS[precision] in weights:
+        kind, granularity = weights[BITS[precision]]
+        quantization.quantize_(
+            model,
+            quantization.Int8DynamicActivationIntxWeightConfig(
+                weight_dtype=kind, weight_granularity=granularity
+            ),
+        )
+    length = torch.export.Dim("T", min=1, max=config.block_size)
+    example = min(8, config.block_size)
+    with torch.no_grad():
+        exported = torch.export.export(
+            model,
+            (torch.zeros(example, dtype=torch.long), torch.arange(example)),
+            dynamic_shapes=({0: length}, {0: length}),
+            strict=False,
+        )
+    matrices = (
+        XnnpackFloatingPointPartitioner() if precision == "fp32" else XnnpackDynamicallyQuantizedPartitioner()
+    )
+    partitioners = [matrices, XnnpackPartitioner()] if delegated == ALL else [matrices]
+    edge = to_edge_transform_and_lower(
+        exported, partitioner=partitioners, compile_config=EdgeCompileConfig(_check_ir_validity=False)
+    )
+    return bytes(edge.to_executorch().buffer)
+
+
+class ExecutorchSession:
+    """A loaded program, whose cache belongs to it.
+
+    Args:
+      path: of the program.
+      threads: CPU threads.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import torch
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  its kernels
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        portable_lib._unsafe_reset_threadpool(threads)
+        self._torch = torch
+        self._program = Runtime.get().load_program(path)
+        self._method = self._program.load_method("forward")
+        self.block_size = int(self._method.metadata.input_tensor_meta(0).sizes()[0])
+        self._length = 0
+
+    def prefill(self, tokens: Sequence[int]) -> Any:
+        """Take a prompt; return the logits (V,) after it."""
+        self._length = 0
+        return self._take(tokens)
+
+    def decode(self, token: int) -> Any:
+        """Take one more token; return the logits (V,) after it."""
+        return self._take([token])
+
+    def _take(self, tokens: Sequence[int]) -> Any:
+        first = self._length
+        self._length += len(tokens)
+        positions = self._torch.arange(first, self._length)
+        return self._method.execute([self._torch.tensor(list(tokens)), positions])[0].numpy()
+
+
+class Executorch(Peer):
+    """ExecuTorch."""
+
+    engine: ClassVar[str] = "executorch"
+    modules: ClassVar[tuple[str, ...]] = ("executorch", "torchao")
+    install: ClassVar[str] = "executorch torchao"
+    precisions: ClassVar[tuple[str, ...]] = tuple(BITS)
+
+    def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
+        """Compile it in two ways, and keep the faster one."""
+        for name in ("torchao", "torch.utils._pytree", "executorch"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            paths = {}
+            for delegated in (MATRICES, ALL):
+                paths[delegated] = scratch / f"{delegated}.pte"
+                paths[delegated].write_bytes(_program(artifact, precision, delegated))
+        trial = {delegated: ExecutorchSession(path, threads) for delegated, path in paths.items()}
+        found = fastest(trial, scratch, SETTING)
+        folder = scratch / "model"
+        folder.mkdir()
+        paths[found[SETTING]].rename(folder / "model.pte")
+        for path in (*paths.values(), scratch / CHOSEN):
+            path.unlink(missing_ok=True)
+
+        def matrix_bytes(matrix: Any) -> float:
+            O, I = matrix.shape
+            scales = {8: 4.0 * O, 4: 2.0 * O * I / GROUP}
+            return O * I * BITS[precision] / 8 + scales.get(BITS[precision], 0.0)
+
+        return Prepared(folder / "model.pte", weight_bytes(artifact, matrix_bytes), found)
+
+    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> ExecutorchSession:
+        """Load the program."""
+        return ExecutorchSession(path, threads)
+
+
+PEER = Executorch()
