@@ -13,7 +13,7 @@ from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, EvaluateFigures, Speed
 from jaxgpt_bench.quality.samples import val_documents
 from jaxgpt_bench.reproduce.build import Built, prepared
-from jaxgpt_bench.reproduce.recipes import RECIPES
+from jaxgpt_bench.reproduce.recipes import ANSWERS_PACKAGES, RECIPES, packages_source
 from jaxgpt_bench.reproduce.stages import Stages
 
 from jaxgpt.shared.dataset import open_dataset
@@ -30,6 +30,20 @@ def add_{name}(number):
     """Add {name} to a number."""
     return number + {place}
 '''
+
+
+def test_packages_that_it_reads_stand_in_one_file_with_their_versions() -> None:
+    lines = ANSWERS_PACKAGES.read_text().splitlines()
+    source = RECIPES["answers"].offline_source
+    names = source.removeprefix("packages:").split(",")
+    assert len(names) == len(set(names)) > 600
+    assert all(name.isidentifier() for name in names)
+    requirements = [line.split("#")[0].strip() for line in lines]
+    pinned = [line.split("==")[0].lower() for line in requirements if line]
+    assert len(pinned) == len(set(pinned))
+    assert all(line.count("==") == 1 for line in requirements if line)
+    shown = packages_source("#  a remark\n# stdlib\nsome-thing==1.0  # thing\nits-other-half==1.0\n")
+    assert shown == "packages:stdlib,thing"
 
 
 def test_its_text_is_requests_without_those_that_are_asked_and_the_second_time_it_is_kept(

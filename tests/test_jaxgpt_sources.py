@@ -1,4 +1,5 @@
 import gzip
+import importlib.metadata
 import json
 import lzma
 import time
@@ -10,7 +11,7 @@ import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
 from jaxgpt.data.hub import choose_data_files
-from jaxgpt.data.sources import open_source
+from jaxgpt.data.sources import brief, open_source
 from jaxgpt.shared.errors import UserError
 
 
@@ -124,6 +125,30 @@ def test_packages_reads_installed_source(tmp_path: Path) -> None:
     source = open_source("packages:jaxtyping")
     assert source.revision.startswith("jaxtyping 0.")
     assert all("```python\n" in document.text for document in source.documents)
+
+
+def test_the_versions_of_many_packages_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    found = importlib.metadata.packages_distributions()
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: asked.append(1) or found)
+    source = open_source("packages:jaxtyping,tyro,rich")
+    assert asked == [1]
+    assert [part.split()[0] for part in source.revision.split(", ")] == ["jaxtyping", "tyro", "rich"]
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ("packages:" + ",".join(f"p{n}" for n in range(622)), "packages:p0,p1,p2 and 619 more"),
+        (
+            "packages:" + ",".join(f"p{n}" for n in range(20)),
+            "packages:" + ",".join(f"p{n}" for n in range(20)),
+        ),
+        ("stdlib", "stdlib"),
+    ],
+)
+def test_a_long_list_of_packages_is_told_in_brief(names: str, shown: str) -> None:
+    assert brief(names) == shown
 
 
 @pytest.mark.parametrize(

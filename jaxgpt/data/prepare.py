@@ -17,7 +17,7 @@ from jaxgpt.data.make_tokenizer import check_tokenizer_name, is_bpe
 from jaxgpt.data.overlap import OVERLAP_TOKENS
 from jaxgpt.data.reading.columns import DEFAULT_COLUMN
 from jaxgpt.data.reading.token_files import PREFIX
-from jaxgpt.data.sources import ReadOptions
+from jaxgpt.data.sources import ReadOptions, brief
 from jaxgpt.data.stages.checks import check_documents, merged_report, read_counts
 from jaxgpt.data.stages.duplicates import DUPLICATES
 from jaxgpt.data.stages.finish import write_dataset
@@ -174,7 +174,7 @@ def _after(stage: Stage, work: Work) -> None:
     """Say and check what is known when a stage is done."""
     if stage is READ:
         for line in merged_report(work).lines():
-            say(f"{work.plan['source']}: {line}")
+            say(f"{brief(work.plan['source'])}: {line}")
     elif stage is DUPLICATES:
         check_documents(work)
     elif stage is TOKENIZER:

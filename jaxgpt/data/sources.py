@@ -30,6 +30,8 @@ from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
+MOST_SHOWN = 20  # packages of a list that is written out
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadOptions:
@@ -157,6 +159,14 @@ def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
         versions.append(f"{package} {_version(distributions.get(package, []))}")
     pieces = [piece for package, folder in folders for piece in _installed(folder, f"{package}/")]
     return _source(name, ", ".join(versions), pieces, options, report)
+
+
+def brief(names: str, separator: str = ",") -> str:
+    """Return a source's name, or revision, for people: of a long list the first, and how many follow."""
+    parts = names.split(separator)
+    if len(parts) <= MOST_SHOWN:
+        return names
+    return f"{separator.join(parts[:3])} and {len(parts) - 3} more"
 
 
 def _version(distributions: Sequence[str]) -> str:

@@ -101,15 +101,13 @@ def _program(artifact: Artifact, precision: str, delegated: str) -> bytes:
     tensors = {name: torch.from_numpy(np.array(tensor)) for name, tensor in artifact.tensors.items()}
     tensors.setdefault("lm_head.weight", tensors["wte.weight"].clone())
     model.load_state_dict(tensors)
-    weights = {8: (torch.int8, PerAxis(0)), 4: (torch.int4, PerGroup(GROUP))}
-    if BITS[precision] in weights:
-        kind, granularity = weights[BITS[precision]]
-        quantization.quantize_(
-            model,
-            quantization.Int8DynamicActivationIntxWeightConfig(
-                weight_dtype=kind, weight_granularity=granularity
-            ),
+    if precision != "fp32":
+        bits = BITS[precision]
+        rounded = quantization.Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=getattr(torch, f"int{bits}"),
+            weight_granularity=PerAxis(0) if bits == 8 else PerGroup(GROUP),
         )
+        quantization.quantize_(model, rounded)
     length = torch.export.Dim("T", min=1, max=config.block_size)
     example = min(8, config.block_size)
     with torch.no_grad():

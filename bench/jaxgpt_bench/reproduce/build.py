@@ -203,14 +203,14 @@ def choose_source(wanted: str, recipe: Recipe) -> str:
         return recipe.offline_source
     if wanted != "auto":
         return wanted
-    from jaxgpt.data.sources import open_source
+    from jaxgpt.data.sources import brief, open_source
 
     try:
         open_source(HUB_SOURCE)
     except (UserError, ModuleNotFoundError) as error:
         say(
             f"[data] {HUB_SOURCE.removeprefix('hub:')} is out of reach ({error}); "
-            f"so the text is {recipe.offline_source} instead, which is NOT the earlier project's data"
+            f"so the text is {brief(recipe.offline_source)} instead, which is NOT the earlier project's data"
         )
         return recipe.offline_source
     return HUB_SOURCE

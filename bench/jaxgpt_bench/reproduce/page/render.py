@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from jaxgpt.data.sources import brief
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_atomic, write_json
@@ -137,7 +138,17 @@ def templates(escape: bool) -> jinja2.Environment:
     """
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=escape, undefined=jinja2.StrictUndefined)
-    for function in (claims, int8_cost, other_loss, parse_bound, text_kind, counted, rate_text, signed):
+    for function in (
+        brief,
+        claims,
+        int8_cost,
+        other_loss,
+        parse_bound,
+        text_kind,
+        counted,
+        rate_text,
+        signed,
+    ):
         environment.globals[function.__name__] = function
     environment.globals |= {
         "tables": tables, "verdict_sentence": verdict_sentence, "without_folders": without_folders,
