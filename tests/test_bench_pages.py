@@ -134,6 +134,17 @@ def test_ratios_are_those_of_the_files_with_every_other_program_in_them() -> Non
         for engine in {row["engine"] for row in rows if row["precision"].startswith("int8")}:
             shown = f"| {NAMES[engine]}, 8 bits |" in tables
             assert shown == (not engine.startswith("jaxgpt"))
+    for cpu, names in blocks.APART.items():
+        for name in names:
+            rates = {
+                f"{row.engine} {row.precision}": row.decode_tokens_per_s.median
+                for row in SpeedFigures.from_json(results(name)).rows
+            }
+            ratio = rates["jaxgpt-native int4-dynamic-head"] / rates["executorch int4-dynamic"]
+            head, *rest = tables.splitlines()
+            column = [cell.strip() for cell in head.split("|")].index(cpu)
+            row = next(line for line in rest if line.startswith("| ExecuTorch, 4 bits |"))
+            assert row.split("|")[column].strip().startswith(f"{ratio:.2f} (")
     busy, expected = tables[tables.index("beside two busy") :], []
     for name in blocks.BUSY_MACHINES.values():
         rates = {

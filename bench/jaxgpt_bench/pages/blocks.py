@@ -33,6 +33,8 @@ MACHINES = {
 }
 NEWEST = "AMD Zen 5"  # where every program was measured last
 BUSY_MACHINES = {**MACHINES, NEWEST: "generate_gpt2_zen5_busy.json"}
+# Programs that were measured on a processor beside the engine in a run of their own.
+APART = {NEWEST: ("generate_gpt2_executorch.json",)}
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 
@@ -106,10 +108,11 @@ def speed_table(name: str) -> Callable[[Path], str]:
 
 def speed_ratios(results: Path) -> str:
     """Return how many times as fast as other programs the engine is, on every processor."""
-    free, busy = (
-        {cpu: read_speed(results / name) for cpu, name in files.items()}
-        for files in (MACHINES, BUSY_MACHINES)
-    )
+    free = {
+        cpu: [read_speed(results / file) for file in (name, *APART.get(cpu, ()))]
+        for cpu, name in MACHINES.items()
+    }
+    busy = {cpu: [read_speed(results / name)] for cpu, name in BUSY_MACHINES.items()}
     return ratios.markdown_block(free, busy)
 
 
@@ -179,6 +182,7 @@ BLOCKS = (
     Block("docs/results.md", "xeon", speed_table("generate_gpt2.json")),
     Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
     Block("docs/results.md", "zen5", speed_table("generate_gpt2_zen5.json")),
+    Block("docs/results.md", "executorch", speed_table("generate_gpt2_executorch.json")),
     Block("docs/results.md", "zen5-busy", speed_table("generate_gpt2_zen5_busy.json")),
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
     Block("docs/reproduction.md", "reproduction", reproduction),

@@ -47,11 +47,15 @@ def beside_others(row: SpeedRow) -> float | None:
     return None if row.busy_tokens_per_s is None else row.busy_tokens_per_s.median
 
 
-def markdown_block(machines: Mapping[str, SpeedFigures], busy: Mapping[str, SpeedFigures]) -> str:
+Runs = Mapping[str, Sequence[SpeedFigures]]  # by the processor's name
+
+
+def markdown_block(machines: Runs, busy: Runs) -> str:
     """Return a table for generation, prompts, and generation beside busy processes.
 
     Args:
-      machines: figures of GPT-2's shape, by the processor's name.
+      machines: figures of GPT-2's shape; a program counts in the first run of a processor that has it, beside
+        the engine in the same run.
       busy: those measured beside busy processes.
     """
     tables = (
@@ -62,17 +66,25 @@ def markdown_block(machines: Mapping[str, SpeedFigures], busy: Mapping[str, Spee
     return "\n\n".join(each.markdown() for each in tables)
 
 
-def ratio_table(
-    title: str, quantity: Callable[[SpeedRow], float | None], machines: Mapping[str, SpeedFigures]
-) -> Table:
+def ratio_table(title: str, quantity: Callable[[SpeedRow], float | None], machines: Runs) -> Table:
     """Return a table of ratios; those of generation have both programs' shares of the ceiling beside them."""
     rows = []
     for weights in WEIGHTS:
-        pairs = [_pairs(weights, quantity, figures.rows) for figures in machines.values()]
+        pairs = [_first_pairs(weights, quantity, runs) for runs in machines.values()]
         for engine in dict.fromkeys(name for found in pairs for name in found):
             cells = [_cell(quantity, *found[engine]) if engine in found else "" for found in pairs]
             rows.append((f"{NAMES.get(engine, engine)}, {weights.name}", *cells))
     return Table((f"{title}: times as fast as", *machines), tuple(rows))
+
+
+def _first_pairs(
+    weights: Weights, quantity: Callable[[SpeedRow], float | None], runs: Sequence[SpeedFigures]
+) -> dict[str, tuple[SpeedRow, SpeedRow]]:
+    found: dict[str, tuple[SpeedRow, SpeedRow]] = {}
+    for run in runs:
+        for engine, pair in _pairs(weights, quantity, run.rows).items():
+            found.setdefault(engine, pair)
+    return found
 
 
 def _pairs(
