@@ -134,6 +134,12 @@ def quality_peers(results: Path) -> str:
     return quality_speed.markdown_block(*_quality_and_speed(results))
 
 
+def quality_executorch(results: Path) -> str:
+    """Return the same of ExecuTorch and the engine, quality and speed of a run each."""
+    speed = read_speed(results / "generate_gpt2_executorch.json")
+    return quality_speed.markdown_block(read_quality(results / "quality_executorch.json"), speed, NEWEST)
+
+
 def quality_picture(results: Path) -> str:
     """Return the chart of speed against quality as SVG."""
     return quality_speed.picture(*_quality_and_speed(results))
@@ -190,6 +196,7 @@ BLOCKS = (
     Block("docs/samples.md", "answers", answers),
     Block("docs/quantization.md", "quality", quality),
     Block("docs/quantization.md", "quality-peers", quality_peers),
+    Block("docs/quantization.md", "quality-executorch", quality_executorch),
     Block("docs/training.md", "recipe", recipe("recipe.json")),
     Block("docs/training.md", "recipe-6m", recipe("recipe_6m.json")),
     Block("docs/data.md", "prepare", preparation),
