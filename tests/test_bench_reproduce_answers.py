@@ -33,7 +33,7 @@ def add_{name}(number):
 
 
 def test_packages_that_it_reads_stand_in_one_file_with_their_versions() -> None:
-    lines = ANSWERS_PACKAGES.read_text().splitlines()
+    lines = ANSWERS_PACKAGES.read_text(encoding="utf-8").splitlines()
     source = RECIPES["answers"].offline_source
     names = source.removeprefix("packages:").split(",")
     assert len(names) == len(set(names)) > 600
@@ -42,7 +42,7 @@ def test_packages_that_it_reads_stand_in_one_file_with_their_versions() -> None:
     pinned = [line.split("==")[0].lower() for line in requirements if line]
     assert len(pinned) == len(set(pinned))
     assert all(line.count("==") == 1 for line in requirements if line)
-    shown = packages_source("#  a remark\n# stdlib\nsome-thing==1.0  # thing\nits-other-half==1.0\n")
+    shown = packages_source("## a remark\n# stdlib\nsome-thing==1.0  # thing\nits-other-half==1.0\n")
     assert shown == "packages:stdlib,thing"
 
 

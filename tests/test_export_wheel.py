@@ -21,6 +21,7 @@ def test_a_wheel_runs_the_engine_where_no_compiler_is(int8_dynamic: Path, tmp_pa
     assert "-py3-none-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert "jaxgpt_export/native/libengine.so" in names
+    assert "jaxgpt_bench/reproduce/recipes/answers-packages.txt" in names
     assert not any(name.endswith((".cpp", ".inl")) or name.startswith("tests/") for name in names)
     # Another folder, no compiler on the path, and nothing of this checkout.
     (tmp_path / "bin").mkdir()

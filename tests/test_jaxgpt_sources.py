@@ -11,8 +11,8 @@ import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
 from jaxgpt.data.hub import choose_data_files
-from jaxgpt.data.sources import brief, open_source
-from jaxgpt.shared.errors import UserError
+from jaxgpt.data.sources import open_source
+from jaxgpt.shared.errors import UserError, brief
 
 
 def texts(source: str) -> list[str]:

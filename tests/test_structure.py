@@ -27,7 +27,7 @@ PACKAGES = {
     "jaxgpt_bench": ROOT / "bench" / "jaxgpt_bench",
 }
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
-TORCH = ("torch", "torchao", "safetensors.torch", "transformers")
+TORCH = ("torch", "torchao", "executorch", "safetensors.torch", "transformers")
 
 # Rooms from the specific to the general; an import goes down or stays on its level.
 JAXGPT_ORDER = (("__main__",), ("cli",), ("training", "data"), ("generation",), ("shared",))

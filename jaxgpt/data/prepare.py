@@ -17,7 +17,7 @@ from jaxgpt.data.make_tokenizer import check_tokenizer_name, is_bpe
 from jaxgpt.data.overlap import OVERLAP_TOKENS
 from jaxgpt.data.reading.columns import DEFAULT_COLUMN
 from jaxgpt.data.reading.token_files import PREFIX
-from jaxgpt.data.sources import ReadOptions, brief
+from jaxgpt.data.sources import ReadOptions
 from jaxgpt.data.stages.checks import check_documents, merged_report, read_counts
 from jaxgpt.data.stages.duplicates import DUPLICATES
 from jaxgpt.data.stages.finish import write_dataset
@@ -28,7 +28,7 @@ from jaxgpt.data.work.crew import Crew
 from jaxgpt.data.work.plan import jsonable, make_plan, open_work, work_folder_of
 from jaxgpt.data.work.work_folder import Stage, StoppedError, Work
 from jaxgpt.shared.console import Result, say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, brief
 from jaxgpt.shared.files import check_replaceable, only_writer
 from jaxgpt.shared.machine import usable_cores
 

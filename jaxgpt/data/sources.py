@@ -30,8 +30,6 @@ from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
-MOST_SHOWN = 20  # packages of a list that is written out
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadOptions:
@@ -142,12 +140,10 @@ def _read(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Do
 
 
 def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
-    folders, versions = [], []
-    distributions = importlib.metadata.packages_distributions()
+    folders = []
     for package in name.removeprefix("packages:").split(","):
         if package == "stdlib":
             folders.append((package, standard_library()))
-            versions.append(interpreter())
             continue
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
@@ -156,21 +152,20 @@ def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
                 "give importable names, such as packages:numpy,jax"
             )
         folders.append((package, Path(next(iter(spec.submodule_search_locations)))))
-        versions.append(f"{package} {_version(distributions.get(package, []))}")
+    revision = ", ".join(_versions([package for package, _ in folders]))
     pieces = [piece for package, folder in folders for piece in _installed(folder, f"{package}/")]
-    return _source(name, ", ".join(versions), pieces, options, report)
+    return _source(name, revision, pieces, options, report)
 
 
-def brief(names: str, separator: str = ",") -> str:
-    """Return a source's name, or revision, for people: of a long list the first, and how many follow."""
-    parts = names.split(separator)
-    if len(parts) <= MOST_SHOWN:
-        return names
-    return f"{separator.join(parts[:3])} and {len(parts) - 3} more"
-
-
-def _version(distributions: Sequence[str]) -> str:
-    return importlib.metadata.version(distributions[0]) if distributions else "of unknown version"
+def _versions(packages: Sequence[str]) -> Iterator[str]:
+    distributions = importlib.metadata.packages_distributions()  # a second where hundreds are installed
+    for package in packages:
+        if package == "stdlib":
+            yield interpreter()
+            continue
+        names = distributions.get(package, [])
+        version = importlib.metadata.version(names[0]) if names else "of unknown version"
+        yield f"{package} {version}"
 
 
 def _installed(folder: Path, prefix: str) -> list[Piece]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_MESSAGE = 4000  # characters; what is longer quotes a damaged file
+MOST_SHOWN = 20  # names of a list that are written out
 LONGEST_QUOTE = 80
 
 
@@ -36,6 +37,14 @@ def quoted(value: object) -> str:
     except (RecursionError, ValueError):  # lists in lists in lists; a number of 5000 digits
         return f"a {type(value).__name__}"
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+
+
+def brief(names: str, separator: str = ",") -> str:
+    """Return a list of names for people: of more than 20 the first three, and how many follow."""
+    parts = names.split(separator)
+    if len(parts) <= MOST_SHOWN:
+        return names
+    return f"{separator.join(parts[:3])} and {len(parts) - 3} more"
 
 
 def require_type(name: str, value: object, kind: type) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 PACKAGES = (
     *("jax", "flax", "torch", "transformers", "numpy"),
-    *("onnxruntime", "openvino", "ctranslate2", "llama-cpp-python"),  # peers
+    *("onnxruntime", "openvino", "ctranslate2", "llama-cpp-python", "torchao", "executorch"),  # peers
 )
 
 

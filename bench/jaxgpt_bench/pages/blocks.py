@@ -31,7 +31,7 @@ MACHINES = {
     "AMD Zen 4": "generate_gpt2_zen4.json",
     "AMD Zen 5": "generate_gpt2_zen5.json",
 }
-NEWEST = "AMD Zen 5"  # where every program was measured last
+NEWEST = "AMD Zen 5"  # where most programs were measured last
 BUSY_MACHINES = {**MACHINES, NEWEST: "generate_gpt2_zen5_busy.json"}
 # Programs that were measured on a processor beside the engine in a run of their own.
 APART = {NEWEST: ("generate_gpt2_executorch.json",)}
@@ -135,7 +135,7 @@ def quality_peers(results: Path) -> str:
 
 
 def quality_executorch(results: Path) -> str:
-    """Return the same of ExecuTorch and the engine, quality and speed of a run each."""
+    """Return what ExecuTorch's and the engine's precisions cost, with the speeds of the run that had both."""
     speed = read_speed(results / "generate_gpt2_executorch.json")
     return quality_speed.markdown_block(read_quality(results / "quality_executorch.json"), speed, NEWEST)
 

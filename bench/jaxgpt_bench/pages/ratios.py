@@ -8,6 +8,8 @@ from jaxgpt_bench.common.tables import Table
 from jaxgpt_bench.pages.headline import NAMES
 from jaxgpt_bench.speed.programs import NATIVE, own_engines
 
+Runs = Mapping[str, Sequence[SpeedFigures]]  # by the processor's name
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -45,9 +47,6 @@ def prompts(row: SpeedRow) -> float:
 def beside_others(row: SpeedRow) -> float | None:
     """Return tokens a second beside busy processes; None where that was not measured."""
     return None if row.busy_tokens_per_s is None else row.busy_tokens_per_s.median
-
-
-Runs = Mapping[str, Sequence[SpeedFigures]]  # by the processor's name
 
 
 def markdown_block(machines: Runs, busy: Runs) -> str:

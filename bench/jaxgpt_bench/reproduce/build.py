@@ -11,7 +11,7 @@ from jaxgpt_export.verify import VerifyOptions, verify
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, open_dataset
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, brief
 from jaxgpt.shared.files import check_replaceable, sha256_of, write_atomic
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.reproduce.memorization import Corpus
@@ -203,7 +203,7 @@ def choose_source(wanted: str, recipe: Recipe) -> str:
         return recipe.offline_source
     if wanted != "auto":
         return wanted
-    from jaxgpt.data.sources import brief, open_source
+    from jaxgpt.data.sources import open_source
 
     try:
         open_source(HUB_SOURCE)
@@ -227,7 +227,7 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
         from jaxgpt.data.prepare import PrepareOptions, prepare
 
         asking = request_options(folder.parent / HELD_OUT) if recipe.answers else {}
-        with stages.doing("data", f"preparing {source}"):
+        with stages.doing("data", f"preparing {brief(source)}"):
             prepare(PrepareOptions(folder, source, recipe.tokenizer, recipe.val_fraction, **asking))
         return open_dataset(folder)
     with made_by_removing(folder):
@@ -243,13 +243,15 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
     if wanted != "auto":
         asked["source"], there["source"] = choose_source(wanted, recipe), manifest.get("source")
     if different := [
-        f"{key} was {there[key]}, now {asked[key]}" for key in asked if asked[key] != there[key]
+        f"{key} was {brief(str(there[key]))}, now {brief(str(asked[key]))}"
+        for key in asked
+        if asked[key] != there[key]
     ]:
         raise UserError(
             f"{folder} was prepared otherwise ({'; '.join(different)}); "
             "choose another --out, or the settings that were"
         )
-    stages.kept("data", f"{folder} holds {manifest.get('source')}, hashes fit", manifest)
+    stages.kept("data", f"{folder} holds {brief(str(manifest.get('source')))}, hashes fit", manifest)
     return dataset
 
 

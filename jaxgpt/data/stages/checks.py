@@ -10,7 +10,7 @@ from jaxgpt.data.requests.held_out import REASON
 from jaxgpt.data.stages.read import UnitDocuments, documents_of, duplicate_parts
 from jaxgpt.data.work.work_folder import Work
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, brief
 
 
 def merged_report(work: Work) -> ReadReport:
@@ -41,7 +41,7 @@ def check_documents(work: Work) -> None:
     Raises:
       UserError: there are none, a split has none, or pairs are asked for and one is no pair.
     """
-    source, answers_only = work.plan["source"], work.plan["answers_only"]
+    source, answers_only = brief(work.plan["source"]), work.plan["answers_only"]
     sizes = {"train": 0, "val": 0}
     least, most = 1.0, 0.0
     for number in range(len(work.units)):

@@ -10,9 +10,8 @@ from typing import Any
 
 import jinja2
 
-from jaxgpt.data.sources import brief
 from jaxgpt.shared.dataset import Dataset
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, brief
 from jaxgpt.shared.files import read_json, write_atomic, write_json
 from jaxgpt_bench.common.formatting import counted, rate_text, signed, verdict_sentence, without_folders
 from jaxgpt_bench.common.plots import curve_points, draw_curve, loss_bars, speed_bars, speed_title

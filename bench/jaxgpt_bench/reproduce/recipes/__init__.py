@@ -17,7 +17,8 @@ ANSWERS_PACKAGES = Path(__file__).with_name("answers-packages.txt")
 
 def packages_source(requirements: str) -> str:
     """Return the source of a file of requirements, whose lines have importable names behind a #."""
-    names = (line.partition("# ")[2] for line in requirements.splitlines() if not line.startswith("#  "))
+    lines = (line for line in requirements.splitlines() if not line.startswith("##"))
+    names = (line.partition("#")[2].strip() for line in lines)
     return "packages:" + ",".join(name for name in names if name)
 
 
