@@ -26,6 +26,7 @@ from jaxgpt.data.reading.text_files import read_text, text_documents
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.requests.functions import requests_of_file
 from jaxgpt.data.requests.held_out import read_held_out, without_held_out
+from jaxgpt.data.requests.renamed import with_renamed
 from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
@@ -111,10 +112,12 @@ def read_piece(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterat
       UserError: what is damaged, unless errors are skipped.
     """
     documents = _read(piece, options, report)
-    if options.held_out is None:
-        yield from documents
-    else:
-        yield from without_held_out(documents, _held_out(options.held_out, _state(options.held_out)), report)
+    if options.held_out is not None:
+        held_out = _held_out(options.held_out, _state(options.held_out))
+        documents = without_held_out(documents, held_out, report)
+    if options.code == "requests" and piece.kind in ("installed", "python"):
+        documents = with_renamed(documents)
+    yield from documents
 
 
 @functools.lru_cache(1)

@@ -11,6 +11,7 @@ code is run or imported, and nothing is drawn: the same source gives the same do
 import ast
 import builtins
 import hashlib
+import itertools
 import re
 import sys
 from collections import Counter
@@ -26,7 +27,7 @@ MAX_PROGRAM_CHARACTERS = 240
 # Of a function that needs more than Python: it teaches how names follow from requests, and little else.
 MAX_OTHER_CHARACTERS = 160
 # A program in which four words in a row stand more often teaches repetition.
-REPEATED_WORDS, MOST_REPEATS = 4, 3
+REPEATED_WORDS, MOST_REPEATS = 4, 2
 # Requests of a function that needs Python and its standard library alone, and of another.
 PLAIN_REQUESTS, OTHER_REQUESTS = 3, 1
 BASE_TEMPLATES = (
@@ -156,13 +157,29 @@ def _program(
     used = sorted({imports[each] for each in free if each in imports})
     is_plain = all(each in imports or hasattr(builtins, each) for each in free)
     try:
-        code = "\n".join([*used, *([""] if used else []), ast.unparse(tree)])
+        code = "\n".join([*used, *([""] if used else []), _with_single_brackets(ast.unparse(tree))])
     except (ValueError, RecursionError):
         return None
     longest = MAX_PROGRAM_CHARACTERS if is_plain else MAX_OTHER_CHARACTERS
     if len(code) > longest or not code.isascii() or "```" in code or _repeats(code):
         return None
     return (code, is_plain) if parse_source(code) is not None else None
+
+
+def _with_single_brackets(code: str) -> str:
+    """Return code of ast.unparse as people write it, which makes sum((x for x in y)) of sum(x for x in y)."""
+    begins = [0, *itertools.accumulate(len(line) + 1 for line in code.split("\n"))]
+    dropped: set[int] = set()
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Call) or len(node.args) != 1 or node.keywords:
+            continue
+        only = node.args[0]
+        if isinstance(only, ast.GeneratorExp) and only.end_lineno and only.end_col_offset:
+            first = begins[only.lineno - 1] + only.col_offset
+            last = begins[only.end_lineno - 1] + only.end_col_offset - 1
+            if code[first - 1 : first + 1] == "((" and code[last : last + 2] == "))":
+                dropped |= {first, last}
+    return "".join(char for at, char in enumerate(code) if at not in dropped)
 
 
 class _Bare(ast.NodeTransformer):

@@ -118,9 +118,10 @@ def _article(noun: str) -> str:
 def normalized_request(request: str) -> str:
     """Return a request's content words, sorted: requests that differ in the words around them are equal."""
     words = re.findall(r"[a-z0-9]+", request.lower())
-    content = {_stem(word) for word in words if word not in _NOT_CONTENT}
+    content = {stem(word) for word in words if word not in _NOT_CONTENT}
     return " ".join(sorted(content))
 
 
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
+    """Return a word of lower case without the s of its plural."""
     return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word

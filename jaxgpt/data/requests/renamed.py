@@ -1,0 +1,112 @@
+"""Adds programs under invented words, so that a name is spelled from its request and not from memory.
+
+    Write a function that checks whether a number is prime      def is_prime(number): ...
+    Write a function that checks whether a number is anterol    def is_anterol(number): ...
+
+A small model knows few words by heart. Asked for another it has to spell it in the name as the request does,
+though other tokens may spell it there (none begins with a blank), and though a request may write it with a
+capital (Celsius). An invented word takes the place of one that the request and the program's own names share.
+"""
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+
+from jaxgpt.data.docstring_pairs import parse_source
+from jaxgpt.data.documents import Document
+from jaxgpt.data.requests.wording import VERBS, stem
+
+# Of so many pairs one is added under an invented word.
+ONE_OF = 2
+# Of so many invented words one is written with a capital, in the request alone.
+CAPITAL_ONE_OF = 4
+MIN_LETTERS = 4
+_BEGINNINGS = (
+    "a al an ar as at be car con da de di do e en ex fa fe ga ge gra ha he i in is ka ko la le li lo ma "
+    "me mi mo na ne no o of on or pa par pe per pi pre pro qua ra re ro sa se si so sta su ta te the to "
+    "tri u un va ve vi wa we wo za zy"
+)
+_MIDDLES = (
+    "ba ca da di du fa ga gi go ha la le li lo lu ma mi mo na ne no pa po ra re ri ro sa si ta te ti vo"
+)
+_ENDINGS = (
+    "b ce ct d der dic ft g gle gon k ke l lt m me mic n nd nel nt p que r rel rm rt s sel sion st t tal "
+    "te ter th tion tor tron ve x y"
+)
+_IDENTIFIER = re.compile(r"\.?[A-Za-z_]\w*")
+_PART = re.compile(r"[A-Za-z]+")
+
+
+def with_renamed(pairs: Iterable[Document]) -> Iterator[Document]:
+    """Yield pairs of a request and a fenced Python program, some followed by one under an invented word."""
+    for pair in pairs:
+        yield pair
+        if _number(pair.text, "chosen") % ONE_OF == 0 and (renamed := under_invented_word(pair)) is not None:
+            yield renamed
+
+
+def under_invented_word(pair: Document) -> Document | None:
+    """Return a pair with an invented word in place of one that its request and its names share.
+
+    Returns:
+      The pair, of the same group; None where they share no word, or where the word stands in the program
+      otherwise too (an attribute, a name of Python's, a text), so that the program would tell it.
+    """
+    assert pair.answer is not None
+    request, code = pair.text[: pair.answer], pair.text[pair.answer :]
+    tree = parse_source(code.strip().removeprefix("```python").removesuffix("```"))
+    shared = _shared_words(request, code, tree) if tree is not None else []
+    if not shared:
+        return None
+    word = shared[_number(pair.text, "word") % len(shared)]
+    invented = invented_word(pair.text)
+
+    def replace(text: str, capital: bool) -> str:
+        def one(found: re.Match[str]) -> str:
+            part = found.group()
+            if stem(part.lower()) != word:
+                return part
+            new = invented + ("s" if part.lower() != word else "")
+            return new.capitalize() if capital or part[0].isupper() else new
+
+        return _PART.sub(one, text)
+
+    asked = replace(request, _number(pair.text, "capital") % CAPITAL_ONE_OF == 0)
+    return Document(asked + replace(code, False), pair.group, len(asked))
+
+
+def invented_word(key: str) -> str:
+    """Return a word of two to four syllables that a text's hash chooses."""
+    tables = [_BEGINNINGS, *[_MIDDLES] * (_number(key, "length") % 3), _ENDINGS]
+    choices = [table.split() for table in tables]
+    return "".join(each[_number(key, f"syllable {k}") % len(each)] for k, each in enumerate(choices))
+
+
+def _shared_words(request: str, code: str, tree: ast.Module) -> list[str]:
+    """Return words of the request that stand in names which the program binds, and nowhere else in it."""
+    asked = {stem(part) for part in re.findall(r"\b[a-z]+\b", request) if len(part) >= MIN_LETTERS}
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
+    named = {stem(part.lower()) for part in _PART.findall(function.name)}
+    bound = _bound_names(tree)
+    others: set[str] = set()
+    for identifier in _IDENTIFIER.findall(code):
+        if identifier not in bound:
+            others.update(stem(part.lower()) for part in _PART.findall(identifier))
+    return sorted(word for word in asked & named if word not in others and word not in VERBS)
+
+
+def _bound_names(tree: ast.Module) -> set[str]:
+    bound = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.FunctionDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+    return bound
+
+
+def _number(text: str, what: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{what} {text}".encode()).digest()[:4], "big")
