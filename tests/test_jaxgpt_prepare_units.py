@@ -177,6 +177,32 @@ def test_another_process_may_join(
     assert_same(out, whole)
 
 
+def test_another_version_of_the_code_begins_anew_and_does_not_join(
+    command: Command,
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    small_units: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jaxgpt.data import prepare
+    from jaxgpt.data.work import plan
+
+    out = tmp_path / "d"
+    call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 1, "--out", out)
+    with monkeypatch.context() as broken:
+        broken.setattr(prepare, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command(*call)[0] == 130
+    monkeypatch.setattr(plan, "code_sha256", lambda: "of another version")
+    monkeypatch.setattr(prepare, "code_sha256", lambda: "of another version")
+    join = ("jaxgpt", "prepare", "--out", out, "--join", "--workers", 1)
+    assert_one_line_error(command(*join), "another version of jaxgpt", "install the same")
+    code, _, err = command(*call)
+    assert code == 0
+    assert "going on" not in err
+    assert_same(out, whole)
+
+
 def test_a_damaged_line_of_a_late_unit_is_one_line_with_its_number(
     command: Command, source: Path, tmp_path: Path, small_units: None
 ) -> None:

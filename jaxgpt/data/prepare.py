@@ -25,7 +25,7 @@ from jaxgpt.data.stages.order import STAGES
 from jaxgpt.data.stages.read import READ
 from jaxgpt.data.stages.vocabulary import TOKENIZER
 from jaxgpt.data.work.crew import Crew
-from jaxgpt.data.work.plan import jsonable, make_plan, open_work, work_folder_of
+from jaxgpt.data.work.plan import code_sha256, jsonable, make_plan, open_work, work_folder_of
 from jaxgpt.data.work.work_folder import Stage, StoppedError, Work
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, brief
@@ -141,6 +141,11 @@ def _join(options: PrepareOptions) -> Result:
     units = 0
     try:
         work = Work(folder)
+        if work.plan.get("code_sha256") != code_sha256():
+            raise UserError(
+                f"{options.out} is prepared by another version of jaxgpt, which may read texts otherwise; "
+                "install the same here"
+            )
         units = len(work.units)
         with Crew(work, options.workers or usable_cores(), joins=True) as crew:
             for stage in STAGES:

@@ -1,12 +1,14 @@
 """What a preparation is to do, written down: the same plan goes on where an earlier process was killed."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxgpt.data
 from jaxgpt.data.documents import Piece
 from jaxgpt.data.make_tokenizer import is_bpe, make_tokenizer
 from jaxgpt.data.reading.pieces import piece_bytes
@@ -86,6 +88,7 @@ def make_plan(
         revision, pieces, report = found.revision, list(found.pieces), found.report
     plan = {
         "version": PLAN_VERSION,
+        "code_sha256": code_sha256(),
         "source": source,
         "revision": revision,
         "reading": jsonable(reading),
@@ -105,6 +108,15 @@ def make_plan(
         "files": sorted({(piece.path, *_state(Path(piece.path))) for piece in pieces if piece.kind != "hub"}),
     }
     return dict(json.loads(json.dumps(plan)))  # as it is read back, so that plans can be compared
+
+
+def code_sha256() -> str:
+    """Return the hash of the code that makes documents and tokens: another version makes others of a text."""
+    found = hashlib.sha256()
+    folder = Path(jaxgpt.data.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
 
 
 def units_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
