@@ -31,10 +31,10 @@ MACHINES = {
     "AMD Zen 4": "generate_gpt2_zen4.json",
     "AMD Zen 5": "generate_gpt2_zen5.json",
 }
-NEWEST = "AMD Zen 5"  # where most programs were measured last
+NEWEST = "AMD Zen 5"  # where every program was measured last
 BUSY_MACHINES = {**MACHINES, NEWEST: "generate_gpt2_zen5_busy.json"}
-# Programs that were measured on a processor beside the engine in a run of their own.
-APART = {NEWEST: ("generate_gpt2_executorch.json",)}
+# Of one model on the same tokens: a row that both have is the same in both.
+QUALITY = ("quality_peers.json", "quality_executorch.json")
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 
@@ -108,11 +108,8 @@ def speed_table(name: str) -> Callable[[Path], str]:
 
 def speed_ratios(results: Path) -> str:
     """Return how many times as fast as other programs the engine is, on every processor."""
-    free = {
-        cpu: [read_speed(results / file) for file in (name, *APART.get(cpu, ()))]
-        for cpu, name in MACHINES.items()
-    }
-    busy = {cpu: [read_speed(results / name)] for cpu, name in BUSY_MACHINES.items()}
+    free = {cpu: read_speed(results / name) for cpu, name in MACHINES.items()}
+    busy = {cpu: read_speed(results / name) for cpu, name in BUSY_MACHINES.items()}
     return ratios.markdown_block(free, busy)
 
 
@@ -134,20 +131,16 @@ def quality_peers(results: Path) -> str:
     return quality_speed.markdown_block(*_quality_and_speed(results))
 
 
-def quality_executorch(results: Path) -> str:
-    """Return what ExecuTorch's and the engine's precisions cost, with the speeds of the run that had both."""
-    speed = read_speed(results / "generate_gpt2_executorch.json")
-    return quality_speed.markdown_block(read_quality(results / "quality_executorch.json"), speed, NEWEST)
-
-
 def quality_picture(results: Path) -> str:
     """Return the chart of speed against quality as SVG."""
     return quality_speed.picture(*_quality_and_speed(results))
 
 
 def _quality_and_speed(results: Path) -> tuple[QualityFigures, SpeedFigures, str]:
-    speed = read_speed(results / MACHINES[NEWEST])
-    return read_quality(results / "quality_peers.json"), speed, NEWEST
+    first, *more = (read_quality(results / name) for name in QUALITY)
+    rows = {row.name: row for found in (first, *more) for row in found.rows}
+    joined = dataclasses.replace(first, rows=tuple(rows.values()))
+    return joined, read_speed(results / MACHINES[NEWEST]), NEWEST
 
 
 def reproduction(results: Path) -> str:
@@ -188,7 +181,6 @@ BLOCKS = (
     Block("docs/results.md", "xeon", speed_table("generate_gpt2.json")),
     Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
     Block("docs/results.md", "zen5", speed_table("generate_gpt2_zen5.json")),
-    Block("docs/results.md", "executorch", speed_table("generate_gpt2_executorch.json")),
     Block("docs/results.md", "zen5-busy", speed_table("generate_gpt2_zen5_busy.json")),
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
     Block("docs/reproduction.md", "reproduction", reproduction),
@@ -196,7 +188,6 @@ BLOCKS = (
     Block("docs/samples.md", "answers", answers),
     Block("docs/quantization.md", "quality", quality),
     Block("docs/quantization.md", "quality-peers", quality_peers),
-    Block("docs/quantization.md", "quality-executorch", quality_executorch),
     Block("docs/training.md", "recipe", recipe("recipe.json")),
     Block("docs/training.md", "recipe-6m", recipe("recipe_6m.json")),
     Block("docs/data.md", "prepare", preparation),

@@ -8,8 +8,6 @@ from jaxgpt_bench.common.tables import Table
 from jaxgpt_bench.pages.headline import NAMES
 from jaxgpt_bench.speed.programs import NATIVE, own_engines
 
-Runs = Mapping[str, Sequence[SpeedFigures]]  # by the processor's name
-
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -49,12 +47,11 @@ def beside_others(row: SpeedRow) -> float | None:
     return None if row.busy_tokens_per_s is None else row.busy_tokens_per_s.median
 
 
-def markdown_block(machines: Runs, busy: Runs) -> str:
+def markdown_block(machines: Mapping[str, SpeedFigures], busy: Mapping[str, SpeedFigures]) -> str:
     """Return a table for generation, prompts, and generation beside busy processes.
 
     Args:
-      machines: figures of GPT-2's shape; a program counts in the first run of a processor that has it, beside
-        the engine in the same run.
+      machines: figures of GPT-2's shape, by the processor's name.
       busy: those measured beside busy processes.
     """
     tables = (
@@ -65,25 +62,17 @@ def markdown_block(machines: Runs, busy: Runs) -> str:
     return "\n\n".join(each.markdown() for each in tables)
 
 
-def ratio_table(title: str, quantity: Callable[[SpeedRow], float | None], machines: Runs) -> Table:
+def ratio_table(
+    title: str, quantity: Callable[[SpeedRow], float | None], machines: Mapping[str, SpeedFigures]
+) -> Table:
     """Return a table of ratios; those of generation have both programs' shares of the ceiling beside them."""
     rows = []
     for weights in WEIGHTS:
-        pairs = [_first_pairs(weights, quantity, runs) for runs in machines.values()]
+        pairs = [_pairs(weights, quantity, figures.rows) for figures in machines.values()]
         for engine in dict.fromkeys(name for found in pairs for name in found):
             cells = [_cell(quantity, *found[engine]) if engine in found else "" for found in pairs]
             rows.append((f"{NAMES.get(engine, engine)}, {weights.name}", *cells))
     return Table((f"{title}: times as fast as", *machines), tuple(rows))
-
-
-def _first_pairs(
-    weights: Weights, quantity: Callable[[SpeedRow], float | None], runs: Sequence[SpeedFigures]
-) -> dict[str, tuple[SpeedRow, SpeedRow]]:
-    found: dict[str, tuple[SpeedRow, SpeedRow]] = {}
-    for run in runs:
-        for engine, pair in _pairs(weights, quantity, run.rows).items():
-            found.setdefault(engine, pair)
-    return found
 
 
 def _pairs(
