@@ -12,8 +12,8 @@ import torch
 from conftest import Command
 from jaxgpt_bench.common.rows import ParseCount, QualityFigures, QualityRow, WrittenText
 from jaxgpt_bench.peers import find_peers
-from jaxgpt_bench.quality.contestants import parent_name
-from jaxgpt_bench.quality.measure import markdown_block, xz_bits_per_byte
+from jaxgpt_bench.quality.contestants import ComparedModel, parent_name
+from jaxgpt_bench.quality.measure import markdown_block, quality_row, xz_bits_per_byte
 from jaxgpt_bench.quality.samples import (
     Prompt,
     held_out_texts,
@@ -144,6 +144,15 @@ def test_int8_static_qat_is_refused_beside_another_training_s_parent(
     origin["parent_sha256"] = "0"
     with pytest.raises(UserError, match="give what belongs together"):
         parent_name(child, [parent, child])
+
+
+def test_settings_that_a_program_chose_stand_in_its_row() -> None:
+    measured = {"peer int8": Quality(1.0, 4, None, None, (4.0,), (4,))}
+    for settings in ({"spin": "1"}, None):
+        model = ComparedModel("peer int8", lambda tokens: tokens, None, 1.0, settings=settings)
+        row = quality_row(model, measured, 8, []).to_json()
+        assert row.get("settings") == settings
+        assert ("settings" in row) == (settings is not None)
 
 
 def test_quality_of_programs_stands_beside_the_artifacts_and_what_is_missing_is_said(

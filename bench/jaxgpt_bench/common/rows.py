@@ -273,6 +273,7 @@ class QualityRow(JsonData):
       parse_share: share of samples that are Python.
       parse_cut: samples cut at the length limit.
       size_mb: of the file.
+      settings: that a program chose on this machine, if any.
     """
 
     name: str
@@ -294,6 +295,7 @@ class QualityRow(JsonData):
     parse_share: float | None
     parse_cut: int = 0
     size_mb: float
+    settings: dict[str, Any] | None = dataclasses.field(default=None, metadata=LEFT_OUT)
 
     @property
     def is_reference(self) -> bool:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class ComparedModel:
       session: to sample with; None for what writes no samples.
       size_mb: of its file.
       parent: row of the float32 artifact that it was made of, where that is not the first row.
+      settings: that a program chose on this machine, if any.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ComparedModel:
     session: Session | None
     size_mb: float
     parent: str | None = None
+    settings: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

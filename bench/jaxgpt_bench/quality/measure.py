@@ -121,6 +121,7 @@ def quality_row(
         parse_share=count.parse / count.texts if count.texts else None,
         parse_cut=count.cut,
         size_mb=model.size_mb,
+        settings=model.settings,
     )
 
 

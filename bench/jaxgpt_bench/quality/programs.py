@@ -66,7 +66,8 @@ def open_programs(
                 say(f"{contestant.name} is left out: {error}")
                 continue
             size_mb = contestant.file_bytes / 1e6
-            models.append(ComparedModel(contestant.name, program.forward, None, size_mb))
+            settings = contestant.settings or None
+            models.append(ComparedModel(contestant.name, program.forward, None, size_mb, settings=settings))
         yield models, left_out
 
 
