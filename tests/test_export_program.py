@@ -26,6 +26,7 @@ ROTARY = ModelConfig(300, 16, 1, 2, 64, positions="rotary", tied=False)
 KINDS = [
     "fp32",
     "rotary",
+    "fp16",
     "int8-dynamic",
     "int8-static",
     "int8-weight-only",
@@ -54,6 +55,7 @@ def random_tensors(shapes: Shapes) -> Arrays:
         else:
             gain = 1.0 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight", ".smooth")) else 0.0
             tensor = 0.1 * torch.randn(shape, generator=draw) + gain
+            tensor = tensor.half() if dtype == np.float16 else tensor
         found[name] = as_array(tensor)
     return found
 
@@ -102,19 +104,20 @@ def test_program_gives_the_modules_logits_for_any_batch_and_time(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_int8_program_multiplies_integers_and_stays_small(command: Command, tmp_path: Path) -> None:
+def test_int8_program_multiplies_integers_and_programs_stay_small(command: Command, tmp_path: Path) -> None:
     sizes = {}
-    for kind in ("fp32", "int8-dynamic", "int8-static"):
+    for kind in ("fp32", "fp16", "int8-dynamic", "int8-static"):
         folder, out = make_artifact(kind, tmp_path / kind), tmp_path / f"{kind}.pt2"
         assert command("jaxgpt-export", "program", "--artifact", folder, "--out", out)[0] == 0
         exported = torch.export.load(out)
         called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
         products = called.count(torch.ops.aten._int_mm.default)
-        assert products == (0 if kind == "fp32" else 4 * CONFIG.n_layer + 1)
-        assert (torch.ops.aten.linear.default in called) == (kind == "fp32")
+        assert products == (0 if kind.startswith("fp") else 4 * CONFIG.n_layer + 1)
+        assert (torch.ops.aten.linear.default in called) == kind.startswith("fp")
         stored = {**exported.state_dict, **exported.constants}
         unique = {t.untyped_storage().data_ptr(): t for t in stored.values() if isinstance(t, torch.Tensor)}
         sizes[kind] = sum(t.untyped_storage().nbytes() for t in unique.values())
+    assert sizes["fp16"] < 0.52 * sizes["fp32"]
     assert sizes["int8-dynamic"] < 0.35 * sizes["fp32"]
     assert sizes["int8-static"] < 0.35 * sizes["fp32"]
 
@@ -141,8 +144,8 @@ def test_program_that_computes_something_else_leaves_no_file(
     folder = make_artifact("fp32", tmp_path / "a")
     real = program_module.storable
 
-    def mistaken(model: torch.nn.Module) -> torch.nn.Module:
-        copied = real(model)
+    def mistaken(model: torch.nn.Module, half: object) -> torch.nn.Module:
+        copied = real(model, half)
         copied.ln_f.bias = torch.nn.Parameter(copied.ln_f.bias + 0.01)
         return copied
 

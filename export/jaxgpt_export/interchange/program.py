@@ -39,6 +39,7 @@ class ProgramOptions:
 
 def program_command(options: ProgramOptions) -> Result:
     """Run `jaxgpt-export program`; exit code 1, and no file, when the program computes something else."""
+    import numpy as np
     import torch
 
     from jaxgpt_export.format.artifact import read_artifact
@@ -52,8 +53,13 @@ def program_command(options: ProgramOptions) -> Result:
     model = build_model(artifact)
     weights = artifact.folder / "model.safetensors"
     about = {"kind": artifact.kind, "artifact": str(artifact.folder), "weights_sha256": sha256_of(weights)}
+    half = [
+        name.removesuffix(".weight")
+        for name, tensor in artifact.tensors.items()
+        if tensor.dtype == np.float16 and name.endswith(".weight")
+    ]
     content = io.BytesIO()  # PyTorch's writer ends the process when a file can't take it
-    torch.export.save(exported(model), content, extra_files={"artifact.json": json.dumps(about)})
+    torch.export.save(exported(model, half), content, extra_files={"artifact.json": json.dumps(about)})
     with new_file(options.out) as path:
         path.write_bytes(content.getbuffer())
         with path.open("rb") as file:
