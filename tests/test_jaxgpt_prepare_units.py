@@ -1,7 +1,9 @@
 """A source that is cut into units gives the data set of one read whole, whoever does the work."""
 
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -78,6 +80,35 @@ def test_units_give_the_stream_of_one_file(
     assert code == 0, err
     assert_same(tmp_path / "d", whole)
     assert os.listdir(tmp_path) == ["d"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_file_that_can_not_be_entered_in_the_middle_is_cut_when_it_is_read(
+    command: Command,
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    small_units: None,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    monkeypatch.setattr(pieces, "LEAST_BYTES", UNIT_BYTES // 2)
+    monkeypatch.setattr(pieces, "MOST_BYTES", UNIT_BYTES)
+    packed = tmp_path / "in" / "rows.jsonl.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    call = ("jaxgpt", "prepare", "--source", packed, *OPTIONS, "--answers-only", "--workers", workers)
+    started: list[object] = []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a) or start(*a, **k))
+    code, _, err = command(*call, "--out", tmp_path / "d")
+    assert code == 0, err
+    assert len(started) == (workers if workers > 1 else 0)
+    assert_same(tmp_path / "d", whole)
+    files = open_dataset(tmp_path / "d").manifest["files"]
+    sizes = [files[name]["bytes"] for name in files if re.fullmatch(r"train-\d+.bin", name)]
+    assert len(sizes) > 5
+    assert max(sizes) < 2 * sum(sizes) / len(sizes)
 
 
 def test_hashes_that_are_sorted_in_parts_find_the_same(

@@ -25,7 +25,14 @@ from jaxgpt.data.stages.order import STAGES
 from jaxgpt.data.stages.read import READ
 from jaxgpt.data.stages.vocabulary import TOKENIZER
 from jaxgpt.data.work.crew import Crew
-from jaxgpt.data.work.plan import code_sha256, jsonable, make_plan, open_work, work_folder_of
+from jaxgpt.data.work.plan import (
+    code_sha256,
+    jsonable,
+    make_plan,
+    open_work,
+    parts_expected,
+    work_folder_of,
+)
 from jaxgpt.data.work.work_folder import Stage, StoppedError, Work
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, brief
@@ -124,7 +131,7 @@ def _prepare(options: PrepareOptions) -> Result:
                 _after(stage, work)
         manifest = _finish(work, options)
     except BaseException as error:
-        if isinstance(error, Exception) or len(work.units) == 1:  # else the same command goes on
+        if isinstance(error, Exception) or parts_expected(work) == 1:  # else the same command goes on
             shutil.rmtree(work.folder, ignore_errors=True)
         raise
     shutil.rmtree(work.folder)

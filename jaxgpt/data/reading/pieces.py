@@ -30,9 +30,10 @@ _SEPARATORS = (
 )  # where a text without <|endoftext|> is cut: the first found
 
 
-def piece_bytes(total: int) -> int:
-    """Return the bytes of a piece for a source of so many."""
-    return min(max(LEAST_BYTES, total // PIECES), MOST_BYTES)
+def piece_bytes(total: int, least: int | None = None, most: int | None = None) -> int:
+    """Return the bytes of a piece for a source of so many; the limits are LEAST_BYTES and MOST_BYTES."""
+    least, most = least or LEAST_BYTES, most or MOST_BYTES
+    return min(max(least, total // PIECES), most)
 
 
 def pieces_of(files: Sequence[SourceFile], in_folder: bool) -> list[Piece]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxgpt.data.documents import working_fraction
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.requests.held_out import REASON
-from jaxgpt.data.stages.read import UnitDocuments, documents_of, duplicate_parts
+from jaxgpt.data.stages.read import PartDocuments, documents_of, duplicate_parts, parts_of
 from jaxgpt.data.work.work_folder import Work
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, brief
@@ -44,7 +44,7 @@ def check_documents(work: Work) -> None:
     source, answers_only = brief(work.plan["source"]), work.plan["answers_only"]
     sizes = {"train": 0, "val": 0}
     least, most = 1.0, 0.0
-    for number in range(len(work.units)):
+    for number in range(len(parts_of(work))):
         documents = documents_of(work, number)
         for split in sizes:
             sizes[split] += len(documents.of(split))
@@ -72,7 +72,7 @@ def check_documents(work: Work) -> None:
     say(f"{source}: {total} documents, {read_counts(work)['duplicates']} duplicates left out")
 
 
-def _check_pairs(documents: UnitDocuments) -> None:
+def _check_pairs(documents: PartDocuments) -> None:
     """Raise UserError where a document is no pair."""
     plain = np.flatnonzero(documents.kept & (documents.records["answer"] < 0))
     for _, texts in documents.batches(plain[:1], 1):

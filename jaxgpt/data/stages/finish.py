@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt.data.overlap import OVERLAP_TOKENS
+from jaxgpt.data.stages.read import part_summaries, parts_of
 from jaxgpt.data.stages.shards import LENGTHS, StreamWriter
 from jaxgpt.data.stages.vocabulary import tokenizer_in
 from jaxgpt.data.work.work_folder import Work
@@ -28,7 +29,7 @@ from jaxgpt.shared.dataset.shards import bits, map_file
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import new_folder, write_json
 
-# Up to so many bytes of documents there is one file of training tokens, else a shard a unit.
+# Up to so many bytes of documents there is one file of training tokens, else a shard a part.
 ONE_FILE_BYTES = 128_000_000
 _TOKENS_AT_ONCE = 1 << 20
 
@@ -50,7 +51,7 @@ def write_dataset(
     Raises:
       UserError: no validation document is left.
     """
-    shards = work.summaries("training")
+    shards = part_summaries(work, "training")
     _count(work, counts, shards)
     masked = bool(work.plan["answers_only"])
     sharded = counts["train_bytes"] + counts["val_bytes"] > ONE_FILE_BYTES
@@ -72,8 +73,8 @@ def write_dataset(
 
 def _count(work: Work, counts: Counter[str], shards: list[dict[str, Any]]) -> None:
     """Count what the splits hold."""
-    counts["val_overlapping"] = sum(summary["overlapping"] for summary in work.summaries("overlap"))
-    validation = sum(summary["documents"] for summary in work.summaries("validation"))
+    counts["val_overlapping"] = sum(summary["overlapping"] for summary in part_summaries(work, "overlap"))
+    validation = sum(summary["documents"] for summary in part_summaries(work, "validation"))
     if counts["val_overlapping"] == validation:
         raise UserError(
             f"every validation document shares {OVERLAP_TOKENS} tokens with training (what stands in all of "
@@ -82,7 +83,7 @@ def _count(work: Work, counts: Counter[str], shards: list[dict[str, Any]]) -> No
     names = ["documents", "bytes", "tokens", *(["answer_bytes"] if work.plan["answers_only"] else [])]
     for name in names:
         counts[f"train_{name}"] = sum(shard[name] for shard in shards)
-    kept = [lengths[_kept(work, unit)] for unit, lengths in _lengths(work)]
+    kept = [lengths[_kept(work, part)] for part, lengths in _lengths(work)]
     counts["val_documents"] = sum(map(len, kept))
     counts["val_tokens"] = 1 + sum(int((each["tokens"] + 1).sum()) for each in kept)
     for name in ("bytes", "answer_bytes"):
@@ -91,25 +92,25 @@ def _count(work: Work, counts: Counter[str], shards: list[dict[str, Any]]) -> No
 
 
 def _lengths(work: Work) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    for unit in range(len(work.units)):
-        yield unit, map_file(work.path("validation", unit, ".lengths"), LENGTHS)
+    for part in range(len(parts_of(work))):
+        yield part, map_file(work.path("validation", part, ".lengths"), LENGTHS)
 
 
-def _kept(work: Work, unit: int) -> npt.NDArray[np.bool_]:
-    """Return which validation documents of a unit share nothing with training."""
-    return ~np.load(work.path("overlap", unit, ".npy"))
+def _kept(work: Work, part: int) -> npt.NDArray[np.bool_]:
+    """Return which validation documents of a part share nothing with training."""
+    return ~np.load(work.path("overlap", part, ".npy"))
 
 
 def _link_shards(work: Work, folder: Path, masked: bool) -> dict[str, Entry]:
     """Take over the shards; the work folder keeps them until the data set is there."""
     files: dict[str, Entry] = {}
-    for unit, shard in enumerate(work.summaries("training")):
-        name = shard_name(unit)
+    for part, shard in enumerate(part_summaries(work, "training")):
+        name = shard_name(part)
         sources = [(name, ".tokens", "sha256")]
         sources += [(mask_name(name), ".mask", "mask_sha256")] if masked else []
         for target, suffix, key in sources:
             path = folder / target
-            _link(work.path("training", unit, suffix), path)
+            _link(work.path("training", part, suffix), path)
             files[target] = {"bytes": path.stat().st_size, "sha256": shard[key]}
     return files
 
@@ -124,9 +125,9 @@ def _link(source: Path, target: Path) -> None:
 def _one_file(work: Work, folder: Path, masked: bool) -> dict[str, Entry]:
     """Join the shards."""
     with _Streams(folder, "train.bin", masked) as streams:
-        for unit in range(len(work.units)):
-            tokens = map_file(work.path("training", unit, ".tokens"), TOKEN_DTYPE)
-            mask = map_file(work.path("training", unit, ".mask"), np.dtype(np.uint8)) if masked else None
+        for part in range(len(parts_of(work))):
+            tokens = map_file(work.path("training", part, ".tokens"), TOKEN_DTYPE)
+            mask = map_file(work.path("training", part, ".mask"), np.dtype(np.uint8)) if masked else None
             for begin in range(0, len(tokens), _TOKENS_AT_ONCE):
                 end = min(begin + _TOKENS_AT_ONCE, len(tokens))
                 counted = None if mask is None else bits(mask, begin, end)
@@ -139,14 +140,14 @@ def _validation(work: Work, folder: Path, masked: bool) -> dict[str, Entry]:
     endoftext = np.array([tokenizer_in(work).endoftext], TOKEN_DTYPE)
     with _Streams(folder, "val.bin", masked) as streams:
         streams.add(endoftext, np.zeros(1, np.bool_))
-        for unit, lengths in _lengths(work):
-            tokens = map_file(work.path("validation", unit, ".tokens"), TOKEN_DTYPE)
-            counted = map_file(work.path("validation", unit, ".counted"), np.dtype(np.bool_))
+        for part, lengths in _lengths(work):
+            tokens = map_file(work.path("validation", part, ".tokens"), TOKEN_DTYPE)
+            counted = map_file(work.path("validation", part, ".counted"), np.dtype(np.bool_))
             begin = 0
-            for size, kept in zip((lengths["tokens"] + 1).tolist(), _kept(work, unit).tolist(), strict=True):
+            for size, kept in zip((lengths["tokens"] + 1).tolist(), _kept(work, part).tolist(), strict=True):
                 if kept:
-                    part = slice(begin, begin + size)
-                    streams.add(tokens[part], counted[part] if masked else None)
+                    one = slice(begin, begin + size)
+                    streams.add(tokens[one], counted[one] if masked else None)
                 begin += size
     return streams.entries
 

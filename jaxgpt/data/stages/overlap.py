@@ -2,7 +2,7 @@
 
 filter/00000.bits     a bit filter of the hashes of validation; training is held against it while encoded
 merged/00000.hashes   what passed of all shards, sorted, each once; a part for each value of its first bits
-overlap/00012.npy     which validation documents of a unit share a run with training
+overlap/00012.npy     which validation documents of a part share a run with training
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt.data.overlap import HashFilter, UInt64, document_runs, sharing, sorted_once
+from jaxgpt.data.stages.read import part_summaries, parts_of
 from jaxgpt.data.stages.shards import LENGTHS
 from jaxgpt.data.work.work_folder import Advance, Stage, Work
 from jaxgpt.shared.dataset import TOKEN_DTYPE, Tokens
@@ -23,7 +24,7 @@ _TOKENS_AT_ONCE = 1 << 20
 
 
 def validation_batches(work: Work, number: int) -> Iterator[tuple[Tokens, npt.NDArray[np.int64]]]:
-    """Yield the validation documents of a unit, about a million tokens at a time, with their lengths."""
+    """Yield the validation documents of a part, about a million tokens at a time, with their lengths."""
     lengths = map_file(work.path("validation", number, ".lengths"), LENGTHS)["tokens"].astype(np.int64)
     tokens = map_file(work.path("validation", number, ".tokens"), TOKEN_DTYPE)
     ends = np.cumsum(lengths + 1)
@@ -37,11 +38,11 @@ def validation_batches(work: Work, number: int) -> Iterator[tuple[Tokens, npt.ND
 
 def write_filter(work: Work, number: int, advance: Advance) -> dict[str, Any]:
     """Write the filter of the runs of all validation documents."""
-    runs = sum(summary["runs"] for summary in work.summaries("validation"))
+    runs = sum(summary["runs"] for summary in part_summaries(work, "validation"))
 
     def hashes() -> Iterator[UInt64]:
-        for unit in range(len(work.units)):
-            for batch in validation_batches(work, unit):
+        for part in range(len(parts_of(work))):
+            for batch in validation_batches(work, part):
                 yield document_runs(*batch)[0]
                 advance(0)
 
@@ -52,7 +53,7 @@ def write_filter(work: Work, number: int, advance: Advance) -> dict[str, Any]:
 
 def merge_parts(work: Work) -> int:
     """Return into how many parts the hashes that passed are merged: a power of two."""
-    hashes = sum(summary["hashes"] for summary in work.summaries("training"))
+    hashes = sum(summary["hashes"] for summary in part_summaries(work, "training"))
     return 1 << max(0, -(-hashes // PART_HASHES) - 1).bit_length()
 
 
@@ -60,7 +61,7 @@ def merge_hashes(work: Work, part: int, advance: Advance) -> dict[str, Any]:
     """Write the hashes of all shards that lie in a part."""
     bits = merge_parts(work).bit_length() - 1
     found = [np.zeros(0, np.uint64)]
-    for number in range(len(work.units)):
+    for number in range(len(parts_of(work))):
         hashes = map_file(work.path("training", number, ".hashes"), np.dtype(np.uint64))
         low = part << (64 - bits) if bits else 0
         begin = np.searchsorted(hashes, np.uint64(low))
@@ -74,7 +75,7 @@ def merge_hashes(work: Work, part: int, advance: Advance) -> dict[str, Any]:
 
 
 def find_overlap(work: Work, number: int, advance: Advance) -> dict[str, Any]:
-    """Write which validation documents of a unit share a run with training."""
+    """Write which validation documents of a part share a run with training."""
     found = np.zeros(work.summary("validation", number)["documents"], np.bool_)
     for part in range(merge_parts(work)):  # one after the other: what is mapped takes memory
         hashes = map_file(work.path("merged", part, ".hashes"), np.dtype(np.uint64))
@@ -90,4 +91,4 @@ def find_overlap(work: Work, number: int, advance: Advance) -> dict[str, Any]:
 
 FILTER = Stage(name="filter", count=lambda work: 1, run=write_filter, files=(".bits",))
 MERGED = Stage(name="merged", count=merge_parts, run=merge_hashes, files=(".hashes",))
-OVERLAP = Stage(name="overlap", count=lambda work: len(work.units), run=find_overlap, files=(".npy",))
+OVERLAP = Stage(name="overlap", count=lambda work: len(parts_of(work)), run=find_overlap, files=(".npy",))

@@ -3,13 +3,18 @@
 read/00012.text      the documents: UTF-8, or 16-bit tokens of a source that was tokenized
 read/00012.records   for each its hash, its place in the split, its length, where its answer begins
 
+What comes after works on parts (`parts_of`): a unit that has more than 128 MB of documents, as a large
+compressed file has, is cut between documents, so that all cores share it and shards stay small.
+
 Documents stay in their source's order, but for requests with programs (`--code requests`): those that ask for
 one program in several wordings stand side by side in the source, and a model that sees them in one window
 learns to copy an answer from the text above it. They are ordered by their hashes.
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt.data.documents import Piece, cleaned, is_validation, place_in_split
+from jaxgpt.data.reading.pieces import piece_bytes
 from jaxgpt.data.reading.token_files import split_of, token_documents
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.sources import read_piece
@@ -91,17 +97,56 @@ def _documents(work: Work, piece: Piece, report: ReadReport) -> Iterator[Kept]:
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitDocuments:
-    """The documents of a unit when duplicates are known.
+class Part:
+    """Documents of a unit that are worked on together.
+
+    Attributes:
+      unit: its number.
+      begin: first document.
+      end: behind the last.
+    """
+
+    unit: int
+    begin: int
+    end: int
+
+
+@functools.lru_cache(1)
+def parts_of(work: Work) -> list[Part]:
+    """Return the parts of all units, in order; the stage "read" is done."""
+    found = []
+    sizes = work.plan["part_bytes"]
+    limit = piece_bytes(sum(summary["bytes"] for summary in work.summaries("read")), **sizes)
+    for unit, summary in enumerate(work.summaries("read")):
+        count, cuts = summary["documents"], []
+        if summary["bytes"] > sizes["most"]:
+            ends = np.cumsum(records_of(work, unit)["bytes"])
+            whole = np.arange(limit, int(ends[-1]), limit, dtype=np.uint64)
+            cuts = np.unique(np.searchsorted(ends, whole) + 1).tolist()
+        edges = [0, *(cut for cut in cuts if cut < count), count]
+        found += [Part(unit, begin, end) for begin, end in itertools.pairwise(edges)]
+    return found
+
+
+def part_summaries(work: Work, stage: str) -> list[dict[str, Any]]:
+    """Return the summaries of a stage that has a task a part."""
+    return [work.summary(stage, number) for number in range(len(parts_of(work)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartDocuments:
+    """The documents of a part when duplicates are known.
 
     Attributes:
       path: of the file that holds them.
+      first_byte: where the first of them begins in it.
       records: (N,), of RECORD.
       kept: (N,), whether it is no duplicate.
       val: (N,), whether it is in validation.
     """
 
     path: Path
+    first_byte: int
     records: npt.NDArray[Any]
     kept: npt.NDArray[np.bool_]
     val: npt.NDArray[np.bool_]
@@ -114,7 +159,7 @@ class UnitDocuments:
         self, wanted: npt.NDArray[np.intp], batch_bytes: int
     ) -> Iterator[tuple[npt.NDArray[np.intp], list[bytes]]]:
         """Yield some documents, about so many bytes at a time, with their numbers."""
-        ends = np.cumsum(self.records["bytes"])
+        ends = self.first_byte + np.cumsum(self.records["bytes"])
         begins = ends - self.records["bytes"]
         with self.path.open("rb") as file:
             for part in _cut_by_size(wanted, self.records["bytes"][wanted], batch_bytes):
@@ -141,16 +186,19 @@ def records_of(work: Work, number: int) -> npt.NDArray[Any]:
     return map_file(work.path("read", number, ".records"), RECORD)
 
 
-def documents_of(work: Work, number: int) -> UnitDocuments:
-    """Return the documents of a unit; the stage "duplicates" is done."""
-    records = records_of(work, number)
-    kept = np.ones(len(records), np.bool_)
-    for part in range(duplicate_parts(work)):
-        dropped = np.load(work.path("duplicates", part, ".npy"), "r")
-        begin, end = np.searchsorted(dropped["unit"], [number, number + 1])
+def documents_of(work: Work, number: int) -> PartDocuments:
+    """Return the documents of a part; the stage "duplicates" is done."""
+    part = parts_of(work)[number]
+    unit = records_of(work, part.unit)
+    kept = np.ones(len(unit), np.bool_)
+    for hashes in range(duplicate_parts(work)):
+        dropped = np.load(work.path("duplicates", hashes, ".npy"), "r")
+        begin, end = np.searchsorted(dropped["unit"], [part.unit, part.unit + 1])
         kept[dropped["position"][begin:end]] = False
+    records = unit[part.begin : part.end]
     val = is_validation(np.asarray(records["place"]), float(work.plan["val_fraction"]))
-    return UnitDocuments(work.path("read", number, ".text"), records, kept, val)
+    path, first_byte = work.path("read", part.unit, ".text"), int(unit["bytes"][: part.begin].sum())
+    return PartDocuments(path, first_byte, records, kept[part.begin : part.end], val)
 
 
 PART_DOCUMENTS = 1 << 20  # whose hashes are sorted at a time: 80 MB

@@ -1,4 +1,4 @@
-"""Encodes units: the validation documents first, then a shard of training tokens a unit.
+"""Encodes parts of units: the validation documents first, then a shard of training tokens a part.
 
 validation/00012.tokens    documents, <|endoftext|> after each
 validation/00012.lengths   for each its tokens (without <|endoftext|>), bytes, and bytes of its answer
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from jaxgpt.data.overlap import HashFilter, run_hashes, sorted_once
 from jaxgpt.data.stages.encode import answer_mask, closed, encode
-from jaxgpt.data.stages.read import documents_of
+from jaxgpt.data.stages.read import documents_of, parts_of
 from jaxgpt.data.stages.vocabulary import tokenizer_in
 from jaxgpt.data.work.work_folder import Advance, Stage, Work
 from jaxgpt.shared.dataset import TOKEN_DTYPE, Tokens, pack_mask
@@ -94,7 +94,7 @@ class Encoded:
 
 
 def encoded_batches(work: Work, number: int, split: str, advance: Advance) -> Iterator[Encoded]:
-    """Encode the documents of a unit that a split keeps."""
+    """Encode the documents of a part that a split keeps."""
     documents, tokenizer = documents_of(work, number), tokenizer_in(work)
     for part, texts in documents.batches(documents.of(split), _BATCH_BYTES):
         answers = documents.records["answer"][part].tolist()
@@ -137,7 +137,7 @@ def _token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
 
 
 def encode_validation(work: Work, number: int, advance: Advance) -> dict[str, Any]:
-    """Write the validation documents of a unit."""
+    """Write the validation documents of a part."""
     file = functools.partial(work.path, "validation", number)
     lengths = [np.zeros(0, LENGTHS)]
     with (
@@ -159,7 +159,7 @@ def encode_validation(work: Work, number: int, advance: Advance) -> dict[str, An
 
 
 def encode_training(work: Work, number: int, advance: Advance) -> dict[str, Any]:
-    """Write the shard of a unit, and the hashes of its runs that validation may have too."""
+    """Write the shard of a part, and the hashes of its runs that validation may have too."""
     file = functools.partial(work.path, "training", number)
     val_runs = HashFilter.read(work.path("filter", 0, ".bits"))
     found = [np.zeros(0, np.uint64)]
@@ -214,7 +214,7 @@ def _text_bytes(split: str) -> Any:
 
 
 def _count(work: Work) -> int:
-    return len(work.units)
+    return len(parts_of(work))
 
 
 VALIDATION = Stage(

@@ -1,4 +1,4 @@
-"""The tokenizer of a data set, in the work folder: `tokenizer/`, with which all units are encoded.
+"""The tokenizer of a data set, in the work folder: `tokenizer/`, with which all is encoded.
 
 bpe:N is trained on the training documents; of more than 200 MB, on those whose hashes are lowest.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data.make_tokenizer import is_bpe, make_tokenizer
-from jaxgpt.data.stages.read import documents_of
+from jaxgpt.data.stages.read import documents_of, parts_of
 from jaxgpt.data.work.work_folder import Advance, Stage, Work
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
@@ -28,7 +28,7 @@ def write_tokenizer(work: Work, number: int, advance: Advance) -> dict[str, Any]
     if is_bpe(name):
         total = sum(
             int(documents.records["bytes"][documents.of("train")].sum())
-            for documents in (documents_of(work, unit) for unit in range(len(work.units)))
+            for documents in (documents_of(work, part) for part in range(len(parts_of(work))))
         )
         if total > BPE_BYTES:
             trained_on = {"documents": 0, "bytes": 0, "of_bytes": total}
@@ -51,8 +51,8 @@ def write_tokenizer(work: Work, number: int, advance: Advance) -> dict[str, Any]
 def _sample(work: Work, share: float, trained_on: dict[str, int] | None, advance: Advance) -> Iterator[str]:
     """Yield the training documents, or those with the lowest hashes that are about a share of their bytes."""
     left = BPE_BYTES
-    for unit in range(len(work.units)):
-        documents = documents_of(work, unit)
+    for part in range(len(parts_of(work))):
+        documents = documents_of(work, part)
         wanted = documents.of("train")
         if trained_on is not None:
             low = np.asarray(documents.records["low"])[wanted]
@@ -78,7 +78,7 @@ def tokenizer_of(folder: Path, name: str, sha256: str) -> Tokenizer:
 
 
 def tokenizer_in(work: Work) -> Tokenizer:
-    """Return the tokenizer with which all units are encoded."""
+    """Return the tokenizer with which all is encoded."""
     summary = work.summary(TOKENIZER.name, 0)
     return tokenizer_of(work.folder, summary["name"], summary["sha256"])
 

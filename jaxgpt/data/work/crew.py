@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 import jaxgpt
+from jaxgpt.data.work.plan import parts_expected
 from jaxgpt.data.work.work_folder import PAUSE_S, Stage, Work
 from jaxgpt.shared.console import stderr
 from jaxgpt.shared.errors import UserError
@@ -26,17 +27,17 @@ _SHOWN_EVERY_S = 0.25
 
 
 class Crew:
-    """Worker processes, or this process alone where there is one unit or one worker.
+    """Worker processes, or this process alone where there is one part or one worker.
 
     Args:
       work: what they work on.
-      workers: at least 1; one unit is encoded by as many threads.
+      workers: at least 1; one part is encoded by as many threads.
       joins: whether other processes began the work; what goes wrong here does not stop them.
     """
 
     def __init__(self, work: Work, workers: int, joins: bool = False) -> None:
         self._work, self._joins = work, joins
-        self._count = min(workers, len(work.units))
+        self._count = min(workers, parts_expected(work))
         self._folder = work.plan["folder"] or os.getcwd()
         self._is_alone = self._count == 1 and self._folder == os.getcwd()
         if self._is_alone:

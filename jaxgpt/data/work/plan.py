@@ -11,7 +11,7 @@ from typing import Any
 import jaxgpt.data
 from jaxgpt.data.documents import Piece
 from jaxgpt.data.make_tokenizer import is_bpe, make_tokenizer
-from jaxgpt.data.reading.pieces import piece_bytes
+from jaxgpt.data.reading import pieces as cutting
 from jaxgpt.data.reading.token_files import PREFIX, token_pieces
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.sources import ReadOptions, open_source
@@ -100,6 +100,7 @@ def make_plan(
         "answers_only": answers_only,
         "tokens": tokens,
         "report": report.to_json(),
+        "part_bytes": {"least": cutting.LEAST_BYTES, "most": cutting.MOST_BYTES},
         "units": [[dataclasses.asdict(piece) for piece in unit] for unit in units_of(pieces)],
         # Where relative paths begin: processes that join start there.
         "folder": str(Path.cwd())
@@ -119,9 +120,15 @@ def code_sha256() -> str:
     return found.hexdigest()
 
 
+def parts_expected(work: Work) -> int:
+    """Return into how many parts units will be cut, about, before anything is read."""
+    sizes = (sum(piece.size for piece in unit) for unit in work.units)
+    return sum(max(1, -(-size // work.plan["part_bytes"]["most"])) for size in sizes)
+
+
 def units_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """Join pieces to units of about as many bytes as a piece of a large file."""
-    limit = piece_bytes(sum(piece.size for piece in pieces))
+    limit = cutting.piece_bytes(sum(piece.size for piece in pieces))
     units: list[list[Piece]] = []
     size = 0
     for piece in pieces:
