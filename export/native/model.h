@@ -50,7 +50,9 @@ struct Matrix {
   uint8_t* lo_plane(int t) const { return tile(tiles()) + size_t(t) * weight_bytes(); }
   // Scales of rows: behind the weights, or, with factors, before them.
   float* row_scales(int t) const { return reinterpret_cast<float*>(bits == 8 ? tile(t) + weight_bytes() : tile(t)); }
-  int8_t* group_factors(int t) const { return reinterpret_cast<int8_t*>(tile(t) + kTile * sizeof(float)); }
+  // Factors or scales of the groups.
+  uint8_t* groups_start(int t) const { return tile(t) + (factors ? kTile * sizeof(float) : 0); }
+  int8_t* group_factors(int t) const { return reinterpret_cast<int8_t*>(groups_start(t)); }
   uint16_t* scales4(int t) const { return reinterpret_cast<uint16_t*>(tile(t)); }
   float* bias(int t) const {
     return has_bias ? reinterpret_cast<float*>(tile(t) + weight_bytes() + scale_bytes()) : nullptr;

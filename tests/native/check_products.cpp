@@ -225,7 +225,7 @@ void check_dot4(const Kernels& k) {
         }
       }
       std::vector<float> sums(size_t(tokens * kTile));
-      k.dot4(tile.data(), scale.data(), inputs, group, x.data(), stride, tokens, group_sums.data(), sums.data());
+      k.dot4(tile.data(), scale.data(), tokens % 2 == 0, inputs, group, x.data(), stride, tokens, group_sums.data(), sums.data());
       expect_near(k, "dot4 (" + std::to_string(inputs) + " in groups of " + std::to_string(group) + ")", sums, expected,
                   [&](size_t i) { return sizes[i]; });
     }
@@ -248,7 +248,7 @@ void check_fullest(const Kernels& k) {
     }
     std::vector<float> floats(size_t(kTokens * kTile));
     const std::vector<float> all(floats.size(), float((15 - 8) * 257 * value * kInputs));
-    k.dot4(ones.data(), scale.data(), kInputs, kInputs, x.data(), kInputs, kTokens, eights.data(), floats.data());
+    k.dot4(ones.data(), scale.data(), true, kInputs, kInputs, x.data(), kInputs, kTokens, eights.data(), floats.data());
     expect_same(k, "dot4 of the largest", floats, all);
   }
 }

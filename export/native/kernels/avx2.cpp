@@ -212,7 +212,7 @@ void dot4_group(const uint8_t* part, const uint16_t* scale, int inputs, const in
   }
 }
 
-void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+void dot4(const uint8_t* tile, const uint16_t* scale, bool, int inputs, int group, const int8_t* x, ptrdiff_t stride,
           int tokens, const int32_t* group_sums, float* sums) {
   const int groups = (inputs + group - 1) / group;
   memset(sums, 0, size_t(tokens) * kTile * sizeof(float));

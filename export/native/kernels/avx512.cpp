@@ -179,9 +179,33 @@ inline __m512 load_scales(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 
+// Prefetches a tile of 4 bits whose groups' scales or factors lie before its weights: from the far distance ahead of
+// its first byte on, at one pace over all that lies there. With the weights alone at this pace, and the scales of a tile
+// at once, the processor has more lines to ask for than it can at a time, and waits (docs/engine.md).
+struct GroupsAhead {
+  const uint8_t* far;
+
+  INLINED void of_slice(const uint8_t* weights) {
+    for (int line = 0; line < kSliceBytes; line += 64) {
+      __builtin_prefetch(far + line, 0, 2);
+      __builtin_prefetch(weights + ahead.near + line, 0, 3);
+    }
+    far += kSliceBytes;
+  }
+  INLINED void of_group(const void* scales, int bytes) {
+    for (int line = 0; line < bytes; line += 64) {
+      __builtin_prefetch(far + line, 0, 2);
+      __builtin_prefetch((const uint8_t*)scales + 2 * bytes + line, 0, 3);
+    }
+    far += bytes;
+  }
+};
+
 template <int M>
-void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
-                 const int32_t* group_sums, ptrdiff_t groups, float* sums) {
+void dot4_tokens(const uint8_t* tile, const uint16_t* scale, bool elsewhere, int inputs, int group, const int8_t* x,
+                 ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, float* sums) {
+  constexpr int kScaleBytes = kTile * sizeof(uint16_t);
+  GroupsAhead next = {(elsewhere ? tile : (const uint8_t*)scale) + ahead.far};
   const __m512i low = _mm512_set1_epi8(15);
   __m512 total[M][4];
   UNROLLED for (int m = 0; m < M; m++)
@@ -192,7 +216,7 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
       UNROLLED for (int v = 0; v < 4; v++) s[r][v] = _mm512_setzero_si512();
     const int end = k + group < inputs ? k + group : inputs;
     for (; k < end; k += 8, tile += kSliceBytes) {
-      prefetch_weights<kSliceBytes>(tile, ahead);
+      next.of_slice(tile);
       UNROLLED for (int v = 0; v < 4; v++) {
         const __m512i both = _mm512_loadu_si512(tile + v * 64);
         const __m512i first = _mm512_and_si512(both, low);
@@ -203,6 +227,7 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
         }
       }
     }
+    if (!elsewhere) next.of_group(scale + size_t(g) * kTile, kScaleBytes);
     UNROLLED for (int m = 0; m < M; m++) {
       const __m512i eights = _mm512_set1_epi32(group_sums[m * groups + g]);
       UNROLLED for (int v = 0; v < 4; v++) {
@@ -216,22 +241,25 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
     UNROLLED for (int v = 0; v < 4; v++) _mm512_storeu_ps(sums + m * kTile + v * 16, total[m][v]);
 }
 
-void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
-          int tokens, const int32_t* group_sums, float* sums) {
+void dot4(const uint8_t* tile, const uint16_t* scale, bool elsewhere, int inputs, int group, const int8_t* x,
+          ptrdiff_t stride, int tokens, const int32_t* group_sums, float* sums) {
   const ptrdiff_t groups = (inputs + group - 1) / group;
   int m = 0;
   for (; m + 2 <= tokens; m += 2)
-    dot4_tokens<2>(tile, scale, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
+    dot4_tokens<2>(tile, scale, elsewhere, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
                    sums + m * kTile);
   if (m < tokens)
-    dot4_tokens<1>(tile, scale, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
+    dot4_tokens<1>(tile, scale, elsewhere, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
                    sums + m * kTile);
 }
 
-// R rows and V vectors of 16 outputs, from the first of which the pointers begin. Adds to the sums.
+// R rows and V vectors of 16 outputs, from the first of which the pointers begin. Adds to the sums. What is prefetched
+// begins at `far`, null for nothing.
 template <int R, int V>
 void dot4_factors_block(const uint8_t* part, const int8_t* factor, int inputs, int group, const int8_t* x,
-                        ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, bool prefetch, int32_t* sums) {
+                        ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, const uint8_t* far,
+                        int32_t* sums) {
+  GroupsAhead next = {far};
   const __m512i low = _mm512_set1_epi8(15);
   __m512i total[R][V];
   UNROLLED for (int r = 0; r < R; r++)
@@ -244,7 +272,7 @@ void dot4_factors_block(const uint8_t* part, const int8_t* factor, int inputs, i
     }
     const int end = k + group < inputs ? k + group : inputs;
     for (; k < end; k += 8, part += kSliceBytes) {
-      if (prefetch) prefetch_weights<kSliceBytes>(part, ahead);
+      if (far) next.of_slice(part);
       UNROLLED for (int v = 0; v < V; v++) {
         const __m512i both = _mm512_loadu_si512(part + v * 64);
         const __m512i first = _mm512_and_si512(both, low);
@@ -255,6 +283,7 @@ void dot4_factors_block(const uint8_t* part, const int8_t* factor, int inputs, i
         }
       }
     }
+    if (far) next.of_group(factor, kTile);
     UNROLLED for (int v = 0; v < V; v++) {
       const __m512i factors = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(factor + v * 16)));
       UNROLLED for (int r = 0; r < R; r++)
@@ -267,10 +296,11 @@ void dot4_factors_block(const uint8_t* part, const int8_t* factor, int inputs, i
 
 template <int R, int V>
 void dot4_factors_rows(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x,
-                       ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, bool prefetch, int32_t* sums) {
+                       ptrdiff_t stride, const int32_t* group_sums, ptrdiff_t groups, const uint8_t* far,
+                       int32_t* sums) {
   for (int v = 0; v < 4; v += V)
     dot4_factors_block<R, V>(tile + v * 64, factor + v * 16, inputs, group, x, stride, group_sums, groups,
-                             prefetch && v == 0, sums + v * 16);
+                             v == 0 ? far : nullptr, sums + v * 16);
 }
 
 void dot4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x, ptrdiff_t stride,
@@ -288,13 +318,14 @@ void dot4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int gro
       const uint8_t* part = tile + size_t(k) / 8 * kSliceBytes;
       const int8_t* factors = factor + g * kTile;
       int32_t* out = sums + r * kTile;
+      const uint8_t* far = r == 0 ? (const uint8_t*)factor + g * kTile + size_t(k) / 8 * kSliceBytes + ahead.far : nullptr;
       switch (rows - r) {
-        case 1: dot4_factors_rows<1, 4>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
-        case 2: dot4_factors_rows<2, 4>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
-        case 3: dot4_factors_rows<3, 2>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
-        case 4: dot4_factors_rows<4, 2>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
-        case 5: dot4_factors_rows<5, 2>(part, factors, n, group, in, stride, eights, groups, r == 0, out); break;
-        default: dot4_factors_rows<kMaxRows, 2>(part, factors, n, group, in, stride, eights, groups, r == 0, out);
+        case 1: dot4_factors_rows<1, 4>(part, factors, n, group, in, stride, eights, groups, far, out); break;
+        case 2: dot4_factors_rows<2, 4>(part, factors, n, group, in, stride, eights, groups, far, out); break;
+        case 3: dot4_factors_rows<3, 2>(part, factors, n, group, in, stride, eights, groups, far, out); break;
+        case 4: dot4_factors_rows<4, 2>(part, factors, n, group, in, stride, eights, groups, far, out); break;
+        case 5: dot4_factors_rows<5, 2>(part, factors, n, group, in, stride, eights, groups, far, out); break;
+        default: dot4_factors_rows<kMaxRows, 2>(part, factors, n, group, in, stride, eights, groups, far, out);
       }
     }
   }
@@ -327,6 +358,7 @@ const Kernels* avx512_kernels() {
     k.gemm_min_rows = has_matrix_unit() ? kGemmMinRows : 0;
     k.dot8_planes = dot8_planes;
     k.column8 = column8;
+    k.prefetches_groups = true;
     k.dot4 = dot4;
     k.dot4_factors = dot4_factors;
     k.read = read_all;

@@ -46,6 +46,8 @@ struct HeadCache {
 struct Kernels {
   const char* name = nullptr;
   Prefetch prefetch = kUsualPrefetch;  // of integer weights; zeros where there is none
+  // Whether dot4 and dot4_factors prefetch the scales and factors of the groups as well.
+  bool prefetches_groups = false;
 
   // ---- products; `x` has rows of integers, `stride` apart
 
@@ -67,12 +69,12 @@ struct Kernels {
                   int32_t* sums) = nullptr;
   // Rows come in pairs (an input's integers and its residual's): sums[m][64] = sum over groups of scale[g][o] times
   // sum_k q[o][k] (256 x[2 m][k] + x[2 m + 1][k]). group_sums[m][g] = 8 sum_k (256 x[2 m][k] + x[2 m + 1][k]).
-  // Scales are bfloat16.
-  void (*dot4)(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
-               int tokens, const int32_t* group_sums, float* sums) = nullptr;
+  // Scales are bfloat16. They lie right before the weights, unless they are `elsewhere`.
+  void (*dot4)(const uint8_t* tile, const uint16_t* scale, bool elsewhere, int inputs, int group, const int8_t* x,
+               ptrdiff_t stride, int tokens, const int32_t* group_sums, float* sums) = nullptr;
 
   // Weights of 4 bits whose groups have whole factors: sums[r][64] = sum over groups of factor[g][o] times sum_k q[o][k]
-  // x[r][k]; exact. group_sums[r][g] = 8 sum_k x[r][k].
+  // x[r][k]; exact. group_sums[r][g] = 8 sum_k x[r][k]. Factors lie right before the weights.
   void (*dot4_factors)(const uint8_t* tile, const int8_t* factor, int inputs, int group, const int8_t* x,
                        ptrdiff_t stride, int rows, const int32_t* group_sums, int32_t* sums) = nullptr;
   // sums[r][64] = bias[o] + sum_k tile[k][o] x[r][k], in the order of k; bias may be null. Weights are float32, or

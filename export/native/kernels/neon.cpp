@@ -189,7 +189,7 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, int inputs, int gro
     dot4_part<M, V>(tile + v * 16, scale + v * 4, inputs, group, x, stride, group_sums, groups, sums + v * 4);
 }
 
-void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+void dot4(const uint8_t* tile, const uint16_t* scale, bool, int inputs, int group, const int8_t* x, ptrdiff_t stride,
           int tokens, const int32_t* group_sums, float* sums) {
   const ptrdiff_t groups = (inputs + group - 1) / group;
   int m = 0;

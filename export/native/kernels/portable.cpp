@@ -65,7 +65,7 @@ void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t strid
     }
 }
 
-void dot4(const uint8_t* tile, const uint16_t* scale, int inputs, int group, const int8_t* x, ptrdiff_t stride,
+void dot4(const uint8_t* tile, const uint16_t* scale, bool, int inputs, int group, const int8_t* x, ptrdiff_t stride,
           int tokens, const int32_t* group_sums, float* sums) {
   for (int m = 0; m < tokens; m++) {
     const int8_t* rows = x + 2 * m * stride;

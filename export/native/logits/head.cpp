@@ -90,7 +90,7 @@ const std::vector<float>& Head::screen(InputRows& x) {
   std::fill(ones, ones + kTile, kOne);
   model_.pool.run(tiles, [&](int tile) {
     alignas(64) float coarse[kTile];
-    k.dot4(head.weights(tile), ones, width, width, q, width, 1, x.group_sums.data(), coarse);
+    k.dot4(head.weights(tile), ones, true, width, width, q, width, 1, x.group_sums.data(), coarse);
     const size_t first = size_t(tile) * kTile;
     float* upper = &upper_bound_[first];
     k.screen_bounds(coarse, scale / 16.0f, middle, length, head.row_scales(tile), &model_.screen_error[first], upper);

@@ -99,7 +99,8 @@ void Pool::run_pieces(int n, Call call, const void* context) {
     wake_.notify_all();
   }
   int own = 0;  // told at the end, as every telling costs both threads a cache line
-  for (int piece; (piece = take(0)) >= 0; own++) run_piece(piece);
+  for (Taken taken; (taken = take(0)).count; own += taken.count)
+    for (int i = 0; i < taken.count; i++) run_piece(taken.first + i);
   done_.fetch_add(own, std::memory_order_acq_rel);
   const auto all_done = [this, n] { return done_ == n; };
   if (!spin(0, all_done)) {
@@ -121,17 +122,21 @@ void Pool::run_piece(int piece) {
   }
 }
 
-// A piece from the thread's own range or, when that is empty, from another's; -1 when there is none.
-int Pool::take(int thread) {
+// Half of what is left of the thread's own range or, when that is empty, a piece of another's; none when all is taken.
+// By halves, as the processor reads nothing ahead over an atomic addition.
+Pool::Taken Pool::take(int thread) {
   const int T = threads();
   for (int i = 0; i < T; i++) {
     auto& range = ranges_[size_t((thread + i) % T)].next_and_end;
     const uint64_t seen = range.load(std::memory_order_acquire);
+    const uint32_t left = uint32_t(seen >> 32) - uint32_t(seen);
     if (uint32_t(seen) >= seen >> 32) continue;
-    const uint64_t taken = range.fetch_add(1, std::memory_order_acq_rel);
-    if (uint32_t(taken) < taken >> 32) return int(uint32_t(taken));
+    const uint32_t wanted = i == 0 && left > 1 ? left / 2 : 1;
+    const uint64_t before = range.fetch_add(wanted, std::memory_order_acq_rel);
+    const uint32_t first = uint32_t(before), end = uint32_t(before >> 32);
+    if (first < end) return {int(first), int(end - first < wanted ? end - first : wanted)};
   }
-  return -1;
+  return {0, 0};
 }
 
 void Pool::serve(int thread) {
@@ -139,9 +144,9 @@ void Pool::serve(int thread) {
   while (await_loop(thread, seen)) {
     seen = loop_.load();
     int own = 0, n = 0;
-    for (int piece; (piece = take(thread)) >= 0; own++) {
+    for (Taken taken; (taken = take(thread)).count; own += taken.count) {
       n = pieces_;  // of the running loop, which the pieces that were not told yet keep from ending
-      run_piece(piece);
+      for (int i = 0; i < taken.count; i++) run_piece(taken.first + i);
     }
     if (own && done_.fetch_add(own) + own == n && caller_sleeps_) {
       std::lock_guard<std::mutex> lock(mutex_);

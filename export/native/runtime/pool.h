@@ -1,8 +1,8 @@
 // Threads that share the pieces of one loop at a time.
 //
 // run(n, work) calls work(0..n-1), each once, on this thread and the pool's, and returns when all are done. Each
-// thread has a range of its own, which it takes from front to back, and then helps the others piece by piece: so
-// a thread that loses its core holds up no more than one piece. Threads wait for work by spinning for some
+// thread has a range of its own, which it takes from front to back, by halves, and then helps the others piece by piece:
+// so a thread that loses its core holds up the others for no longer than it is away. Threads wait for work by spinning for some
 // microseconds, as the next loop of a step is near, and then sleep, so that a machine that others use as well
 // stays usable; and so does the caller while it waits for the last pieces. What a piece throws, run throws when all
 // pieces are done, the first of several. Threads that wait first prefetch what they read in the loop after the running
@@ -50,7 +50,10 @@ class Pool {
   void run_pieces(int n, Call call, const void* context);
   void run_piece(int piece);
   void finish();
-  int take(int thread);
+  struct Taken {
+    int first, count;
+  };
+  Taken take(int thread);
   void serve(int thread);
   // The first piece of n in a thread's own range.
   int first(int thread, int n) const { return int(int64_t(n) * thread / threads()); }

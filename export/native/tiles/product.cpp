@@ -56,8 +56,8 @@ const uint8_t* merged_planes(const Kernels& kernels, const Matrix& matrix, int t
 
 namespace {
 
-// The kernels prefetch what lies ahead of the weights they read; this does it for what lies between the weights of two
-// tiles.
+// The kernels prefetch what lies ahead of the weights they read; this does it for what else lies between the weights of
+// two tiles.
 void prefetch_ahead_of_gaps(const Kernels& k, const Matrix& matrix, int tile) {
   const Prefetch ahead = matrix.is_float() ? kUsualPrefetch : k.prefetch;
   if (!ahead.far) return;
@@ -69,7 +69,8 @@ void prefetch_ahead_of_gaps(const Kernels& k, const Matrix& matrix, int tile) {
     }
   };
   const uint8_t* weights = matrix.weights(tile);
-  prefetch(matrix.tile(tile), weights);
+  const uint8_t* groups = matrix.bits == 4 && k.prefetches_groups ? matrix.groups_start(tile) : weights;
+  prefetch(matrix.tile(tile), groups);
   prefetch(weights + matrix.weight_bytes(), matrix.tile(tile) + matrix.tile_bytes());
 }
 
@@ -95,7 +96,7 @@ float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const Inp
   }
   if (matrix.bits == 4 && !matrix.factors) {
     auto* floats = reinterpret_cast<float*>(sums);
-    k.dot4(matrix.weights(tile), matrix.scales4(tile), width, matrix.group, x, width, rows,
+    k.dot4(matrix.weights(tile), matrix.scales4(tile), false, width, matrix.group, x, width, rows,
            rows_of_x.group_sums.data(), floats);
     for (int m = 0; m < rows; m++) k.dequantize4(floats + m * kTile, quants[m].scale, matrix.bias(tile), y + m * kTile);
     return y;
