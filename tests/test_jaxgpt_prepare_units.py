@@ -219,6 +219,16 @@ def test_another_version_of_the_code_begins_anew_and_does_not_join(
     from jaxgpt.data import prepare
     from jaxgpt.data.work import plan
 
+    real = plan.code_sha256()
+    for file in ("data/sources.py", "shared/tokenizer/__init__.py", "shared/dataset/shards.py"):
+        with monkeypatch.context() as changed:
+            read_bytes = Path.read_bytes
+            changed.setattr(
+                Path,
+                "read_bytes",
+                lambda path: read_bytes(path) + b"#" * path.as_posix().endswith(file),  # noqa: B023
+            )
+            assert plan.code_sha256() != real, file
     out = tmp_path / "d"
     call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 1, "--out", out)
     with monkeypatch.context() as broken:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxgpt.shared.errors import damaged
+from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json
 from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 from jaxgpt_bench.common.tables import BUSY, CEILING, ENGINE, PREFILL, RATE, table
@@ -31,7 +31,7 @@ MACHINES = {
     "AMD Zen 4": "generate_gpt2_zen4.json",
     "AMD Zen 5": "generate_gpt2_zen5.json",
 }
-NEWEST = "AMD Zen 5"  # where every program was measured last
+NEWEST = "AMD Zen 5"  # where the programs were measured last
 BUSY_MACHINES = {**MACHINES, NEWEST: "generate_gpt2_zen5_busy.json"}
 # Of one model on the same tokens: a row that both have is the same in both.
 QUALITY = ("quality_peers.json", "quality_executorch.json")
@@ -138,7 +138,11 @@ def quality_picture(results: Path) -> str:
 
 def _quality_and_speed(results: Path) -> tuple[QualityFigures, SpeedFigures, str]:
     first, *more = (read_quality(results / name) for name in QUALITY)
-    rows = {row.name: row for found in (first, *more) for row in found.rows}
+    rows = {row.name: row for row in first.rows}
+    for found in more:
+        if found.val_tokens != first.val_tokens or any(rows.get(row.name, row) != row for row in found.rows):
+            raise UserError(f"{' and '.join(QUALITY)} are not of one model on the same tokens; measure again")
+        rows |= {row.name: row for row in found.rows}
     joined = dataclasses.replace(first, rows=tuple(rows.values()))
     return joined, read_speed(results / MACHINES[NEWEST]), NEWEST
 
@@ -181,6 +185,7 @@ BLOCKS = (
     Block("docs/results.md", "xeon", speed_table("generate_gpt2.json")),
     Block("docs/results.md", "zen4", speed_table("generate_gpt2_zen4.json")),
     Block("docs/results.md", "zen5", speed_table("generate_gpt2_zen5.json")),
+    Block("docs/results.md", "fastest", speed_table("generate_gpt2_fastest.json")),
     Block("docs/results.md", "zen5-busy", speed_table("generate_gpt2_zen5_busy.json")),
     Block("docs/results.md", "avx2", speed_table("generate_gpt2_avx2.json")),
     Block("docs/reproduction.md", "reproduction", reproduction),

@@ -2,7 +2,7 @@
 
 Nats are those of `jaxgpt-bench quality --peers` on a small trained model, tokens a second those of
 `jaxgpt-bench generate` at GPT-2's size, where weights are random and a loss says nothing. A program in a
-precision has the same name in both, and converts and computes the same way.
+precision has the same name in both, and is converted the same way.
 """
 
 from jaxgpt_bench.common.formatting import rate_text

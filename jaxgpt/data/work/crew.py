@@ -36,7 +36,7 @@ class Crew:
     """
 
     def __init__(self, work: Work, workers: int, joins: bool = False) -> None:
-        self._work, self._joins = work, joins
+        self._work, self._workers, self._joins = work, workers, joins
         self._count = min(workers, parts_expected(work))
         self._folder = work.plan["folder"] or os.getcwd()
         self._is_alone = self._count == 1 and self._folder == os.getcwd()
@@ -51,7 +51,14 @@ class Crew:
             root = str(Path(jaxgpt.__file__).resolve().parents[1])
             paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-            line = [sys.executable, "-m", WORKER, str(self._work.folder), str(os.getpid())]
+            line = [
+                sys.executable,
+                "-m",
+                WORKER,
+                str(self._work.folder),
+                str(os.getpid()),
+                str(self._workers),
+            ]
             line += ["joins"] if self._joins else []
             self._processes = [
                 subprocess.Popen(line, env=environment, cwd=self._folder) for _ in range(self._count)

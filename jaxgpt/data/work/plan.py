@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import platform
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jaxgpt.data
+import jaxgpt
 from jaxgpt.data.documents import Piece
 from jaxgpt.data.make_tokenizer import is_bpe, make_tokenizer
 from jaxgpt.data.reading import pieces as cutting
@@ -113,17 +114,19 @@ def make_plan(
 
 def code_sha256() -> str:
     """Return the hash of the code that makes documents and tokens: another version makes others of a text."""
-    found = hashlib.sha256()
-    folder = Path(jaxgpt.data.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
+    found = hashlib.sha256(platform.python_version().encode())  # whose ast writes programs
+    folder = Path(jaxgpt.__file__).parent
+    for path in sorted([*folder.glob("data/**/*.py"), *folder.glob("shared/**/*.py")]):
         found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
 
 
 def parts_expected(work: Work) -> int:
     """Return into how many parts units will be cut, about, before anything is read."""
-    sizes = (sum(piece.size for piece in unit) for unit in work.units)
-    return sum(max(1, -(-size // work.plan["part_bytes"]["most"])) for size in sizes)
+    sizes = [sum(piece.size for piece in unit) for unit in work.units]
+    limits = work.plan["part_bytes"]
+    limit = cutting.piece_bytes(sum(sizes), **limits)
+    return sum(-(-size // limit) if size > limits["most"] else 1 for size in sizes)
 
 
 def units_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
