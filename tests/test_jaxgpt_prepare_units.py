@@ -82,7 +82,7 @@ def test_units_give_the_stream_of_one_file(
     assert os.listdir(tmp_path) == ["d"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 5])
 def test_one_file_that_can_not_be_entered_in_the_middle_is_cut_when_it_is_read(
     command: Command,
     source: Path,
