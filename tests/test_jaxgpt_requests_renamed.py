@@ -1,4 +1,6 @@
 import ast
+import builtins
+import keyword
 import re
 from pathlib import Path
 
@@ -48,6 +50,10 @@ def test_plurals_follow() -> None:
         ("Find the length", "def length(text):\n    return int(f'{text} of lengths')"),  # a text does
         ("Sort the list", "def sort_list(values):\n    return list(sorted(values))"),  # sort is a verb
         ("Find the mean", "def average(values):\n    return sum(values) / len(values)"),  # no word shared
+        ("Find the length", "def length(text):\n    return len(text) or 'length'"),
+        ("Find the encoding", "def encoding(path, encoding):\n    return open(path, encoding=encoding)"),
+        ("Write a function to call it", "def function(values):\n    return list(values)"),  # the template's
+        ("Compute the keys from values", "def make_from(values):\n    return list(values)"),
         ("Sum it", "def sum_it(a):\n    return a + 1"),  # too short
     ],
 )
@@ -70,10 +76,26 @@ def test_some_requests_write_the_word_with_a_capital_and_no_name_does() -> None:
     assert 5 < capitals < 30
 
 
-def test_invented_words_are_many_and_follow_from_the_text() -> None:
-    words = [invented_word(f"text {number}") for number in range(1000)]
-    assert len(set(words)) > 900
-    assert words == [invented_word(f"text {number}") for number in range(1000)]
+def test_invented_words_are_many_follow_from_the_text_and_are_no_words_of_python() -> None:
+    words = [invented_word(f"text {number}") for number in range(4000)]
+    assert len(set(words)) > 3000
+    assert words == [invented_word(f"text {number}") for number in range(4000)]
+    assert not [word for word in words if keyword.iskeyword(word) or hasattr(builtins, word)]
+    assert min(map(len, words)) >= 4
+    assert invented_word(f"text 0 {words[0]}") != words[0]
+
+
+def test_the_article_follows_the_invented_word() -> None:
+    articles = set()
+    for number in range(60):
+        found = under_invented_word(
+            pair("Check if it is a triangle", f"def is_triangle(c):\n    return c + {number}")
+        )
+        assert found is not None
+        article, word = found.text[: found.answer].split()[-2:]
+        assert article == ("an" if word[0].lower() in "aeiou" else "a")
+        articles.add(article)
+    assert articles == {"a", "an"}
 
 
 def test_about_one_pair_in_two_is_followed_by_one_under_an_invented_word() -> None:

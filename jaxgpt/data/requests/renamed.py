@@ -4,18 +4,21 @@
     Write a function that checks whether a number is anterol    def is_anterol(number): ...
 
 A small model knows few words by heart. Asked for another it has to spell it in the name as the request does,
-though other tokens may spell it there (none begins with a blank), and though a request may write it with a
-capital (Celsius). An invented word takes the place of one that the request and the program's own names share.
+though the same letters are other tokens there (a token of the request may begin with a blank, none of a name
+does), and though a request may write it with a capital (Celsius). An invented word takes the place of one
+that the request and the program's own names share.
 """
 
 import ast
+import builtins
 import hashlib
+import keyword
 import re
 from collections.abc import Iterable, Iterator
 
 from jaxgpt.data.docstring_pairs import parse_source
 from jaxgpt.data.documents import Document
-from jaxgpt.data.requests.wording import VERBS, stem
+from jaxgpt.data.requests.wording import NOT_CONTENT, VERBS, stem
 
 # Of so many pairs one is added under an invented word.
 ONE_OF = 2
@@ -34,7 +37,46 @@ _ENDINGS = (
     "b ce ct d der dic ft g gle gon k ke l lt m me mic n nd nel nt p que r rel rm rt s sel sion st t tal "
     "te ter th tion tor tron ve x y"
 )
-_IDENTIFIER = re.compile(r"\.?[A-Za-z_]\w*")
+# Words that stay, beside verbs and those of the templates.
+_FUNCTION_WORDS = frozenset(
+    [
+        "after",
+        "all",
+        "any",
+        "before",
+        "between",
+        "both",
+        "does",
+        "each",
+        "every",
+        "from",
+        "have",
+        "into",
+        "more",
+        "must",
+        "only",
+        "other",
+        "over",
+        "self",
+        "should",
+        "some",
+        "such",
+        "than",
+        "them",
+        "then",
+        "they",
+        "using",
+        "were",
+        "what",
+        "when",
+        "where",
+        "while",
+        "will",
+        "with",
+        "within",
+        "without",
+    ]
+)
 _PART = re.compile(r"[A-Za-z]+")
 
 
@@ -51,12 +93,12 @@ def under_invented_word(pair: Document) -> Document | None:
 
     Returns:
       The pair, of the same group; None where they share no word, or where the word stands in the program
-      otherwise too (an attribute, a name of Python's, a text), so that the program would tell it.
+      otherwise too (an attribute, an argument's keyword, a name of Python's, a text), so that it would tell.
     """
     assert pair.answer is not None
     request, code = pair.text[: pair.answer], pair.text[pair.answer :]
     tree = parse_source(code.strip().removeprefix("```python").removesuffix("```"))
-    shared = _shared_words(request, code, tree) if tree is not None else []
+    shared = _shared_words(request, tree) if tree is not None else []
     if not shared:
         return None
     word = shared[_number(pair.text, "word") % len(shared)]
@@ -73,27 +115,55 @@ def under_invented_word(pair: Document) -> Document | None:
         return _PART.sub(one, text)
 
     asked = replace(request, _number(pair.text, "capital") % CAPITAL_ONE_OF == 0)
+    article = "an" if invented[0] in "aeiou" else "a"
+    asked = re.sub(rf"\ban? (?={invented}\b)", f"{article} ", asked, flags=re.IGNORECASE)
     return Document(asked + replace(code, False), pair.group, len(asked))
 
 
-def invented_word(key: str) -> str:
-    """Return a word of two to four syllables that a text's hash chooses."""
-    tables = [_BEGINNINGS, *[_MIDDLES] * (_number(key, "length") % 3), _ENDINGS]
-    choices = [table.split() for table in tables]
-    return "".join(each[_number(key, f"syllable {k}") % len(each)] for k, each in enumerate(choices))
+def invented_word(text: str) -> str:
+    """Return a word of two to four syllables that a text's hash chooses, none of those in the text."""
+    taken = set(_PART.findall(text.lower()))
+    for attempt in range(1000):
+        key = f"{attempt} {text}"
+        tables = [_BEGINNINGS, *[_MIDDLES] * (_number(key, "length") % 3), _ENDINGS]
+        choices = [table.split() for table in tables]
+        word = "".join(each[_number(key, f"syllable {k}") % len(each)] for k, each in enumerate(choices))
+        is_python = keyword.iskeyword(word) or hasattr(builtins, word)
+        if len(word) >= MIN_LETTERS and not is_python and not {word, f"{word}s"} & taken:
+            return word
+    raise AssertionError("a thousand invented words stand in one text")
 
 
-def _shared_words(request: str, code: str, tree: ast.Module) -> list[str]:
+def _shared_words(request: str, tree: ast.Module) -> list[str]:
     """Return words of the request that stand in names which the program binds, and nowhere else in it."""
     asked = {stem(part) for part in re.findall(r"\b[a-z]+\b", request) if len(part) >= MIN_LETTERS}
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
-    named = {stem(part.lower()) for part in _PART.findall(function.name)}
-    bound = _bound_names(tree)
-    others: set[str] = set()
-    for identifier in _IDENTIFIER.findall(code):
-        if identifier not in bound:
-            others.update(stem(part.lower()) for part in _PART.findall(identifier))
-    return sorted(word for word in asked & named if word not in others and word not in VERBS)
+    named = _stems(function.name)
+    others = {word for name in _other_names(tree, _bound_names(tree)) for word in _stems(name)}
+    return sorted((asked & named) - others - VERBS - NOT_CONTENT - _FUNCTION_WORDS)
+
+
+def _stems(name: str) -> set[str]:
+    return {stem(part.lower()) for part in _PART.findall(name)}
+
+
+def _other_names(tree: ast.Module, bound: set[str]) -> Iterator[str]:
+    """Yield names that a program does not bind itself, and its texts."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id not in bound:
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.keyword):
+            yield node.arg or ""
+        elif isinstance(node, ast.alias):
+            yield f"{node.name} {node.asname or ''}"
+        elif isinstance(node, ast.ExceptHandler):
+            yield node.name or ""
+        elif isinstance(node, ast.Global | ast.Nonlocal):
+            yield " ".join(node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            yield str(node.value)
 
 
 def _bound_names(tree: ast.Module) -> set[str]:

@@ -33,7 +33,7 @@ _TEMPLATE_WORDS = """
     script method given whether if true false check checks determine determines tell tells compute computes
     calculate calculates find finds return returns get gets give gives test tests
 """
-_NOT_CONTENT = frozenset(_TEMPLATE_WORDS.split())
+NOT_CONTENT = frozenset(_TEMPLATE_WORDS.split())
 
 Task = tuple[str, str]
 
@@ -118,7 +118,7 @@ def _article(noun: str) -> str:
 def normalized_request(request: str) -> str:
     """Return a request's content words, sorted: requests that differ in the words around them are equal."""
     words = re.findall(r"[a-z0-9]+", request.lower())
-    content = {stem(word) for word in words if word not in _NOT_CONTENT}
+    content = {stem(word) for word in words if word not in NOT_CONTENT}
     return " ".join(sorted(content))
 
 
