@@ -52,6 +52,8 @@ def test_plurals_follow() -> None:
         ("Find the mean", "def average(values):\n    return sum(values) / len(values)"),  # no word shared
         ("Find the length", "def length(text):\n    return len(text) or 'length'"),
         ("Find the encoding", "def encoding(path, encoding):\n    return open(path, encoding=encoding)"),
+        ("Find the random", "from random import choice\n\ndef random_of(values):\n    return choice(values)"),
+        ("Find the point", "def point(a):\n    match a:\n        case Shape(point=3):\n            return a"),
         ("Write a function to call it", "def function(values):\n    return list(values)"),  # the template's
         ("Compute the keys from values", "def make_from(values):\n    return list(values)"),
         ("Sum it", "def sum_it(a):\n    return a + 1"),  # too short

@@ -41,7 +41,7 @@ void jaxgpt_session::prefetch_cache(int layer, const Run& run, int head, int par
 }
 
 // Attention of some rows of a run and one head; keys and values of the whole run are in the cache already. Those of
-// `next`, or where it is null of the next head, are prefetched meanwhile.
+// `next` are prefetched meanwhile, or, where a single run has few rows, those of the next head.
 void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, int rows, const Run* next) {
   const int D = model.head_size(), Dp = padded16(D), C = padded(model.shape.n_embd);
   const int width = padded(3 * model.shape.n_embd);
@@ -62,7 +62,7 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
   HeadCache place = cache(layer, run.slot, head);
   if (next)
     place.next_offset = cache(layer, next->slot, head).keys - place.keys;
-  else if (head + 1 < model.shape.n_head)
+  else if (runs_.size() == 1 && run.rows <= kAttentionRows && head + 1 < model.shape.n_head)
     place.next_offset = cache(layer, run.slot, head + 1).keys - place.keys;
   float* mixed = mixed_.as<float>() + size_t(run.first_row + first) * size_t(C) + head * D;
   model.kernels->attend(&place, kv_, D, run.position + first, rows, query.data(), scores.data(), mixed, C);

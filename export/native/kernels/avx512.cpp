@@ -179,9 +179,9 @@ inline __m512 load_scales(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 
-// Prefetches a tile of 4 bits whose groups' scales or factors lie before its weights: from the far distance ahead of
-// its first byte on, at one pace over all that lies there. With the weights alone at this pace, and the scales of a tile
-// at once, the processor has more lines to ask for than it can at a time, and waits (docs/engine.md).
+// Prefetches a tile of 4 bits whose groups' scales or factors lie before its weights: into the second cache as one
+// stream, from the far distance ahead of its first scale on, at one pace; into the first the weights and scales that come
+// next. Scales of a tile that are asked for at once are more lines than the processor can wait for (docs/engine.md).
 struct GroupsAhead {
   const uint8_t* far;
 

@@ -1,12 +1,13 @@
 // Threads that share the pieces of one loop at a time.
 //
 // run(n, work) calls work(0..n-1), each once, on this thread and the pool's, and returns when all are done. Each
-// thread has a range of its own, which it takes from front to back, by halves, and then helps the others piece by piece:
-// so a thread that loses its core holds up the others for no longer than it is away. Threads wait for work by spinning for some
-// microseconds, as the next loop of a step is near, and then sleep, so that a machine that others use as well
-// stays usable; and so does the caller while it waits for the last pieces. What a piece throws, run throws when all
-// pieces are done, the first of several. Threads that wait first prefetch what they read in the loop after the running
-// one, where prefetch_later() told that: memory does not stand still while threads meet.
+// thread has a range of its own, which it takes from front to back, a quarter of the rest at a time, and then helps the
+// others piece by piece: so a thread that loses its core, or has a slow one, holds them up until it has done what it
+// took, at most a quarter of its range. Threads wait for work by spinning for some microseconds, as the next loop of a
+// step is near, and then sleep, so that a machine that others use as well stays usable; and so does the caller while it
+// waits for the last pieces. What a piece throws, run throws when all pieces are done, the first of several. Threads
+// that wait first prefetch what they read in the loop after the running one, where prefetch_later() told that: memory
+// does not stand still while threads meet.
 #pragma once
 
 #include <atomic>

@@ -6,7 +6,7 @@
 A small model knows few words by heart. Asked for another it has to spell it in the name as the request does,
 though the same letters are other tokens there (a token of the request may begin with a blank, none of a name
 does), and though a request may write it with a capital (Celsius). An invented word takes the place of one
-that the request and the program's own names share.
+that the request and the function's name share.
 """
 
 import ast
@@ -135,7 +135,7 @@ def invented_word(text: str) -> str:
 
 
 def _shared_words(request: str, tree: ast.Module) -> list[str]:
-    """Return words of the request that stand in names which the program binds, and nowhere else in it."""
+    """Return words of the request that stand in the function's name, and in no name that it does not bind."""
     asked = {stem(part) for part in re.findall(r"\b[a-z]+\b", request) if len(part) >= MIN_LETTERS}
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
     named = _stems(function.name)
@@ -158,6 +158,14 @@ def _other_names(tree: ast.Module, bound: set[str]) -> Iterator[str]:
             yield node.arg or ""
         elif isinstance(node, ast.alias):
             yield f"{node.name} {node.asname or ''}"
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.MatchClass):
+            yield " ".join(node.kwd_attrs)
+        elif isinstance(node, ast.MatchAs | ast.MatchStar):
+            yield node.name or ""
+        elif isinstance(node, ast.MatchMapping):
+            yield node.rest or ""
         elif isinstance(node, ast.ExceptHandler):
             yield node.name or ""
         elif isinstance(node, ast.Global | ast.Nonlocal):
