@@ -38,45 +38,11 @@ _ENDINGS = (
     "te ter th tion tor tron ve x y"
 )
 # Words that stay, beside verbs and those of the templates.
-_FUNCTION_WORDS = frozenset(
-    [
-        "after",
-        "all",
-        "any",
-        "before",
-        "between",
-        "both",
-        "does",
-        "each",
-        "every",
-        "from",
-        "have",
-        "into",
-        "more",
-        "must",
-        "only",
-        "other",
-        "over",
-        "self",
-        "should",
-        "some",
-        "such",
-        "than",
-        "them",
-        "then",
-        "they",
-        "using",
-        "were",
-        "what",
-        "when",
-        "where",
-        "while",
-        "will",
-        "with",
-        "within",
-        "without",
-    ]
-)
+_FUNCTION_TEXT = """
+    after all any before between both does each every from have into more must only other over self
+    should some such than them then they using were what when where while will with within without
+"""
+_FUNCTION_WORDS = frozenset(_FUNCTION_TEXT.split())
 _PART = re.compile(r"[A-Za-z]+")
 
 
@@ -89,7 +55,7 @@ def with_renamed(pairs: Iterable[Document]) -> Iterator[Document]:
 
 
 def under_invented_word(pair: Document) -> Document | None:
-    """Return a pair with an invented word in place of one that its request and its names share.
+    """Return a pair with an invented word in place of one that its request and its function's name share.
 
     Returns:
       The pair, of the same group; None where they share no word, or where the word stands in the program
