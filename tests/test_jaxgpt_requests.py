@@ -10,6 +10,7 @@ from conftest import Command, assert_one_line_error, rows, write_jsonl
 from jaxgpt.data.requests.functions import (
     MAX_OTHER_CHARACTERS,
     MAX_PROGRAM_CHARACTERS,
+    OTHER_REQUESTS,
     PLAIN_REQUESTS,
     requests_of_tree,
 )
@@ -110,6 +111,14 @@ def test_a_program_that_needs_other_packages_is_shorter() -> None:
     assert programs(source.format(body, "sum(numbers)"))
     assert not programs(source.format(body, "np.sum(numbers)"))
     assert programs(source.format("", "np.sum(numbers)"))
+
+
+@pytest.mark.parametrize("module", ["numpy", "numpy.linalg", "."])
+def test_what_a_function_imports_inside_is_needed_too(module: str) -> None:
+    source = "def add_numbers(numbers):\n    from {} import add\n    return add(numbers)\n"
+    assert [len(each) for each in programs(source.format(module)).values()] == [OTHER_REQUESTS]
+    (asked,) = programs(source.format("operator")).values()
+    assert OTHER_REQUESTS < len(asked) <= PLAIN_REQUESTS
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import ast
 import builtins
 import keyword
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,10 @@ def test_invented_words_are_many_follow_from_the_text_and_are_no_words_of_python
     assert words == [invented_word(f"text {number}") for number in range(4000)]
     assert not [word for word in words if keyword.iskeyword(word) or hasattr(builtins, word)]
     assert min(map(len, words)) >= 4
+    beginnings = Counter(word[:2] for word in words)
+    pairs = {first + second for first in "bcdfghjklmnprstvwz" for second in "aeiou"}
+    assert pairs <= set(beginnings)  # none is likelier by far than what a request has
+    assert max(beginnings.values()) < len(words) / 30
     assert invented_word(f"text 0 {words[0]}") != words[0]
 
 

@@ -155,7 +155,7 @@ def _program(
     tree = _Bare(node.name, name).visit(parsed)
     free = _free_names(tree.body[0])
     used = sorted({imports[each] for each in free if each in imports})
-    is_plain = all(each in imports or hasattr(builtins, each) for each in free)
+    is_plain = _needs_python_alone(tree, free - set(imports))
     try:
         code = "\n".join([*used, *([""] if used else []), _with_single_brackets(ast.unparse(tree))])
     except (ValueError, RecursionError):
@@ -224,6 +224,18 @@ def _free_names(function: ast.stmt) -> set[str]:
         elif isinstance(node, ast.alias):
             bound.add((node.asname or node.name).partition(".")[0])
     return read - bound
+
+
+def _needs_python_alone(tree: ast.Module, free: set[str]) -> bool:
+    """Whether a program reads no names but its own and Python's, and imports the standard library alone."""
+    modules = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules.append("" if node.level else node.module or "")
+    is_standard = all(each.partition(".")[0] in sys.stdlib_module_names for each in modules)
+    return is_standard and all(hasattr(builtins, each) for each in free)
 
 
 def _repeats(code: str) -> bool:

@@ -11,6 +11,7 @@ that the request and the function's name share.
 
 import ast
 import builtins
+import functools
 import hashlib
 import keyword
 import re
@@ -23,20 +24,15 @@ from jaxgpt.data.requests.wording import NOT_CONTENT, VERBS, stem
 # Of so many pairs one is added under an invented word.
 ONE_OF = 2
 # Of so many invented words one is written with a capital, in the request alone.
-CAPITAL_ONE_OF = 4
+CAPITAL_ONE_OF = 3
 MIN_LETTERS = 4
-_BEGINNINGS = (
-    "a al an ar as at be car con da de di do e en ex fa fe ga ge gra ha he i in is ka ko la le li lo ma "
-    "me mi mo na ne no o of on or pa par pe per pi pre pro qua ra re ro sa se si so sta su ta te the to "
-    "tri u un va ve vi wa we wo za zy"
-)
-_MIDDLES = (
-    "ba ca da di du fa ga gi go ha la le li lo lu ma mi mo na ne no pa po ra re ri ro sa si ta te ti vo"
-)
-_ENDINGS = (
-    "b ce ct d der dic ft g gle gon k ke l lt m me mic n nd nel nt p que r rel rm rt s sel sion st t tal "
-    "te ter th tion tor tron ve x y"
-)
+# The parts of a syllable: all of them, so that no beginning of a word is likelier than what the request has.
+_CONSONANTS = "b c d f g h j k l m n p r s t v w z"
+_CLUSTERS = "bl br ch cl cr dr fl fr gl gr pl pr qu sc sh sp st str th tr wh"
+_VOWELS = "a e i o u"
+_CODAS = "b c d g l m n p r s t"
+_ENDINGS = "ck ct e ft ll m n nd nt r rd rm s sh sk ss st t th x y"
+_SUFFIXES = "able al er ic ing ism ist ity ment ness or ous tion"
 # Words that stay, beside verbs and those of the templates.
 _FUNCTION_TEXT = """
     after all any before between both does each every from have into more must only other over self
@@ -90,14 +86,33 @@ def invented_word(text: str) -> str:
     """Return a word of two to four syllables that a text's hash chooses, none of those in the text."""
     taken = set(_PART.findall(text.lower()))
     for attempt in range(1000):
-        key = f"{attempt} {text}"
-        tables = [_BEGINNINGS, *[_MIDDLES] * (_number(key, "length") % 3), _ENDINGS]
-        choices = [table.split() for table in tables]
-        word = "".join(each[_number(key, f"syllable {k}") % len(each)] for k, each in enumerate(choices))
+        word = _word(f"{attempt} {text}")
         is_python = keyword.iskeyword(word) or hasattr(builtins, word)
         if len(word) >= MIN_LETTERS and not is_python and not {word, f"{word}s"} & taken:
             return word
     raise AssertionError("a thousand invented words stand in one text")
+
+
+def _word(key: str) -> str:
+    """Return mostly open syllables (fibona), the last one often closed (fibonard) or a suffix (fibonity)."""
+    number = functools.partial(_number, key)
+
+    def one_of(table: str, what: str) -> str:
+        parts = table.split()
+        return parts[number(what) % len(parts)]
+
+    word = ""
+    syllables = (1, 1, 2, 2, 2, 3)[number("syllables") % 6]
+    for k in range(syllables):
+        if k > 0 or number("begins with a consonant") % 6:
+            is_cluster = number(f"cluster {k}") % 5 == 0
+            word += one_of(_CLUSTERS if is_cluster else _CONSONANTS, f"onset {k}")
+        word += one_of(_VOWELS, f"vowel {k}")
+        word += one_of(_CODAS, f"coda {k}") if number(f"closed {k}") % 5 == 0 else ""
+    if number("suffix") % 4 == 0:
+        return word + one_of(_SUFFIXES, "which suffix")
+    word += one_of(_CONSONANTS, "last onset") + one_of(_VOWELS, "last vowel")
+    return word + (one_of(_ENDINGS, "ending") if number("ending") % 2 == 0 else "")
 
 
 def _shared_words(request: str, tree: ast.Module) -> list[str]:
