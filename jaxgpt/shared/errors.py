@@ -18,7 +18,7 @@ class UserError(ValueError):
     """A mistake in what the user gave: a flag, a file, a folder.
 
     Its message is one line: what was wrong, what was got, what was expected, what to do. The command
-    line prints it and leaves with exit code 2. What a message quotes may hold line ends, or thousands of
+    line prints it and exits with code 2. What a message quotes may hold line ends, or thousands of
     characters: they become spaces, and the middle is left out.
     """
 

@@ -148,7 +148,7 @@ class Checkpoints:
         return state, position
 
     def restore_latest_whole(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Read the last checkpoint that is whole; damaged ones are moved to RUN/damaged, loudly.
+        """Read the last checkpoint that is whole; damaged ones are moved to RUN/damaged, with a warning.
 
         Raises:
           UserError: none is.
