@@ -19,6 +19,7 @@ from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 from jaxgpt.data.reading import pieces
 from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.data.stages import duplicates, finish, overlap, read, vocabulary
+from jaxgpt.data.work.work_folder import Stage
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
@@ -180,6 +181,40 @@ def test_a_killed_preparation_takes_its_workers_along_and_goes_on(
     assert_same(out, whole)
 
 
+def test_a_killed_worker_leaves_what_is_done(
+    command: Command,
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    small_units: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jaxgpt.data.work import crew
+
+    out = tmp_path / "d"
+    call = ("prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 2, "--out", out)
+    with monkeypatch.context() as killing:
+        wait = crew.Crew._wait_for
+
+        def killed(self: crew.Crew, stage: Stage) -> None:
+            while not any(self._work.is_done("read", number) for number in range(len(self._work.units))):
+                time.sleep(0.001)
+            for process in self._processes:
+                process.kill()
+                process.wait()
+            wait(self, stage)
+
+        killing.setattr(crew.Crew, "_wait_for", killed)
+        code, _, err = command("jaxgpt", *call)
+    assert code == 2
+    assert "what is done is kept" in err.splitlines()[-1]
+    assert not out.exists()
+    code, _, err = command("jaxgpt", *call)
+    assert code == 0
+    assert "going on with what was begun" in err
+    assert_same(out, whole)
+
+
 def test_another_process_may_join(
     command: Command,
     source: Path,
@@ -307,6 +342,19 @@ def test_a_lone_text_is_cut_between_words_where_it_has_some(
 
 def header(count: int, magic: int = 20240520, version: int = 1) -> bytes:
     return np.array([magic, version, count, *[0] * 253], "<i4").tobytes()
+
+
+def test_tokens_that_are_none_and_options_that_choose_among_texts_are_one_line(
+    command: Command, tmp_path: Path
+) -> None:
+    path, held = tmp_path / "train.bin", tmp_path / "held.txt"
+    held.write_text("Write a function to add numbers\n")
+    path.write_bytes(header(100) + np.arange(100, dtype="<u2").tobytes())
+    call = ("jaxgpt", "prepare", "--source", f"tokens:{path}", "--tokenizer", "gpt2", "--out", tmp_path / "d")
+    given = ("--held-out", held, "--include", "*.md")
+    assert_one_line_error(command(*call, *given), "holds tokens, no texts: --held-out, --include")
+    path.write_bytes(header(0))
+    assert_one_line_error(command(*call), "is empty: there is nothing to read in it")
 
 
 @pytest.mark.parametrize("of_llm_c", [False, True])

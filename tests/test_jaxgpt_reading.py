@@ -188,6 +188,7 @@ def test_a_template_joins_columns_and_knows_where_the_answer_begins() -> None:
     assert found.answer is not None
     assert found.text[found.answer :] == "So!"
     assert list(columns.documents({"q": "Why?", "a": None})) == []
+    assert list(columns.documents({"q": "Why?", "a": " \n"})) == []
 
 
 @pytest.mark.parametrize("template", ["no column", "{a", "{a:>3}", "{}", "{a!r}"])

@@ -121,6 +121,18 @@ def test_what_a_function_imports_inside_is_needed_too(module: str) -> None:
     assert OTHER_REQUESTS < len(asked) <= PLAIN_REQUESTS
 
 
+def test_a_private_function_that_calls_the_public_one_is_no_program() -> None:
+    source = "def {}circle_area(radius):\n    x = circle_area(radius)\n    return x\n"
+    assert not programs(source.format("_"))
+    assert programs(source.format(""))
+
+
+def test_a_name_that_a_function_declares_global_is_needed_too() -> None:
+    source = "def count_frames(number):\n    {}\n    frame = number\n    return frame\n"
+    assert [len(each) for each in programs(source.format("global frame")).values()] == [OTHER_REQUESTS]
+    assert [len(each) for each in programs(source.format("other = 1")).values()] != [OTHER_REQUESTS]
+
+
 @pytest.mark.parametrize(
     ("sentence", "task"),
     [

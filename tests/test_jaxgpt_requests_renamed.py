@@ -58,6 +58,9 @@ def test_plurals_follow() -> None:
         ("Write a function to call it", "def function(values):\n    return list(values)"),  # the template's
         ("Compute the keys from values", "def make_from(values):\n    return list(values)"),
         ("Sum it", "def sum_it(a):\n    return a + 1"),  # too short
+        ("Check if a value is None", "def is_none(value):\n    return value is None"),
+        ("Find the lambda", "def find_lambda(y):\n    LAMBDA = lambda: y\n    return LAMBDA"),
+        ("Find the nodes", "def nodes(Node, NODE):\n    return Node + NODE"),  # two names would be one
     ],
 )
 def test_a_word_that_the_program_tells_otherwise_stays(request_text: str, code: str) -> None:

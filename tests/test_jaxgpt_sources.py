@@ -155,6 +155,7 @@ def test_a_long_list_of_packages_is_told_in_brief(names: str, shown: str) -> Non
     ("source", "parts"),
     [
         ("packages:no_such_package", ("no_such_package", "not installed")),
+        ("packages:__main__", ("__main__", "not installed")),
         ("no/such/path", ("no/such/path", "stdlib")),
         ("stdlibb", ("stdlibb", "offline choices")),
     ],

@@ -11,6 +11,7 @@ import pytest
 from conftest import python
 from test_jaxgpt_processes import free_port
 
+from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.run.folder import read_metrics
 from jaxgpt.training.run.summary import finished_steps
 
@@ -50,6 +51,21 @@ def test_a_signal_stops_after_the_step(number: signal.Signals, interrupted: bool
     assert process.returncode == 0, err
     assert out.splitlines()[-1].endswith(str(interrupted))
     assert ("Ctrl-C again leaves at once" in err) == interrupted
+
+
+def test_what_the_shell_has_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            assert not stop.requested(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            assert stop.requested(2)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_ctrl_c_leaves_at_once() -> None:

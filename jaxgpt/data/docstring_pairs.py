@@ -73,7 +73,7 @@ def read_source(path: Path, report: ReadReport) -> tuple[ast.Module, str] | None
     """Return a source file's tree and text; None, counted in the report, for one that does not parse."""
     try:
         with open_file(path) as file:
-            source = file.read().decode("utf-8")
+            source = file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError):
         report.skip(".py files that are not UTF-8", str(path))
         return None

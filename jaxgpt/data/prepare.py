@@ -24,7 +24,7 @@ from jaxgpt.data.stages.finish import write_dataset
 from jaxgpt.data.stages.order import STAGES
 from jaxgpt.data.stages.read import READ
 from jaxgpt.data.stages.vocabulary import TOKENIZER
-from jaxgpt.data.work.crew import Crew
+from jaxgpt.data.work.crew import Crew, KilledError
 from jaxgpt.data.work.plan import (
     code_sha256,
     jsonable,
@@ -131,7 +131,8 @@ def _prepare(options: PrepareOptions) -> Result:
                 _after(stage, work)
         manifest = _finish(work, options)
     except BaseException as error:
-        if isinstance(error, Exception) or parts_expected(work) == 1:  # else the same command goes on
+        goes_on = isinstance(error, KilledError) or not isinstance(error, Exception)
+        if not goes_on or parts_expected(work) == 1:
             shutil.rmtree(work.folder, ignore_errors=True)
         raise
     shutil.rmtree(work.folder)
@@ -185,6 +186,8 @@ def _check_options(options: PrepareOptions) -> None:
 def _after(stage: Stage, work: Work) -> None:
     """Say and check what is known when a stage is done."""
     if stage is READ:
+        if not any(summary["documents"] for summary in work.summaries("read")):
+            return  # the error says what was left out
         for line in merged_report(work).lines():
             say(f"{brief(work.plan['source'])}: {line}")
     elif stage is DUPLICATES:

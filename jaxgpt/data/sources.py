@@ -148,7 +148,10 @@ def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
         if package == "stdlib":
             folders.append((package, standard_library()))
             continue
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        try:
+            spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        except ValueError:  # __main__ has none
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
                 f"package {package!r} is not installed here (or is a single module); "

@@ -170,7 +170,7 @@ class TrainConfig:
       learning_rate: peak, of the blocks' matrices.
       embedding_learning_rate: peak, of everything else: embeddings, gains, biases, and input scales (as a
         share of them).
-      final_lr_fraction: share of the peak rate that is left at the last step.
+      final_lr_fraction: share of the peak rate that is left where its fall ends, one step after the last.
       warmup_steps: steps of linear rise from 0.
       lr_schedule: how the rate falls from its peak, "cosine" or "linear".
       decay_fraction: share of the steps after warm-up over which it falls; before, it stays at its peak.

@@ -78,9 +78,9 @@ def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(lost)
 
 
-def leave(text: str) -> NoReturn:
-    """End the process with the code of Ctrl-C, now: nothing is finished, no thread is waited for."""
+def leave(text: str, code: int = INTERRUPTED) -> NoReturn:
+    """End the process now, if not told otherwise with the code of Ctrl-C: no thread is waited for."""
     if os.isatty(2):
         text = f"\x1b[?25h\n{text}"  # a progress display hides the cursor
     os.write(2, f"{text}\n".encode())
-    os._exit(INTERRUPTED)
+    os._exit(code)

@@ -50,7 +50,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     from jaxgpt.training.devices.mesh import make_mesh, replicated, use_cpu_devices
     from jaxgpt.training.model.params import graph_of
     from jaxgpt.training.run.checkpoints import load_params
-    from jaxgpt.training.run.folder import check_tokenizer, open_run
+    from jaxgpt.training.run.folder import check_same_data, check_tokenizer, open_run
     from jaxgpt.training.step.train_step import make_eval_step
     from jaxgpt.training.validation import validation_loss
 
@@ -60,6 +60,8 @@ def evaluate(options: EvaluateOptions) -> Result:
     run = open_run(options.run)
     dataset = open_dataset(options.data or Path(run.config.data["folder"]))
     check_tokenizer(run.config, dataset)
+    if options.data is None:
+        check_same_data(run.config, dataset)
     model = run.config.model
     mesh = make_mesh("", options.cpu_devices)
     eval_step = jax.jit(make_eval_step(graph_of(model)))

@@ -27,7 +27,7 @@ def train(options: TrainOptions) -> Result:
     from jaxgpt.training.devices.malloc import keep_freed_memory
     from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
     from jaxgpt.training.devices.platform import expected_platform
-    from jaxgpt.training.devices.processes import join_processes
+    from jaxgpt.training.devices.processes import ending_the_others, join_processes
     from jaxgpt.training.run.init_from import open_init_source
     from jaxgpt.training.run.training import Training
     from jaxgpt.training.trainer import Trainer
@@ -53,5 +53,5 @@ def train(options: TrainOptions) -> Result:
         config = with_precision(config, options.out)
     mesh = make_mesh(devices.mesh, devices.cpu_devices)
     training = Training(config.model, config.train, dataset, mesh, init=init_source, preset=config.preset)
-    with compilation_cache(options.compilation_cache):
+    with compilation_cache(options.compilation_cache), ending_the_others():
         return Trainer(training, options.out, options.override, started).run()

@@ -78,7 +78,7 @@ class Trainer:
                 first = int(state.step)
                 step, stopped = self._steps(run, state, first)
                 taken = run.best_step()
-            if stopped and step < self.settings.max_steps:
+            if stopped and (step < self.settings.max_steps or self._has_failed(run)):
                 return self._stopped(run, step, stopped)
             return self._finish(run, first, taken)
 
@@ -105,6 +105,8 @@ class Trainer:
         step, stopped = first, None
         if first == 0 and self.training.config.init is not None:
             run.validate(state)  # where it goes on from
+        if first == self.settings.max_steps and not run.has_validation(first):  # it stopped right there
+            run.validate(state)
         for step in range(first + 1, self.settings.max_steps + 1):
             state, metrics = self.training.step(state, self.training.batch(step))
             if step == first + 1:
@@ -130,16 +132,21 @@ class Trainer:
     def _reason_to_stop(self, run: RunFolder, step: int) -> str | None:
         if self.stop.requested(step):
             return "asked to stop"
-        if run.skipped_in_row > self.settings.max_skipped:
+        if self._has_failed(run):
             return f"{run.skipped_in_row} steps in a row were not finite or spiked"
         return None
 
+    def _has_failed(self, run: RunFolder) -> bool:
+        return run.skipped_in_row > self.settings.max_skipped
+
     def _due(self, step: int, stopped: bool) -> Due:
-        """Return what comes after a step; a training that stops only saves."""
+        """Return what comes after a step; a training that stops before its last step only saves."""
         settings = self.settings
+        is_last = step == settings.max_steps
+        stopped = stopped and not is_last
 
         def is_time(every: int) -> bool:
-            return step == settings.max_steps or step % every == 0
+            return is_last or step % every == 0
 
         samples = not stopped and settings.sample_every > 0 and is_time(settings.sample_every)
         return Due(
@@ -177,7 +184,7 @@ class Trainer:
     def _stopped(self, run: RunFolder, step: int, why: str) -> Result:
         """Say where it goes on; figures of a training that is not finished."""
         say(f"{why}: step {step} is saved in {self.folder}; the same command goes on from there")
-        failed = run.skipped_in_row > self.settings.max_skipped
+        failed = self._has_failed(run)
         interrupted = not failed and self.stop.interrupted()
         return Result({"stopped": why, "steps": step}, passed=not failed, interrupted=interrupted)
 
@@ -188,9 +195,17 @@ class Trainer:
           run: closed.
           first: steps that were done before.
           taken: the step that evaluate and convert take.
+
+        Raises:
+          UserError: the last validation loss is not finite.
         """
         step, rows = self.settings.max_steps, read_metrics(self.folder)
         losses = losses_figures(rows, run.checkpoints.data_since, taken)
+        if not math.isfinite(losses["val_loss"]):
+            raise UserError(
+                f"the training in {self.folder} diverged: its validation loss after step {step} is not "
+                "finite; begin anew in another --out with a lower --learning-rate"
+            )
         rate, seconds = run.recorder.tokens_per_s, run.cpu_seconds_before
         if first < step:
             seconds += cpu_seconds()

@@ -70,13 +70,13 @@ class Columns:
     def documents(self, row: Mapping[str, Any]) -> Iterator[Document]:
         """Yield a row's document; several where <|endoftext|> is written in it, none where text is missing.
 
-        Of several columns the last one must hold text, the others may be empty.
+        Of several columns the last one must hold text that is not blank, the others may be empty.
 
         Raises:
           NotTextError: a column holds something else than text.
         """
-        last = self.names[-1]
-        if row.get(last) is None:
+        last = row.get(self.names[-1])
+        if last is None or (self.answer is not None and isinstance(last, str) and not last.strip()):
             return
         text, answer = "", None
         for literal, name in self.parts:

@@ -140,12 +140,17 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _files_below(folder: Path, root: Path, report: ReadReport) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
+    def unreadable(error: OSError) -> None:
+        report.skip("folders that can not be read", Path(error.filename).relative_to(root).as_posix())
+
+    for where, folders, files in os.walk(folder, onerror=unreadable):
         here = Path(where)
         for name in sorted(folders):
             below = (here / name).relative_to(root).as_posix()
             if name.startswith(".") or name in SKIPPED_FOLDERS:
                 report.skip("folders that are hidden, tests or installed packages", below)
+            elif (here / name).is_symlink():  # may lead back to where it lies
+                report.skip("linked folders", below)
             elif is_dataset_folder(here / name):
                 report.skip("data sets of jaxgpt prepare", below)
             else:

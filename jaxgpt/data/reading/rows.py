@@ -105,6 +105,12 @@ def _json_rows(
         if line.lstrip().startswith(b"[") or (_may_be_one_value(path) and not _is_json(line)):
             yield from _rows_of_value(path, line + file.read())
             return
+        if _may_be_one_value(path) and _holds_columns(line):
+            rest = b"".join(lines)
+            if not rest.strip():
+                yield from _rows_of_value(path, line)
+                return
+            lines = io.BytesIO(rest)
         lines = itertools.chain([line], lines)
     for number, each in enumerate(lines, first):
         if not each.strip():
@@ -174,6 +180,12 @@ def _is_json(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _holds_columns(line: bytes) -> bool:
+    """Whether a line is an object of lists."""
+    value = json.loads(line) if _is_json(line) else None
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, list) for each in value.values())
 
 
 def _rows_of_value(path: Path, content: bytes) -> Iterator[Row]:

@@ -150,7 +150,7 @@ def _program(
     """Return a function's program and whether it needs Python alone; None for one that is left out."""
     bare = ast.FunctionDef(name, node.args, list(body), [], None, None, lineno=0, col_offset=0)
     parsed = parse_source(ast.unparse(bare))
-    if parsed is None:
+    if parsed is None or (name != node.name and name in _names_read(parsed)):  # _area, which calls area
         return None
     tree = _Bare(node.name, name).visit(parsed)
     free = _free_names(tree.body[0])
@@ -211,19 +211,27 @@ class _Bare(ast.NodeTransformer):
 
 
 def _free_names(function: ast.stmt) -> set[str]:
-    """Return the names that a function reads and nothing in it binds."""
-    read: set[str] = set()
+    """Return the names that a function reads and nothing in it binds, and those that it declares global."""
+    outside: set[str] = set()
     bound: set[str | None] = set()
     for node in ast.walk(function):
-        if isinstance(node, ast.Name):
-            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
+        elif isinstance(node, ast.Global):
+            outside.update(node.names)
         elif isinstance(node, ast.arg):
             bound.add(node.arg)
         elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler):
             bound.add(node.name)
         elif isinstance(node, ast.alias):
             bound.add((node.asname or node.name).partition(".")[0])
-    return read - bound
+    return (_names_read(function) - bound) | outside
+
+
+def _names_read(tree: ast.AST) -> set[str]:
+    return {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
 
 
 def _needs_python_alone(tree: ast.Module, free: set[str]) -> bool:

@@ -39,6 +39,7 @@ _FUNCTION_TEXT = """
     should some such than them then they using were what when where while will with within without
 """
 _FUNCTION_WORDS = frozenset(_FUNCTION_TEXT.split())
+_KEYWORDS = frozenset(stem(word.lower()) for word in keyword.kwlist)
 _PART = re.compile(r"[A-Za-z]+")
 
 
@@ -55,11 +56,12 @@ def under_invented_word(pair: Document) -> Document | None:
 
     Returns:
       The pair, of the same group; None where they share no word, or where the word stands in the program
-      otherwise too (an attribute, an argument's keyword, a name of Python's, a text), so that it would tell.
+      otherwise too (an attribute, an argument's keyword, a name of Python's, a text), so that it would tell,
+      or where the program would become another.
     """
     assert pair.answer is not None
     request, code = pair.text[: pair.answer], pair.text[pair.answer :]
-    tree = parse_source(code.strip().removeprefix("```python").removesuffix("```"))
+    tree = _program_in(code)
     shared = _shared_words(request, tree) if tree is not None else []
     if not shared:
         return None
@@ -76,10 +78,13 @@ def under_invented_word(pair: Document) -> Document | None:
 
         return _PART.sub(one, text)
 
+    renamed = replace(code, False)
+    if not _is_same_but_for_names(code, renamed):
+        return None
     asked = replace(request, _number(pair.text, "capital") % CAPITAL_ONE_OF == 0)
     article = "an" if invented[0] in "aeiou" else "a"
     asked = re.sub(rf"\ban? (?={invented}\b)", f"{article} ", asked, flags=re.IGNORECASE)
-    return Document(asked + replace(code, False), pair.group, len(asked))
+    return Document(asked + renamed, pair.group, len(asked))
 
 
 def invented_word(text: str) -> str:
@@ -115,13 +120,27 @@ def _word(key: str) -> str:
     return word + (one_of(_ENDINGS, "ending") if number("ending") % 2 == 0 else "")
 
 
+def _program_in(fenced: str) -> ast.Module | None:
+    return parse_source(fenced.strip().removeprefix("```python").removesuffix("```"))
+
+
+def _is_same_but_for_names(fenced: str, renamed: str) -> bool:
+    """Whether two programs have the same nodes and as many words: None stays, no two names become one."""
+    before, after = (
+        [type(node) for node in ast.walk(tree)] if (tree := _program_in(each)) is not None else None
+        for each in (fenced, renamed)
+    )
+    words = [len(set(re.findall(r"\w+", each))) for each in (fenced, renamed)]
+    return before is not None and before == after and words[0] == words[1]
+
+
 def _shared_words(request: str, tree: ast.Module) -> list[str]:
     """Return words of the request that stand in the function's name, and in no name that it does not bind."""
     asked = {stem(part) for part in re.findall(r"\b[a-z]+\b", request) if len(part) >= MIN_LETTERS}
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
     named = _stems(function.name)
     others = {word for name in _other_names(tree, _bound_names(tree)) for word in _stems(name)}
-    return sorted((asked & named) - others - VERBS - NOT_CONTENT - _FUNCTION_WORDS)
+    return sorted((asked & named) - others - VERBS - NOT_CONTENT - _FUNCTION_WORDS - _KEYWORDS)
 
 
 def _stems(name: str) -> set[str]:

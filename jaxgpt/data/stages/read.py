@@ -60,6 +60,8 @@ def read_unit(work: Work, number: int, advance: Advance) -> dict[str, Any]:
                 read += 1
                 if not text:
                     blank += 1
+                    if piece.kind in ("table", "hub"):  # elsewhere what stands behind a last separator
+                        report.skip("blank documents", piece.path)
                     continue
                 digest = hashlib.sha256(text).digest()[:16]
                 if scattered is None:

@@ -26,6 +26,10 @@ WORKER = "jaxgpt.data.stages.worker"
 _SHOWN_EVERY_S = 0.25
 
 
+class KilledError(UserError):
+    """A worker process was killed; what the others have done is good."""
+
+
 class Crew:
     """Worker processes, or this process alone where there is one part or one worker.
 
@@ -90,9 +94,10 @@ class Crew:
             self._work.check()
             for process in self._processes:
                 if process.poll() not in (None, 0):
-                    raise UserError(
+                    raise KilledError(
                         f"a worker process ended with code {process.returncode} (a negative one: it was "
-                        "killed, perhaps for want of memory); run the same command again with fewer --workers"
+                        "killed, perhaps for want of memory); what is done is kept: run the same command "
+                        "again, with fewer --workers"
                     )
             time.sleep(PAUSE_S)
 

@@ -18,7 +18,7 @@ from jaxgpt.data.report import ReadReport
 from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.data.work.work_folder import Stage, Work
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, brief
 from jaxgpt.shared.files import read_json, sha256_of, write_json
 
 PLAN_VERSION = 1
@@ -82,11 +82,18 @@ def make_plan(
             )
         if answers_only:
             raise UserError(f"--answers-only needs pairs, and {source} holds tokens alone")
+        _require_no_choice(source, reading)
         tokens = {"endoftext": made.endoftext, "vocab_size": made.vocab_size}
         revision, pieces = token_pieces(source, made.endoftext)
     else:
         found = open_source(source, reading)
         revision, pieces, report = found.revision, list(found.pieces), found.report
+    if not pieces:
+        left_out = report.summary()
+        raise UserError(
+            f"source {brief(source)!r} is empty: there is nothing to read in it"
+            f"{f' (left out: {left_out})' if left_out else ''}; check the path"
+        )
     plan = {
         "version": PLAN_VERSION,
         "code_sha256": code_sha256(),
@@ -110,6 +117,21 @@ def make_plan(
         "files": sorted({(piece.path, *_state(Path(piece.path))) for piece in pieces if piece.kind != "hub"}),
     }
     return dict(json.loads(json.dumps(plan)))  # as it is read back, so that plans can be compared
+
+
+def _require_no_choice(source: str, reading: ReadOptions) -> None:
+    """Raise UserError where options choose among texts, which a source of tokens does not have."""
+    usual = dataclasses.asdict(ReadOptions())
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in dataclasses.asdict(reading).items()
+        if name != "skip_errors" and value != usual[name]
+    ]
+    if given:
+        raise UserError(
+            f"{source} holds tokens, no texts: {', '.join(given)} can choose nothing there; leave it out, or "
+            "give the text that the tokens were made of"
+        )
 
 
 def code_sha256() -> str:

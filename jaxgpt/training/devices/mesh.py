@@ -4,6 +4,7 @@ The mesh has two axes. The batch is split over both; parameters and optimizer st
 `data` and split over `fsdp`.
 """
 
+import math
 import re
 from typing import Any
 
@@ -56,7 +57,7 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
         sizes[match[1]] = int(match[2])
     for axis in AXES:
         if axis not in sizes and (axis == "data" or "data" in sizes):
-            given = int(np.prod(list(sizes.values()), dtype=int))
+            given = math.prod(sizes.values())
             sizes[axis] = 1 if (axis == "fsdp" and "data" not in text) else max(device_count // given, 1)
     if sizes["data"] * sizes["fsdp"] != device_count:
         raise UserError(

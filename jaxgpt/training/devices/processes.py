@@ -4,15 +4,17 @@ JAX finds Slurm, Kubernetes (with a coordinator service), Open MPI and Cloud TPU
 process is told the coordinator's address, how many there are and which one it is.
 """
 
+import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.entry import leave
+from jaxgpt.shared.errors import UserError, system_error_line
 
 RETRY_S = 0.5
 
@@ -88,20 +90,37 @@ def on_main_process(action: Callable[[], None]) -> None:
     """Run an action in process 0 alone; every process goes on when it is done.
 
     Raises:
-      UserError: the action raised one; all processes raise it then.
+      UserError: the action raised one, or with several processes an OSError; all processes raise one then.
+      OSError: the action raised one, and there is one process.
     """
-    error: UserError | None = None
+    error: UserError | OSError | None = None
     if is_main_process():
         try:
             action()
-        except UserError as caught:
+        except (UserError, OSError) as caught:
             error = caught
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
         if failed and error is None:
             raise UserError("process 0 stopped with an error; its own message tells why")
+        if isinstance(error, OSError):
+            raise UserError(system_error_line(error)) from error
     if error is not None:
         raise error
+
+
+@contextlib.contextmanager
+def ending_the_others() -> Iterator[None]:
+    """End this process at once where the system refuses something to it alone, as a full disk does.
+
+    The others wait for it in a product or a barrier, and JAX, which ends orderly, would wait for them.
+    """
+    try:
+        yield
+    except OSError as error:
+        if jax.process_count() == 1:
+            raise
+        leave(f"error: {system_error_line(error)}; the other processes end too", code=2)
 
 
 def all_agree(ok: bool) -> bool:

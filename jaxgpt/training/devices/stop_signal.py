@@ -36,6 +36,8 @@ class StopSignal:
         os.set_blocking(self._write_end, False)
         self._before_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
+            if signal.getsignal(number) is signal.SIG_IGN:  # as nohup and shells have it in the background
+                continue
             self._before[number] = signal.signal(number, lambda *_: None)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()

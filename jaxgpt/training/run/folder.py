@@ -13,6 +13,8 @@ This file imports no JAX: who reads a run's configuration or metrics need not ha
 import contextlib
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,18 @@ def check_tokenizer(config: RunConfig, dataset: Dataset) -> None:
         )
 
 
+def check_same_data(config: RunConfig, dataset: Dataset) -> None:
+    """Raise UserError unless a data set is the one that a run was trained on, for whoever names no other.
+
+    Another split of the same text would have validation documents that the run was trained on.
+    """
+    if dataset.sha256 != config.data["manifest_sha256"]:
+        raise UserError(
+            f"{dataset.folder} was prepared again since the run was trained, perhaps with another split; "
+            f"name it (--data {dataset.folder}) to measure on it all the same"
+        )
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read metrics.jsonl; lines that are none (a kill cut the last one off) are left out."""
     path = folder / "metrics.jsonl"
@@ -160,8 +174,17 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
+                rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
+
+
+def metrics_line(row: Mapping[str, Any]) -> str:
+    """Return a row of metrics.jsonl; figures that are not finite, which JSON has not, become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def require_same_training(folder: Path, config: RunConfig) -> None:

@@ -1,7 +1,6 @@
 """What a training shows and records: the display, metrics.jsonl, TensorBoard."""
 
 import contextlib
-import json
 import sys
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxgpt.shared.console import say, stderr
 from jaxgpt.shared.files import write_atomic
 from jaxgpt.training.devices.processes import is_main_process
-from jaxgpt.training.run.folder import read_metrics
+from jaxgpt.training.run.folder import metrics_line, read_metrics
 from jaxgpt.training.run.full_disk import told_as_os_error
 
 
@@ -66,7 +65,7 @@ class Recorder:
     ) -> None:
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step] if first_step else []
         self._path = folder / "metrics.jsonl"
-        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomic(self._path, "".join(map(metrics_line, kept)))
         self._file = self._path.open("a", encoding="utf-8")
         self._board = _open_board(folder / "tensorboard", first_step)
         self._max_steps, self._tokens_per_step = max_steps, tokens_per_step
@@ -149,7 +148,7 @@ class Recorder:
     def _write(self, step: int, values: dict[str, Any]) -> None:
         now = time.time()
         with told_as_os_error(self._path, f"the figures of step {step}"):
-            self._file.write(json.dumps({"step": step, **values, "time": round(now, 3)}) + "\n")
+            self._file.write(metrics_line({"step": step, **values, "time": round(now, 3)}))
             self._file.flush()
         if self._board is not None:
             for name, value in values.items():

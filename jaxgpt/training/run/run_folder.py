@@ -29,7 +29,14 @@ from jaxgpt.shared.files import as_path
 from jaxgpt.training.devices.precision import peak_flops
 from jaxgpt.training.devices.processes import is_main_process, of_main_process, on_main_process
 from jaxgpt.training.run.checkpoints import Checkpoints
-from jaxgpt.training.run.folder import Differences, create_run, in_words, lock_run, read_run_config
+from jaxgpt.training.run.folder import (
+    Differences,
+    create_run,
+    in_words,
+    lock_run,
+    read_metrics,
+    read_run_config,
+)
 from jaxgpt.training.run.full_disk import quiet_threads
 from jaxgpt.training.run.learning_rates import LearningRates
 from jaxgpt.training.run.override import adapted, changes, record
@@ -145,6 +152,13 @@ class RunFolder:
         figures = self.training.evaluate(state)
         self.recorder.validation(int(state.step), figures)
         return figures["val_loss"]
+
+    def has_validation(self, step: int) -> bool:
+        """Whether a validation of a step is written down."""
+        found = is_main_process() and any(
+            row["step"] == step and "val_loss" in row for row in read_metrics(self.folder)
+        )
+        return of_main_process(int(found)) == 1
 
     def save(self, state: TrainState, val_loss: float | None = None) -> None:
         """Save a checkpoint, in the background; the two latest ones and the best one by val_loss stay.

@@ -4,6 +4,7 @@ A run that is extended keeps the summary of its former end until it is done.
 """
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def losses_figures(rows: Sequence[Mapping[str, Any]], data_since: int, taken: in
     """
     measured = [row for row in rows if "val_loss" in row]
     comparable = [row for row in measured if row["step"] > data_since] or measured
-    best, last = min(comparable, key=lambda row: row["val_loss"]), measured[-1]
+    finite = [row for row in comparable if math.isfinite(row["val_loss"])] or comparable
+    best, last = min(finite, key=lambda row: row["val_loss"]), measured[-1]
     return {
         "val_loss": last["val_loss"],
         "val_bits_per_byte": last["val_bits_per_byte"],
