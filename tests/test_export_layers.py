@@ -114,7 +114,7 @@ def test_a_kernel_that_is_far_slower_than_another_is_tried_once(monkeypatch: pyt
         def product(q: torch.Tensor) -> torch.Tensor:
             calls[name] += 1
             time.sleep(seconds)
-            return q
+            return torch.full((len(q), 8), float(q.shape[-1]))  # weight and inputs are ones
 
         return lambda weight: product
 
@@ -123,6 +123,17 @@ def test_a_kernel_that_is_far_slower_than_another_is_tried_once(monkeypatch: pyt
     monkeypatch.setattr(int8_kernels, "exact_kernels", lambda: tuple(kernels))
     assert fastest_kernel.__wrapped__(8, 8, 64) == "quick"
     assert calls == {"loop": 1, "quick": TRIALS, "second": TRIALS}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (64, 1), (1, 3), (33, 2)])
+def test_the_kernel_of_a_shape_is_exact_for_it(shape: tuple[int, int]) -> None:
+    """_int_mm of PyTorch 2.13 reads beside a weight of one input."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    for tokens in (FEW, MANY):
+        q = torch.randint(-127, 128, (tokens, shape[1]), generator=generator)
+        product = KERNELS[fastest_kernel(*shape, tokens)](weight)
+        assert torch.equal(product(q.float()), (q @ weight.long().t()).float())
 
 
 def test_a_saturating_kernel_is_noticed() -> None:

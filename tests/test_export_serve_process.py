@@ -154,6 +154,8 @@ def test_bad_options_are_one_line(command: Command, int8_dynamic: Path, tmp_path
     assert_one_line_error(command(*serve, tmp_path / "none"), "missing")
     assert_one_line_error(command(*serve, int8_dynamic, "--port", 70000), "--port", "65535")
     assert_one_line_error(command(*serve, int8_dynamic, "--max-running", 0), "--max-running")
+    assert_one_line_error(command(*serve, int8_dynamic, "--max-seconds", "nan"), "--max-seconds is nan")
+    assert_one_line_error(command(*serve, int8_dynamic, "--host", "a..b"), "--host a..b")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

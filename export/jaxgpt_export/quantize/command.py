@@ -179,6 +179,8 @@ def _round(
         )
     if options.method == "auto" and options.observer is None:
         return _choose(options, quantizer, dataset)
+    if options.method == "auto":
+        raise UserError("--observer goes with a method by name, and --method is auto; leave one out")
     method = find_method(options.method)
     if options.observer is not None:
         if count:

@@ -33,6 +33,7 @@ CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+LEFT = 499  # in the metrics: the client left before its answer began, as nginx counts it
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 
@@ -110,16 +111,48 @@ def _post_route(
 
 def _counted(state: State, path: str, route: Callable[[Request], Any]) -> Callable[[Request], Any]:
     async def counted(request: Request) -> Any:
-        status = "200"
+        def count(status: int) -> None:
+            state.metrics.requests.labels(path, str(status)).inc()
+
         try:
-            return await route(request)
+            response = await route(request)
         except ApiError as error:
-            status = str(error.status)
+            count(error.status)
             raise
-        finally:
-            state.metrics.requests.labels(path, status).inc()
+        except UserError:
+            count(400)
+            raise
+        except ClientDisconnect:
+            count(LEFT)
+            raise
+        except Exception:
+            count(500)
+            raise
+        return _counting(response, count)
 
     return counted
+
+
+def _counting(response: Any, count: Callable[[int], None]) -> Any:
+    """Return an answer that counts the status with which it begins, or that nobody was there to get it."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        begun: list[int] = []
+
+        async def noting(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                begun.append(message["status"])
+            await send(message)
+
+        try:
+            await response(scope, receive, noting)
+        except Exception:
+            begun = begun or [500]
+            raise
+        finally:
+            count(begun[0] if begun else LEFT)
+
+    return answer
 
 
 def _get_route(function: Callable[[Request], Response]) -> Callable[[Request], Any]:
@@ -154,6 +187,9 @@ def _models(state: State) -> dict[str, Any]:
 
 def _health(state: State) -> Response:
     _model(state, None)
+    failed = [model.name for model in state.models.values() if model.worker.failed]
+    if failed:
+        raise ApiError(503, f"{', '.join(failed)} failed; restart the server, whose log says how")
     return JSONResponse({"status": "ok"})
 
 

@@ -119,6 +119,11 @@ class Loading:
         self._thread = threading.Thread(target=self._run, name="loading", daemon=True)
         self._thread.start()
 
+    @property
+    def done(self) -> bool:
+        """Whether they are loaded, or can't be."""
+        return not self._thread.is_alive()
+
     def result(self) -> "list[ServedModel]":
         """Wait; return the models, or raise the error with which loading failed."""
         self._thread.join()
@@ -164,7 +169,7 @@ def _check(options: ServeOptions) -> None:
         "draft_tokens": 0,
     }
     for name, smallest in least.items():
-        if getattr(options, name) < smallest:
+        if not getattr(options, name) >= smallest:  # nan is not either
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is {getattr(options, name)}, expected at least {smallest}")
     if options.api_key == "":
@@ -181,8 +186,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
-    except OSError as error:
-        why = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UserError(
             f"--host {host} --port {port} can't be listened on ({why}); another --port may, or 0: a free one"
         ) from None

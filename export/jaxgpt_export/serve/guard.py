@@ -62,7 +62,7 @@ class Guard:
         origin = headers.get("origin")
         allowed = origin is not None and ("*" in self._rules.cors or origin in self._rules.cors)
         if allowed:
-            send = _with_cors(send, str(origin))
+            send = _with_cors(send, str(origin), headers.get("access-control-request-headers", ""))
         try:
             self._check(scope, headers, origin if not allowed else None)
         except ApiError as error:
@@ -129,12 +129,13 @@ def _name_of(host: str) -> str:
     return host.rpartition(":")[0] if ":" in host else host
 
 
-def _with_cors(send: Send, origin: str) -> Send:
+def _with_cors(send: Send, origin: str, asked: str) -> Send:
+    """Return a send that allows a page's requests, with all headers it asks for: clients add some."""
     headers = [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-allow-headers", b"authorization, content-type"),
+        (b"access-control-allow-headers", (asked or "authorization, content-type").encode("latin-1")),
         (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-        (b"vary", b"origin"),
+        (b"vary", b"origin, access-control-request-headers"),
     ]
 
     async def with_cors(message: Message) -> None:

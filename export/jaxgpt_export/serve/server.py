@@ -14,12 +14,18 @@ from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, ServedModel
 
+LOOK_SECONDS = 0.01  # between two looks at whether models are loaded
 GRACE_SECONDS = 2  # for answers that a client does not read, once all texts are done
 
 
 @runtime_checkable
 class Loading(Protocol):
     """Models that are being loaded."""
+
+    @property
+    def done(self) -> bool:
+        """Whether they are loaded, or can't be."""
+        ...
 
     def result(self) -> list[ServedModel]:
         """Wait for them; raise what went wrong."""
@@ -90,10 +96,10 @@ class Server:
         serving = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))
         models: list[ServedModel] = []
         try:
-            loaded = asyncio.create_task(asyncio.to_thread(self._loading.result))
-            await asyncio.wait({loaded, serving}, return_when=asyncio.FIRST_COMPLETED)
-            if loaded.done():
-                models = loaded.result()
+            while not self._loading.done and not serving.done():
+                await asyncio.sleep(LOOK_SECONDS)
+            if self._loading.done:
+                models = self._loading.result()
                 self._state.metrics.observe(models)
                 self._state.models.update({model.name: model for model in models})
                 self._announce(models)

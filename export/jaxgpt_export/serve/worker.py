@@ -45,6 +45,10 @@ class BusyError(Exception):
     """More texts wait already than may."""
 
 
+class FailedError(Exception):
+    """The scheduler's thread ended with an error."""
+
+
 class Job:
     """The texts of one request; used on the event loop, filled from the worker's thread.
 
@@ -92,6 +96,10 @@ class Worker:
     Args:
       scheduler: used by this thread alone.
       max_waiting: texts that may wait for a slot; more are refused.
+
+    Attributes:
+      max_texts: that may run and wait.
+      failed: the thread ended with an error; nothing is answered any more.
     """
 
     def __init__(self, scheduler: Scheduler, max_waiting: int) -> None:
@@ -101,6 +109,7 @@ class Worker:
         self._inbox: list[Job] = []
         self._texts = 0  # submitted and not finished
         self._stopping = False
+        self.failed = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -118,8 +127,10 @@ class Worker:
             return running, max(self._texts - running, 0)
 
     def submit(self, job: Job) -> None:
-        """Begin a job; BusyError where there is no room for all its texts."""
+        """Begin a job; BusyError where there is no room for all its texts, FailedError after a failure."""
         with self._changed:
+            if self.failed:
+                raise FailedError
             if self._texts + len(job.texts) > self.max_texts or self._stopping:
                 raise BusyError
             self._texts += len(job.texts)
@@ -142,6 +153,14 @@ class Worker:
 
     def _run(self) -> None:
         places: dict[Text, tuple[Job, int]] = {}
+        try:
+            self._work(places)
+        except Exception as error:
+            self._fail(places, error)
+            raise
+
+    def _work(self, places: dict[Text, tuple[Job, int]]) -> None:
+        """Advance texts until the end; `places` holds those that are not ended, with job and place."""
         while (inbox := self._wait()) is not None:
             for job in inbox:
                 for place, text in enumerate(job.texts):
@@ -150,16 +169,30 @@ class Worker:
             found: dict[Job, list[Update]] = {}
             for text in self._scheduler.step():
                 new = text.take()
-                if new or text.finished:
+                if new or text.ended:  # `finished` would tell what clients cancel meanwhile
                     job, place = places[text]
-                    found.setdefault(job, []).append(Update(place, new, text.finished))
-                if text.finished:
+                    found.setdefault(job, []).append(Update(place, new, text.ended))
+                if text.ended:
                     del places[text]
             finished = sum(update.finished for updates in found.values() for update in updates)
             if finished:
                 with self._changed:
                     self._texts -= finished
             self._deliver(found)
+
+    def _fail(self, places: dict[Text, tuple[Job, int]], error: Exception) -> None:
+        """End all texts with an error, and refuse those that come."""
+        with self._changed:
+            self.failed = True
+            self._texts = 0
+            inbox, self._inbox = self._inbox, []
+        for job in inbox:
+            places |= {text: (job, place) for place, text in enumerate(job.texts)}
+        found: dict[Job, list[Update]] = {}
+        for text, (job, place) in places.items():
+            text.error = text.error or error
+            found.setdefault(job, []).append(Update(place, [], True))
+        self._deliver(found)
 
     def _wait(self) -> list[Job] | None:
         """Return the jobs that came, once there is something to do; None at the end.

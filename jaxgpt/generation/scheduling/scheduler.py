@@ -69,6 +69,7 @@ class Text:
       prompt_scores: of the prompt's tokens from the second one on; what a step scored is appended.
       error: why it failed; None if it did not.
       cancelled: set to True by anybody, it ends the text before the next step.
+      ended: the scheduler, which alone sets it, has done with the text.
       slot: in which it runs.
       prompt_left: tokens of the prompt that are still to be taken.
       plain: its tokens are wanted and nothing beside them, as the model gives them.
@@ -95,6 +96,7 @@ class Text:
         self.prompt_scores: list[TokenScore] = []
         self.error: Exception | None = None
         self.cancelled = False
+        self.ended = False
         self.slot = -1
         self.prompt_left = len(state.prompt)
         self.plain = logprobs is None and not self.rules
@@ -196,7 +198,7 @@ class Scheduler:
         """Advance all texts that run, after others have joined them.
 
         Returns:
-          Those for which something happened: tokens, scores, the end. A text that is finished is gone.
+          Those for which something happened: tokens, scores, the end.
         """
         ended = self._leave_out_ended()
         self._admit()
@@ -361,6 +363,7 @@ class Scheduler:
                 self._end(text)
             else:
                 self._queues[text.owner].remove(text)
+                text.ended = True
                 self.waiting -= 1
                 if not self._queues[text.owner]:
                     del self._queues[text.owner]
@@ -368,6 +371,7 @@ class Scheduler:
 
     def _end(self, text: Text) -> None:
         self._running.remove(text)
+        text.ended = True
         if text.error is not None:
             self.pool.drop(text.slot)
         else:

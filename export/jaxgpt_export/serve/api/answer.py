@@ -13,7 +13,7 @@ from jaxgpt.shared.errors import UserError
 
 from jaxgpt_export.serve.api.api_error import ApiError
 from jaxgpt_export.serve.served_model import ServedModel
-from jaxgpt_export.serve.worker import BusyError, Job, Update
+from jaxgpt_export.serve.worker import BusyError, FailedError, Job, Update
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -57,14 +57,10 @@ class Answer:
         self._model, self._job, self._reply, self._stream = model, job, reply, stream
         try:
             model.worker.submit(job)
+        except FailedError:
+            raise ApiError(503, "the model failed; restart the server, whose log says how") from None
         except BusyError:
-            if len(job.texts) > model.worker.max_texts:
-                most = model.worker.max_texts
-                raise ApiError(
-                    400,
-                    f"{len(job.texts)} texts are asked for, at most {most} at once",
-                    code="too_many_texts",
-                ) from None
+            require_few(model, len(job.texts))
             raise ApiError(
                 429,
                 "the queue is full; try again in a moment",
@@ -115,13 +111,21 @@ class Answer:
         while (new := await self._job.updates()) is not None:
             try:
                 _raise_error(self._job)
+                events = [event for update in new for event in self._reply.events(self._job, update)]
             except ApiError as error:
                 self._model.worker.cancel(self._job)
                 yield _sse([error.body()])
                 return
-            if events := [event for update in new for event in self._reply.events(self._job, update)]:
+            if events:
                 yield _sse(events)  # the tokens of one call of the engine, in one write
         yield _sse(self._reply.end(self._job)) + b"data: [DONE]\n\n"
+
+
+def require_few(model: ServedModel, count: int) -> None:
+    """Raise ApiError where a request asks for more texts than may ever run and wait."""
+    most = model.worker.max_texts
+    if count > most:
+        raise ApiError(400, f"{count} texts are asked for, at most {most} at once", code="too_many_texts")
 
 
 def _sse(events: list[dict[str, Any]]) -> bytes:

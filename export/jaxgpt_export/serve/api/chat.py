@@ -30,7 +30,8 @@ def chat(model: ServedModel, fields: Fields, caller: Caller) -> Answer:
             param="messages",
             code="no_chat_template",
         )
-    for name in ("tools", "functions", "response_format"):
+    wants_text = fields.get("response_format") == {"type": "text"}
+    for name in ("tools", "functions", *(() if wants_text else ("response_format",))):
         fields.require_absent(name, "the model writes plain text")
     messages = _read_messages(fields.get("messages"))
     wish = read_wish(fields, MOST_TOKENS, model.tokenizer.vocab_size, least_tokens=1)
@@ -76,8 +77,9 @@ def _render(model: ServedModel, messages: list[dict[str, str]]) -> str:
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
-    end = special_name(model.tokenizer, model.tokenizer.endoftext) or ""
-    names = {"bos_token": end, "eos_token": end}
+    tokenizer = model.tokenizer
+    begin, end = (special_name(tokenizer, token) or "" for token in (tokenizer.bos, tokenizer.endoftext))
+    names = {"bos_token": begin, "eos_token": end}
     try:
         template = environment.from_string(model.chat_template or "")
         return template.render(messages=messages, add_generation_prompt=True, **names)

@@ -11,11 +11,11 @@ from jaxgpt.generation.scoring import TokenScore
 from jaxgpt.generation.text_stream import TextStream
 from jaxgpt.shared.tokenizer import Tokenizer
 
-from jaxgpt_export.serve.api.answer import Answer
+from jaxgpt_export.serve.api.answer import Answer, require_few
 from jaxgpt_export.serve.api.api_error import ApiError
 from jaxgpt_export.serve.api.request_fields import Fields
 from jaxgpt_export.serve.api.token_names import special_name, token_name
-from jaxgpt_export.serve.api.wishes import MOST_LOGPROBS, Prompt, read_prompts, read_wish
+from jaxgpt_export.serve.api.wishes import MOST_LOGPROBS, Prompt, count_prompts, read_prompts, read_wish
 from jaxgpt_export.serve.served_model import ServedModel
 from jaxgpt_export.serve.worker import Caller, Job, Update
 
@@ -42,6 +42,7 @@ def complete(model: ServedModel, fields: Fields, caller: Caller) -> Answer:
     logprobs = None
     if fields.get("logprobs") is not None and fields.get("logprobs") is not False:
         logprobs = fields.whole("logprobs", 0, 0, MOST_LOGPROBS)
+    require_few(model, count_prompts(fields.get("prompt")) * wish.choices)  # before they are made
     prompts = read_prompts(fields.get("prompt"), model.tokenizer)
     texts = [
         wish.text(model, prompt, choice, logprobs=logprobs, echo=echo, caller=caller)
@@ -150,7 +151,18 @@ class _Shown:
         self._offset = len(prompt.text)  # of the next token in prompt and text
 
     def prompt_logprobs(self, scores: list[TokenScore]) -> "Logprobs":
-        """Return the log-probabilities of the prompt's tokens; the first one has none."""
+        """Return the log-probabilities of the prompt's tokens; the first one has none.
+
+        Raises:
+          ApiError: the text's time ended before all were scored.
+        """
+        if len(scores) + 1 < len(self._prompt_tokens):
+            raise ApiError(
+                503,
+                f"the time was over when {len(scores)} of the prompt's {len(self._prompt_tokens) - 1} tokens "
+                "were scored; ask for fewer at once, or raise --max-seconds",
+                code="time_over",
+            )
         found, stream, offset = Logprobs(), TextStream(self._tokenizer), 0
         for token, score in zip(self._prompt_tokens, [None, *scores], strict=True):
             found.add(self._tokenizer, token, score, offset)

@@ -33,12 +33,13 @@ def detokenize(model: ServedModel, fields: Fields) -> dict[str, Any]:
 
 def tokenizer_info(model: ServedModel) -> dict[str, Any]:
     """Return what a client needs to know to use the tokenizer from afar."""
-    end = special_name(model.tokenizer, model.tokenizer.endoftext) or ""
+    tokenizer = model.tokenizer
+    begin, end = (special_name(tokenizer, token) or "" for token in (tokenizer.bos, tokenizer.endoftext))
     return {
         "tokenizer_class": "GPT2Tokenizer",
         "vocab_size": model.tokenizer.vocab_size,
         "model_max_length": model.block_size,
-        "bos_token": end,
+        "bos_token": begin,
         "eos_token": end,
         "eos_token_id": model.tokenizer.endoftext,
         "chat_template": model.chat_template,

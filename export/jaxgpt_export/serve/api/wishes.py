@@ -21,6 +21,7 @@ from jaxgpt_export.serve.worker import Caller
 MOST_STOPS = 64  # OpenAI takes 4; evaluation harnesses send more
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
+MOST_DIGITS = 10  # of a token's id
 MOST_TOKENS = 2**31 - 1  # what is asked for is cut to what the context leaves
 
 
@@ -127,7 +128,8 @@ def _bias(fields: Fields, vocab_size: int) -> dict[int, float]:
     bias = {}
     values = fields.section("logit_bias")
     for name in values.names():
-        if not name.isascii() or not name.isdigit() or int(name) >= vocab_size:
+        is_number = name.isascii() and name.isdigit() and len(name) < MOST_DIGITS
+        if not is_number or int(name) >= vocab_size:
             raise bad_value("logit_bias", name, f"ids of tokens, 0 to {vocab_size - 1}, as names")
         bias[int(name)] = values.number(name, 0.0, -100, 100)
     return bias
@@ -145,6 +147,12 @@ class Prompt(NamedTuple):
 
     text: str
     tokens: list[int]
+
+
+def count_prompts(value: object) -> int:
+    """Return how many prompts there are in what `read_prompts` reads, as far as it is well formed."""
+    several = isinstance(value, list) and bool(value) and isinstance(value[0], str | list)
+    return len(value) if isinstance(value, list) and several else 1
 
 
 def read_prompts(value: object, tokenizer: Tokenizer) -> list[Prompt]:
