@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.errors import damaged
 from jaxgpt.shared.files import read_json
 from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 from jaxgpt_bench.common.tables import BUSY, CEILING, ENGINE, PREFILL, RATE, table
@@ -33,8 +33,7 @@ MACHINES = {
 }
 NEWEST = "AMD Zen 5"  # where the programs were measured last
 BUSY_MACHINES = {**MACHINES, NEWEST: "generate_gpt2_zen5_busy.json"}
-# Of one model on the same tokens: a row that both have is the same in both.
-QUALITY = ("quality_peers.json", "quality_executorch.json")
+QUALITY = "quality_peers.json"
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
 
 
@@ -137,14 +136,7 @@ def quality_picture(results: Path) -> str:
 
 
 def _quality_and_speed(results: Path) -> tuple[QualityFigures, SpeedFigures, str]:
-    first, *more = (read_quality(results / name) for name in QUALITY)
-    rows = {row.name: row for row in first.rows}
-    for found in more:
-        if found.val_tokens != first.val_tokens or any(rows.get(row.name, row) != row for row in found.rows):
-            raise UserError(f"{' and '.join(QUALITY)} are not of one model on the same tokens; measure again")
-        rows |= {row.name: row for row in found.rows}
-    joined = dataclasses.replace(first, rows=tuple(rows.values()))
-    return joined, read_speed(results / MACHINES[NEWEST]), NEWEST
+    return read_quality(results / QUALITY), read_speed(results / MACHINES[NEWEST]), NEWEST
 
 
 def reproduction(results: Path) -> str:
