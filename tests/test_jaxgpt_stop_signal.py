@@ -4,6 +4,7 @@ import os
 import pty
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def test_what_the_shell_has_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatc
             time.sleep(0.1)
             assert stop.requested(2)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        threads = threading.active_count()
+        monkeypatch.setattr("jax.process_count", lambda: 2)  # SIGTERM is JAX's then
+        with StopSignal():
+            assert threading.active_count() == threads + 1
+        assert threading.active_count() == threads
+        assert signal.set_wakeup_fd(-1) == -1
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -30,6 +30,7 @@ class StopSignal:
         self._interrupts = 0
         self._alone = jax.process_count() == 1
         self._before: dict[int, Any] = {}
+        self._thread: threading.Thread | None = None
         if threading.current_thread() is not threading.main_thread():
             return
         self._read_end, self._write_end = os.pipe()
@@ -73,7 +74,7 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         """Give the signals back."""
-        if not self._before:
+        if self._thread is None:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -81,5 +82,6 @@ class StopSignal:
         signal.set_wakeup_fd(self._before_fd)
         os.write(self._write_end, bytes([_END]))
         self._thread.join()
+        self._thread = None
         os.close(self._read_end)
         os.close(self._write_end)

@@ -11,7 +11,7 @@ from jaxgpt_export.serve.api.answer import Answer
 from jaxgpt_export.serve.api.api_error import ApiError, bad_value
 from jaxgpt_export.serve.api.completions import finish_reason, usage
 from jaxgpt_export.serve.api.request_fields import Fields, valid_text
-from jaxgpt_export.serve.api.token_names import special_name, token_name
+from jaxgpt_export.serve.api.token_names import begin_and_end, token_name
 from jaxgpt_export.serve.api.wishes import MOST_LOGPROBS, MOST_TOKENS, read_wish, text_prompt
 from jaxgpt_export.serve.served_model import ServedModel
 from jaxgpt_export.serve.worker import Caller, Job, Update
@@ -77,8 +77,7 @@ def _render(model: ServedModel, messages: list[dict[str, str]]) -> str:
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
-    tokenizer = model.tokenizer
-    begin, end = (special_name(tokenizer, token) or "" for token in (tokenizer.bos, tokenizer.endoftext))
+    begin, end = begin_and_end(model.tokenizer)
     names = {"bos_token": begin, "eos_token": end}
     try:
         template = environment.from_string(model.chat_template or "")

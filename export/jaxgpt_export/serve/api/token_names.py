@@ -14,6 +14,11 @@ def token_name(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
 
+def begin_and_end(tokenizer: Tokenizer) -> tuple[str, str]:
+    """Return how the tokens are written that begin and end a text."""
+    return special_name(tokenizer, tokenizer.bos) or "", special_name(tokenizer, tokenizer.endoftext) or ""
+
+
 def special_name(tokenizer: Tokenizer, token: int) -> str | None:
     """Return how a special token is written, such as <|endoftext|>; None for any other."""
     return next((name for name, special in tokenizer.special_tokens.items() if special == token), None)

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxgpt_export.serve.api.api_error import ApiError, bad_value
 from jaxgpt_export.serve.api.request_fields import Fields
-from jaxgpt_export.serve.api.token_names import special_name
+from jaxgpt_export.serve.api.token_names import begin_and_end
 from jaxgpt_export.serve.served_model import ServedModel
 
 
@@ -33,8 +33,7 @@ def detokenize(model: ServedModel, fields: Fields) -> dict[str, Any]:
 
 def tokenizer_info(model: ServedModel) -> dict[str, Any]:
     """Return what a client needs to know to use the tokenizer from afar."""
-    tokenizer = model.tokenizer
-    begin, end = (special_name(tokenizer, token) or "" for token in (tokenizer.bos, tokenizer.endoftext))
+    begin, end = begin_and_end(model.tokenizer)
     return {
         "tokenizer_class": "GPT2Tokenizer",
         "vocab_size": model.tokenizer.vocab_size,

@@ -151,8 +151,7 @@ class Prompt(NamedTuple):
 
 def count_prompts(value: object) -> int:
     """Return how many prompts there are in what `read_prompts` reads, as far as it is well formed."""
-    several = isinstance(value, list) and bool(value) and isinstance(value[0], str | list)
-    return len(value) if isinstance(value, list) and several else 1
+    return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else 1
 
 
 def read_prompts(value: object, tokenizer: Tokenizer) -> list[Prompt]:
