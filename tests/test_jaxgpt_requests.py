@@ -104,6 +104,12 @@ def test_what_is_long_or_repeats_itself_is_no_program() -> None:
         assert not programs(f'def add_number(number):\n    """Add one to a number."""\n{body}    return x\n')
 
 
+def test_a_line_that_opens_many_brackets_is_in_no_program() -> None:
+    source = "def add_numbers(numbers):\n    x = {}\n    return sum(numbers) + x[len(numbers)]\n"
+    assert programs(source.format("max(len(numbers), abs(numbers[0]))"))
+    assert not programs(source.format("max(len(numbers), abs(numbers[0]), len(numbers))"))
+
+
 def test_a_program_that_needs_other_packages_is_shorter() -> None:
     body = "".join(f"    part_{i} = numbers[{i}] ** {i}\n" for i in range(MAX_OTHER_CHARACTERS // 25))
     source = 'def add_numbers(numbers):\n    """Add the numbers of a list."""\n{}    return {}\n'

@@ -33,6 +33,9 @@ _VOWELS = "a e i o u"
 _CODAS = "b c d g l m n p r s t"
 _ENDINGS = "ck ct e ft ll m n nd nt r rd rm s sh sk ss st t th x y"
 _SUFFIXES = "able al er ic ing ism ist ity ment ness or ous tion"
+# Words that names leave out. An invented word may begin with one: an anagram's first token is an article's.
+_LEFT_OUT = "a an as at be by for if in is it no of on or so the to two we"
+LEFT_OUT_ONE_OF = 5
 # Words that stay, beside verbs and those of the templates.
 _FUNCTION_TEXT = """
     after all any before between both does each every from have into more must only other over self
@@ -106,10 +109,11 @@ def _word(key: str) -> str:
         parts = table.split()
         return parts[number(what) % len(parts)]
 
-    word = ""
+    word = one_of(_LEFT_OUT, "left out") if number("begins so") % LEFT_OUT_ONE_OF == 0 else ""
+    vowel_first_of = 2 if word else 6
     syllables = (1, 1, 2, 2, 2, 3)[number("syllables") % 6]
     for k in range(syllables):
-        if k > 0 or number("begins with a consonant") % 6:
+        if k > 0 or number("begins with a consonant") % vowel_first_of:
             is_cluster = number(f"cluster {k}") % 5 == 0
             word += one_of(_CLUSTERS if is_cluster else _CONSONANTS, f"onset {k}")
         word += one_of(_VOWELS, f"vowel {k}")
