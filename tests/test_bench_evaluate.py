@@ -200,6 +200,9 @@ def test_errors() -> None:
     assert error == pytest.approx(np.std(values, ddof=1) / 2)
     assert paired_difference(values, values) == (0.0, 0.0)
     assert smallest_shown([0.0] * 164) == pytest.approx(3 / 164)
+    assert smallest_shown([0.5] * 164, [0.5] * 164) == pytest.approx(3 / 164)  # the same says no more
+    shifted = [0.0, 0.01] * 50
+    assert smallest_shown([a + 0.5 for a in shifted], [0.5] * 100) < 0.0011  # paired: not of two lone scores
     spread = [0.0, 1.0] * 50
     assert smallest_shown(spread) == pytest.approx(1.96 * math.sqrt(2) * np.std(spread, ddof=1) / 10)
 
@@ -288,6 +291,8 @@ def test_bad_input(command: Command, tmp_path: Path, fp32: Path, data: Path) -> 
         ("--texts", 0): "--texts (0) must be at least 1",
         ("--draws", 0): "--draws (0) must be at least 1",
         ("--draws", 2, "--temperature", 0): "needs a --temperature above 0",
+        ("--task", "human-eval", "--temperature", 0): "--samples 20 needs a --temperature above 0",
+        ("--task", "human-eval", "--page", tmp_path / "page.md"): "--page shows answers to requests",
         ("--min-p", 2): "min_p (2.0) must lie in [0, 1]",
         ("--task", "functions"): "--data",
         ("--task", "human-eval", "--problems", broken): "can't be read as HumanEval's problems",

@@ -1,13 +1,17 @@
 """`jaxgpt-bench serving`: it starts our server, asks it and another one, and says what it found."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.serving.client import Streamed
+from jaxgpt_bench.serving.measure import _body, _long_prompts
+from jaxgpt_bench.serving.options import ServingOptions
 from jaxgpt_bench.serving.page import markdown_block
 from jaxgpt_bench.serving.plot import serving_svg
 from jaxgpt_bench.serving.rows import LoadRow, PromptRow, ServingFigures
@@ -94,6 +98,7 @@ def test_another_program_that_does_not_serve_is_one_line(
     program = tmp_path / "llama-server"
     program.write_text("#!/bin/sh\necho no such option >&2\nexit 1\n")
     program.chmod(0o755)
+    asked += ("--tokens", 16)  # the model's context is short
     assert_one_line_error(command(*asked, "--llama-server", program), "did not start", "no such option")
 
 
@@ -103,9 +108,70 @@ def test_times_between_tokens_are_shared_by_those_that_come_at_once() -> None:
     assert streamed.gaps == pytest.approx([0.1, 0.1, 0.1])
 
 
+def test_a_short_context_bounds_what_is_asked() -> None:
+    options = ServingOptions(tokens=128, prompt_tokens=16)
+    assert options.fitted(1024) == options
+    found = options.fitted(256)
+    assert (found.shared_tokens, found.long_prompt) == (112, 246)
+
+
+def test_all_servers_are_told_to_draw_from_all_tokens() -> None:
+    found = _body([1, 2], 3, 0.8, 7)
+    assert (found["top_k"], found["top_p"], found["min_p"], found["seed"]) == (0, 1.0, 0.0, 7)
+    assert "top_k" not in _body([1], 3, 0.0)
+
+
+def test_a_wait_that_begins_before_a_long_prompt_comes_is_one_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The texts' tokens come every 10 ms, but for a second in which the long prompt is read."""
+    clock = [0.0]
+    monkeypatch.setattr("jaxgpt_bench.serving.measure.time.perf_counter", lambda: clock[0])
+
+    async def answer(address: str, body: dict[str, Any]) -> Streamed:
+        if body["max_tokens"] < 10:
+            begun = clock[0]
+            clock[0] += 0.5
+            return Streamed(begun, [(clock[0], 1)])
+        await asyncio.sleep(0.9)
+        times = [0.01 * k for k in range(100)] + [2.0 + 0.01 * k for k in range(100)]  # waits 0.99 ... 2.0
+        return Streamed(0.0, [(moment, 1) for moment in times])
+
+    monkeypatch.setattr("jaxgpt_bench.serving.measure.stream", answer)
+    options = ServingOptions(prompt_tokens=4, tokens=20, long_prompt=8)
+    *_, quiet, busy = asyncio.run(_long_prompts(options, "", lambda count: [0] * count, 80))
+    assert quiet == pytest.approx(0.01)
+    assert busy > 0.5
+
+
 def test_bad_options_are_one_line(command: Command, int8_dynamic: Path) -> None:
     assert_one_line_error(command("jaxgpt-bench", "serving"), "no server")
-    assert_one_line_error(command("jaxgpt-bench", "serving", "--url", "x"), "NAME=http://")
+    for url in (
+        "x",
+        "=http://127.0.0.1:1",
+        "x=http://127.0.0.1:80a",
+        "x=http://127.0.0.1:99999",
+        "x=http://",
+    ):
+        assert_one_line_error(command("jaxgpt-bench", "serving", "--url", url), "NAME=http://")
+    twice = ("a=http://127.0.0.1:1", "a=http://127.0.0.1:2")
+    for names in (("jaxgpt=http://127.0.0.1:1",), twice):
+        assert_one_line_error(command("jaxgpt-bench", "serving", "--url", *names), "names another server")
+    there = ("jaxgpt-bench", "serving", "--url", "other=http://127.0.0.1:9")
+    code, _, err = command(*there)
+    assert code == 2
+    said = "no server answers at http://127.0.0.1:9 (Connection refused); start it first"
+    assert said in err.splitlines()[-1]
+    for options, part in {
+        ("--clients", 0): "--clients has 0",
+        ("--temperature", -1): "--temperature has -1",
+        ("--llama-server", "x"): "--artifact",
+        ("--parent", int8_dynamic): "--llama-server",
+    }.items():
+        assert_one_line_error(command(*there, *options), part)
+    assert_one_line_error(
+        command("jaxgpt-bench", "serving", "--artifact", int8_dynamic, "--tokens", 1000), "context of"
+    )
     assert_one_line_error(
         command("jaxgpt-bench", "serving", "--artifact", int8_dynamic, "--temperature"), "--temperature"
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxgpt.shared.machine import usable_cores
 from jaxgpt_bench.common.formatting import without_folders
 from jaxgpt_bench.common.rows import Machine, Noise, Provenance
 
@@ -24,7 +25,7 @@ def describe_machine() -> Machine:
     """Return CPU, cores this process may use, memory, system and package versions."""
     return Machine(
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         instruction_sets=tuple(flag for flag in _cpu_flags() if flag in _INTERESTING),
         system=platform.platform(),

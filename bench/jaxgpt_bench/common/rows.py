@@ -141,7 +141,7 @@ class SpeedRow(JsonData):
       busy_tokens_per_s: beside busy processes.
       busy_share: of the free rate that remains then.
       settings: that were chosen on this machine.
-      greedy_agrees: tokens before the first that differs from the float32 module's.
+      greedy_agrees: tokens before the first that differs from those of the first float32 row.
       greedy_tokens: that were generated.
     """
 

@@ -3,6 +3,7 @@
 A process of its own gives each contestant its own threads and an honest peak of memory.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 
 LONGEST_ERROR = 300  # characters of an error that are handed on
 ENDING_S = 60.0  # in which a process ends that said that it stopped
+# glibc's malloc then asks for huge pages (madvise): reading is faster in them. Every program gets them.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 STOPPED = "stopped"  # the key of a last answer; others may hold an error of their own
 
 
@@ -50,8 +53,10 @@ class Worker:
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Send a question and wait for its answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
+        # A process that has stopped reads no question; what it said last tells why.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:

@@ -5,11 +5,12 @@
 
 Tasks: "requests" (twenty requests for small programs, each checked), "docstrings" and "functions" (held-out
 documents of --data), and "human-eval" (pass@k; the literature takes 200 samples, temperature 0.2 for pass@1
-and 0.8 for pass@100, top-p 0.95). Programs run in a sandbox. Differences are paired with the first model's.
+and 0.8 for pass@100, top-p 0.95). Programs run in a sandbox. Differences of functions and human-eval are
+paired with the first model's; of requests and docstrings the table has counts, and their range over draws.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,11 +89,14 @@ def evaluate(options: EvaluateOptions) -> Result:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} ({value}) must be at least 1")
-    if options.temperature == 0 and options.draws > 1:
-        raise UserError(
-            f"--draws {options.draws} needs a --temperature above 0: greedy answers are all the same"
-        )
     tasks = options.task or ("requests", *(HELD_OUT_TASKS if options.data else ()))
+    for name in ("draws", *(["samples"] if "human-eval" in tasks else [])):
+        if options.temperature == 0 and (count := getattr(options, name)) > 1:
+            raise UserError(
+                f"--{name} {count} needs a --temperature above 0: greedy answers are all the same"
+            )
+    if options.page is not None and not {"requests", "docstrings"} & set(tasks):
+        raise UserError("--page shows answers to requests and docstrings; add one of these to --task")
     if options.data is None and set(tasks) & set(HELD_OUT_TASKS):
         raise UserError("held-out documents are those of a data set; name its folder: --data")
     samplings = _samplings(options)
@@ -108,16 +112,22 @@ def evaluate(options: EvaluateOptions) -> Result:
     require_sandbox()
     writers = open_writers(options.artifact, options.threads, options.slots)
     rows: dict[str, Any] = {"answers": (), "functions": (), "human_eval": ()}
+    measure: dict[str, Callable[[], tuple[Any, ...]]] = {}
     if "requests" in tasks or "docstrings" in tasks:
-        rows["answers"] = _answers(options, tasks, writers, samplings)
+        measure["answers"] = lambda: _answers(options, tasks, writers, samplings)
     if "functions" in tasks:
-        rows["functions"] = _functions(options, writers)
+        functions = _functions(options, writers)  # what can't be asked is said before anything is written
+        measure["functions"] = lambda: _go_on(options, writers, functions)
     if problems:
-        rows["human_eval"] = _human_eval(options, writers, problems)
+        _check_problems(writers, problems)
+        measure["human_eval"] = lambda: _human_eval(options, writers, problems)
     settings = {name: getattr(options, name) for name in SETTINGS}
-    written = EvaluateFigures(**rows, settings=settings, **vars(provenance())).to_json()
-    if options.out is not None:
-        write_json(options.out, written)
+    written: dict[str, Any] = {}
+    for name, task in measure.items():
+        rows[name] = task()
+        written = EvaluateFigures(**rows, settings=settings, **vars(provenance())).to_json()
+        if options.out is not None:  # after each task, so that what comes next loses none of it
+            write_json(options.out, written)
     return Result(written)
 
 
@@ -174,18 +184,30 @@ def _documents(options: EvaluateOptions, writers: Any) -> list[str]:
     return val_documents(dataset.val, writers[0].tokenizer)
 
 
-def _functions(options: EvaluateOptions, writers: Any) -> tuple[Any, ...]:
-    from jaxgpt_bench.common.tables import table
-    from jaxgpt_bench.evaluate.functions import evaluate_functions, held_out_functions
-    from jaxgpt_bench.evaluate.tables import FUNCTIONS
+def _functions(options: EvaluateOptions, writers: Any) -> list[Any]:
+    from jaxgpt_bench.evaluate.functions import held_out_functions
 
     documents, tokenizer = _documents(options, writers), writers[0].tokenizer
     block_size = min(writer.session.block_size for writer in writers)
     longest = options.tokens or LONGEST_LINES
-    functions = held_out_functions(documents, tokenizer, block_size, longest, options.texts)
-    rows = evaluate_functions(writers, functions, longest)
+    return held_out_functions(documents, tokenizer, block_size, longest, options.texts)
+
+
+def _go_on(options: EvaluateOptions, writers: Any, functions: list[Any]) -> tuple[Any, ...]:
+    from jaxgpt_bench.common.tables import table
+    from jaxgpt_bench.evaluate.functions import evaluate_functions
+    from jaxgpt_bench.evaluate.tables import FUNCTIONS
+
+    rows = evaluate_functions(writers, functions, options.tokens or LONGEST_LINES)
     stderr.print(table(FUNCTIONS, rows).terminal())
     return tuple(rows)
+
+
+def _check_problems(writers: Any, problems: Any) -> None:
+    from jaxgpt_bench.evaluate.human_eval_task import fitting
+
+    for writer in writers:
+        fitting(writer, problems)
 
 
 def _human_eval(options: EvaluateOptions, writers: Any, problems: Any) -> tuple[Any, ...]:

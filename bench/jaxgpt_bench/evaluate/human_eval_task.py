@@ -39,8 +39,8 @@ def evaluate_human_eval(
     asked = [problem for problem in problems for _ in range(samples)]
     samplings = [Sampling(temperature, top_p=top_p, seed=seed + place) for place in range(len(asked))]
     for writer in writers:
-        fitting = _fitting(writer, problems)
-        written = [place for place, problem in enumerate(asked) if problem.name in fitting]
+        held = fitting(writer, problems)
+        written = [place for place, problem in enumerate(asked) if problem.name in held]
         prompts = [asked[place].prompt for place in written]
         texts = write_all(writer, prompts, longest, [samplings[place] for place in written], STOPS)
         programs = [
@@ -67,7 +67,7 @@ def evaluate_human_eval(
                     PassAt(
                         k=k,
                         score=measured(found, None if first is None else first[k]),
-                        smallest_shown=smallest_shown(found),
+                        smallest_shown=smallest_shown(found, None if first is None else first[k]),
                     )
                     for k, found in by_k.items()
                 ),
@@ -80,8 +80,8 @@ def evaluate_human_eval(
     return rows
 
 
-def _fitting(writer: Writer, problems: Sequence[Problem]) -> frozenset[str]:
-    """Return the problems that leave room for a token in a model's context."""
+def fitting(writer: Writer, problems: Sequence[Problem]) -> frozenset[str]:
+    """Return the problems that leave room for a token in a model's context; UserError where none does."""
     block_size = writer.session.block_size
     found = [each.name for each in problems if len(writer.tokenizer.encode(each.prompt)) <= block_size]
     if not found:

@@ -40,11 +40,18 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> tu
     return mean_and_error([a - b for a, b in zip(values, reference, strict=True)])
 
 
-def smallest_shown(values: Sequence[float]) -> float:
+def smallest_shown(values: Sequence[float], reference: Sequence[float] | None = None) -> float:
     """Return the smallest difference that scores of so many problems could have shown.
 
-    1.96 standard errors of the difference of two such scores, and at least what no success at all leaves
-    open.
+    1.96 standard errors of the paired difference from the reference's scores; where there is no reference,
+    of the difference of two such scores. Where nothing was solved, or the same, what that leaves open.
+
+    Args:
+      values: one score a problem.
+      reference: of the same problems, or None.
     """
-    _, error = mean_and_error(values)
-    return max(SHOWN * math.sqrt(2) * (error or 0.0), RULE_OF_THREE / max(len(values), 1))
+    if reference is None:
+        error = math.sqrt(2) * (mean_and_error(values)[1] or 0.0)
+    else:
+        error = paired_difference(values, reference)[1] or 0.0
+    return SHOWN * error if error > 0 else RULE_OF_THREE / max(len(values), 1)

@@ -27,7 +27,7 @@ class Writer:
 
     Attributes:
       name: its artifact's folder.
-      kind: fp32, int8-dynamic, ...
+      kind: fp32, int8-dynamic, ...; of a second artifact of one kind with its folder's name.
       engine: what computes.
       session: with slots.
       tokenizer: of the model.
@@ -72,7 +72,9 @@ def open_writers(folders: Sequence[Path], threads: int, slots: int) -> list[Writ
         artifact = read_certified_artifact(folder)
         model = open_model(artifact, "auto", count)
         session, tokenizer = model.new_session(slots), artifact.tokenizer()
-        writer = Writer(str(folder), artifact.kind, model.engine, session, tokenizer)
+        is_second = artifact.kind in [other.kind for other in found]  # float32 weights of another training
+        kind = f"{artifact.kind} ({folder.name})" if is_second else artifact.kind
+        writer = Writer(str(folder), kind, model.engine, session, tokenizer)
         if found and writer.tokenizer.sha256 != found[0].tokenizer.sha256:
             raise UserError(f"{folder} has another tokenizer than {folders[0]}; compare models of one")
         found.append(writer)

@@ -79,7 +79,10 @@ def serving_picture(results: Path) -> str:
 
 
 def _serving_figures(results: Path) -> ServingFigures:
-    return ServingFigures.from_json(read_json(results / "serving.json", "figures"))
+    path = results / "serving.json"
+    found = read_json(path, "figures")
+    with damaged(path, "give what `jaxgpt-bench serving --out` wrote"):
+        return ServingFigures.from_json(found)
 
 
 def demo(results: Path) -> str:
@@ -115,9 +118,14 @@ def speed_ratios(results: Path) -> str:
 def preparation(results: Path) -> str:
     """Return how fast text becomes tokens, and in how much memory."""
     return prepare.markdown_block(
-        prepare.PrepareFigures.from_json(read_json(results / "prepare.json", "figures")),
-        prepare.PrepareFigures.from_json(read_json(results / "prepare_memory.json", "figures")),
+        _prepare_figures(results / "prepare.json"), _prepare_figures(results / "prepare_memory.json")
     )
+
+
+def _prepare_figures(path: Path) -> prepare.PrepareFigures:
+    found = read_json(path, "figures")
+    with damaged(path, "give what `jaxgpt-bench prepare --out` wrote"):
+        return prepare.PrepareFigures.from_json(found)
 
 
 def quality(results: Path) -> str:

@@ -2,8 +2,11 @@
 
 Nats are those of `jaxgpt-bench quality --peers` on a small trained model, tokens a second those of
 `jaxgpt-bench generate` at GPT-2's size, where weights are random and a loss says nothing. A program in a
-precision has the same name in both, and is converted the same way.
+precision has the same name in both and is converted the same way, but for a setting that it tried on each
+model; the table names those that change what is computed.
 """
+
+from collections.abc import Sequence
 
 from jaxgpt_bench.common.formatting import rate_text
 from jaxgpt_bench.common.plots import Point, points_chart
@@ -14,6 +17,9 @@ from jaxgpt_bench.speed.programs import own_engines
 
 # Beginnings of precisions, in the order of the table.
 BITS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "8 bits", "int4": "4 bits"}
+
+# Settings that change how fast a program is, not what it computes.
+OF_SPEED = frozenset({"spinning", "max_autotune"})
 
 
 def group(precision: str) -> str:
@@ -78,5 +84,17 @@ def markdown_block(quality: QualityFigures, speed: SpeedFigures, cpu: str) -> st
     return (
         f"{quality.val_tokens:,} held-out tokens, {quality.windows}, against {quality.reference} (loss "
         f"{first.val_loss:.4f}); {quality.date}, commit {quality.commit}, {quality.machine.cpu}. "
-        f"Tokens/s: {cpu}.\n\n{table(columns, rows).markdown()}"
+        f"Tokens/s: {cpu}.{_set_otherwise(rows, speed)}\n\n{table(columns, rows).markdown()}"
     )
+
+
+def _set_otherwise(rows: Sequence[QualityRow], speed: SpeedFigures) -> str:
+    """Name the programs that chose another setting for the model whose speed is given."""
+    there = {row.name: row.settings for row in speed.rows}
+    found = [
+        f"{row.name}, {key} {value} here and {there[row.name][key]} there"
+        for row in rows
+        for key, value in (row.settings or {}).items()
+        if key not in OF_SPEED and there.get(row.name, {}).get(key, value) != value
+    ]
+    return f" Set otherwise where its speed was measured: {'; '.join(found)}." if found else ""

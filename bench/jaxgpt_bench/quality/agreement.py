@@ -97,6 +97,11 @@ def agreement(options: AgreementOptions) -> Result:
     found = sample_prompts(val_documents(dataset.val, tokenizer), tokenizer, PROMPTS, min(longest, 64))
     texts = [prompt.text for prompt in found]
     prompts = [tokenizer.encode(text, special=True) for text in texts if text]
+    if not prompts:
+        raise UserError(
+            f"{options.data}: no whole document of its validation split has a beginning of at most "
+            f"{min(longest, 64)} tokens; prepare it with a larger --val-fraction"
+        )
     written: dict[str, list[list[int]]] = {}
     with sessions(artifact) as opened_by:
         for name, opened in opened_by.items():

@@ -66,13 +66,14 @@ def quality(options: QualityOptions) -> Result:
     from jaxgpt_bench.quality.contestants import open_models
     from jaxgpt_bench.quality.measure import markdown_block, measure_quality_of, quality_table
 
+    for name, least in (("tokens", 0), ("samples", 0), ("sample_tokens", 1)):
+        if (value := getattr(options, name)) < least:
+            raise UserError(f"--{name.replace('_', '-')} ({value}) must be at least {least}")
     prepare_output_file(options.out)
     if options.table is not None:
         require_markers(options.table, "quality")
     dataset = open_dataset(options.data)
     models = open_models(options.artifact, dataset, options.run, options.step)
-    if options.tokens < 0:
-        raise UserError(f"--tokens ({options.tokens}) must be 0 (all) or more")
     with contextlib.ExitStack() as stack:
         left_out = None
         if options.peers is not None:

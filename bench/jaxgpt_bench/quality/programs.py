@@ -57,7 +57,7 @@ def open_programs(
         ]
         peers, left_out = peer_contestants(artifacts, wanted, scratch, THREADS)
         contestants += [peer for peer in peers if peer.variant == PLAIN]
-        models = []
+        models: list[ComparedModel] = []
         for contestant in contestants:
             try:
                 program = stack.enter_context(_started(contestant, scratch / "logits.npy"))
@@ -67,7 +67,10 @@ def open_programs(
                 continue
             size_mb = contestant.file_bytes / 1e6
             settings = contestant.settings or None
-            models.append(ComparedModel(contestant.name, program.forward, None, size_mb, settings=settings))
+            name = contestant.name
+            if name in [model.name for model in models]:  # float32 weights of another training
+                name += f" ({contestant.path.name})"
+            models.append(ComparedModel(name, program.forward, None, size_mb, settings=settings))
         yield models, left_out
 
 
@@ -112,5 +115,5 @@ class RunningProgram:
         """
         try:
             return torch.from_numpy(self.logits(tokens.tolist()))
-        except (RuntimeError, BrokenPipeError) as error:
+        except RuntimeError as error:
             raise UserError(f"{error}; name the other programs with --peers to measure those") from None

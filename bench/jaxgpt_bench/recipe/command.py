@@ -75,6 +75,8 @@ def recipe(options: RecipeOptions) -> Result:
 
     def keep(outcome: Outcome) -> None:
         nonlocal figures
+        now = provenance()
+        outcome = dataclasses.replace(outcome, date=now.date, commit=now.commit, cpu=now.machine.cpu)
         outcomes = (*figures.outcomes, outcome)
         figures = dataclasses.replace(figures, outcomes=outcomes, rows=recipe_rows(_of_table(outcomes)))
         write_json(options.out, figures.to_json())

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxgpt_bench.common.json_data import JsonData
 from jaxgpt_bench.recipe.runs import Outcome
@@ -60,7 +60,7 @@ class RecipeRow(JsonData):
       against_muon: loss minus Muon's, of the same seed and number of steps; None where that is not there.
       steps_to_target: to AdamW's loss at its longest; None where nothing tells.
       share_of_adamw: the same as a share of AdamW's steps.
-      extrapolated: whether the target lies beyond the lengths of a row that has several.
+      extrapolated: whether the target lies beyond the lengths of the row, or of Muon's where it has one.
       cpu_seconds_a_step: median over its trainings.
       cpu_seconds_to_target: steps to the target times that.
     """
@@ -102,7 +102,8 @@ def recipe_rows(outcomes: Sequence[Outcome]) -> tuple[RecipeRow, ...]:
         curves.setdefault(each.run.row, {})
         if each.val_loss is not None:
             curves[each.run.row].setdefault(each.run.seed, {})[each.run.steps] = each.val_loss
-    return tuple(_row(name, curves, outcomes) for name in curves if curves[name])
+    # Seeds that share no length so far give no row yet.
+    return tuple(_row(name, curves, outcomes) for name in curves if _common(curves[name]))
 
 
 def _row(name: str, curves: Mapping[str, Curves], outcomes: Sequence[Outcome]) -> RecipeRow:
@@ -113,8 +114,8 @@ def _row(name: str, curves: Mapping[str, Curves], outcomes: Sequence[Outcome]) -
     differences = [own[seed][steps] - base[seed][steps] for seed in own if steps in base.get(seed, {})]
     needed = _steps_to_target(name, own, base, reference, differences, steps)
     cost = statistics.median(o.cpu_seconds / o.run.steps for o in outcomes if o.run.row == name)
-    taken = sorted({length for curve in own.values() for length in curve})
-    several = len(taken) > 1 and name != REFERENCE
+    of_several = own if any(len(curve) > 1 for curve in own.values()) else base  # whose curve tells
+    beyond = _is_beyond(of_several, _target(reference)) if name != REFERENCE and needed is not None else False
     return RecipeRow(
         name=name,
         seeds=len(own),
@@ -123,7 +124,7 @@ def _row(name: str, curves: Mapping[str, Curves], outcomes: Sequence[Outcome]) -
         against_muon=Estimate.of(differences) if differences and name != BASE else None,
         steps_to_target=needed,
         share_of_adamw=None if needed is None else needed.mean / _common(reference)[-1],
-        extrapolated=several and needed is not None and not taken[0] <= needed.mean <= taken[-1],
+        extrapolated=beyond,
         cpu_seconds_a_step=cost,
         cpu_seconds_to_target=None if needed is None else needed.mean * cost,
     )
@@ -145,16 +146,40 @@ def _steps_to_target(
     name: str, own: Curves, base: Curves, reference: Curves, differences: Sequence[float], steps: int
 ) -> Estimate | None:
     """Return the steps to AdamW's mean loss at its longest: AdamW's by definition, others' by a curve."""
-    if not (lengths := _common(reference)):
+    target = _target(reference)
+    if target is None:
         return None
     if name == REFERENCE:
-        return Estimate(mean=float(lengths[-1]), error=None)
-    target = statistics.fmean(curve[lengths[-1]] for curve in reference.values())
-    by_own = [steps_to(curve, target) for curve in own.values() if len(curve) > 1]
-    if by_own:
+        return Estimate(mean=float(_common(reference)[-1]), error=None)
+    if by_own := _known(steps_to(curve, target) for curve in own.values()):
         return Estimate.of(by_own)
-    curve, of_base = _mean_curve(base), [steps_to(curve, target) for curve in base.values() if len(curve) > 1]
-    if not differences or not of_base or steps not in curve:
+    curve, of_base = _mean_curve(base), _known(steps_to(curve, target) for curve in base.values())
+    if not of_base or steps not in curve:
         return None
-    shares = [steps / steps_to(curve, curve[steps] + difference) for difference in differences]
-    return Estimate.of([share * statistics.fmean(of_base) for share in shares])
+    shares = _known(steps / steps_to(curve, curve[steps] + difference) for difference in differences)
+    return _product(Estimate.of(shares), Estimate.of(of_base)) if shares else None
+
+
+def _target(reference: Curves) -> float | None:
+    """Return AdamW's mean loss at its longest; None where its seeds share no length."""
+    lengths = _common(reference)
+    return statistics.fmean(curve[lengths[-1]] for curve in reference.values()) if lengths else None
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _is_beyond(curves: Curves, target: float | None) -> bool:
+    """Whether a loss is reached, on the mean over seeds, before the shortest length or after the longest."""
+    taken = sorted({length for curve in curves.values() for length in curve})
+    found = [] if target is None else _known(steps_to(curve, target) for curve in curves.values())
+    return bool(found) and not taken[0] <= statistics.fmean(found) <= taken[-1]
+
+
+def _product(one: Estimate, other: Estimate) -> Estimate:
+    """Return a product with the error that both factors, taken as independent, give it."""
+    if one.error is None or other.error is None:
+        return Estimate(mean=one.mean * other.mean, error=None)
+    error = math.hypot(one.error * other.mean, other.error * one.mean)
+    return Estimate(mean=one.mean * other.mean, error=error)

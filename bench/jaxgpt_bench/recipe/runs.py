@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.errors import UserError
-from jaxgpt_bench.common.json_data import JsonData
+from jaxgpt_bench.common.json_data import LEFT_OUT, JsonData
 
 DEFAULTS = TrainConfig()
 
@@ -58,12 +58,18 @@ class Outcome(JsonData):
       val_loss: nats per token, over the whole validation split; None where it is no number.
       val_bits_per_byte: the same per byte.
       cpu_seconds: of all steps, without compiling and validation.
+      date: when it was done; this and the following are None in files of earlier versions.
+      commit: that trained.
+      cpu: on which.
     """
 
     run: Run
     val_loss: float | None
     val_bits_per_byte: float | None
     cpu_seconds: float
+    date: str | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    commit: str | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    cpu: str | None = dataclasses.field(default=None, metadata=LEFT_OUT)
 
 
 def take(

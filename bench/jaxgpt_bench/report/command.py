@@ -60,6 +60,11 @@ def report(options: ReportOptions) -> Result:
         raise UserError(
             f"a report needs --speed figures and a run with metrics; {options.run} has {len(metrics)}"
         )
+    if speeds[0].settings.preset is not None:
+        raise UserError(
+            f"{options.speed[0]} is of random weights of the shape of {speeds[0].settings.preset}; give the "
+            "trained model's speed first"
+        )
     train = read_summary(options.run)
     certificate = read_json(options.fp32 / "certificate.json", "certificate")
     figures = report_figures(train, certificate["parity"], quality, speeds)

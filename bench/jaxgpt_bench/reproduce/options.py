@@ -30,7 +30,7 @@ class ReproduceOptions:
       run: a finished run to take instead of training one; its own data set is taken with it.
       max_steps: of the training, instead of the preset's.
       minutes: for everything, over all calls: a step is timed, and steps and amounts are chosen to end in it.
-      stage: end after this stage: data, plan, profile, train, qat, convert, quantize, quality, samples,
+      stage: end after this stage: data, plan, profile, train, convert, qat, quantize, quality, samples,
         answers, other-text, memorization or speed.
       budget_seconds: end this call in that time, with everything saved and exit code 75; the same command
         goes on.

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxgpt.shared.errors import UserError
@@ -89,25 +89,17 @@ def run_program(source: str, limits: Limits = Limits()) -> Outcome:
     return Outcome(why == PASSED, why)
 
 
-def run_programs(
-    sources: Sequence[str], limits: Limits = Limits(), each: Callable[[], object] = lambda: None
-) -> list[Outcome]:
-    """Run programs, one on each core at a time; `each` is called when one has ended.
-
-    The same text is run once.
+def run_programs(sources: Sequence[str], limits: Limits = Limits()) -> list[Outcome]:
+    """Run programs, one on each core at a time; the same text is run once.
 
     Raises:
       UserError: this system has no sandbox.
     """
     different = list(dict.fromkeys(sources))
 
-    def run(source: str) -> Outcome:
-        outcome = run_program(source, limits)
-        each()
-        return outcome
-
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
-        outcomes = dict(zip(different, pool.map(run, different), strict=True))
+        ended = pool.map(functools.partial(run_program, limits=limits), different)
+        outcomes = dict(zip(different, ended, strict=True))
     return [outcomes[source] for source in sources]
 
 

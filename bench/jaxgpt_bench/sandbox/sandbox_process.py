@@ -3,18 +3,20 @@
     python -I -S sandbox_process.py  < {"source": ..., "seconds": ..., ...}  > {"why": ...}
 
 This process takes namespaces of its own (user, files, network, processes), forks, and only watches the clock
-from then on. Its child sees the machine's files read-only and one empty folder in memory, no network and no
-other process; it gives up every capability before the program begins. When the child ends, or its time is
-over, everything that it started ends with it, for it is process 1 of its namespace.
+from then on. Its child sees the machine's files read-only and one empty folder in memory, no network, no
+socket of a file and no other process; it gives up every capability before the program begins. When the child
+ends, or its time is over, everything that it started ends with it, for it is process 1 of its namespace.
 """
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
 import secrets
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -25,8 +27,14 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE, MS_RDONLY = 0x2, 0x4, 0x4000, 0x40000, 0x1
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, SYS_MOUNT_SETATTR = -100, 0x8000, 0x1, 442
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS = 1, 8, 38
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
 CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH = 0x20080522, 2
+# <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h>, and the numbers of socket and io_uring_setup
+SECCOMP_MODE_FILTER, ALLOW, REFUSE = 2, 0x7FFF0000, 0x00050000 | errno.EPERM
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+AT_NUMBER, AT_ARCHITECTURE, AT_FAMILY, X32, IO_URING_SETUP = 0, 4, 16, 0x40000000, 425
+AF_INET, AF_INET6 = 2, 10
+SOCKET_OF = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 NOBODY = 65534
 POLL_S = 0.002
 STARTS_S = 10.0  # to put up the sandbox, on a busy machine
@@ -113,6 +121,32 @@ def become_nobody() -> None:
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
+def forbid_sockets() -> None:
+    """Let the kernel refuse sockets but those of the network, of which there is none.
+
+    One of a file (docker.sock) or of a hypervisor leads out of the network's namespace.
+    """
+    if os.uname().machine not in SOCKET_OF:
+        raise OSError(errno.ENOSYS, f"sockets can be forbidden on {' and '.join(SOCKET_OF)} alone")
+    architecture, socket = SOCKET_OF[os.uname().machine]
+    program = (
+        (LOAD, 0, 0, AT_ARCHITECTURE),
+        (EQUAL, 0, 8, architecture),  # calls of another width have other numbers
+        (LOAD, 0, 0, AT_NUMBER),
+        (AT_LEAST, 6, 0, X32),
+        (EQUAL, 5, 0, IO_URING_SETUP),
+        (EQUAL, 0, 3, socket),
+        (LOAD, 0, 0, AT_FAMILY),
+        (EQUAL, 1, 0, AF_INET),
+        (EQUAL, 0, 1, AF_INET6),
+        (RETURN, 0, 0, ALLOW),
+        (RETURN, 0, 0, REFUSE),
+    )
+    filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
+    described = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(filters)))
+    check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described, 0, 0), "seccomp")
+
+
 def limit(task: dict[str, Any]) -> None:
     """Bound processor time, memory, files and processes."""
     memory, files = task["memory_mb"] * 10**6, task["files_mb"] * 10**6
@@ -129,9 +163,9 @@ def limit(task: dict[str, Any]) -> None:
 
 
 def run(source: str, report: Callable[[str], None]) -> None:
-    """Run a program as the main module; tell how it ended."""
+    """Run a program as an imported module, whose main part does not run; tell how it ended."""
     try:
-        exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})
+        exec(compile(source, "program.py", "exec"), {"__name__": "program"})
     except BaseException as error:
         with contextlib.suppress(BaseException):  # its text is the program's own, and may fail
             report(f"{type(error).__name__}: {error}"[:200])
@@ -156,6 +190,7 @@ def child(task: dict[str, Any], pipe: int) -> None:
         for stream in (0, 1, 2):
             os.dup2(quiet, stream)
         limit(task)
+        forbid_sockets()
     except OSError as error:
         report(f"{NO_SANDBOX}: {error}")
         os._exit(0)
@@ -184,7 +219,8 @@ def read_until(pipe: int, deadline: float, end: Callable[[bytes], bool]) -> byte
 
 def watch(task: dict[str, Any]) -> str:
     """Run the child and return how it ended."""
-    task["secret"] = secrets.token_hex(16)  # or a program that leaves at once could claim to have passed
+    # A program that leaves at once can not claim to have passed; one that reads its callers' frames can.
+    task["secret"] = secrets.token_hex(16)
     take_namespaces()
     pipe, writer = os.pipe()
     pid = os.fork()

@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import os
 import re
 import time
 import urllib.parse
@@ -17,7 +18,6 @@ from typing import Any
 from jaxgpt.shared.errors import UserError
 
 EVENT = re.compile(rb"^data: \{", re.MULTILINE)
-USAGE = re.compile(rb'"usage": ?\{')
 SECONDS = 120
 
 
@@ -50,7 +50,17 @@ class Streamed:
 
 
 async def stream(address: str, body: dict[str, Any]) -> Streamed:
-    """Ask for a streamed completion; UserError where the answer is none."""
+    """Ask for a streamed completion; UserError where there is no answer, or it is none."""
+    try:
+        return await _stream(address, body)
+    except TimeoutError:
+        raise UserError(f"{address} took more than {SECONDS} s for an answer; give fewer --tokens") from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise UserError(f"no server answers at {address} ({reason}); start it first") from None
+
+
+async def _stream(address: str, body: dict[str, Any]) -> Streamed:
     url = urllib.parse.urlsplit(address)
     content = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
     head = (

@@ -11,6 +11,7 @@ same weights, and are named with --url. Prompts are random tokens. Nothing is dr
 import asyncio
 import contextlib
 import tempfile
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,52 +23,38 @@ from jaxgpt_bench.serving.options import ServingOptions
 if TYPE_CHECKING:
     from jaxgpt_bench.serving.rows import ServingFigures
 
-
-# Options that the figures hold.
-SETTINGS = ("preset", "tokens", "prompt_tokens", "shared_tokens", "long_prompt", "requests", "rounds", "seed")
+OURS, LLAMA = "jaxgpt", "llama-server"  # names of the servers that it starts
+SERVED = "int8-dynamic"  # of a preset's random weights
 
 
 def serving(options: ServingOptions) -> Result:
     """Run `jaxgpt-bench serving`."""
-    for name in ("tokens", "prompt_tokens", "requests", "rounds", "long_prompt", "shared_tokens"):
-        least = int(name not in ("long_prompt", "shared_tokens"))
-        if getattr(options, name) < least:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least {least}"
-            )
-    for name in ("clients", "temperature"):
-        if not getattr(options, name):
-            raise UserError(f"--{name} names none; give at least one")
-    others = dict(_named_address(url) for url in options.url)
-    if options.artifact and options.preset:
-        raise UserError("--artifact and --preset are both given; leave one out")
-    if not (options.artifact or options.preset or others):
-        raise UserError("there is no server to measure; give --artifact, --preset or --url")
-    if options.llama_server is not None and options.parent is None and options.preset is None:
-        raise UserError("--llama-server needs float weights; give --parent FP32_ARTIFACT, or --preset")
+    others = _checked(options)
     prepare_output_file(options.out)
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.noise.meter import NoiseMeter
     from jaxgpt_bench.noise.verdict import warn
     from jaxgpt_bench.serving.measure import Alone, measure
     from jaxgpt_bench.serving.rows import ServingFigures
-    from jaxgpt_bench.serving.servers import cpu_seconds_beside, llama_server, our_server
+    from jaxgpt_bench.serving.servers import cpu_seconds_beside, llama_server, our_server, require_program
 
+    if options.llama_server is not None:
+        require_program(options.llama_server)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as ends:
         artifact = _artifact(options, Path(scratch))
         servers, alone = dict(others), None
         if artifact is not None:
+            alone = Alone(artifact)
+            options.fitted(alone.config.block_size)  # before any server starts
             if options.llama_server is not None:
                 parent = options.parent or Path(scratch) / "fp32"
                 asked = options.llama_server, parent, Path(scratch)
-                servers["llama-server"] = ends.enter_context(llama_server(*asked))
-            servers = {"jaxgpt": ends.enter_context(our_server(artifact)), **servers}
-            alone = Alone(artifact)
+                servers[LLAMA] = ends.enter_context(llama_server(*asked))
+            servers = {OURS: ends.enter_context(our_server(artifact)), **servers}
         meter = NoiseMeter(own_cpu_s=cpu_seconds_beside(others.values()))
         measured = asyncio.run(measure(options, servers, alone))
         noise = meter.noise(accepted=options.accept_noise)
-    settings = {name: getattr(options, name) for name in SETTINGS}
-    figures = ServingFigures(**measured, settings=settings, **vars(provenance(noise)))
+    figures = ServingFigures(**measured, **vars(provenance(noise)))
     _show(figures)
     warn(noise)
     if options.out is not None:
@@ -78,9 +65,50 @@ def serving(options: ServingOptions) -> Result:
     return Result(figures.to_json())
 
 
+def _checked(options: ServingOptions) -> dict[str, str]:
+    """Return the addresses of --url by their names; UserError for what can't be measured."""
+    for name in ("tokens", "prompt_tokens", "requests", "rounds", "long_prompt", "shared_tokens"):
+        least = int(name not in ("long_prompt", "shared_tokens"))
+        if getattr(options, name) < least:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least {least}"
+            )
+    for name in ("clients", "temperature"):
+        if not getattr(options, name):
+            raise UserError(f"--{name} names none; give at least one")
+    if min(options.clients) < 1:
+        raise UserError(f"--clients has {min(options.clients)}, expected at least 1")
+    if min(options.temperature) < 0:
+        raise UserError(f"--temperature has {min(options.temperature)}, expected at least 0")
+    others: dict[str, str] = {}
+    for url in options.url:
+        name, address = _named_address(url)
+        if name in (OURS, LLAMA, *others):
+            raise UserError(f"--url {url}: {name} names another server; choose another name")
+        others[name] = address
+    if options.artifact and options.preset:
+        raise UserError("--artifact and --preset are both given; leave one out")
+    if not (options.artifact or options.preset or others):
+        raise UserError("there is no server to measure; give --artifact, --preset or --url")
+    is_ours = options.artifact is not None or options.preset is not None
+    if options.llama_server is not None and not (is_ours and (options.parent or options.preset)):
+        raise UserError(
+            "--llama-server is given the float weights of our server's model; give --artifact INT8 with "
+            "--parent FP32, or --preset"
+        )
+    if options.parent is not None and options.llama_server is None:
+        raise UserError("--parent is what --llama-server takes its weights from; give both or none")
+    return others
+
+
 def _named_address(text: str) -> tuple[str, str]:
     name, equals, address = text.partition("=")
-    if not equals or not address.startswith("http://"):
+    try:
+        url = urllib.parse.urlsplit(address)
+        is_good = bool(name and equals and url.scheme == "http" and url.hostname and url.port != 0)
+    except ValueError:  # of a port that is no number, or too large
+        is_good = False
+    if not is_good:
         raise UserError(f"--url {text}: expected NAME=http://HOST:PORT")
     return name, address
 
@@ -90,8 +118,8 @@ def _artifact(options: ServingOptions, scratch: Path) -> Path | None:
         return options.artifact
     from jaxgpt_bench.speed.random_models import random_artifacts
 
-    random_artifacts(options.preset, scratch)
-    return scratch / "int8-dynamic"
+    random_artifacts(options.preset, scratch, [SERVED])
+    return scratch / SERVED
 
 
 def _show(figures: "ServingFigures") -> None:

@@ -15,11 +15,12 @@ from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.serving.client import Streamed, load, stream
-from jaxgpt_bench.serving.options import ServingOptions
+from jaxgpt_bench.serving.options import OTHER_END, TIMES_LONGER, ServingOptions
 from jaxgpt_bench.serving.rows import LoadRow, PromptRow
 
 RUNNING = 4  # texts beside which long prompts arrive
-OTHER_END = 8  # tokens that a repeated prompt ends with
+# Options that the figures hold.
+SETTINGS = ("preset", "tokens", "prompt_tokens", "shared_tokens", "long_prompt", "requests", "rounds", "seed")
 
 
 class Alone:
@@ -30,7 +31,7 @@ class Alone:
         from jaxgpt_export.generation.open_session import choose_threads, open_session
 
         read = read_artifact(artifact)
-        self.vocab_size = read.config.vocab_size
+        self.config = read.config
         self._session, _ = open_session(read, "native", choose_threads(0))
 
     def tokens_per_s(self, prompt: Sequence[int], count: int) -> float:
@@ -41,8 +42,23 @@ class Alone:
 
 
 async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Alone | None) -> dict[str, Any]:
+    """Run the rounds.
+
+    Args:
+      options: of the command.
+      servers: addresses by name.
+      alone: the model of our server; None where it is not among them, and its context is not known.
+
+    Returns:
+      The figures but for what `provenance` says.
+    """
+    if alone is not None:
+        options = options.fitted(alone.config.block_size)
+    longest = TIMES_LONGER * options.tokens
+    if alone is not None:
+        longest = min(longest, alone.config.block_size - options.prompt_tokens)
     draw = random.Random(options.seed)
-    vocab_size = 50_000 if alone is None else alone.vocab_size - 1  # not <|endoftext|>
+    vocab_size = 50_000 if alone is None else alone.config.vocab_size - 1  # not <|endoftext|>
     conditions = [(clients, t, 0) for t in options.temperature for clients in options.clients]
     if options.shared_tokens:
         conditions += [
@@ -69,15 +85,18 @@ async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Al
                 found = _Load(seconds, answers, time.process_time() - cpu)
                 loads.setdefault((name, clients, temperature, shared), []).append(found)
         for name, address in servers.items() if options.long_prompt else ():
-            prompts.setdefault(name, []).append(await _long_prompts(options, address, prompt))
+            prompts.setdefault(name, []).append(await _long_prompts(options, address, prompt, longest))
     rows = [_load_row(*condition, found) for condition, found in loads.items()]
     long = [_prompt_row(name, options.long_prompt, found) for name, found in prompts.items()]
     spread = Spread.of(alone_rates) if alone_rates else None
-    return {"alone_tokens_per_s": spread, "load": tuple(rows), "prompts": tuple(long)}
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    return {"alone_tokens_per_s": spread, "load": tuple(rows), "prompts": tuple(long), "settings": settings}
 
 
 def _body(prompt: Sequence[int], tokens: int, temperature: float, seed: int = 0) -> dict[str, Any]:
-    return {"prompt": list(prompt), "max_tokens": tokens, "temperature": temperature, "seed": seed}
+    every = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # servers have other defaults: all draw from all tokens
+    asked = {"prompt": list(prompt), "max_tokens": tokens, "temperature": temperature, "seed": seed}
+    return {**asked, **every} if temperature > 0 else asked
 
 
 @dataclasses.dataclass
@@ -113,13 +132,20 @@ def _prompt_row(name: str, tokens: int, rounds: Sequence[tuple[float, ...]]) -> 
 
 
 async def _long_prompts(
-    options: ServingOptions, address: str, prompt: Callable[[int], list[int]]
+    options: ServingOptions, address: str, prompt: Callable[[int], list[int]], longest: int
 ) -> tuple[float, float, float, float]:
-    """Return what a round says of long prompts, in seconds; see PromptRow."""
+    """Return what a round says of long prompts, in seconds; see PromptRow.
+
+    Args:
+      options: whose long prompts arrive.
+      address: of the server.
+      prompt: draws one of so many tokens.
+      longest: tokens of the texts beside which they arrive.
+    """
     long = prompt(options.long_prompt)
     first = await stream(address, _body(long, 2, 0.0))
     again = await stream(address, _body([*long, *prompt(OTHER_END)], 2, 0.0))
-    shorts = [_body(prompt(options.prompt_tokens), 4 * options.tokens, 0.0) for _ in range(RUNNING)]
+    shorts = [_body(prompt(options.prompt_tokens), longest, 0.0) for _ in range(RUNNING)]
     running = [asyncio.create_task(stream(address, body)) for body in shorts]
     busy_from = None
     arrivals = 0
@@ -136,8 +162,10 @@ async def _long_prompts(
     for answer in answers:
         times = [now for now, _ in answer.arrivals]
         for before, now in itertools.pairwise(times):
-            if busy_from <= before and now <= busy_to:
-                busy.append(now - before)
-            elif now < busy_from:
+            if now < busy_from:
                 quiet.append(now - before)
+            elif before <= busy_to:  # also a wait that began before a prompt came, or ended after the last
+                busy.append(now - before)
+    if not quiet or not busy:
+        raise UserError("too few tokens came beside the long prompts; give more --tokens")
     return first.first_s, again.first_s, float(np.median(quiet)), float(np.percentile(busy, 99))

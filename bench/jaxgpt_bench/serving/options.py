@@ -3,6 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+from jaxgpt.shared.errors import UserError
+
+OTHER_END = 8  # tokens that a long prompt ends with when it comes again
+TIMES_LONGER = 4  # are the texts beside which long prompts arrive
+
 
 @dataclasses.dataclass(frozen=True)
 class ServingOptions:
@@ -18,8 +23,9 @@ class ServingOptions:
       temperature: of the texts; each is measured.
       tokens: of a text.
       prompt_tokens: of a text's prompt.
-      shared_tokens: with which all prompts of a round begin in a further measurement; 0 leaves it out.
-      long_prompt: tokens of a long prompt; 0 leaves long prompts out.
+      shared_tokens: with which all prompts of a round begin in a further measurement; 0 leaves it out, a
+        shorter context bounds it.
+      long_prompt: tokens of a long prompt; 0 leaves long prompts out, a shorter context bounds it.
       requests: of each client in a round.
       rounds: each measures everything once.
       seed: of the prompts.
@@ -45,3 +51,21 @@ class ServingOptions:
     accept_noise: bool = False
     out: Path | None = None
     json: bool = False
+
+    def fitted(self, context: int) -> "ServingOptions":
+        """Return the options with what a context bounds: tokens shared, and of a long prompt.
+
+        Args:
+          context: of the model, in tokens.
+
+        Raises:
+          UserError: not even a text and its prompt fit.
+        """
+        beside = context - self.prompt_tokens - self.tokens
+        if beside < 0:
+            raise UserError(
+                f"--prompt-tokens {self.prompt_tokens} and --tokens {self.tokens} do not fit the model's "
+                f"context of {context}; give fewer"
+            )
+        shared, long = min(self.shared_tokens, beside), min(self.long_prompt, context - OTHER_END - 2)
+        return dataclasses.replace(self, shared_tokens=shared, long_prompt=long)

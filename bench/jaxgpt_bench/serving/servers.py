@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.machine import usable_cores
 from jaxgpt_bench.noise.meter import own_cpu_seconds
 from jaxgpt_bench.serving import launcher
 
@@ -27,7 +28,7 @@ SECONDS_TO_START = 120
 
 
 def require_program(program: Path) -> None:
-    """Raise UserError where --llama-server names no program, before its weights are written."""
+    """Raise UserError where --llama-server names no program."""
     if shutil.which(program) is None:
         raise UserError(f"--llama-server {program} can't be started: it is not there, or not executable")
 
@@ -103,10 +104,9 @@ def llama_server(program: Path, artifact: Path, scratch: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    require_program(program)
     command = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-np", str(SLOTS), "-c", str(SLOTS * read.config.block_size), "-fa", "on"]
-    cores = str(len(os.sched_getaffinity(0)))
+    cores = str(usable_cores())
     command += ["-t", cores, "-tb", cores]
     with log.open("wb") as output:
         process = subprocess.Popen(ended_with_us(command), stdout=output, stderr=output)

@@ -65,6 +65,8 @@ def check(options: SpeedOptions) -> None:
         raise UserError(
             "--tokens must be at least 2, --rounds and --prefill at least 1, --busy must not be negative"
         )
+    if options.native_only and options.uncached:
+        raise UserError("--uncached is a way to run the PyTorch module, which --native-only leaves out")
     wanted = [("--isa", isa) for isa in options.isa]
     if chosen_isa():
         wanted.append(("JAXGPT_ISA", chosen_isa()))
@@ -88,7 +90,7 @@ def read_artifacts(options: SpeedOptions, scratch: Path) -> list[Artifact]:
             raise UserError("give --preset, or --artifact and --run, not both")
         from jaxgpt_bench.speed.random_models import random_artifacts
 
-        folders = random_artifacts(options.preset, scratch)
+        folders = random_artifacts(options.preset, scratch, options.kind)
     artifacts = [read_artifact(folder) for folder in folders]
     known = [artifact.kind for artifact in artifacts]
     for kind in options.kind if known else ():
@@ -97,6 +99,12 @@ def read_artifacts(options: SpeedOptions, scratch: Path) -> list[Artifact]:
     artifacts = [each for each in artifacts if not options.kind or each.kind in options.kind]
     if not artifacts:
         raise UserError("nothing to measure: give --artifact ART... or --preset NAME")
+    for index, kind in enumerate(kinds := [each.kind for each in artifacts]):
+        if kind in kinds[:index]:
+            first, second = artifacts[kinds.index(kind)].folder, artifacts[index].folder
+            raise UserError(
+                f"{first} and {second} are both {kind}, which names their rows; measure one after the other"
+            )
     config = artifacts[0].config
     if any(artifact.config != config for artifact in artifacts):
         raise UserError("the artifacts are of different models; measure them one after the other")

@@ -13,7 +13,7 @@ from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.rows import speed_name
-from jaxgpt_bench.common.workers import Worker
+from jaxgpt_bench.common.workers import HUGE_PAGES, Worker
 from jaxgpt_bench.peers import find_peers
 from jaxgpt_bench.peers.peer import PLAIN, Peer, Program, Variant
 from jaxgpt_bench.speed.programs import FLAX, NATIVE, TORCH
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 else:  # it imports PyTorch
     Artifact = Any
 
-# glibc's malloc then asks for huge pages (madvise): reading is faster in them. Every program gets them.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TRIALS = 3
 CLEAR = 2.0  # times as slow: not tried again
 
@@ -225,7 +223,7 @@ def _converted(
                     module = "jaxgpt_bench.peers.conversion"
                     worker = Worker(peer.engine, module, order, shared_environment(threads))
                 answer = worker.ask(question)
-            except (RuntimeError, BrokenPipeError) as error:  # it crashed; the next one gets a new process
+            except RuntimeError as error:  # it crashed; the next one gets a new process
                 answer, worker = {"error": str(error)}, None
             if "error" in answer:
                 failed[f"{peer.engine} {precision}"] = answer["error"]

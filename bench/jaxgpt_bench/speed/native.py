@@ -89,12 +89,12 @@ def native(options: NativeOptions) -> Result:
     text = dataset.val[: min(PARITY_TOKENS, artifact.config.block_size)].astype(np.int64)
     model = NativeModel(artifact, threads)
     rounds = NativeRounds(
-        model, reference, artifact.tokenizer(), prompts, count, options.batch, options.draft_tokens
+        model, reference, artifact.tokenizer(), prompts, count, options.batch, options.draft_tokens, threads
     )
     load = load_figures(options.artifact, threads)
     parity = parity_figures(model, artifact, reference, text)
     meter = NoiseMeter()
-    measured = rounds.measure(options.rounds, threads)
+    measured = rounds.measure(options.rounds)
     noise = meter.noise(measured["bandwidth_gb_s"], options.accept_noise)
     figures = {
         **provenance(noise).to_json(),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.native.native_model import NativeModel
 from jaxgpt_export.native.native_session import NativeSession
@@ -57,6 +58,7 @@ class NativeRounds:
       count: tokens to generate for each.
       texts: side by side in a batch.
       draft_tokens: tokens that are drafted at most.
+      threads: CPU threads.
     """
 
     def __init__(
@@ -68,29 +70,26 @@ class NativeRounds:
         count: int,
         texts: int,
         draft_tokens: int,
+        threads: int,
     ) -> None:
         self._model, self._tokenizer, self._prompts, self._count = model, tokenizer, prompts, count
-        self._texts, self._draft_tokens = texts, draft_tokens
+        self._texts, self._draft_tokens, self._threads = texts, draft_tokens, threads
         self._plain, self._screened = NativeSession(model), NativeSession(model)
         self._many = NativeSession(model, slots=texts)
         self._plain.use_screen(False)
         self._many.use_screen(False)
+        torch.set_num_threads(threads)
         self._earlier = TransformersSession(str(reference.folder), cached=False, every_logit=True)
         self._rates: dict[str, list[float]] = {name: [] for name in WAYS}
         self._counts = Counts()
 
-    def measure(self, rounds: int, threads: int) -> dict[str, Any]:
-        """Run the rounds; return their figures.
-
-        Args:
-          rounds: how many.
-          threads: that read a buffer of the model's size, once a round.
-        """
+    def measure(self, rounds: int) -> dict[str, Any]:
+        """Run so many rounds; return their figures."""
         bandwidths: list[float] = []
         for _ in range(rounds):
             taken = timed_generation(self._earlier, self._prompts[0], self._count)["decode_s"]
             self._rates["original_way"].append((self._count - 1) / taken)
-            bandwidths.append(read_bandwidth(self._model.bytes_per_token, threads))
+            bandwidths.append(read_bandwidth(self._model.bytes_per_token, self._threads))
             self._one_text_at_a_time()
             self._texts_side_by_side()
         return {

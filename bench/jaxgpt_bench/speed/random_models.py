@@ -1,6 +1,7 @@
 """Models with random weights: what speed needs no training for."""
 
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -17,18 +18,29 @@ from jaxgpt_export.quantize.state_dict import quantized_state_dict
 from jaxgpt.shared.architecture import linear_layers, parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, nearest
 from jaxgpt.shared.presets import find_preset
 from jaxgpt.shared.tokenizer import Tokenizer, spell
 
 RANDOM_VOCAB_SIZE = 50_257
 
 
-def random_artifacts(preset: str, scratch: Path) -> list[Path]:
+def random_artifacts(preset: str, scratch: Path, kinds: Collection[str] = ()) -> list[Path]:
     """Write artifacts of a preset's shape with random weights: float32, and by every method that takes it.
 
     They have no certificate: nothing but their speed means anything.
+
+    Args:
+      preset: of the shape.
+      scratch: where their folders go.
+      kinds: that are wanted beside float32; none: all.
+
+    Raises:
+      UserError: no preset has that name, or no method one of those kinds.
     """
+    for kind in kinds:
+        if kind not in (known := ["fp32", *all_methods()]):
+            raise UserError(f"--kind {kind!r} is none of the artifacts' kinds; {nearest(kind, known)}")
     config = find_preset(preset).model(RANDOM_VOCAB_SIZE)
     say(f"making random weights of the shape of {preset}")
     tensors = random_tensors(config)
@@ -38,7 +50,11 @@ def random_artifacts(preset: str, scratch: Path) -> list[Path]:
     write_artifact(folders[0], config, None, to_hf_layout(as_arrays(tensors), config), tokenizer)
     plain = read_artifact(folders[0])
     scales, groups = _min_max_scales(config, tensors), _Groups(config, tensors)
-    methods = [method for method in all_methods().values() if method.obstacle(plain) is None]
+    methods = [
+        method
+        for method in all_methods().values()
+        if method.obstacle(plain) is None and (not kinds or method.name in kinds)
+    ]
     for method in sorted(methods, key=lambda each: (-each.cost(config)[0], each.name)):
         schemes = method.schemes(config)
         activations = {name: each for name, each in scales.items() if schemes[name].activation == "static"}

@@ -5,7 +5,7 @@ import dataclasses
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from jaxgpt_export.format.artifact import Artifact
 
 from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import write_json
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.bandwidth import read_bandwidth
 from jaxgpt_bench.common.provenance import provenance
@@ -76,26 +78,44 @@ def measure_speed(
     prompt, long_prompt = (
         draw.integers(config.vocab_size - 1, size=size).tolist() for size in (length, prefill)
     )
+    if not line_up:
+        raise UserError("nothing to measure: no program that was asked for runs here")
+    settings = SpeedSettings(
+        preset=options.preset,
+        model=dataclasses.asdict(config),
+        tokens=options.tokens,
+        prompt_tokens=length,
+        prefill_tokens=prefill,
+        threads=threads,
+        busy_processes=options.busy,
+    )
     rounds = Rounds(line_up, prompt, long_prompt, options, threads)
-    rounds.run()
-    measured = [each for each in line_up if each.name not in rounds.failed]
+    figures = None
+    for _ in rounds.run():
+        figures = _figures(rounds, settings, left_out, tokenizer)
+        if options.out is not None:  # so that a run that is cut short leaves the rounds that it had
+            write_json(options.out, figures.to_json())
+    assert figures is not None
+    return figures
+
+
+def _figures(
+    rounds: "Rounds", settings: SpeedSettings, left_out: Mapping[str, str], tokenizer: Tokenizer | None
+) -> SpeedFigures:
+    """Turn the rounds so far into rows."""
     answers = rounds.answers
+    measured = [each for each in rounds.line_up if each.name not in rounds.failed]
     reference = next((answers[each.name][0]["tokens"] for each in measured if each.precision == "fp32"), None)
     return SpeedFigures(
         **vars(provenance(rounds.noise)),
-        settings=SpeedSettings(
-            preset=options.preset,
-            model=dataclasses.asdict(config),
-            tokens=options.tokens,
-            prompt_tokens=length,
-            prefill_tokens=prefill,
-            threads=threads,
-            busy_processes=options.busy,
-        ),
-        rounds=options.rounds,
+        settings=settings,
+        rounds=len(rounds.bandwidths),
         bandwidth_gb_s=tuple(round(value, 2) for value in rounds.bandwidths),
         left_out={**left_out, **rounds.failed},
-        rows=tuple(speed_row(each, answers[each.name], prefill, reference, tokenizer) for each in measured),
+        rows=tuple(
+            speed_row(each, answers[each.name], settings.prefill_tokens, reference, tokenizer)
+            for each in measured
+        ),
     )
 
 
@@ -135,25 +155,37 @@ class Rounds:
         self._workers: list[Worker] = []
         self._environments: dict[str, dict[str, str]] = {}
 
-    def run(self) -> None:
-        """Start all, run the rounds, end all."""
+    @property
+    def line_up(self) -> list[Contestant]:
+        """What is measured."""
+        return list(self._line_up.values())
+
+    def run(self) -> Iterator[None]:
+        """Start all, yield after each round, end all; a peer that stops is left out.
+
+        Raises:
+          UserError: one of this project's programs stopped.
+        """
         try:
             for contestant in self._line_up.values():
                 self._start(contestant)
             meter = NoiseMeter()
             for number in range(self._options.rounds):
                 self.bandwidths.append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, self._threads))
-                for worker in self._workers:
-                    answer = self._timed(worker)
-                    self.answers[worker.name].append(answer)
-                    rate = (self._options.tokens - 1) / answer["decode_s"]
-                    say(f"round {number + 1}/{self._options.rounds}  {worker.name}: {rate:.1f} tokens/s")
+                for worker in list(self._workers):
+                    with self._left_out_if_it_stops(worker):
+                        answer = self._timed(worker)
+                        self.answers[worker.name].append(answer)
+                        rate = (self._options.tokens - 1) / answer["decode_s"]
+                        say(f"round {number + 1}/{self._options.rounds}  {worker.name}: {rate:.1f} tokens/s")
                 with busy_processes(self._options.busy):
-                    for worker in self._workers if self._options.busy else []:
+                    for worker in list(self._workers) if self._options.busy else []:
                         if self._line_up[worker.name].variant.cached:
                             # Without a cache later tokens take longer, so that fewer tell nothing.
-                            self._timed_beside_others(worker)
-            self.noise = meter.noise(self.bandwidths, self._options.accept_noise)
+                            with self._left_out_if_it_stops(worker):
+                                self._timed_beside_others(worker)
+                self.noise = meter.noise(self.bandwidths, self._options.accept_noise)
+                yield
         finally:
             for worker in self._workers:
                 worker.close()
@@ -164,20 +196,25 @@ class Rounds:
     def _start(self, contestant: Contestant) -> None:
         """Start a process and let it warm up; a peer that can't is left out."""
         say(f"loading {contestant.name}")
-        try:
-            question = self._warmup()
+        question = self._warmup()
+        with self._left_out_if_it_stops(contestant):
             worker, environment = contestant.start(question["prompt"], question["count"])
             self._environments[contestant.name] = environment
             self._workers.append(worker)
             worker.ask({"prompt": self._long_prompt, "count": 1})
-        except (RuntimeError, BrokenPipeError) as error:
-            if not contestant.is_peer:
-                raise
-            self.failed[contestant.name] = str(error)
-            for worker in [worker for worker in self._workers if worker.name == contestant.name]:
+
+    @contextlib.contextmanager
+    def _left_out_if_it_stops(self, of: Contestant | Worker) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not self._line_up[of.name].is_peer:
+                raise UserError(f"{error}; --out has the rounds before it") from None
+            self.failed[of.name] = str(error)
+            for worker in [worker for worker in self._workers if worker.name == of.name]:
                 worker.close()
                 self._workers.remove(worker)
-            say(f"{contestant.name} is left out: {error}")
+            say(f"{of.name} is left out: {error}")
 
     def _timed(self, worker: Worker) -> Answer:
         """Time one text and the long prompt, between two readings of a buffer of the contestant's size."""

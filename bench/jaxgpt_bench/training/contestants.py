@@ -19,7 +19,7 @@ from jaxgpt_bench.training.variants import Variant, parse_variants
 
 PYTORCH_OPTIMIZER = "adamw"
 TUNINGS = ("plain", "tuned", "max-autotune")  # of pytorch_trainer.py
-TUNINGS_OF = {"cpu": ("plain",), "gpu": ("plain", "tuned")}  # where none is asked for
+DEFAULT_TUNINGS = ("plain", "tuned")  # where none is asked for
 
 
 def first_settings(options: TrainingOptions) -> Variant:
@@ -99,6 +99,6 @@ def line_up(
     found = [trainer("jaxgpt", devices, first, "") for devices in options.devices]
     found += [trainer("jaxgpt", options.devices[0], each, each.name) for each in others]
     if not options.alone:
-        tunings = options.pytorch or TUNINGS_OF[platform]
+        tunings = options.pytorch or DEFAULT_TUNINGS
         found += [trainer("pytorch", 1, first, "" if name == "plain" else name) for name in tunings]
     return found

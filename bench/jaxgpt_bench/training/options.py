@@ -46,7 +46,7 @@ class TrainingOptions:
         remat=true,loss_chunks=16; flash=false for XLA's attention, xla_flags=--A=1 for what is given to XLA.
         The option can be repeated.
       pytorch: how PyTorch is measured: plain, tuned (cuDNN's attention, the loss from logits as they are),
-        max-autotune (minutes of compiling); if not given, plain, and on a GPU tuned too.
+        max-autotune (minutes of compiling); if not given, plain and tuned.
       alone: leave PyTorch out.
       rounds: in each of which every trainer takes its turn.
       steps: of a turn.

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.training.devices.malloc import keep_freed_memory
 from jaxgpt_bench.training.trainer import Batch, Trainer, serve_steps
 
 ATTENTION = "causal_sdpa"
@@ -110,6 +111,8 @@ class PyTorchSteps:
 
     def __init__(self, trainer: Trainer) -> None:
         self._train, tuning = trainer.train, TUNINGS[trainer.variant or "plain"]
+        if trainer.platform == "cpu":  # as this project's trainer has it: PyTorch's buffers are as large
+            keep_freed_memory(trainer.model, trainer.train, 1)
         self._device = torch.device("cuda" if trainer.platform == "gpu" else "cpu")
         # On a GPU TensorFloat-32, as JAX does by itself; on a CPU float32 stays float32 on both sides.
         torch.set_float32_matmul_precision("high" if trainer.platform == "gpu" else "highest")

@@ -18,6 +18,7 @@ from jaxgpt.shared.config import Precision
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
+from jaxgpt.shared.machine import usable_cores
 from jaxgpt.training.devices.precision import peak_flops
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import Noise, Spread
@@ -65,7 +66,7 @@ def measure_steps(options: TrainingOptions) -> StepFigures:
     with tempfile.TemporaryDirectory(prefix="jaxgpt-bench-") as scratch:
         weights = functools.cache(lambda model: weights_file(model, Path(scratch)))
         trainers = line_up(options, variants, platform, weights)
-        turns = Turns(len(os.sched_getaffinity(0)), Path(scratch))
+        turns = Turns(usable_cores(), Path(scratch))
         try:
             return _run(options, first, trainers, turns)
         finally:

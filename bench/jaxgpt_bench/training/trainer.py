@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt_bench.common.step_rows import step_name
-from jaxgpt_bench.common.workers import serve
+from jaxgpt_bench.common.workers import HUGE_PAGES, serve
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
@@ -155,7 +155,9 @@ def environment(trainer: Trainer, threads: int, caches: Path) -> dict[str, str]:
     if trainer.xla_flags:
         found["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {trainer.xla_flags}".strip()
     if trainer.platform == "cpu":
-        return {**found, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        # This project's trainer asks for huge pages itself, where it knows what a step takes.
+        pages = HUGE_PAGES if trainer.engine == "pytorch" else {}
+        return {**found, **pages, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     for name, value in {
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",  # of a GPU; JAX stops at 0.75 by itself
         "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),

@@ -59,7 +59,7 @@ class Turns:
                 self._start(trainer)
             worker = self._alive[trainer.name] = self._alive.pop(trainer.name)
             return [worker.ask(question) for question in questions]
-        except (RuntimeError, BrokenPipeError) as error:
+        except RuntimeError as error:
             self._leave_out(trainer, error)
             return None
 
