@@ -162,6 +162,7 @@ def test_what_can_not_be_done_is_one_line(
     [
         (("--max-loss", "inf"), "--max-loss (inf)"),
         (("--max-loss", "nan"), "--max-loss (nan)"),
+        (("--max-loss", 0.001), "--max-loss is what --method auto chooses by"),
         (("--high-precision-layers", 1000), "nothing to round"),
     ],
 )

@@ -379,3 +379,12 @@ def test_a_forked_process_gets_threads_of_its_own(pairs: Artifact) -> None:
         check=False,
     )
     assert done.stdout.strip() == "0", done.stderr
+
+
+def test_no_random_number_draws_what_min_p_leaves_out(pairs: Artifact) -> None:
+    """Close to 1 its product with the kept weights rounds to their sum."""
+    session, draws = NativeSession(NativeModel(pairs, 1)), 2000
+    logits = np.random.default_rng(2).normal(0, 1.5, (draws, 300)).astype(np.float32)
+    drawn = session.draw(logits, [Sampling(1.0, min_p=0.05)] * draws, [1 - 2.0**-53] * draws)
+    weights = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    assert min(weights[row, token] for row, token in enumerate(drawn)) >= 0.05

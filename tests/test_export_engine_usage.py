@@ -1,11 +1,12 @@
 """The native engine as it is used: by `generate`, by a variable, by files of prompts; and what it needs."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import jaxgpt_export.native.library
 import pytest
-from conftest import Command, assert_one_line_error
+from conftest import Command, assert_one_line_error, python
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.native.bandwidth import read_bandwidth
 from jaxgpt_export.native.library import instruction_sets
@@ -92,15 +93,53 @@ def test_prompts_of_a_file_come_back_in_order(command: Command, int8_dynamic: Pa
     assert result[1] == ""
 
 
+@pytest.mark.parametrize("what", ["generate", "gguf", "program"])
 def test_an_altered_file_is_refused_before_anything_runs(
-    command: Command, int8_dynamic: Path, tmp_path: Path
+    command: Command, fp32: Path, tmp_path: Path, what: str
 ) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
-    for file in int8_dynamic.iterdir():
+    for file in fp32.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     content = bytearray((copy / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "model.safetensors").write_bytes(content)
-    result = command("jaxgpt-export", "generate", "--artifact", copy, "--max-new-tokens", 2)
+    out = {"gguf": tmp_path / "out.gguf", "program": tmp_path / "out.pt2"}.get(what)
+    more = ("--max-new-tokens", 2) if out is None else ("--out", out)
+    result = command("jaxgpt-export", what, "--artifact", copy, *more)
     assert_one_line_error(result, "model.safetensors changed since certificate.json was written")
+    assert out is None or not out.exists()
+
+
+FORKED = """
+import gc, os, signal
+from jaxgpt_export.llm import LLM
+first = LLM.load({artifact!r}, threads=2)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    second = LLM.load({artifact!r}, threads=2)
+    del first
+    gc.collect()
+    print(second.generate("a", max_new_tokens=2, temperature=0) is not None, flush=True)
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="one core: no threads beside the caller")
+def test_a_forked_process_lets_an_inherited_model_go(int8_dynamic: Path) -> None:
+    """It has none of the threads that the model's freeing would wait for."""
+    line, environment = python(FORKED.format(artifact=str(int8_dynamic)))
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_packing_leaves_edited_tensors_as_they_are(int8_dynamic: Path) -> None:
+    """Mapped memory that was written and is given back has the file's content again."""
+    artifact = read_artifact(int8_dynamic)
+    artifact.tensors["h.0.ln_1.bias"][:] = 2.0
+    artifact.tensors["wte.weight"][:] = 1
+    NativeModel(artifact, 1)
+    assert (artifact.tensors["wte.weight"] == 1).all()
+    assert (artifact.tensors["h.0.ln_1.bias"] == 2.0).all()

@@ -127,6 +127,11 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(command: Command, int8_dynam
         (("--temperature", -1), "temperature (-1.0)"),
         (("--top-p", 2), "top_p (2.0)"),
         (("--threads", -2), "threads (-2)"),
+        (("--prompt", "a", "--prompts", "no.jsonl"), "--prompt and --prompts are both given"),
+        (("--prompts", "no.jsonl", "--draft-tokens", 4), "--draft-tokens is for --prompt"),
+        (("--engine", "torch", "--draft-tokens", 4), "--draft-tokens is for the native engine"),
+        (("--engine", "torch", "--kv-cache", "int8"), "kv_cache int8 is the native engine's"),
+        (("--batch", 2), "--batch is of the prompts of a file"),
     ],
 )
 def test_bad_requests_are_one_line(command: Command, fp32: Path, more: tuple[object, ...], part: str) -> None:

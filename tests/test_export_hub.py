@@ -20,6 +20,7 @@ from small_hub import Model, SmallHub, small_hub
 from test_export_import import gpt2, save
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 
 pytest.importorskip("transformers")
@@ -302,3 +303,16 @@ def test_an_artifact_of_the_cache_that_was_altered_is_refused(
     )
     assert done.returncode == 1
     assert "UserError" in done.stderr.splitlines()[-1]
+    assert "refresh=True makes it anew" in done.stderr.splitlines()[-1]
+    home = next((tmp_path / "cache").rglob("refs")).parent
+    (home / ".tmp-of-a-killed-process").mkdir()
+    again = load(hub, tmp_path, "some/gpt2", refresh=True)
+    assert {**again, "folder": "", "torch": True} == {**loaded[1], "folder": "", "torch": True}
+    assert not list(home.glob(".tmp-*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_name_that_is_none_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder some/typo is here, and as a model of the hub"):
+        load_pretrained("some/typo", "fp32")
+    assert not list((tmp_path / "cache").rglob("*typo*"))

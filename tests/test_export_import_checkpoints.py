@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import transformers
 from conftest import Command, assert_one_line_error, rows
 from jaxgpt_export.interchange.weights.inert_pickle import StandIn, attributes, load_inert
 from jaxgpt_export.interchange.weights.nanogpt_checkpoint import read_nanogpt
+from jaxgpt_export.interchange.weights.weight_files import read_weights
 from jaxgpt_export.model.build import load
 from torch import Tensor
 
@@ -133,6 +135,46 @@ def test_what_would_run_code_is_named_and_does_not_run(
     torch.save({"model": state, "model_args": "n_head=4"}, "c.pt")
     with pytest.raises(UserError, match="model_args is 'n_head=4', expected names and values"):
         read_nanogpt(Path("c.pt"), tokenizer, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: tensor.to("meta"), "on meta"),
+        (lambda tensor: tensor.to_sparse(), "layout torch.sparse_coo"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "qint8"),
+        (lambda tensor: tensor.to(torch.complex64), "complex64"),
+    ],
+    ids=["meta", "sparse", "quantized", "complex"],
+)
+def test_tensors_that_are_no_plain_numbers_are_named(
+    state: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    change: Callable[[Tensor], Tensor],
+    said: str,
+) -> None:
+    name = "transformer.h.0.attn.c_attn.weight"
+    torch.save({"model": {**state, name: change(state[name])}, "model_args": ARGS}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=f"{name} is .*{said}.*expected plain numbers"):
+        read_nanogpt(tmp_path / "c.pt", tokenizer, None)
+
+
+def test_tensors_where_settings_should_be_are_one_line(
+    state: dict[str, Tensor], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    torch.save({"model": state, "model_args": torch.ones(3)}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"c\.pt is damaged"):
+        read_nanogpt(tmp_path / "c.pt", tokenizer, None)
+
+
+def test_a_damaged_name_of_a_class_is_one_line(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"model": state}, tmp_path / "c.pt")
+    content = (tmp_path / "c.pt").read_bytes()
+    assert b"FloatStorage" in content
+    (tmp_path / "c.pt").write_bytes(content.replace(b"FloatStorage", b"FloatStorbge"))
+    with pytest.raises(UserError, match="can't be read as tensors and plain values"):
+        read_weights(tmp_path / "c.pt")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod."])

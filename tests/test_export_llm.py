@@ -195,7 +195,9 @@ def test_a_folder_takes_neither_method_nor_refresh(
         LLM.load(name, method="int8-dynamic")
 
 
-def test_pickled_it_is_loaded_from_its_folder_again(int8_dynamic: Path, tmp_path: Path) -> None:
+def test_pickled_it_is_loaded_from_its_folder_again(
+    int8_dynamic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(int8_dynamic, tmp_path / "a")
     llm = LLM.load(tmp_path / "a", threads=1, kv_cache="fp32")
     pickled = pickle.dumps(llm)
@@ -204,6 +206,10 @@ def test_pickled_it_is_loaded_from_its_folder_again(int8_dynamic: Path, tmp_path
     assert (again.engine, again.folder) == (llm.engine, llm.folder)
     arguments = {"max_new_tokens": 8, "temperature": 0.0}
     assert again.generate(PROMPT, **arguments) == llm.generate(PROMPT, **arguments)
+    monkeypatch.chdir(tmp_path)
+    beside = LLM.load("a", threads=1)
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickle.dumps(beside)).folder == tmp_path / "a"
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(UserError, match=r"artifact folder .*/a is missing"):
         pickle.loads(pickled)
@@ -219,7 +225,8 @@ def test_an_unknown_engine_or_cache_is_one_line(int8_dynamic: Path) -> None:
     """In a process of its own: here the types of all arguments are checked before."""
     code = f"""
 from jaxgpt_export.llm import LLM
-for settings in ({{"engine": "natve"}}, {{"kv_cache": "fp8"}}, {{"threads": -1}}):
+for settings in ({{"engine": "natve"}}, {{"kv_cache": "fp8"}}, {{"threads": -1}}, {{"threads": "2"}},
+                 {{"threads": None}}, {{"threads": 1.5}}, {{"engine": None}}, {{"kv_cache": 16}}):
     try:
         LLM.load({str(int8_dynamic)!r}, **settings)
     except ValueError as error:
@@ -227,10 +234,12 @@ for settings in ({{"engine": "natve"}}, {{"kv_cache": "fp8"}}, {{"threads": -1}}
 """
     line, environment = python(code)
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
-    first, second, third = done.stdout.splitlines()
+    first, second, third, *others = done.stdout.splitlines()
     assert first.startswith("UserError engine 'natve' is unknown; did you mean native")
     assert second.startswith("UserError kv_cache 'fp8' is unknown; did you mean fp")
     assert third.startswith("UserError threads (-1)")
+    assert len(others) == 5
+    assert all(line.startswith("UserError ") for line in others)
 
 
 @needs_engine

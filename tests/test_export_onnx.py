@@ -238,20 +238,22 @@ def test_what_the_graph_does_not_compute_is_refused_in_a_line(
     command: Command, tied: Path, int8_dynamic: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    odd = write(tmp_path / "odd", dataclasses.replace(CONFIG, n_embd=24))
+    odd = write(tmp_path / "odd", dataclasses.replace(CONFIG, n_embd=24, n_head=3))
+    narrow = write(tmp_path / "narrow", dataclasses.replace(CONFIG, n_embd=48, n_head=4))
     rotary = write(tmp_path / "rotary", dataclasses.replace(CONFIG, positions="rotary"))
     assert_one_line_error(
         command(*call(int8_dynamic, out)), "is int8-dynamic; onnx takes the float32 artifact"
     )
     assert_one_line_error(command(*call(rotary, out)), "has rotary positions", "jaxgpt-export program")
     assert_one_line_error(command(*call(odd, out, "int4-weight-only")), "n_embd (24) must be divisible by 16")
+    assert_one_line_error(command(*call(narrow, out)), "heads of 12 channels", "multiples of 8")
     assert_one_line_error(command(*call(tmp_path / "none", out)), "none is missing")
     assert not out.exists()
     out.mkdir()
     (out / "notes.txt").touch()
     assert_one_line_error(command(*call(tied, out)), f"{out} exists")
     assert_one_line_error(command(*call(tied, out), "--overwrite"), "holds no model.onnx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["odd", "out", "rotary"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["narrow", "odd", "out", "rotary"]
 
 
 def test_a_probe_that_was_changed_or_lost_is_refused(command: Command, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from jaxgpt_export.parity import (
     open_model,
 )
 from jaxgpt_export.parity.layers import layer_errors
+from jaxgpt_export.pytest_plugin import _block_size
 from safetensors.torch import load_file, save_file
 
 from jaxgpt.shared.dataset import open_dataset, windows
@@ -183,6 +185,15 @@ def test_the_plugin_holds_a_user_s_artifact_to_a_bound_and_names_what_broke_it(
     without = users_pytest(tmp_path)
     assert without.returncode == 0
     assert "give --parity-reference" in without.stdout
+
+
+def test_the_plugin_knows_every_name_of_a_context(tmp_path: Path) -> None:
+    for name in ("n_positions", "max_position_embeddings", "block_size"):
+        (tmp_path / "config.json").write_text(json.dumps({name: 64}))
+        assert _block_size(tmp_path) == 64
+    (tmp_path / "config.json").write_text('{"n_positions": null}')
+    with pytest.raises(UserError, match="it tells no context"):
+        _block_size(tmp_path)
 
 
 def test_compare_shows_both_and_gates(command: Command, run: Path, int8_dynamic: Path, data: Path) -> None:

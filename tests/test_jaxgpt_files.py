@@ -1,8 +1,10 @@
 import errno
+import fcntl
 import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import python
@@ -16,6 +18,7 @@ from jaxgpt.shared.files import (
     lock,
     new_file,
     new_folder,
+    only_writer,
     prepare_output_file,
     read_json,
     write_atomic,
@@ -169,6 +172,53 @@ def test_a_lock_is_held_until_its_block_ends(tmp_path: Path) -> None:
         raise AssertionError("a second one took it")
     with lock(path, "busy here"):
         pass
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last holder removes the file between our opening and our locking it."""
+    path, flock, held = tmp_path / ".lock", fcntl.flock, []
+
+    def remove_first(file: Any, how: int) -> None:
+        if not held:
+            path.unlink()
+        held.append(1)
+        flock(file, how)
+
+    monkeypatch.setattr("jaxgpt.shared.files.fcntl.flock", remove_first)
+    with lock(path, "busy here"):
+        assert len(held) == 2
+        assert path.exists()
+
+
+def test_what_the_holder_of_a_lock_writes_is_no_leftover_whatever_its_process_s_number(
+    tmp_path: Path,
+) -> None:
+    """In another container its number is nobody's here, or ours."""
+    target = tmp_path / "out"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with only_writer(target):
+        for pid in (gone.pid, os.getpid()):
+            (tmp_path / f".out.tmp-{pid}").mkdir()
+        with pytest.raises(UserError, match="another process writes"), only_writer(target):
+            pass
+        check_replaceable(target, True, "m")
+        assert len(list(tmp_path.glob(".out.tmp-[0-9]*"))) == 2
+    check_replaceable(target, True, "m")
+    assert not list(tmp_path.glob(".out.tmp-*"))
+
+
+def test_leftovers_are_those_of_the_very_name(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    other, own = tmp_path / f".model1.tmp-{gone.pid}-old", tmp_path / f".model[1].tmp-{gone.pid}"
+    other.mkdir()
+    own.mkdir()
+    check_replaceable(tmp_path / "model[1]", True, "m")
+    assert other.exists()
+    assert not own.exists()
 
 
 def test_tensors_that_the_system_cannot_write_are_an_error_of_the_system_with_their_path(

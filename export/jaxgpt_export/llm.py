@@ -15,7 +15,14 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-from jaxgpt.generation.generate import DRAFT_TOKENS, Request, decode_steps, generate, generate_many
+from jaxgpt.generation.generate import (
+    DRAFT_TOKENS,
+    SIDE_BY_SIDE,
+    Request,
+    decode_steps,
+    generate,
+    generate_many,
+)
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.scoring import log_probabilities
 from jaxgpt.generation.session import ScoringSession
@@ -24,10 +31,15 @@ from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
-from jaxgpt_export.generation.open_session import CacheOption, Engine, OpenModel, choose_threads, open_model
+from jaxgpt_export.generation.open_session import (
+    CacheOption,
+    Engine,
+    OpenModel,
+    check_choices,
+    choose_threads,
+    open_model,
+)
 from jaxgpt_export.pretrained import DEFAULT_METHOD, load_pretrained, names_hub_model
-
-SIDE_BY_SIDE = 8  # texts of a list that are generated at once
 
 
 class LLM:
@@ -50,6 +62,7 @@ class LLM:
         self.engine = model.engine
         self.context_tokens = artifact.config.block_size
         self.folder = artifact.folder
+        self._lies_in = artifact.folder.absolute()  # whatever folder is the current one later
         self._model = model
         self._session = model.new_session(1)
         self._turn = threading.Lock()
@@ -84,6 +97,7 @@ class LLM:
             line that says what to do.
         """
         threads = choose_threads(threads)
+        check_choices(engine, kv_cache)
         _require_source(source)
         if not str(source):
             raise UserError("the source of a model is empty; give an artifact folder, or a name of the hub")
@@ -96,7 +110,7 @@ class LLM:
                     f"{folder} is a folder here; method and refresh are for models of the hub: leave them "
                     f"out, or write hub:{source} for the model of that name"
                 )
-        artifact = read_certified_artifact(folder)
+        artifact = _read(folder, str(source))
         llm = cls(artifact, artifact.tokenizer(), open_model(artifact, engine, threads, kv_cache))
         artifact.tensors.clear()  # what runs has its own copy
         llm._settings = {"engine": engine, "threads": threads, "kv_cache": kv_cache}
@@ -104,7 +118,7 @@ class LLM:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Say how another process makes the same: what computes can't be copied into it."""
-        return _load_again, (str(self.folder.absolute()), self._settings)
+        return _load_again, (str(self._lies_in), self._settings)
 
     def __repr__(self) -> str:
         return f"LLM({str(self.folder)!r}, {self.kind}, {self.engine})"
@@ -264,6 +278,18 @@ def _load_again(folder: str, settings: dict[str, Any]) -> LLM:
     """Load what was pickled; UserError where its folder is not there."""
     threads = min(settings.get("threads", 0), choose_threads(0))  # fewer cores may be here
     return LLM.load(folder, **{**settings, "threads": threads})
+
+
+def _read(folder: Path, source: str) -> Artifact:
+    """Read an artifact; UserError with what helps, of one in the cache too."""
+    try:
+        return read_certified_artifact(folder)
+    except UserError as error:
+        if str(folder) == source or not names_hub_model(source):
+            raise
+        raise UserError(
+            f"what the cache has of {source} can't be used ({error}); refresh=True makes it anew"
+        ) from None
 
 
 def _require_source(source: object) -> None:

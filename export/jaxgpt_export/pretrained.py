@@ -10,6 +10,7 @@ What is kept lies in the user's cache folder (JAXGPT_CACHE, else ~/.cache/jaxgpt
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import wait_for_lock, write_atomic
 from jaxgpt.shared.machine import user_cache_folder
 
+from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt_export.interchange.hub import COMMIT, NAME, PREFIX, fetch, parse_name
 
 DEFAULT_METHOD = "int8-dynamic"
@@ -57,11 +59,16 @@ def load_pretrained(source: str, method: str = DEFAULT_METHOD, refresh: bool = F
     known = None if refresh else _known(home, revision, method)
     if known is not None:
         return known
-    with _saying_where(home, source), _saying_that_no_folder_is_here(source):
+    with _saying_where(home), _saying_that_no_folder_is_here(source), _saying_what_is_missing(source):
         (home / "refs").mkdir(parents=True, exist_ok=True)
-        with wait_for_lock(home / ".lock", lambda: say(f"another process is loading {name}; waiting for it")):
-            known = None if refresh else _known(home, revision, method)
-            return _make(home, name, revision, method) if known is None else known
+        try:
+            waiting = f"another process is loading {name}; waiting for it"
+            with wait_for_lock(home / ".lock", lambda: say(waiting)):
+                known = None if refresh else _known(home, revision, method)
+                return _make(home, name, revision, method) if known is None else known
+        except BaseException:
+            _remove_empty(home)
+            raise
 
 
 def _known(home: Path, revision: str, method: str) -> Path | None:
@@ -86,9 +93,12 @@ def _make(home: Path, name: str, revision: str, method: str) -> Path:
     from jaxgpt_export.interchange.import_hf import import_folder
     from jaxgpt_export.quantize.command import QuantizeOptions, quantize
 
+    for leftover in home.glob(".tmp-*"):  # of a process that was killed: only who holds the lock makes one
+        shutil.rmtree(leftover, ignore_errors=True)
     model, source = fetch(name, revision, _last_commit(home, revision))
     folder = home / model.commit / method
-    if not (folder / "certificate.json").is_file():
+    if not _is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=home) as scratch:
             out = folder if method == FLOAT else Path(scratch) / FLOAT
             done = import_folder(source, out, hub=model)
@@ -98,6 +108,26 @@ def _make(home: Path, name: str, revision: str, method: str) -> Path:
             raise UserError(f"{name} was not loaded: what this program computes of it differs (see above)")
     write_atomic(home / "refs" / quote(revision, safe=""), model.commit + "\n")
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an artifact is there and is what its certificate was made for; says so where it is not."""
+    if not (folder / "certificate.json").is_file():
+        return False
+    try:
+        read_certified_artifact(folder)
+    except UserError as error:
+        say(f"{folder} is made again: {error}")
+        return False
+    return True
+
+
+def _remove_empty(home: Path) -> None:
+    """Remove the folders of a model of which nothing was loaded."""
+    with contextlib.suppress(OSError):  # something is there
+        (home / "refs").rmdir()
+        (home / ".lock").unlink()
+        home.rmdir()
 
 
 @contextlib.contextmanager
@@ -112,16 +142,23 @@ def _saying_that_no_folder_is_here(source: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _saying_where(home: Path, source: str) -> Iterator[None]:
-    """Turn what the system says of the cache folder, and missing packages, into one line."""
+def _saying_where(home: Path) -> Iterator[None]:
+    """Turn what the system says of the cache folder into one line."""
     try:
         yield
     except OSError as error:
         where = error.filename or home
         raise UserError(
-            f"{source} can't be kept in the cache: {where}: {error.strerror or error}; free space there, or "
+            f"a model can't be kept in the cache: {where}: {error.strerror or error}; free space there, or "
             "set JAXGPT_CACHE (and HF_HOME, the hub's own cache) to another folder"
         ) from None
+
+
+@contextlib.contextmanager
+def _saying_what_is_missing(source: str) -> Iterator[None]:
+    """Turn a missing package into one line."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise UserError(
             f"{source} is not in the cache yet, and to download and convert it {error.name} is needed; "

@@ -93,8 +93,14 @@ def parity_tokens(pytestconfig: pytest.Config) -> "Tensor":
 
 def _block_size(folder: Path) -> int:
     """Return the context of a model folder of any kind."""
+    from jaxgpt.shared.errors import damaged
     from jaxgpt.shared.files import read_json
+    from jaxgpt.shared.huggingface import ALIASES
 
-    value = read_json(folder / "config.json", "model configuration")
-    model = value.get("model", value)
-    return int(model.get("block_size", model.get("n_positions")))
+    path = folder / "config.json"
+    value = read_json(path, "model configuration")
+    with damaged(path, "it tells no context; give a run, an artifact, or a Hugging Face folder"):
+        model = value.get("model", value)
+        aliases = (alias for alias, name in ALIASES.items() if name == "n_positions")
+        names = ("block_size", "n_positions", *aliases)
+        return int(next(model[name] for name in names if name in model))

@@ -12,6 +12,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 
 DRAFT_TOKENS = 8  # drafted at most by prompt lookup, unless told otherwise
+SIDE_BY_SIDE = 8  # texts of a list that are generated at once, unless told otherwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ command that writes to the same target.
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -96,12 +97,28 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
     Raises:
       UserError: another process holds it.
     """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(refusal) from None
-        yield
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(refusal) from None
+            if not _is_still(file.fileno(), path):  # its last holder removed it since: another may lock anew
+                continue
+            yield
+            return
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether a path still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp-lock")
 
 
 @contextlib.contextmanager
@@ -117,7 +134,7 @@ def only_writer(target: Path) -> Iterator[None]:
     target = target.absolute()
     check_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.with_name(f".{target.name}.tmp-lock")
+    path = _lock_of(target)
     with lock(path, f"another process writes {target}; wait for it, or choose another --out"):
         try:
             yield
@@ -372,9 +389,13 @@ def as_path(value: object, what: str) -> Path:
 def remove_leftovers(target: Path) -> None:
     """Remove temporary files and folders for `target` whose process is gone.
 
-    A replaced folder that has no successor, because the process died between two renames, comes back.
+    A replaced folder that has no successor, because the process died between two renames, comes back. Nothing
+    is removed while somebody holds the target's lock: in another container its process has a number that is
+    nobody's here, or ours.
     """
-    for leftover in sorted(target.parent.glob(f".{target.name}.tmp-*")):
+    if _is_locked(_lock_of(target)):
+        return
+    for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.tmp-*")):
         pid, _, old = leftover.name.rpartition(".tmp-")[2].partition("-")
         if not pid.isdigit() or (int(pid) != os.getpid() and _is_alive(int(pid))):
             continue
@@ -384,6 +405,18 @@ def remove_leftovers(target: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds a lock, this one included."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _temporary(target: Path) -> Path:

@@ -116,8 +116,8 @@ def write_tensor_file(path: Path, arrays: Mapping[str, Array]) -> None:
 def release_pages(arrays: Iterable[Array]) -> None:
     """Give the memory of mapped arrays back to the system; reading them brings it back from the file.
 
-    Packed weights and the file's pages together would take an artifact's size twice. Arrays that are not
-    mapped from a file are left alone.
+    Packed weights and the file's pages together would take an artifact's size twice. What was written to the
+    arrays is lost. Arrays that are not mapped from a file are left alone.
     """
     for array in arrays:
         base: Any = array

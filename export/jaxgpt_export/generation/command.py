@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxgpt.generation.generate import DRAFT_TOKENS, PromptOptions, generate_shown
+from jaxgpt.generation.generate import DRAFT_TOKENS, SIDE_BY_SIDE, PromptOptions, generate_shown
 from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
@@ -38,11 +38,11 @@ class GenerateOptions(PromptOptions):
       kv_cache: what keys and values are kept as; auto: fp16, or fp32 beside float32 weights. The PyTorch
         module rounds them to float16 where its inputs are rounded to 8 bits (so both give the same text),
         else it keeps float32.
-      draft_tokens: tokens that the native engine drafts at most where the text repeats itself (prompt
-        lookup); the text is the same without (0).
+      draft_tokens: tokens that the native engine drafts at most where the text of --prompt repeats itself
+        (prompt lookup), 8 unless given; the text is the same without (0).
       prompts: a .jsonl file, each line {"prompt": ...} with its own max_new_tokens and seed if it has them;
         prints one JSON line a prompt, in order.
-      batch: prompts of a file that are generated side by side.
+      batch: prompts of a file that are generated side by side, 8 unless given; the PyTorch module takes one.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"--guess": "--draft-tokens"}
@@ -51,16 +51,15 @@ class GenerateOptions(PromptOptions):
     engine: Engine = "auto"
     threads: int = 0
     kv_cache: CacheOption = "auto"
-    draft_tokens: int = DRAFT_TOKENS
+    draft_tokens: int | None = None
     prompts: Path | None = None
-    batch: int = 8
+    batch: int | None = None
 
 
 def run(options: GenerateOptions) -> Result:
     """Run `jaxgpt-export generate`."""
     options.sampling()  # a bad value is said before anything is loaded
-    if options.draft_tokens < 0 or options.batch < 1:
-        raise UserError("--draft-tokens must not be negative, --batch must be at least 1")
+    _check(options)
     requests = None if options.prompts is None else read_prompts(options.prompts, options)
     terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     asks = options.prompt is None and requests is None and not options.json and terminal
@@ -68,7 +67,7 @@ def run(options: GenerateOptions) -> Result:
     threads = choose_threads(options.threads)
     artifact = read_certified_artifact(options.artifact)
     tokenizer = artifact.tokenizer()
-    slots = 1 if requests is None else min(options.batch, len(requests))
+    slots = 1 if requests is None else min(options.batch or SIDE_BY_SIDE, len(requests))
     session, name = open_session(artifact, options.engine, threads, options.kv_cache, slots)
     artifact.tensors.clear()  # whatever runs has its own copy
     if requests is not None:
@@ -80,11 +79,26 @@ def run(options: GenerateOptions) -> Result:
     return Result({"kind": artifact.kind, "engine": name, **figures})
 
 
+def _check(options: GenerateOptions) -> None:
+    """Raise UserError for options that can't be meant, or would do nothing."""
+    if (options.draft_tokens or 0) < 0 or (options.batch is not None and options.batch < 1):
+        raise UserError("--draft-tokens must not be negative, --batch must be at least 1")
+    if options.prompts is not None and options.prompt is not None:
+        raise UserError("--prompt and --prompts are both given; leave one out")
+    if options.prompts is not None and options.draft_tokens:
+        raise UserError("--draft-tokens is for --prompt: prompts of a file share their steps, without drafts")
+    if options.engine == "torch" and options.draft_tokens:
+        raise UserError("--draft-tokens is for the native engine; leave it out, or --engine torch")
+    if options.batch is not None and options.prompts is None:
+        raise UserError("--batch is of the prompts of a file; give --prompts FILE.jsonl")
+
+
 def _one(
     session: Session, tokenizer: Tokenizer, options: GenerateOptions, prompt: str, title: str
 ) -> dict[str, Any]:
     """Continue a prompt on stdout and say how it went; return its figures."""
-    done = generate_shown(session, tokenizer, options, prompt, options.draft_tokens)
+    drafted = DRAFT_TOKENS if options.draft_tokens is None else options.draft_tokens
+    done = generate_shown(session, tokenizer, options, prompt, drafted)
     rate = (len(done.tokens) - 1) / done.decode_s if len(done.tokens) > 1 else None
     speed = f", {rate:.1f} tokens/s" if rate else ""
     ahead = f", {done.accepted} of {done.guessed} draft tokens were accepted" if done.guessed else ""

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal, get_args
 
+from jaxgpt.generation.sampling import require_number
 from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, nearest
@@ -26,12 +27,27 @@ def choose_threads(count: int) -> int:
     Raises:
       UserError: there are not so many cores.
     """
+    require_number("threads", count, whole=True)
     cores = usable_cores()
     if not 0 <= count <= cores:
         raise UserError(
             f"threads ({count}) must lie in 0 (all) to {cores}, the cores that this process may use"
         )
     return count or cores
+
+
+def check_choices(engine: object, cache: object) -> None:
+    """Raise UserError for an engine or a cache that there is not, or that do not go together."""
+    for name, value, known in (
+        ("engine", engine, get_args(Engine)),
+        ("kv_cache", cache, get_args(CacheOption)),
+    ):
+        if value not in known:
+            raise UserError(f"{name} {value!r} is unknown; {nearest(str(value), known)}")
+    if (engine, cache) == ("torch", "int8"):
+        raise UserError(
+            "kv_cache int8 is the native engine's: the PyTorch module keeps keys and values as fp32 or fp16"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +72,7 @@ def open_model(artifact: Artifact, engine: str, threads: int, cache: CacheOption
     """Bring an artifact's weights into the form in which they are computed with.
 
     Args:
-      artifact: that was read; its tensors may be dropped afterwards.
+      artifact: that was read; its tensors are to be dropped afterwards: edits of them are lost.
       engine: "native", "torch", or "auto": native where it can, else the module, which is said.
       threads: that compute.
       cache: what the native engine keeps keys and values as; "auto" is fp16, or fp32 where all weights are
@@ -65,16 +81,11 @@ def open_model(artifact: Artifact, engine: str, threads: int, cache: CacheOption
     Raises:
       UserError: "native" was asked for and cannot be.
     """
-    for name, value, known in (
-        ("engine", engine, get_args(Engine)),
-        ("kv_cache", cache, get_args(CacheOption)),
-    ):
-        if value not in known:
-            raise UserError(f"{name} {value!r} is unknown; {nearest(value, known)}")
+    check_choices(engine, cache)
     kept_as = default_cache(artifact) if cache == "auto" else cache
     reason = unsupported_reason(artifact) if engine == "auto" else None
     if engine != "torch" and reason is None:
-        model = NativeModel(artifact, threads)
+        model = NativeModel(artifact, threads, release=True)
         return OpenModel(f"jaxgpt-native ({model.isa})", lambda slots: NativeSession(model, slots, kept_as))
     if reason is not None:
         say(f"the PyTorch module runs, which is slower; not the native engine, because {reason}")

@@ -21,7 +21,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_new_file, new_file
 from jaxgpt.shared.tokenizer import Tokenizer
 
-from jaxgpt_export.format.artifact import Artifact, read_artifact
+from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
 
 FileType = Literal["f32", "f16", "q8_0"]
 Q8_0_BLOCK = 32
@@ -49,7 +49,7 @@ class GgufOptions:
 def gguf_command(options: GgufOptions) -> Result:
     """Run `jaxgpt-export gguf`."""
     check_new_file(options.out, options.overwrite, ".gguf")
-    artifact = read_artifact(options.artifact)
+    artifact = read_certified_artifact(options.artifact)
     _check(artifact, options.type)
     tokenizer = artifact.tokenizer()
     with new_file(options.out) as path:

@@ -42,13 +42,13 @@ def program_command(options: ProgramOptions) -> Result:
     import numpy as np
     import torch
 
-    from jaxgpt_export.format.artifact import read_artifact
+    from jaxgpt_export.format.artifact import read_certified_artifact
     from jaxgpt_export.format.probe import read_probe
     from jaxgpt_export.interchange.torch_export import exported, largest_difference
     from jaxgpt_export.model.build import build_model
 
     check_new_file(options.out, options.overwrite, ".pt2")
-    artifact = read_artifact(options.artifact)
+    artifact = read_certified_artifact(options.artifact)
     probe = read_probe(artifact)
     model = build_model(artifact)
     weights = artifact.folder / "model.safetensors"

@@ -56,6 +56,12 @@ def unsupported_reason(artifact: Artifact) -> str | None:
 class NativeModel:
     """The packed weights of an artifact and the threads that multiply with them.
 
+    Args:
+      artifact: that is packed.
+      threads: that compute; 0 takes all cores that this process may use.
+      isa: the instruction set; None takes JAXGPT_ISA's, or the best.
+      release: give the artifact's mapped memory back as it is packed; edits of its tensors are lost then.
+
     Attributes:
       config: shape.
       isa: the instruction set that is used.
@@ -66,7 +72,9 @@ class NativeModel:
         of range.
     """
 
-    def __init__(self, artifact: Artifact, threads: int = 0, isa: str | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, threads: int = 0, isa: str | None = None, *, release: bool = False
+    ) -> None:
         reason = unsupported_reason(artifact)
         if reason is not None:
             raise UserError(f"{artifact.folder}: the native engine cannot run it: {reason}")
@@ -95,11 +103,11 @@ class NativeModel:
             "jaxgpt_model_new", ctypes.byref(shape), name, threads or most, ctypes.byref(self._handle)
         )
         free_with(self, engine_library().jaxgpt_model_free, self._handle)
-        self._fill(artifact)
+        self._fill(artifact, release)
         self.isa: str = engine_library().jaxgpt_model_isa(self._handle).decode()
         self.bytes_per_token: int = engine_library().jaxgpt_model_bytes(self._handle)
 
-    def _fill(self, artifact: Artifact) -> None:
+    def _fill(self, artifact: Artifact, release: bool) -> None:
         tensors, config, handle = artifact.tensors, artifact.config, self._handle
         for block in range(config.n_layer):
             for number, name in enumerate(BLOCK_NORMS):
@@ -107,7 +115,8 @@ class NativeModel:
             for number, name in enumerate(BLOCK_LINEARS):
                 linear = _linear(f"h.{block}.{name}", artifact)
                 call_engine("jaxgpt_model_set_linear", handle, number, block, ctypes.byref(linear))
-            release_pages(tensor for name, tensor in tensors.items() if name.startswith(f"h.{block}."))
+            if release:
+                release_pages(tensor for name, tensor in tensors.items() if name.startswith(f"h.{block}."))
         self._set_norm(tensors, "ln_f", LAST_NORM, 0)
         head = _linear(HEAD, artifact)
         call_engine("jaxgpt_model_set_head", handle, ctypes.byref(head))
@@ -120,7 +129,8 @@ class NativeModel:
         else:
             self._set_rows("jaxgpt_model_set_positions", tensors, "wpe")
         call_engine("jaxgpt_model_ready", handle)
-        release_pages(tensors.values())
+        if release:
+            release_pages(tensors.values())
 
     def _set_norm(self, tensors: Arrays, name: str, number: int, block: int) -> None:
         gain, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
 QUALITY_TOKENS = 16_384  # of the validation split, for the certificate
+MAX_LOSS = 0.002  # nats that auto may add, unless told otherwise
 SLOWER = 0.95  # times float's speed; short trials on shared machines do not tell less apart
 
 
@@ -48,7 +49,7 @@ class QuantizeOptions:
       data: dataset folder: its training split calibrates, its validation split measures the cost in loss.
         Only fp16 and int8-static-qat, and int8-dynamic and int8-weight-only, which are then neither
         smoothed nor rounded by GPTQ, do without.
-      max_loss: for auto: how much the validation loss may rise, nats.
+      max_loss: for auto: how much the validation loss may rise, nats; 0.002 unless given.
       observer: take this candidate instead of the one nearest to float: plain or smoothed (int8-dynamic),
         min-max, clipped or clipped-smoothed (int8-static), gptq or nearest (4 bits),
         nearest (int8-weight-only).
@@ -65,7 +66,7 @@ class QuantizeOptions:
     method: str
     out: Path
     data: Path | None = None
-    max_loss: float = 0.002
+    max_loss: float | None = None
     observer: str | None = None
     high_precision_layers: int = 0
     sensitivity: bool = False
@@ -129,8 +130,13 @@ def _check(options: QuantizeOptions) -> None:
         find_method(options.method)
     if options.high_precision_layers < 0:
         raise UserError(f"--high-precision-layers ({options.high_precision_layers}) must be 0 or more")
-    if not 0 <= options.max_loss < math.inf:
+    if options.max_loss is not None and not 0 <= options.max_loss < math.inf:
         raise UserError(f"--max-loss ({options.max_loss}) must be a finite number, 0 or more")
+    if options.max_loss is not None and options.method != "auto":
+        raise UserError(
+            f"--max-loss is what --method auto chooses by, and {options.method} is made whatever it costs: "
+            "leave it out, and see `jaxgpt-export compare --max-loss-increase`"
+        )
     if options.high_precision_layers and options.data is None:
         raise UserError("--high-precision-layers ranks layers on text: give --data, the data set of the run")
     if options.sensitivity and options.data is None:
@@ -208,13 +214,12 @@ def _choose(
             "--high-precision-layers goes with a method; auto keeps layers by itself where no method is good "
             "enough"
         )
-    found, rows = choose(
-        quantizer, lambda model: _quality(quantizer.reference, model, dataset), options.max_loss
-    )
+    bound = MAX_LOSS if options.max_loss is None else options.max_loss
+    found, rows = choose(quantizer, lambda model: _quality(quantizer.reference, model, dataset), bound)
     stderr.print(choice_table(rows))
-    figures: dict[str, Any] = {"max_loss": options.max_loss, "tried": rows}
+    figures: dict[str, Any] = {"max_loss": bound, "tried": rows}
     if found is None:
-        say(f"FAIL  no method stays within {options.max_loss} nats of float; no artifact was written")
+        say(f"FAIL  no method stays within {bound} nats of float; no artifact was written")
     else:
         figures["kept"] = rows[-1]["kept"]
     return found, figures

@@ -149,7 +149,7 @@ int32_t draw_from(const Spread& row, const Kernels& kernels, const jaxgpt_sampli
     const int bucket = std::max(0, int(below) - 1);  // where the first one that is not kept may lie
     Walk walk(row, kernels, bucket);
     double kept = row.before[size_t(bucket)];
-    int at = bucket;
+    int at = std::max(0, bucket - 1);
     while (walk.next() && walk.weight() >= sampling.min_p) {
       kept = walk.reached();
       at = walk.bucket();
@@ -159,10 +159,11 @@ int32_t draw_from(const Spread& row, const Kernels& kernels, const jaxgpt_sampli
       last = at;
     }
   }
-  const double wanted = sampling.uniform * total;
+  // Below the total, which a product close to it rounds to: behind it lie columns that are not kept.
+  const double wanted = std::min(sampling.uniform * total, std::nextafter(total, 0.0));
   Walk walk(row, kernels, bucket_at(wanted, true));
   int32_t token = 0;
-  while (walk.next()) {
+  while (walk.next() && walk.bucket() <= last) {  // the columns of a bucket may add up to less than its sum
     token = walk.id();
     if (walk.reached() > wanted || walk.reached() >= total) break;
   }

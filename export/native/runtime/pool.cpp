@@ -173,6 +173,12 @@ std::shared_ptr<SharedPool> shared_pool(int threads) {
   std::lock_guard<std::mutex> lock(mutex);
   std::weak_ptr<SharedPool>& known = pools[{getpid(), threads}];  // a forked process has none of these threads
   std::shared_ptr<SharedPool> found = known.lock();
-  if (!found) known = found = std::make_shared<SharedPool>(threads);
+  if (!found) {
+    // A forked process inherits no threads: it would wait for them for ever, so it keeps what is left of the pool.
+    const auto end = [owner = getpid()](SharedPool* pool) {
+      if (getpid() == owner) delete pool;
+    };
+    known = found = std::shared_ptr<SharedPool>(new SharedPool(threads), end);
+  }
   return found;
 }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jaxgpt_export.format.artifact import Artifact
 
 MARKER = "model.onnx"  # by it a folder to be replaced is known
+HEAD_STEP = 8  # of GroupQueryAttention
 SETTINGS = ("config.json", "generation_config.json")
 
 
@@ -110,6 +111,11 @@ def _check(artifact: "Artifact", precision: Precision) -> None:
         raise UserError(
             f"{artifact.folder} has {config.positions} positions, the graph has learned ones; hand it "
             "on with: jaxgpt-export program"
+        )
+    if config.head_size % HEAD_STEP:
+        raise UserError(
+            f"heads of {config.head_size} channels (n_embd / n_head) are none of ONNX Runtime's attention, "
+            f"which takes multiples of {HEAD_STEP}; hand it on with: jaxgpt-export program"
         )
     if precision in BITS and config.n_embd % SMALLEST_BLOCK:
         raise UserError(

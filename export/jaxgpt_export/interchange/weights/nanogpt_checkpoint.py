@@ -17,7 +17,7 @@ import torch
 from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError, quoted
+from jaxgpt.shared.errors import UserError, damaged, quoted
 from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer
 from torch import Tensor
@@ -71,9 +71,10 @@ def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> Import
       UserError: it is damaged, no GPT-2, or contradicts itself or the options.
     """
     from_llm_c = is_llm_c(path)
-    state, arguments, where = read_llm_c(path) if from_llm_c else _parts(read_weights(path), path)
-    tensors = as_float32(plain_names(named_tensors(state, path), path), path)
-    padded = _shape(tensors, arguments, n_head, where, path)
+    with damaged(path, "give the checkpoint of a GPT-2"):  # a tensor where a number or names should be
+        state, arguments, where = read_llm_c(path) if from_llm_c else _parts(read_weights(path), path)
+        tensors = as_float32(plain_names(named_tensors(state, path), path), path)
+        padded = _shape(tensors, arguments, n_head, where, path)
     expected = {each.name: (FLOAT32_DTYPE, each.shape) for each in parameters(padded)}
     biases = {each.name: each.shape for each in parameters(padded) if each.part == "bias"}
     if not biases.keys() & tensors.keys() and not arguments.get("bias", False):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxgpt.shared.architecture import HEAD, HF_PREFIX
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, damaged
@@ -33,6 +34,8 @@ HF_WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 # What other modules put before GPT-2's names, in any order: torch.compile, DataParallel, Lightning.
+# What torch.load raises where names or shapes in a pickle are not what they should be.
+MISREAD = (RuntimeError, TypeError, ValueError, AttributeError)
 PREFIXES = ("_orig_mod.", "module.", "model.", HF_PREFIX)
 
 
@@ -54,7 +57,7 @@ def read_weights(path: Path) -> Any:
             raise UserError(f"{path} is no readable safetensors file ({error}); fetch it again") from None
     try:
         return load_inert(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
+    except (pickle.UnpicklingError, EOFError, LookupError, ArithmeticError, *MISREAD) as error:
         text = " ".join(str(error).split())
         found = re.search(r"GLOBAL [\w.]+|Unsupported \w+( \d+)?|PytorchStreamReader[^.:]*", text)
         reason = found[0].replace("GLOBAL", "it names") if found else text
@@ -97,7 +100,18 @@ def named_tensors(value: Any, path: Path) -> Tensors:
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{path}: {name!r} is a {type(tensor).__name__}, expected a tensor")
+        if not _is_plain(tensor):
+            raise UserError(
+                f"{path}: {name} is {tensor.dtype} of layout {tensor.layout} on {tensor.device}, expected "
+                "plain numbers in memory; save the state dict of the float model"
+            )
     return dict(value)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers lie in memory, one after the other, as what they are."""
+    layouts = tensor.layout == torch.strided and not tensor.is_nested
+    return layouts and tensor.device.type == "cpu" and not (tensor.is_quantized or tensor.is_complex())
 
 
 def plain_names(tensors: Tensors, path: Path) -> Tensors:
