@@ -163,6 +163,10 @@ def test_nothing_that_is_read_and_no_folder_of_others_is_replaced(tmp_path: Path
     with pytest.raises(UserError, match=r"folders of something else \(run\)"):
         check_replaceable(target, True, "certificate.json", [tmp_path / "other"])
     (target / "run").rmdir()
+    (target / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"files of something else \(notes.txt\)"):
+        check_replaceable(target, True, "certificate.json", [tmp_path / "other"])
+    (target / "notes.txt").unlink()
     check_replaceable(target, True, "certificate.json", [tmp_path / "other"])
 
 

@@ -19,6 +19,9 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError, quoted, require_local_path
 
+# What data sets, artifacts and models for ONNX Runtime consist of; other files there are the user's.
+WRITTEN = ("*.json", "*.bin", "*.safetensors", "*.onnx", "*.onnx.data",
+           "merges.txt", "README.md", "chat_template.jinja")  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -257,12 +260,16 @@ def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequen
         raise UserError(f"{target} exists; choose another --out, or replace it with --overwrite")
     if not (target / marker).exists():
         raise UserError(f"{target} holds no {marker}, so it is not replaced; choose another --out")
-    folders = sorted(path.name for path in target.iterdir() if path.is_dir())
-    if folders:
-        raise UserError(
-            f"{target} holds folders of something else ({', '.join(folders)}), so it is not replaced; "
-            "choose another --out"
-        )
+    for what, found in (
+        ("folders", [path.name for path in target.iterdir() if path.is_dir()]),
+        ("files", [path.name for path in target.iterdir() if not any(map(path.match, (marker, *WRITTEN)))]),
+    ):
+        if found:
+            names = ", ".join(sorted(found))
+            raise UserError(
+                f"{target} holds {what} of something else ({names}), so it is not replaced; "
+                "choose another --out"
+            )
 
 
 def check_writable(target: Path, option: str = "--out") -> None:
