@@ -33,6 +33,7 @@ native: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/native.sh runs/gpt2-short
 
 wheel:
+	rm -rf build/lib* build/bdist* build/temp*
 	$(PYTHON) -m venv build/venv
 	build/venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 	@ls dist/*.whl

@@ -14,7 +14,10 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("HF_HUB_OFFLINE", "0")
+os.environ["HF_HUB_OFFLINE"] = "0"
+os.environ.pop("JAXGPT_API_KEY", None)  # these three are of the person who runs the tests
+os.environ.pop("JAXGPT_ISA", None)
+os.environ.pop("JAXGPT_ENGINE", None)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: PyTorch's threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")

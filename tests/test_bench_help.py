@@ -1,9 +1,9 @@
 """A command tells its options without the seconds that JAX and PyTorch take to be imported."""
 
 import subprocess
-import sys
 
 import pytest
+from conftest import python
 from jaxgpt_bench.cli import COMMANDS
 
 HEAVY = ("jax", "torch", "transformers", "matplotlib")
@@ -20,6 +20,6 @@ except SystemExit as end:
     assert not end.code
 sys.exit(", ".join(name for name in {HEAVY} if name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(python(code)[0], env=python("")[1], capture_output=True, text=True)
     assert done.stderr.strip() == ""
     assert "usage" in done.stdout

@@ -11,7 +11,7 @@ import jaxgpt_bench
 import numpy as np
 import pytest
 import torch
-from conftest import Command, assert_one_line_error
+from conftest import Command, assert_one_line_error, python
 from jaxgpt_bench.common.rows import speed_name
 from jaxgpt_bench.common.timing import timed_generation
 from jaxgpt_bench.peers import find_peers
@@ -125,7 +125,7 @@ def test_torchao_compiled_gives_the_module_s_logits(precision: str, folder: Path
 def test_a_peer_s_process_does_not_carry_pytorch() -> None:
     names = "jaxgpt_bench.speed.contestant_process, jaxgpt_bench.peers"
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], env=python("")[1], check=False).returncode == 0
 
 
 def test_what_is_not_installed_or_fails_is_left_out_in_a_line(

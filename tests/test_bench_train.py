@@ -22,6 +22,7 @@ def test_both_trainers_do_the_same_work_and_are_timed_in_turns(command: Command,
         ("jaxgpt", 1),
         ("jaxgpt", 2),
         ("pytorch", 1),
+        ("pytorch", 1),
     ]
     assert {row["tokens_per_step"] for row in figures["rows"]} == {128}
     for row in figures["rows"]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.quantize.auto import choose, high_precision_layers
+from jaxgpt_export.quantize.auto import choose, high_precision_layers, table_row
 from jaxgpt_export.quantize.command import _quality
 from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.quantizer import Quantizer
@@ -62,12 +62,14 @@ def test_auto_takes_the_first_within_the_bound_from_the_cheapest_on(quantizer: Q
     assert made is None
     assert [row["method"] for row in rows] == [
         "int4-weight-only-head",
+        "int4-dynamic-head",
         "int4-weight-only",
+        "int4-dynamic",
         "int8-static",
         "int8-dynamic",
         "int8-weight-only",
     ] * 2
-    assert [len(row["kept"]) for row in rows] == [0] * 5 + [1] * 5
+    assert [len(row["kept"]) for row in rows] == [0] * 7 + [1] * 7
 
 
 def test_a_head_of_4_bits_is_not_among_the_layers_to_keep(quantizer: Quantizer) -> None:
@@ -132,12 +134,16 @@ def test_auto_writes_what_it_chose_or_nothing(
     monkeypatch.setattr(
         "jaxgpt_export.quantize.auto.cheapest_first", lambda quantizer: [find_method("int4-weight-only")]
     )
+    # A rounded model may be better than float by chance: its figures say that it is worse.
+    monkeypatch.setattr(
+        "jaxgpt_export.quantize.auto.table_row", lambda *found: {**table_row(*found), "loss_increase": 1.0}
+    )
     arguments = (*arguments[:6], "--out", tmp_path / "b", "--json")
     code, out, err = command("jaxgpt-export", "quantize", *arguments, "--max-loss", 0)
-    if code == 1:  # a rounded model may also be better than float by chance
-        assert "no artifact was written" in err
-        assert not (tmp_path / "b").exists()
-        assert len(last_json(out)["tried"]) == 2
+    assert code == 1
+    assert "no artifact was written" in err
+    assert not (tmp_path / "b").exists()
+    assert len(last_json(out)["tried"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import python
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
 from jaxgpt_export.format.scheme import FLOAT32, LayerScheme, Quantization, has_factors
@@ -370,7 +371,9 @@ from jaxgpt_export.generation.open_session import open_session
 session, engine = open_session(read_artifact(Path({str(artifact.folder)!r})), "auto", 1)
 print(engine.startswith("jaxgpt-native ("), "torch" in sys.modules, *session.prefill({text_of(CONFIG, 9)}))
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=python("")[1], capture_output=True, text=True, check=True
+    )
     native, torch_there, *logits = result.stdout.split()
     with torch.inference_mode():
         expected = build_model(artifact)(torch.tensor([text_of(CONFIG, 9)]))[0, -1].numpy()

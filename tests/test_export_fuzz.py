@@ -25,7 +25,6 @@ from typing import Any
 import pytest
 from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt_export.generation.open_session import open_session
-from jaxgpt_export.native.library import instruction_sets
 from tiny_artifacts import KINDS, tiny_artifacts
 
 from jaxgpt.generation.generate import generate
@@ -248,8 +247,7 @@ def first_token(folder: Path, kind: str) -> int:
     """Open a folder as `jaxgpt-export generate` does; return the first greedy token."""
     artifact = read_certified_artifact(folder)
     tokenizer = artifact.tokenizer()
-    native = kind != "fp32" and bool(instruction_sets())
-    session, _ = open_session(artifact, "native" if native else "torch", 1)
+    session, _ = open_session(artifact, "auto", 1)
     done = generate(session, tokenizer, "Go: on", 2, Sampling(temperature=0.0))
     assert all(0 <= token < tokenizer.vocab_size for token in done.tokens)
     return done.tokens[0]

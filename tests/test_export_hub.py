@@ -176,7 +176,8 @@ def test_two_processes_that_load_the_same_name_make_it_once(hub: SmallHub, tmp_p
     assert first["text"] == second["text"]
     said = outputs[0][1] + outputs[1][1]
     assert said.count("KL from transformers fp32") == 1
-    assert said.count("another process is loading some/gpt2; waiting for it") == 1
+    # None waits where one is done before the other begins.
+    assert said.count("another process is loading some/gpt2; waiting for it") <= 1
 
 
 @pytest.mark.usefixtures("here")

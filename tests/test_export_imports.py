@@ -45,15 +45,15 @@ for kind, folder in {[(kind, str(folder)) for kind, folder in folders.items()]!r
 
 @pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
 def test_the_native_engine_generates_without_pytorch(folders: dict[str, Path]) -> None:
-    quantized = [str(folder) for kind, folder in folders.items() if kind != "fp32"]
+    artifacts = [str(folder) for folder in folders.values()]
     code = f"""
 from jaxgpt_export.cli import main
-for folder in {quantized!r}:
+for folder in {artifacts!r}:
     for engine in ("native", "auto"):
         arguments = ["--artifact", folder, "--engine", engine, "--max-new-tokens", "3", "--json"]
         assert main(["generate", *arguments]) == 0
 """
-    assert run_blocked(code).count('"engine": "jaxgpt-native') == 2 * len(quantized)
+    assert run_blocked(code).count('"engine": "jaxgpt-native') == 2 * len(artifacts)
 
 
 def test_help_of_every_command_needs_neither_pytorch_nor_jax() -> None:

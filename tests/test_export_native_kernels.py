@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from jaxgpt_export.native.library import instruction_sets
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "export" / "native"
@@ -36,6 +37,7 @@ def test_every_instruction_set_of_this_machine_computes_the_same(tmp_path: Path)
     if compiler is None:
         pytest.skip("no C++ compiler (g++, clang++ or c++)")
     assert checked(compiled(compiler, tmp_path))[-1] == "portable"
+    assert instruction_sets(), "the engine was not built here, though a compiler is: run `make setup` again"
 
 
 @pytest.fixture(scope="module")

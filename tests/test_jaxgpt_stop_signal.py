@@ -88,18 +88,21 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
     assert "the same command goes on from the last checkpoint" in err
 
 
-def test_ctrl_c_in_one_of_two_processes_stops_both_at_the_same_step() -> None:
+@pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGINT, "True"), (signal.SIGTERM, "False")])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
+    number: signal.Signals, interrupted: str
+) -> None:
     port = free_port()
     both = [start(f"jax.distributed.initialize('127.0.0.1:{port}', 2, {index})") for index in range(2)]
     for process in both:
         wait_for(process, "step 2")
-    both[1].send_signal(signal.SIGINT)
+    both[1].send_signal(number)
     ends = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     first, second = (out.splitlines()[-1] for out, _ in ends)
     assert first == second
     assert first.startswith("stopped")
-    assert first.endswith("True")
+    assert first.endswith(interrupted)
 
 
 def test_ctrl_c_on_a_terminal_saves_and_is_code_130(data: Path, tmp_path: Path) -> None:

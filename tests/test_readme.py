@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
@@ -13,6 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import Command, assert_one_line_error, run_command
 from jaxgpt_export.native.library import instruction_sets
+
+from jaxgpt.shared.console import parse
+from jaxgpt.training.options import TrainOptions, train_config
+from jaxgpt.training.run.training import _require_even_split
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -222,6 +227,21 @@ def test_commands_in_the_running_text_exist_with_their_options(command: Command,
             assert_one_line_error(command(program, *words), "dataset folder", "is missing")
         elif rest and not rest.startswith("-"):
             assert rest.split()[0] in command(program, "--help")[2], text
+
+
+def test_batches_of_trainings_that_are_shown_divide_over_their_mesh() -> None:
+    shown = [
+        found
+        for page in PAGES
+        for found in re.findall(
+            r"jaxgpt (train .*--mesh .*)", page.read_text(encoding="utf-8").replace("\\\n", " ")
+        )
+    ]
+    assert len(shown) >= 4
+    for text in shown:
+        options = parse(TrainOptions, "jaxgpt train", shlex.split(text.partition("#")[0])[1:])
+        devices = math.prod(int(axis.partition("=")[2]) for axis in options.devices.mesh.split(","))
+        _require_even_split(train_config(options.training), devices)
 
 
 def test_every_make_target_that_is_named_exists() -> None:

@@ -46,7 +46,7 @@ EXTRA_OF = {
     "gguf": "gguf",
     "onnx": "onnx", "onnxruntime": "onnx",
     "httptools": "serve", "prometheus_client": "serve", "starlette": "serve", "uvicorn": "serve",
-    "jinja2": "bench", "matplotlib": "bench", "transformers": "bench",
+    "jinja2": "bench", "matplotlib": "bench", "psutil": "bench", "transformers": "bench",
 }  # fmt: skip
 
 UNFINISHED = os.EX_TEMPFAIL

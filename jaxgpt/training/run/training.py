@@ -201,5 +201,6 @@ def _require_even_split(train: TrainConfig, devices: int) -> None:
     if micro % devices:
         raise UserError(
             f"a micro-batch of {micro} sequences (batch_size / grad_accum_steps) does not divide over "
-            f"{devices} devices; choose a multiple of {devices * train.grad_accum_steps}"
+            f"{devices} devices; choose other --grad-accum-steps, or as --batch-size a multiple of "
+            f"{devices * train.grad_accum_steps}"
         )
