@@ -90,7 +90,7 @@ RECIPES = {
              "embedding_learning_rate": 0.0005, "warmup_steps": 20, "eval_every": 200,
              "checkpoint_every": 100, "sample_every": 0},
     ),
-    # 13.0 M tokens, 2.7 times.
+    # 11.5 M tokens, 3.1 times.
     "answers": Recipe(
         about="one to two and a half hours on two cores: trained on requests with programs, and asked "
         "others; 3.7 million parameters",
