@@ -161,7 +161,7 @@ def made_once(target: Path, make: Callable[[], int]) -> Path:
       target: the folder that the command writes.
       make: runs the command, returns its exit code.
     """
-    from jaxgpt.shared.files import wait_for_lock
+    from jaxgpt.shared.locks import wait_for_lock
 
     done = target.with_name(f"{target.name}.done")
     with wait_for_lock(target.with_name(f"{target.name}.lock"), waiting=lambda: None):

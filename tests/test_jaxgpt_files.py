@@ -15,7 +15,6 @@ from jaxgpt.shared.files import (
     check_output_folder,
     check_replaceable,
     check_writable,
-    lock,
     new_file,
     new_folder,
     only_writer,
@@ -24,6 +23,7 @@ from jaxgpt.shared.files import (
     write_atomic,
     write_json,
 )
+from jaxgpt.shared.locks import lock
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(
         held.append(1)
         flock(file, how)
 
-    monkeypatch.setattr("jaxgpt.shared.files.fcntl.flock", remove_first)
+    monkeypatch.setattr("jaxgpt.shared.locks.fcntl.flock", remove_first)
     with lock(path, "busy here"):
         assert len(held) == 2
         assert path.exists()

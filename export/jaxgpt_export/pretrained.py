@@ -18,7 +18,8 @@ from urllib.parse import quote
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import wait_for_lock, write_atomic
+from jaxgpt.shared.files import write_atomic
+from jaxgpt.shared.locks import wait_for_lock
 from jaxgpt.shared.machine import user_cache_folder
 
 from jaxgpt_export.format.artifact import read_certified_artifact

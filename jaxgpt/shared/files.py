@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all; JSON, hashes and locks.
+"""Files and folders that appear whole or not at all; JSON and hashes.
 
 What is written gets a temporary name beside its target, `.NAME.tmp-PID`, and is renamed at the end: a reader
 sees the old content or the new one, never a part. What a killed process leaves behind is removed by the next
@@ -7,7 +7,6 @@ command that writes to the same target.
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.shared.errors import UserError, quoted, require_local_path
+from jaxgpt.shared.locks import is_locked, lock
 
 # What data sets, artifacts and models for ONNX Runtime consist of; other files there are the user's.
 WRITTEN = ("*.json", "*.bin", "*.safetensors", "*.onnx", "*.onnx.data",
@@ -89,37 +89,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def lock(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock until the block or the process ends, however it ends.
-
-    Args:
-      path: the lock's file, made if it is not there; its folder must exist.
-      refusal: what to say when another process holds it.
-
-    Raises:
-      UserError: another process holds it.
-    """
-    while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(refusal) from None
-            if not _is_still(file.fileno(), path):  # its last holder removed it since: another may lock anew
-                continue
-            yield
-            return
-
-
-def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether a path still names an open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _lock_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.tmp-lock")
 
@@ -143,23 +112,6 @@ def only_writer(target: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def wait_for_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
-    """Hold a lock as `lock` does, but wait for a process that holds it.
-
-    Args:
-      path: the lock's file, made if it is not there; its folder must exist.
-      waiting: called once when another process holds it.
-    """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
@@ -400,7 +352,7 @@ def remove_leftovers(target: Path) -> None:
     is removed while somebody holds the target's lock: in another container its process has a number that is
     nobody's here, or ours.
     """
-    if _is_locked(_lock_of(target)):
+    if is_locked(_lock_of(target)):
         return
     for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.tmp-*")):
         pid, _, old = leftover.name.rpartition(".tmp-")[2].partition("-")
@@ -412,18 +364,6 @@ def remove_leftovers(target: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds a lock, this one included."""
-    try:
-        with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def _temporary(target: Path) -> Path:

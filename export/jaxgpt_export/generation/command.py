@@ -38,8 +38,8 @@ class GenerateOptions(PromptOptions):
       kv_cache: what keys and values are kept as; auto: fp16, or fp32 beside float32 weights. The PyTorch
         module rounds them to float16 where its inputs are rounded to 8 bits (so both give the same text),
         else it keeps float32.
-      draft_tokens: tokens that the native engine drafts at most where the text of --prompt repeats itself
-        (prompt lookup), 8 unless given; the text is the same without (0).
+      draft_tokens: tokens that the native engine drafts at most (prompt lookup) where the text of --prompt
+        repeats itself, 8 unless given; the text is the same without (0).
       prompts: a .jsonl file, each line {"prompt": ...} with its own max_new_tokens and seed if it has them;
         prints one JSON line a prompt, in order.
       batch: prompts of a file that are generated side by side, 8 unless given; the PyTorch module takes one.

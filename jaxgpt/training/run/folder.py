@@ -21,7 +21,8 @@ from typing import Any
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import check_output_folder, lock, read_json, write_json
+from jaxgpt.shared.files import check_output_folder, read_json, write_json
+from jaxgpt.shared.locks import lock
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 RUN_FORMAT_VERSION = 3
