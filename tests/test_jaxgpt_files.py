@@ -2,7 +2,9 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from jaxgpt.shared.files import (
     write_atomic,
     write_json,
 )
-from jaxgpt.shared.locks import lock
+from jaxgpt.shared.locks import lock, wait_for_lock
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +196,22 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(
     with lock(path, "busy here"):
         assert len(held) == 2
         assert path.exists()
+
+
+def test_who_waits_for_a_lock_takes_it_anew_where_its_holder_removed_the_folder(tmp_path: Path) -> None:
+    path, waited, held = tmp_path / "folder" / ".lock", threading.Event(), []
+
+    def wait() -> None:
+        with wait_for_lock(path, waited.set):
+            held.append(path.exists())
+
+    with wait_for_lock(path, lambda: None):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waited.wait(60)
+        shutil.rmtree(path.parent)
+    thread.join(60)
+    assert held == [True]
 
 
 def test_what_the_holder_of_a_lock_writes_is_no_leftover_whatever_its_process_s_number(

@@ -60,13 +60,16 @@ def load_pretrained(source: str, method: str = DEFAULT_METHOD, refresh: bool = F
     known = None if refresh else _known(home, revision, method)
     if known is not None:
         return known
-    with _saying_where(home), _saying_that_no_folder_is_here(source), _saying_what_is_missing(source):
-        (home / "refs").mkdir(parents=True, exist_ok=True)
+    with (
+        _saying_where(home),
+        _saying_that_no_folder_is_here(source),
+        _saying_what_is_missing(source),
+        wait_for_lock(home / ".lock", lambda: say(f"another process is loading {name}; waiting for it")),
+    ):
+        (home / "refs").mkdir(exist_ok=True)
         try:
-            waiting = f"another process is loading {name}; waiting for it"
-            with wait_for_lock(home / ".lock", lambda: say(waiting)):
-                known = None if refresh else _known(home, revision, method)
-                return _make(home, name, revision, method) if known is None else known
+            known = None if refresh else _known(home, revision, method)
+            return _make(home, name, revision, method) if known is None else known
         except BaseException:
             _remove_empty(home)
             raise
@@ -124,7 +127,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _remove_empty(home: Path) -> None:
-    """Remove the folders of a model of which nothing was loaded."""
+    """Remove the folders of a model of which nothing was loaded; who waits for the lock makes them anew."""
     with contextlib.suppress(OSError):  # something is there
         (home / "refs").rmdir()
         (home / ".lock").unlink()

@@ -45,23 +45,28 @@ def wait_for_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
     """Hold a lock as `lock` does, but wait for a process that holds it.
 
     Args:
-      path: the lock's file, made if it is not there; its folder must exist.
-      waiting: called once when another process holds it.
+      path: the lock's file, made if it is not there, with its folder.
+      waiting: called when another process holds it.
     """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(file.fileno(), path):  # its last holder removed it, and perhaps the folder
+                continue
+            yield
+            return
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock, this one included."""
+    """Whether a process holds a lock, this one included; several may ask at once."""
     try:
         with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:

@@ -45,7 +45,7 @@ def serving(options: ServingOptions) -> Result:
         servers, alone = dict(others), None
         if artifact is not None:
             alone = Alone(artifact)
-            options.fitted(alone.config.block_size)  # before any server starts
+            options = options.fitted(alone.config.block_size)
             if options.llama_server is not None:
                 parent = options.parent or Path(scratch) / "fp32"
                 asked = options.llama_server, parent, Path(scratch)

@@ -45,15 +45,13 @@ async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Al
     """Run the rounds.
 
     Args:
-      options: of the command.
+      options: of the command, fitted to the context where that is known.
       servers: addresses by name.
       alone: the model of our server; None where it is not among them, and its context is not known.
 
     Returns:
       The figures but for what `provenance` says.
     """
-    if alone is not None:
-        options = options.fitted(alone.config.block_size)
     longest = TIMES_LONGER * options.tokens
     if alone is not None:
         longest = min(longest, alone.config.block_size - options.prompt_tokens)

@@ -33,9 +33,9 @@ HF_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# What other modules put before GPT-2's names, in any order: torch.compile, DataParallel, Lightning.
 # What torch.load raises where names or shapes in a pickle are not what they should be.
 MISREAD = (RuntimeError, TypeError, ValueError, AttributeError)
+# What other modules put before GPT-2's names, in any order: torch.compile, DataParallel, Lightning.
 PREFIXES = ("_orig_mod.", "module.", "model.", HF_PREFIX)
 
 
