@@ -11,7 +11,7 @@ import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
 from jaxgpt.data.hub import choose_data_files
-from jaxgpt.data.sources import open_source
+from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.shared.errors import UserError, brief
 
 
@@ -125,6 +125,65 @@ def test_packages_reads_installed_source(tmp_path: Path) -> None:
     source = open_source("packages:jaxtyping")
     assert source.revision.startswith("jaxtyping 0.")
     assert all("```python\n" in document.text for document in source.documents)
+
+
+@pytest.fixture
+def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package with documentation beside its code, and what an installation says of it."""
+    code = 'def f(x):\n    """Add one to the number."""\n    y = x + 1\n    return y\n'
+    files = {
+        "madeup/__init__.py": "",
+        "madeup/code.py": code,
+        "madeup/docs/guide.md": "# How to add",
+        "madeup/docs/CHANGES.md": "# 1.0",
+        "madeup/tests/notes.md": "left out, as tests are",
+        "madeup/data.csv": "a,b",
+        "madeup-1.0.dist-info/METADATA": "Name: madeup\nVersion: 1.0\n\nIt adds numbers.",
+        "madeup-1.0.dist-info/top_level.txt": "madeup",
+    }
+    for name, content in files.items():
+        path = tmp_path / "site" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    record = "".join(f"{name},,\n" for name in files)
+    (tmp_path / "site" / "madeup-1.0.dist-info" / "RECORD").write_text(record)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return "packages:madeup"
+
+
+def test_include_takes_the_documentation_of_packages_in(installed_package: str) -> None:
+    source = open_source(installed_package)
+    assert [document.group for document in source.documents] == ["madeup/code.py"]
+    patterns = ReadOptions(include=("*.py", "*.md"), exclude=("*CHANGES*",))
+    source = open_source(installed_package, patterns)
+    assert source.revision == "madeup 1.0"
+    found = {document.group: document.text for document in source.documents}
+    assert list(found) == ["madeup/code.py", "madeup/docs/guide.md", "madeup/README.md"]
+    assert found["madeup/docs/guide.md"] == "# How to add"
+    assert found["madeup/README.md"] == "It adds numbers."
+    only = open_source(installed_package, ReadOptions(exclude=("*/code.py",)))
+    assert [piece.group for piece in only.pieces] == ["madeup/__init__.py"]
+
+
+def test_requests_that_are_held_out_leave_the_documentation_of_packages(
+    installed_package: str, tmp_path: Path
+) -> None:
+    (tmp_path / "asked.txt").write_text("Write a function to add one to the number\n")
+    options = ReadOptions(code="requests", include=("*.py", "*.md"), held_out=tmp_path / "asked.txt")
+    assert {document.group for document in open_source(installed_package, options).documents} == {
+        "madeup/docs/guide.md", "madeup/docs/CHANGES.md", "madeup/README.md",
+    }  # fmt: skip
+
+
+def test_patterns_that_fit_no_file_of_packages_are_one_line(installed_package: str) -> None:
+    with pytest.raises(
+        UserError, match=r"no file of the packages fits --include \*\.rst without --exclude a;"
+    ):
+        open_source(installed_package, ReadOptions(include=("*.rst",), exclude=("a",)))
+    with pytest.raises(
+        UserError, match=r"no file of the packages fits --include \* without --exclude \*\.py;"
+    ):
+        open_source("stdlib", ReadOptions(exclude=("*.py",)))
 
 
 def test_the_versions_of_many_packages_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,18 @@ PATH                  a table, a text, source code, or a folder of such files (r
 
 import dataclasses
 import functools
-import importlib.metadata
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from jaxgpt.data.docstring_pairs import interpreter, pairs_of_file, source_files, standard_library
+from jaxgpt.data.docstring_pairs import pairs_of_file
 from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Piece, Source
 from jaxgpt.data.hub import hub_documents, hub_pieces
+from jaxgpt.data.packages import DOCUMENTATION, library_pieces, package_pieces, readme_document
 from jaxgpt.data.reading.columns import DEFAULT_COLUMN, Columns
-from jaxgpt.data.reading.folder_files import source_files_of
+from jaxgpt.data.reading.folder_files import Patterns, source_files_of
 from jaxgpt.data.reading.opening import DamagedFileError, uncompressed_name
-from jaxgpt.data.reading.pieces import file_piece, pieces_of
+from jaxgpt.data.reading.pieces import pieces_of
 from jaxgpt.data.reading.rows import NoTableError
 from jaxgpt.data.reading.text_files import read_text, text_documents
 from jaxgpt.data.report import ReadReport
@@ -41,7 +40,7 @@ class ReadOptions:
       template: makes a text of several columns; empty for the one.
       code: what is taken of .py files: docstring pairs, requests with their programs, or whole files.
       held_out: text file of requests, one a line; programs of which one asks the same are left out.
-      include: patterns of the files of a folder that are read; empty for all that are known.
+      include: patterns of the files of a folder or of packages that are read; empty for all that are known.
       exclude: patterns of those that are not.
       skip_errors: leave out what is damaged instead of stopping there.
     """
@@ -53,6 +52,11 @@ class ReadOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     skip_errors: bool = False
+
+    @property
+    def patterns(self) -> Patterns:
+        """What --include and --exclude name."""
+        return Patterns(self.include, self.exclude)
 
     @property
     def columns(self) -> Columns:
@@ -76,9 +80,10 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
         read_held_out(options.held_out)
     report = ReadReport(options.skip_errors)
     if name == "stdlib":
-        return _source(name, interpreter(), _installed(standard_library(), ""), options, report)
+        return _source(name, *library_pieces(options.patterns), options, report)
     if name.startswith("packages:"):
-        return _packages(name, options, report)
+        names = name.removeprefix("packages:").split(",")
+        return _source(name, *package_pieces(names, options.patterns), options, report)
     if name == "hub" or name.startswith("hub:"):
         return _source(name, *hub_pieces(name), options, report)
     path = Path(name)
@@ -87,7 +92,7 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
             f"source {name!r} is neither hub:NAME, stdlib, packages:NAME,... nor an existing path; "
             f"{OFFLINE_CHOICES}"
         )
-    files = source_files_of(path, options.include, options.exclude, report)
+    files = source_files_of(path, options.patterns, report)
     return _source(name, f"{len(files)} files", pieces_of(files, path.is_dir()), options, report)
 
 
@@ -112,7 +117,7 @@ def read_piece(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterat
       UserError: what is damaged, unless errors are skipped.
     """
     documents = _read(piece, options, report)
-    if options.held_out is not None:
+    if options.held_out is not None and piece.kind not in DOCUMENTATION:  # which answers no request
         held_out = _held_out(options.held_out, _state(options.held_out))
         documents = without_held_out(documents, held_out, report)
     if options.code == "requests" and piece.kind in ("installed", "python"):
@@ -135,50 +140,13 @@ def _read(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Do
         yield from hub_documents(piece, options.columns, report)
     elif piece.kind == "installed":
         yield from _python(piece, options, report)
+    elif piece.kind == "readme":
+        yield from readme_document(piece)
     else:
         try:
             yield from _local(piece, options, report)
         except DamagedFileError as error:
             report.damaged(str(error), "damaged files", piece.path)
-
-
-def _packages(name: str, options: ReadOptions, report: ReadReport) -> Source:
-    folders = []
-    for package in name.removeprefix("packages:").split(","):
-        if package == "stdlib":
-            folders.append((package, standard_library()))
-            continue
-        try:
-            spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        except ValueError:  # __main__ has none
-            spec = None
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"package {package!r} is not installed here (or is a single module); "
-                "give importable names, such as packages:numpy,jax"
-            )
-        folders.append((package, Path(next(iter(spec.submodule_search_locations)))))
-    revision = ", ".join(_versions([package for package, _ in folders]))
-    pieces = [piece for package, folder in folders for piece in _installed(folder, f"{package}/")]
-    return _source(name, revision, pieces, options, report)
-
-
-def _versions(packages: Sequence[str]) -> Iterator[str]:
-    distributions = importlib.metadata.packages_distributions()  # a second where hundreds are installed
-    for package in packages:
-        if package == "stdlib":
-            yield interpreter()
-            continue
-        names = distributions.get(package, [])
-        version = importlib.metadata.version(names[0]) if names else "of unknown version"
-        yield f"{package} {version}"
-
-
-def _installed(folder: Path, prefix: str) -> list[Piece]:
-    return [
-        file_piece(path, prefix + path.relative_to(folder).as_posix(), "installed")
-        for path in source_files(folder)
-    ]
 
 
 def _python(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:

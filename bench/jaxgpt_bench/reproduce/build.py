@@ -228,13 +228,14 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
 
         asking = request_options(folder.parent / HELD_OUT) if recipe.answers else {}
         with stages.doing("data", f"preparing {brief(source)}"):
-            prepare(PrepareOptions(folder, source, recipe.tokenizer, recipe.val_fraction, **asking))
+            reading = {**asking, **recipe.reading}
+            prepare(PrepareOptions(folder, source, recipe.tokenizer, recipe.val_fraction, **reading))
         return open_dataset(folder)
     with made_by_removing(folder):
         dataset = open_dataset(folder)
     manifest = dataset.manifest
     asked = {"tokenizer": recipe.tokenizer, "val_fraction": recipe.val_fraction,
-             "code": "requests" if recipe.answers else "pairs"}  # fmt: skip
+             "code": "requests" if recipe.answers else recipe.reading.get("code", "pairs")}  # fmt: skip
     there = {
         "code": manifest.get("reading", {}).get("code", "pairs"),
         "tokenizer": manifest["tokenizer"]["name"],

@@ -44,7 +44,11 @@ class StageEntry(JsonData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingText(JsonData):
-    """What the run was trained on: of the data set's manifest, and whether it is the earlier project's."""
+    """What the run was trained on: of the data set's manifest, and whether it is the earlier project's.
+
+    Attributes:
+      reading: how the text was read, where otherwise than by default.
+    """
 
     source: str
     revision: str
@@ -52,6 +56,7 @@ class TrainingText(JsonData):
     counts: dict[str, int]
     is_the_original_s: bool  # JSON's name of: the earlier project's
     manifest_sha256: str
+    reading: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,31 @@ SHOWN_SUFFIXES = ".txt, .md, .rst, .jsonl, .json, .csv, .tsv, .parquet, .py or o
 
 
 @dataclasses.dataclass(frozen=True)
+class Patterns:
+    """Which files of a folder are read.
+
+    Attributes:
+      include: a file is read if one of these fits its path, or the name at its end; empty for all.
+      exclude: patterns of files that are not read.
+    """
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def include_names(self, name: str) -> bool:
+        """Whether a pattern of `include` fits a path."""
+        return _fits(name, self.include)
+
+    def exclude_names(self, name: str) -> bool:
+        """Whether a pattern of `exclude` fits a path."""
+        return _fits(name, self.exclude)
+
+    def fit(self, name: str) -> bool:
+        """Whether a file of this path is read."""
+        return (not self.include or self.include_names(name)) and not self.exclude_names(name)
+
+
+@dataclasses.dataclass(frozen=True)
 class SourceFile:
     """A file that is read.
 
@@ -69,29 +94,26 @@ def kind_of(path: Path) -> Kind | None:
     return "code" if suffix in CODE_SUFFIXES or name in CODE_NAMES else None
 
 
-def source_files_of(
-    root: Path, include: Sequence[str], exclude: Sequence[str], report: ReadReport
-) -> list[SourceFile]:
+def source_files_of(root: Path, patterns: Patterns, report: ReadReport) -> list[SourceFile]:
     """Choose the files of a folder, in the order of their paths, or the one file that is given.
 
     Args:
       root: a file or a folder.
-      include: patterns; a file is read if one fits its path below the folder, or its name. Empty for all.
-      exclude: patterns of files that are not read.
+      patterns: held against paths below the folder.
       report: gains what is left out.
 
     Raises:
       UserError: no file is left.
     """
     if root.is_file():
-        return [SourceFile(root, root.name, _kind_of_one(root, include))]
+        return [SourceFile(root, root.name, _kind_of_one(root, patterns))]
     paths = sorted(_files_below(root, root, report))
     has_tables = any(kind_of(path) == "table" and path.name not in METADATA for path in paths)
     chosen = []
     for path in paths:
         name = path.relative_to(root).as_posix()
-        kind = kind_of(path) or ("text" if include and _fits(name, include) else None)
-        reason = _reason_to_skip(name, kind, path, include, exclude)
+        kind = kind_of(path) or ("text" if patterns.include_names(name) else None)
+        reason = _reason_to_skip(name, kind, path, patterns)
         if reason is None and has_tables and name == "README.md":
             reason = "data set cards"
         if reason is not None:
@@ -106,8 +128,8 @@ def source_files_of(
     return chosen
 
 
-def _kind_of_one(path: Path, include: Sequence[str]) -> Kind:
-    kind = kind_of(path) or ("text" if include and _fits(path.name, include) else None)
+def _kind_of_one(path: Path, patterns: Patterns) -> Kind:
+    kind = kind_of(path) or ("text" if patterns.include_names(path.name) else None)
     if kind is None:
         raise UserError(
             f"{path} is no {SHOWN_SUFFIXES}; found: {path.suffix or path.name}; "
@@ -116,13 +138,11 @@ def _kind_of_one(path: Path, include: Sequence[str]) -> Kind:
     return kind
 
 
-def _reason_to_skip(
-    name: str, kind: Kind | None, path: Path, include: Sequence[str], exclude: Sequence[str]
-) -> str | None:
+def _reason_to_skip(name: str, kind: Kind | None, path: Path, patterns: Patterns) -> str | None:
     """Return why a file is left out, as ReadReport.skip takes it; None where it is read."""
-    if _fits(name, exclude):
+    if patterns.exclude_names(name):
         return "files that --exclude names"
-    if include and not _fits(name, include):
+    if not patterns.fit(name):
         return "files that --include does not name"
     if path.name in METADATA:
         return "files that describe a data set"

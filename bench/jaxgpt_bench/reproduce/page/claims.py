@@ -209,11 +209,15 @@ class TextKind:
     Attributes:
       kind: the earlier project's, the standard library, installed packages, or the user's own.
       packages: how many.
+      requests: of code, programs with a request each, in place of functions with their docstrings.
+      documentation: that of the packages too.
       name: of the user's own.
     """
 
     kind: Literal["earlier", "stdlib", "packages", "own"]
     packages: int = 0
+    requests: bool = False
+    documentation: bool = False
     name: str = ""
 
 
@@ -221,10 +225,16 @@ def text_kind(data: TrainingText) -> TextKind:
     """Tell the kind of a data set by its source."""
     if data.is_the_original_s:
         return TextKind(kind="earlier")
+    requests = data.reading.get("code") == "requests"
     if data.source == "stdlib":
-        return TextKind(kind="stdlib")
+        return TextKind(kind="stdlib", requests=requests)
     if data.source.startswith("packages:"):
-        return TextKind(kind="packages", packages=len(data.source.split(",")))
+        return TextKind(
+            kind="packages",
+            packages=len(data.source.split(",")),
+            requests=requests,
+            documentation="*.md" in data.reading.get("include", ()),
+        )
     return TextKind(kind="own", name=Path(data.source).name)
 
 

@@ -69,6 +69,7 @@ def report_figures(
         **asked,
         "data": {
             **{key: manifest[key] for key in ("revision", "tokenizer", "counts")},
+            **({"reading": manifest["reading"]} if "reading" in manifest else {}),
             "source": without_folders(str(manifest["source"])),
             "is_the_original_s": is_earlier_data(str(manifest["source"])),
             "manifest_sha256": dataset.sha256,

@@ -13,6 +13,9 @@ PACKAGES = (
 )
 # Packages with many functions; one that is not installed is named before all else.
 ANSWERS_PACKAGES = Path(__file__).with_name("answers-packages.txt")
+# Of packages: what is written for readers, and what of it is lists.
+DOCUMENTATION = ("*.md", "*.rst")
+NOT_PROSE = ("*LICEN[CS]E*", "*AUTHORS*", "*CHANGE*", "*HISTORY*", "*NEWS*", "*changelog*", "*release*")
 
 
 def packages_source(requirements: str) -> str:
@@ -37,6 +40,7 @@ class Recipe:
       val_fraction: of `jaxgpt prepare`.
       train: options of `jaxgpt train`, the preset among them.
       qat: options of the quantization-aware training that goes on from it; None leaves it out.
+      reading: other options of `jaxgpt prepare`: which files are read, and how.
       answers: the text is made of requests and programs, those of `jaxgpt-bench evaluate` left out; they are
         asked at the end.
       fits_device: batches are cut into the largest micro-batches that fit the device, with remat where only
@@ -55,6 +59,7 @@ class Recipe:
     val_fraction: float
     train: Mapping[str, Any]
     qat: Mapping[str, Any] | None
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     answers: bool = False
     fits_device: bool = False
     quality_tokens: int = 131_072
@@ -100,6 +105,21 @@ RECIPES = {
         train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256,
                "batch_size": 16, "max_steps": 8600, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
                "warmup_steps": 60, "eval_every": 2150, "checkpoint_every": 100, "sample_every": 0},
+        qat=None,
+        answers=True,
+    ),
+    # The text of `answers` and what is written for readers, all of it learned.
+    "mixed": Recipe(
+        about="one to two hours on two cores: trained on requests with programs and on documentation, and "
+        "asked others; 4.3 million parameters",
+        offline_source=packages_source(ANSWERS_PACKAGES.read_text(encoding="utf-8")),
+        tokenizer="bpe:4096",
+        val_fraction=0.02,
+        reading={"include": ("*.py", *DOCUMENTATION), "exclude": NOT_PROSE, "skip_errors": True,
+                 "answers_only": False},
+        train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "batch_size": 8,
+               "max_steps": 5000, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
+               "warmup_steps": 60, "eval_every": 1250, "checkpoint_every": 100, "sample_every": 0},
         qat=None,
         answers=True,
     ),
