@@ -219,7 +219,7 @@ def test_a_given_run_brings_its_data_and_must_be_finished(run: Path, data: Path,
         build_module.taken_run(unfinished, found)
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "answers", "gpu"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "answers", "mixed", "gpu"])
 def test_every_preset_is_a_training_that_can_be(name: str, data: Path, tmp_path: Path) -> None:
     dataset, chosen = open_dataset(data), RECIPES[name]
     for settings in filter(None, (chosen.train, chosen.qat)):

@@ -12,7 +12,7 @@ from jaxgpt_bench.evaluate.page import answers_block
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, EvaluateFigures, Speed
 from jaxgpt_bench.quality.samples import val_documents
-from jaxgpt_bench.reproduce.build import Built, prepared
+from jaxgpt_bench.reproduce.build import Built, prepared, reading_options
 from jaxgpt_bench.reproduce.checks import check_source
 from jaxgpt_bench.reproduce.recipes import ANSWERS_PACKAGES, RECIPES, packages_source
 from jaxgpt_bench.reproduce.stages import Stages
@@ -77,6 +77,21 @@ def test_its_text_is_requests_without_those_that_are_asked_and_the_second_time_i
     assert stages.log[-1].kept
     with pytest.raises(UserError, match="code was requests, now pairs"):
         prepared(stages, folder, str(source), dataclasses.replace(recipe, answers=False))
+
+
+def test_documentation_is_read_of_packages_alone_and_requests_are_learned_where_the_recipe_says(
+    tmp_path: Path,
+) -> None:
+    mixed, held_out = RECIPES["mixed"], tmp_path / "held_out.txt"
+    of_packages = reading_options(mixed, "packages:numpy", held_out)
+    assert of_packages["answers_only"] is False
+    assert of_packages["code"] == "requests"
+    assert "*.md" in of_packages["include"]
+    assert held_out.read_text().startswith(REQUESTS[0].text)
+    of_rows = reading_options(mixed, "hub:some/rows", held_out)
+    assert of_packages.keys() - of_rows.keys() == {"include", "exclude", "skip_errors"}
+    assert reading_options(RECIPES["answers"], "packages:numpy", held_out)["answers_only"] is True
+    assert reading_options(RECIPES["cpu"], "packages:numpy", held_out) == {}
 
 
 def test_float32_and_int8_are_asked_the_same_once(

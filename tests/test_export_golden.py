@@ -19,9 +19,12 @@ from jaxgpt.shared.config import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=300, block_size=32, n_layer=2, n_head=2, n_embd=32)
 SHA256 = {
+    "fp16": "7c0b9ca5f8b3e1edaefcbb6c252bb65ad4601626161a51cf1aaafebc04bf28f7",
     "int8-dynamic": "af3c616a9b5f171a8234698e382538e5ea405f17f391e25c8cd29e7eb5bc813f",
     "int4-weight-only": "31f37f6573bfd3b3b469dd9ef91042b58bd10e7e83398d416483837f7f9f1db9",
     "int4-weight-only-head": "f41a48d9e749188c023120fef71a2b1c27dfb49ae76a9d8bc27ea93e104670c9",
+    "int4-dynamic": "31f37f6573bfd3b3b469dd9ef91042b58bd10e7e83398d416483837f7f9f1db9",
+    "int4-dynamic-head": "f41a48d9e749188c023120fef71a2b1c27dfb49ae76a9d8bc27ea93e104670c9",
     "int8-weight-only": "af3c616a9b5f171a8234698e382538e5ea405f17f391e25c8cd29e7eb5bc813f",
 }
 

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
 from jaxgpt.data.hub import choose_data_files
+from jaxgpt.data.requests.held_out import DEFINES
 from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.shared.errors import UserError, brief
 
@@ -127,27 +129,31 @@ def test_packages_reads_installed_source(tmp_path: Path) -> None:
     assert all("```python\n" in document.text for document in source.documents)
 
 
+CODE = 'def f(x):\n    """Add one to the number."""\n    y = x + 1\n    return y\n'
+
+
 @pytest.fixture
 def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package with documentation beside its code, and what an installation says of it."""
-    code = 'def f(x):\n    """Add one to the number."""\n    y = x + 1\n    return y\n'
+    site, info = tmp_path / "site", "madeup-1.0.dist-info"
     files = {
         "madeup/__init__.py": "",
-        "madeup/code.py": code,
+        "madeup/code.py": CODE,
         "madeup/docs/guide.md": "# How to add",
         "madeup/docs/CHANGES.md": "# 1.0",
+        "madeup/docs/one.md": "    def add_one(number):",
+        "madeup/.github/hidden.md": "left out",
         "madeup/tests/notes.md": "left out, as tests are",
+        "madeup/_vendor/other-2.0.dist-info/METADATA": "Name: other\nVersion: 2.0\n\nAnother package.",
         "madeup/data.csv": "a,b",
-        "madeup-1.0.dist-info/METADATA": "Name: madeup\nVersion: 1.0\n\nIt adds numbers.",
-        "madeup-1.0.dist-info/top_level.txt": "madeup",
+        f"{info}/METADATA": "Name: madeup\nVersion: 1.0\n\nIt adds numbers.",
+        f"{info}/top_level.txt": "madeup",
     }
     for name, content in files.items():
-        path = tmp_path / "site" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    record = "".join(f"{name},,\n" for name in files)
-    (tmp_path / "site" / "madeup-1.0.dist-info" / "RECORD").write_text(record)
-    monkeypatch.syspath_prepend(tmp_path / "site")
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(content)
+    (site / info / "RECORD").write_text("".join(f"{name},,\n" for name in files))
+    monkeypatch.syspath_prepend(site)
     return "packages:madeup"
 
 
@@ -158,11 +164,46 @@ def test_include_takes_the_documentation_of_packages_in(installed_package: str) 
     source = open_source(installed_package, patterns)
     assert source.revision == "madeup 1.0"
     found = {document.group: document.text for document in source.documents}
-    assert list(found) == ["madeup/code.py", "madeup/docs/guide.md", "madeup/README.md"]
+    assert list(found) == ["madeup/code.py", "madeup/docs/guide.md", "madeup/docs/one.md", "madeup/README.md"]
     assert found["madeup/docs/guide.md"] == "# How to add"
     assert found["madeup/README.md"] == "It adds numbers."
+    assert source.report.skipped == {"files that --exclude names": 1, "files that --include does not name": 2}
     only = open_source(installed_package, ReadOptions(exclude=("*/code.py",)))
     assert [piece.group for piece in only.pieces] == ["madeup/__init__.py"]
+    both = open_source(f"{installed_package},json", ReadOptions(include=("madeup/*.py",)))
+    assert both.report.examples["packages of which no file is read"] == ["json"]
+
+
+@pytest.mark.parametrize("description", ["", "UNKNOWN\n"])
+def test_a_package_without_a_description_has_no_readme(
+    installed_package: str, tmp_path: Path, description: str
+) -> None:
+    options = ReadOptions(include=("README*",))
+    metadata = tmp_path / "site" / "madeup-1.0.dist-info" / "METADATA"
+    metadata.write_text(f"Name: madeup\nVersion: 1.0\n\n{description}")
+    assert list(open_source(installed_package, options).documents) == []
+    metadata.unlink()
+    with pytest.raises(UserError, match="no file of the packages fits"):
+        open_source(installed_package, options)
+
+
+def test_the_readme_of_an_egg_is_read_and_that_of_the_distribution_of_its_name(
+    installed_package: str, tmp_path: Path
+) -> None:
+    info = tmp_path / "site" / "aaa-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: aaa\nVersion: 3.0\n\nIt brings madeup too.")
+    (info / "top_level.txt").write_text("madeup")
+    options = ReadOptions(include=("README*",))
+    source = open_source(installed_package, options)
+    assert [document.text for document in source.documents] == ["It adds numbers."]
+    assert source.revision == "madeup 1.0"
+    old, egg = tmp_path / "site" / "madeup-1.0.dist-info", tmp_path / "site" / "madeup.egg-info"
+    old.rename(egg)
+    (egg / "METADATA").rename(egg / "PKG-INFO")
+    assert [document.text for document in open_source(installed_package, options).documents] == [
+        "It adds numbers."
+    ]
 
 
 def test_requests_that_are_held_out_leave_the_documentation_of_packages(
@@ -170,20 +211,34 @@ def test_requests_that_are_held_out_leave_the_documentation_of_packages(
 ) -> None:
     (tmp_path / "asked.txt").write_text("Write a function to add one to the number\n")
     options = ReadOptions(code="requests", include=("*.py", "*.md"), held_out=tmp_path / "asked.txt")
-    assert {document.group for document in open_source(installed_package, options).documents} == {
+    source = open_source(installed_package, options)
+    assert {document.group for document in source.documents} == {
         "madeup/docs/guide.md", "madeup/docs/CHANGES.md", "madeup/README.md",
     }  # fmt: skip
+    assert source.report.examples[DEFINES] == ["madeup/docs/one.md"]
+    with pytest.raises(UserError, match=r"--held-out needs pairs, and --include \*\.md takes no \.py file"):
+        open_source(installed_package, dataclasses.replace(options, include=("*.md",)))
 
 
-def test_patterns_that_fit_no_file_of_packages_are_one_line(installed_package: str) -> None:
+def test_patterns_that_choose_nothing_are_one_line(
+    command: Command, installed_package: str, tmp_path: Path
+) -> None:
     with pytest.raises(
         UserError, match=r"no file of the packages fits --include \*\.rst without --exclude a;"
     ):
         open_source(installed_package, ReadOptions(include=("*.rst",), exclude=("a",)))
-    with pytest.raises(
-        UserError, match=r"no file of the packages fits --include \* without --exclude \*\.py;"
-    ):
+    with pytest.raises(UserError, match=r"--include \* without --exclude \*\.py;.*such as json/decoder\.py"):
         open_source("stdlib", ReadOptions(exclude=("*.py",)))
+    with pytest.raises(UserError, match="choose among files, and a data set of the hub is one"):
+        open_source("hub:some/rows", ReadOptions(include=("*.md",)))
+    (tmp_path / "one.txt").write_text("text")
+    with pytest.raises(UserError, match=r"leave one\.txt out, which is all of --source"):
+        open_source(str(tmp_path / "one.txt"), ReadOptions(exclude=("*.txt",)))
+    arguments = ("--source", "packages:jaxtyping", "--include", "*.py", "*.md", "--answers-only")
+    result = command("jaxgpt", "prepare", *arguments, "--out", tmp_path / "d")
+    assert_one_line_error(
+        result, "--answers-only needs pairs, and --include takes in jaxtyping/", "leave one out"
+    )
 
 
 def test_the_versions_of_many_packages_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 Their .py files are. `--include` and `--exclude` choose among them, and `--include` takes files of other kinds
 in, as text: a package's documentation, and its README.md as its metadata have it. Patterns are held against
-a path that begins with the package's name, such as `numpy/lib/format.py`.
+a path that begins with the package's name, such as `numpy/lib/format.py` (of `--source stdlib` without it),
+and against the name at its end.
 """
 
 import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,53 +16,51 @@ from jaxgpt.data.docstring_pairs import interpreter, source_files, standard_libr
 from jaxgpt.data.documents import Document, Piece
 from jaxgpt.data.reading.folder_files import SKIPPED_FOLDERS, Patterns
 from jaxgpt.data.reading.pieces import file_piece
+from jaxgpt.data.report import ReadReport
 from jaxgpt.shared.errors import UserError
 
 README = "README.md"  # what a package's description in its metadata is called
 DOCUMENTATION = ("documentation", "readme")  # kinds of pieces: a file, a description
+_NO_DESCRIPTION = "UNKNOWN"  # what earlier tools wrote
 
 
-def package_pieces(names: Sequence[str], patterns: Patterns) -> tuple[str, list[Piece]]:
+def package_pieces(names: Sequence[str], patterns: Patterns, report: ReadReport) -> tuple[str, list[Piece]]:
     """Return what tells the versions of packages, and their files.
 
     Args:
       names: importable names; `stdlib` is the running interpreter's standard library.
       patterns: of the files that are read.
+      report: gains what is left out.
 
     Raises:
       UserError: one is not installed, or the patterns leave no file.
     """
     folders = [(name, _folder(name)) for name in names]
-    distributions = importlib.metadata.packages_distributions()  # a second where hundreds are installed
+    found = importlib.metadata.packages_distributions()  # a second where hundreds are installed
+    distributions = {name: _distribution(name, found.get(name, [])) for name in names}
     pieces = []
     for name, folder in folders:
-        pieces += folder_pieces(folder, f"{name}/", patterns)
-        if name != "stdlib" and patterns.include and patterns.fit(f"{name}/{README}"):
-            pieces += _readme(name, distributions.get(name, []))
-    revision = ", ".join(_version(name, distributions.get(name, [])) for name in names)
-    return revision, _not_empty(pieces, patterns)
+        own = _folder_pieces(folder, f"{name}/", patterns, report)
+        if patterns.include and patterns.fit(f"{name}/{README}"):
+            own += _readme(name, distributions[name])
+        if not own:
+            report.skip("packages of which no file is read", name)
+        pieces += own
+    revision = ", ".join(_version(name, distributions[name]) for name in names)
+    return revision, _not_empty(pieces, patterns, "numpy/lib/format.py")
 
 
-def library_pieces(patterns: Patterns) -> tuple[str, list[Piece]]:
+def library_pieces(patterns: Patterns, report: ReadReport) -> tuple[str, list[Piece]]:
     """Return what tells the version of the standard library, and its files, without a name before them."""
-    return interpreter(), _not_empty(folder_pieces(standard_library(), "", patterns), patterns)
-
-
-def folder_pieces(folder: Path, prefix: str, patterns: Patterns) -> list[Piece]:
-    """Return the files of a package's folder that are read, in the order of their paths."""
-    paths = _all_files(folder) if patterns.include else source_files(folder)
-    named = [(path, prefix + path.relative_to(folder).as_posix()) for path in paths]
-    return [
-        file_piece(path, name, "installed" if path.suffix == ".py" else DOCUMENTATION[0])
-        for path, name in named
-        if patterns.fit(name)
-    ]
+    pieces = _folder_pieces(standard_library(), "", patterns, report)
+    return interpreter(), _not_empty(pieces, patterns, "json/decoder.py")
 
 
 def readme_document(piece: Piece) -> Iterator[Document]:
     """Yield a distribution's description, if it has one."""
-    text = importlib.metadata.Distribution.at(Path(piece.path)).metadata.json.get("description")
-    if isinstance(text, str) and text.strip():
+    metadata = importlib.metadata.Distribution.at(Path(piece.path).parent).metadata
+    text = metadata.json.get("description")
+    if isinstance(text, str) and text.strip() not in ("", _NO_DESCRIPTION):
         yield Document(text, piece.group)
 
 
@@ -79,36 +79,66 @@ def _folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _all_files(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if not SKIPPED_FOLDERS.intersection(path.relative_to(folder).parts[:-1]) and path.is_file()
-    ]
+def _folder_pieces(folder: Path, prefix: str, patterns: Patterns, report: ReadReport) -> list[Piece]:
+    """Return the files of a package's folder that are read, in the order of their paths."""
+    pieces = []
+    for path in _all_files(folder) if patterns.include else source_files(folder):
+        name = prefix + path.relative_to(folder).as_posix()
+        if patterns.exclude_names(name):
+            report.skip("files that --exclude names", name)
+        elif not patterns.fit(name):
+            report.skip("files that --include does not name", name)
+        else:
+            pieces.append(file_piece(path, name, "installed" if path.suffix == ".py" else DOCUMENTATION[0]))
+    return pieces
 
 
-def _readme(name: str, distributions: Sequence[str]) -> Iterator[Piece]:
-    for distribution in distributions[:1]:
-        files = importlib.metadata.files(distribution) or []
-        for file in files:
-            if file.name in ("METADATA", "PKG-INFO") and file.parent.suffix in (".dist-info", ".egg-info"):
-                path = Path(str(file.locate()))
-                size = path.stat().st_size
-                yield Piece(path=str(path.parent), group=f"{name}/{README}", kind=DOCUMENTATION[1], size=size)
+def _all_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a package; those of hidden folders, tests and other packages are left out."""
+    for path in sorted(folder.rglob("*")):
+        folders = path.relative_to(folder).parts[:-1]
+        if SKIPPED_FOLDERS.intersection(folders) or any(part.startswith(".") for part in folders):
+            continue
+        if path.is_file():
+            yield path
 
 
-def _version(name: str, distributions: Sequence[str]) -> str:
+def _distribution(name: str, distributions: Sequence[str | None]) -> str | None:
+    """Return the distribution of a package: that of the same name, else the first by name."""
+    named = sorted(each for each in distributions if each)  # a broken one has no name
+    same = [each for each in named if _normalized(each) == _normalized(name)]
+    return next(iter(same + named), None)
+
+
+def _readme(name: str, distribution: str | None) -> Iterator[Piece]:
+    """Yield the file of a distribution's metadata, which lies beside the package."""
+    if distribution is None:
+        return
+    place = Path(str(importlib.metadata.distribution(distribution).locate_file("")))
+    for kind, file in (("dist-info", "METADATA"), ("egg-info", "PKG-INFO")):
+        for folder in sorted(place.glob(f"*.{kind}")):
+            path = folder / file
+            if _normalized(folder.stem.partition("-")[0]) == _normalized(distribution) and path.is_file():
+                yield file_piece(path, f"{name}/{README}", DOCUMENTATION[1])
+                return
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _version(name: str, distribution: str | None) -> str:
     if name == "stdlib":
         return interpreter()
-    version = importlib.metadata.version(distributions[0]) if distributions else "of unknown version"
+    version = importlib.metadata.version(distribution) if distribution else "of unknown version"
     return f"{name} {version}"
 
 
-def _not_empty(pieces: list[Piece], patterns: Patterns) -> list[Piece]:
+def _not_empty(pieces: list[Piece], patterns: Patterns, example: str) -> list[Piece]:
     if not pieces and (patterns.include or patterns.exclude):
         raise UserError(
             f"no file of the packages fits --include {' '.join(patterns.include) or '*'}"
             + (f" without --exclude {' '.join(patterns.exclude)}" if patterns.exclude else "")
-            + "; a pattern is held against paths such as numpy/lib/format.py"
+            + f"; a pattern is held against paths such as {example}"
         )
     return pieces

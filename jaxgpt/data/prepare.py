@@ -59,7 +59,8 @@ class PrepareOptions:
         their programs, or whole files, as of other source code.
       held_out: text file of requests, one a line; programs of which a request asks the same, in whatever
         words around it, are left out of training and validation.
-      include: patterns, such as '*.md' 'src/*'; only files of a folder that fit one are read.
+      include: patterns, such as '*.md' 'src/*'; only files of a folder or of packages that fit one are read;
+        of packages documentation too.
       exclude: patterns of files that are not read.
       skip_errors: leave out files and rows that are damaged; they are counted and named.
       answers_only: of pairs (.py files, a template of several columns) the loss counts the answer alone.

@@ -2,7 +2,8 @@
 
 hub:NAME[@REVISION]   a Hugging Face dataset (the text column of one data file)
 stdlib                docstring -> code pairs of the running interpreter's standard library
-packages:NAME,...     the same from installed packages, `stdlib` among them if it is named
+packages:NAME,...     the same from installed packages, `stdlib` among them if it is named; with --include
+                      other files of theirs (packages.py)
 PATH                  a table, a text, source code, or a folder of such files (reading/folder_files.py)
 """
 
@@ -24,7 +25,7 @@ from jaxgpt.data.reading.rows import NoTableError
 from jaxgpt.data.reading.text_files import read_text, text_documents
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.requests.functions import requests_of_file
-from jaxgpt.data.requests.held_out import read_held_out, without_held_out
+from jaxgpt.data.requests.held_out import read_held_out, texts_without_held_out, without_held_out
 from jaxgpt.data.requests.renamed import with_renamed
 from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
@@ -80,11 +81,20 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
         read_held_out(options.held_out)
     report = ReadReport(options.skip_errors)
     if name == "stdlib":
-        return _source(name, *library_pieces(options.patterns), options, report)
+        return _source(name, *library_pieces(options.patterns, report), options, report)
     if name.startswith("packages:"):
         names = name.removeprefix("packages:").split(",")
-        return _source(name, *package_pieces(names, options.patterns), options, report)
+        revision, pieces = package_pieces(names, options.patterns, report)
+        if options.held_out is not None and all(piece.kind in DOCUMENTATION for piece in pieces):
+            raise UserError(
+                f"--held-out needs pairs, and --include {' '.join(options.include)} takes no .py file"
+            )
+        return _source(name, revision, pieces, options, report)
     if name == "hub" or name.startswith("hub:"):
+        if options.include or options.exclude:
+            raise UserError(
+                "--include and --exclude choose among files, and a data set of the hub is one; leave them out"
+            )
         return _source(name, *hub_pieces(name), options, report)
     path = Path(name)
     if not name or not path.exists():
@@ -117,9 +127,10 @@ def read_piece(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterat
       UserError: what is damaged, unless errors are skipped.
     """
     documents = _read(piece, options, report)
-    if options.held_out is not None and piece.kind not in DOCUMENTATION:  # which answers no request
+    if options.held_out is not None:
         held_out = _held_out(options.held_out, _state(options.held_out))
-        documents = without_held_out(documents, held_out, report)
+        leave_out = texts_without_held_out if piece.kind in DOCUMENTATION else without_held_out
+        documents = leave_out(documents, held_out, report)
     if options.code == "requests" and piece.kind in ("installed", "python"):
         documents = with_renamed(documents)
     yield from documents

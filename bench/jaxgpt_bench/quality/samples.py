@@ -50,13 +50,14 @@ def sample_prompts(texts: Sequence[str], tokenizer: Tokenizer, count: int, longe
     """Return prompts from documents evenly spread: all up to the code, where there is a fence.
 
     Args:
-      texts: the validation documents.
+      texts: the validation documents; where some have a fence, those alone are taken.
       tokenizer: of the models.
       count: how many are wanted; fewer where fewer documents fit.
       longest: tokens a prompt may have; documents with a longer one are passed over.
     """
     found: list[Prompt] = []
-    for text in texts:
+    fenced = [text for text in texts if CODE_BEGIN in text]
+    for text in fenced or texts:
         head, fence, rest = text.partition(CODE_BEGIN)
         if not fence:
             tokens = tokenizer.encode(text, special=True)

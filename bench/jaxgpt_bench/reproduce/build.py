@@ -226,16 +226,15 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
         source = choose_source(wanted, recipe)
         from jaxgpt.data.prepare import PrepareOptions, prepare
 
-        asking = request_options(folder.parent / HELD_OUT) if recipe.answers else {}
+        reading = reading_options(recipe, source, folder.parent / HELD_OUT)
         with stages.doing("data", f"preparing {brief(source)}"):
-            reading = {**asking, **recipe.reading}
             prepare(PrepareOptions(folder, source, recipe.tokenizer, recipe.val_fraction, **reading))
         return open_dataset(folder)
     with made_by_removing(folder):
         dataset = open_dataset(folder)
     manifest = dataset.manifest
     asked = {"tokenizer": recipe.tokenizer, "val_fraction": recipe.val_fraction,
-             "code": "requests" if recipe.answers else recipe.reading.get("code", "pairs")}  # fmt: skip
+             "code": "requests" if recipe.answers else "pairs"}  # fmt: skip
     there = {
         "code": manifest.get("reading", {}).get("code", "pairs"),
         "tokenizer": manifest["tokenizer"]["name"],
@@ -243,6 +242,12 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
     }
     if wanted != "auto":
         asked["source"], there["source"] = choose_source(wanted, recipe), manifest.get("source")
+    if recipe.answers:
+        asked["answers_only"] = not recipe.learns_requests
+        there["answers_only"] = "val.mask.bin" in manifest["files"]
+    if str(manifest.get("source")).startswith("packages:"):
+        asked["include"] = [*recipe.files.get("include", ())]
+        there["include"] = manifest.get("reading", {}).get("include", [])
     if different := [
         f"{key} was {brief(str(there[key]))}, now {brief(str(asked[key]))}"
         for key in asked
@@ -256,10 +261,14 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
     return dataset
 
 
-def request_options(held_out: Path) -> dict[str, Any]:
-    """Return the options that prepare requests with programs; writes the requests that are held out."""
+def reading_options(recipe: Recipe, source: str, held_out: Path) -> dict[str, Any]:
+    """Return what `jaxgpt prepare` is told beside the source; writes the requests that are held out."""
+    files = recipe.files if source.startswith("packages:") else {}
+    if not recipe.answers:
+        return {**files}
     write_atomic(held_out, "".join(f"{request.text}\n" for request in REQUESTS))
-    return {"code": "requests", "template": TEMPLATE, "held_out": held_out, "answers_only": True}
+    asking = {"code": "requests", "template": TEMPLATE, "held_out": held_out}
+    return {**files, **asking, "answers_only": not recipe.learns_requests}
 
 
 def weights_sha256(artifact: Path) -> str:

@@ -106,6 +106,10 @@ def source_files_of(root: Path, patterns: Patterns, report: ReadReport) -> list[
       UserError: no file is left.
     """
     if root.is_file():
+        if not patterns.fit(root.name):
+            raise UserError(
+                f"--include and --exclude leave {root.name} out, which is all of --source; leave them out"
+            )
         return [SourceFile(root, root.name, _kind_of_one(root, patterns))]
     paths = sorted(_files_below(root, root, report))
     has_tables = any(kind_of(path) == "table" and path.name not in METADATA for path in paths)

@@ -4,6 +4,7 @@ jaxgpt prepare --source stdlib --code requests --held-out asked.txt --out data/r
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from jaxgpt.data.requests.wording import normalized_request
 from jaxgpt.shared.errors import UserError
 
 REASON = "pairs whose request is held out"  # or another one of the same program
+DEFINES = "documents that define a function of which a request is held out"
+_FUNCTION = re.compile(r"\bdef\s+(\w+)")
 
 
 def read_held_out(path: Path) -> frozenset[str]:
@@ -45,19 +48,30 @@ def without_held_out(
     Raises:
       UserError: a document is no pair, so that nothing tells what it asks for.
     """
-    words = [frozenset(each.split()) for each in held_out]
-
-    def is_held_out(pair: Document) -> bool:
-        asked = set(normalized_request(_request(pair)).split())
-        return bool(asked) and any(asked <= each for each in words)
-
     for _, group in itertools.groupby(documents, _answer):
         pairs = list(group)
-        asked = [pair for pair in pairs if is_held_out(pair)]
+        asked = [pair for pair in pairs if _is_held_out(_request(pair), held_out)]
         if not asked:
             yield from pairs
         for pair in pairs if asked else ():
             report.skip(REASON, _request(pair))
+
+
+def texts_without_held_out(
+    documents: Iterable[Document], held_out: frozenset[str], report: ReadReport
+) -> Iterator[Document]:
+    """Yield texts that are no pairs, but for those that define a function whose name asks the same."""
+    for document in documents:
+        names = (name.replace("_", " ") for name in _FUNCTION.findall(document.text))
+        if any(_is_held_out(name, held_out) for name in names):
+            report.skip(DEFINES, document.group)
+        else:
+            yield document
+
+
+def _is_held_out(request: str, held_out: frozenset[str]) -> bool:
+    asked = set(normalized_request(request).split())
+    return bool(asked) and any(asked <= set(each.split()) for each in held_out)
 
 
 def _request(pair: Document) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import jaxgpt
 from jaxgpt.data.documents import Piece
 from jaxgpt.data.make_tokenizer import is_bpe, make_tokenizer
+from jaxgpt.data.packages import DOCUMENTATION
 from jaxgpt.data.reading import pieces as cutting
 from jaxgpt.data.reading.token_files import PREFIX, token_pieces
 from jaxgpt.data.report import ReadReport
@@ -88,6 +89,7 @@ def make_plan(
     else:
         found = open_source(source, reading)
         revision, pieces, report = found.revision, list(found.pieces), found.report
+        _require_pairs(pieces, answers_only)
     if not pieces:
         left_out = report.summary()
         raise UserError(
@@ -117,6 +119,15 @@ def make_plan(
         "files": sorted({(piece.path, *_state(Path(piece.path))) for piece in pieces if piece.kind != "hub"}),
     }
     return dict(json.loads(json.dumps(plan)))  # as it is read back, so that plans can be compared
+
+
+def _require_pairs(pieces: Sequence[Piece], answers_only: bool) -> None:
+    """Raise UserError where the loss is to count answers, and documentation, which has none, is taken in."""
+    plain = next((piece.group for piece in pieces if piece.kind in DOCUMENTATION), None)
+    if answers_only and plain is not None:
+        raise UserError(
+            f"--answers-only needs pairs, and --include takes in {plain}, which is none; leave one out"
+        )
 
 
 def _require_no_choice(source: str, reading: ReadOptions) -> None:

@@ -233,7 +233,7 @@ def text_kind(data: TrainingText) -> TextKind:
             kind="packages",
             packages=len(data.source.split(",")),
             requests=requests,
-            documentation="*.md" in data.reading.get("include", ()),
+            documentation=any(not each.endswith(".py") for each in data.reading.get("include", ())),
         )
     return TextKind(kind="own", name=Path(data.source).name)
 

@@ -15,7 +15,22 @@ PACKAGES = (
 ANSWERS_PACKAGES = Path(__file__).with_name("answers-packages.txt")
 # Of packages: what is written for readers, and what of it is lists.
 DOCUMENTATION = ("*.md", "*.rst")
-NOT_PROSE = ("*LICEN[CS]E*", "*AUTHORS*", "*CHANGE*", "*HISTORY*", "*NEWS*", "*changelog*", "*release*")
+NOT_PROSE = tuple(
+    f"*{word}*{ending}"
+    for word in (
+        "LICEN",
+        "licen",
+        "AUTHORS",
+        "authors",
+        "CHANGE",
+        "change",
+        "HISTORY",
+        "history",
+        "NEWS",
+        "news",
+    )
+    for ending in (".md", ".rst")
+)
 
 
 def packages_source(requirements: str) -> str:
@@ -40,9 +55,10 @@ class Recipe:
       val_fraction: of `jaxgpt prepare`.
       train: options of `jaxgpt train`, the preset among them.
       qat: options of the quantization-aware training that goes on from it; None leaves it out.
-      reading: other options of `jaxgpt prepare`: which files are read, and how.
       answers: the text is made of requests and programs, those of `jaxgpt-bench evaluate` left out; they are
         asked at the end.
+      learns_requests: of such a text the loss counts all, not the programs alone.
+      files: which files of packages are read; options of `jaxgpt prepare`.
       fits_device: batches are cut into the largest micro-batches that fit the device, with remat where only
         that fits.
       quality_tokens: of the validation split; 0 for all.
@@ -59,8 +75,9 @@ class Recipe:
     val_fraction: float
     train: Mapping[str, Any]
     qat: Mapping[str, Any] | None
-    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     answers: bool = False
+    learns_requests: bool = False
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fits_device: bool = False
     quality_tokens: int = 131_072
     parse_samples: int = 24
@@ -115,13 +132,13 @@ RECIPES = {
         offline_source=packages_source(ANSWERS_PACKAGES.read_text(encoding="utf-8")),
         tokenizer="bpe:4096",
         val_fraction=0.02,
-        reading={"include": ("*.py", *DOCUMENTATION), "exclude": NOT_PROSE, "skip_errors": True,
-                 "answers_only": False},
         train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "batch_size": 8,
-               "max_steps": 5000, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
-               "warmup_steps": 60, "eval_every": 1250, "checkpoint_every": 100, "sample_every": 0},
+               "max_steps": 4200, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
+               "warmup_steps": 60, "eval_every": 1050, "checkpoint_every": 100, "sample_every": 0},
         qat=None,
         answers=True,
+        learns_requests=True,
+        files={"include": ("*.py", *DOCUMENTATION), "exclude": NOT_PROSE, "skip_errors": True},
     ),
     # The earlier project's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16, and
     # cuDNN's attention, as no attention weight is dropped.
