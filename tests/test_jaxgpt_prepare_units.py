@@ -1,5 +1,6 @@
 """A source that is cut into units gives the data set of one read whole, whoever does the work."""
 
+import errno
 import gzip
 import json
 import os
@@ -18,9 +19,10 @@ from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 
 from jaxgpt.data.reading import pieces
 from jaxgpt.data.sources import ReadOptions, open_source
-from jaxgpt.data.stages import duplicates, finish, overlap, read, vocabulary
-from jaxgpt.data.work.work_folder import Stage
+from jaxgpt.data.stages import duplicates, finish, overlap, read, shards, vocabulary
+from jaxgpt.data.work.work_folder import KeptError, Stage, Work
 from jaxgpt.shared.dataset import open_dataset
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
 UNIT_BYTES = 20_000
@@ -215,6 +217,49 @@ def test_a_killed_worker_leaves_what_is_done(
     assert_same(out, whole)
 
 
+def test_a_full_disk_leaves_what_is_done(
+    command: Command,
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    small_units: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "d"
+    call = ("prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 1, "--out", out)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "shard")
+
+    with monkeypatch.context() as filling:
+        filling.setattr(shards, "encode", full)
+        code, _, err = command("jaxgpt", *call)
+    assert code == 2
+    assert "free some space" in err.splitlines()[-1]
+    assert not out.exists()
+    assert len(list((tmp_path / ".d.tmp-work" / "read").glob("*.text"))) > 5
+    code, _, err = command("jaxgpt", *call)
+    assert code == 0
+    assert "going on with what was begun" in err
+    assert_same(out, whole)
+
+
+def test_what_the_system_refuses_a_worker_is_said_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    refused, damaged = Work(tmp_path), UserError("line 3 is no JSON")
+    refused.fail(OSError(errno.ENOSPC, "full"), "shard: full; free some space")
+    with pytest.raises(KeptError, match=r"^shard: full; free some space; what is done is kept$"):
+        refused.raise_failure()
+    refused.fail(damaged, str(damaged))  # the first reason stays
+    with pytest.raises(KeptError):
+        refused.raise_failure()
+    (tmp_path / "error.json").unlink()
+    refused.fail(damaged, str(damaged))
+    with pytest.raises(UserError, match=r"^line 3 is no JSON$") as raised:
+        refused.raise_failure()
+    assert not isinstance(raised.value, KeptError)
+
+
 def test_another_process_may_join(
     command: Command,
     source: Path,
@@ -338,67 +383,3 @@ def test_a_lone_text_is_cut_between_words_where_it_has_some(
         assert "".join(documents) == separator.join(words)
     else:
         assert " ".join(documents).split() == words
-
-
-def header(count: int, magic: int = 20240520, version: int = 1) -> bytes:
-    return np.array([magic, version, count, *[0] * 253], "<i4").tobytes()
-
-
-def test_tokens_that_are_none_and_options_that_choose_among_texts_are_one_line(
-    command: Command, tmp_path: Path
-) -> None:
-    path, held = tmp_path / "train.bin", tmp_path / "held.txt"
-    held.write_text("Write a function to add numbers\n")
-    path.write_bytes(header(100) + np.arange(100, dtype="<u2").tobytes())
-    call = ("jaxgpt", "prepare", "--source", f"tokens:{path}", "--tokenizer", "gpt2", "--out", tmp_path / "d")
-    given = ("--held-out", held, "--include", "*.md")
-    assert_one_line_error(command(*call, *given), "holds tokens, no texts: --held-out, --include")
-    path.write_bytes(header(0))
-    assert_one_line_error(command(*call), "is empty: there is nothing to read in it")
-
-
-@pytest.mark.parametrize("of_llm_c", [False, True])
-def test_tokens_of_others_come_in_as_they_are(
-    command: Command, data: Path, tmp_path: Path, small_units: None, of_llm_c: bool
-) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for split in ("train", "val"):
-        content = (data / f"{split}.bin").read_bytes()
-        head = header(len(content) // 2) if of_llm_c else b""
-        (folder / f"x_{split}_000000.bin").write_bytes(head + content)
-    call = ("jaxgpt", "prepare", "--source", f"tokens:{folder}", "--tokenizer", data, "--workers", 1)
-    code, _, err = command(*call, "--out", tmp_path / "d")
-    assert code == 0, err
-    found, expected = open_dataset(tmp_path / "d"), open_dataset(data)
-    assert found.manifest["shards"] > 2
-    assert (np.asarray(found.train) == expected.train).all()
-    assert (found.val == expected.val).all()
-    assert found.val_bytes == expected.val_bytes
-
-
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
-        (header(9) + b"\0" * 16, ("1040 bytes", "9 tokens", "1042")),
-        (header(8, version=2) + b"\0" * 16, ("version 2", "expected 1")),
-        (header(8, magic=20240801) + b"\0" * 16, ("32-bit tokens",)),
-        (b"\1\2\3", ("3 bytes", "2 a token")),
-        (np.array([5, 900, 5], "<u2").tobytes(), ("token 900 at 1", "0 to 383")),
-    ],
-)
-def test_tokens_that_are_none_are_one_line(
-    command: Command, data: Path, tmp_path: Path, content: bytes, parts: tuple[str, ...]
-) -> None:
-    (tmp_path / "x.bin").write_bytes(content)
-    call = ("jaxgpt", "prepare", "--source", f"tokens:{tmp_path / 'x.bin'}", "--out", tmp_path / "d")
-    assert_one_line_error(command(*call, "--tokenizer", data), "x.bin", *parts)
-    assert os.listdir(tmp_path) == ["x.bin"]
-
-
-def test_tokens_need_the_tokenizer_that_made_them(command: Command, tmp_path: Path) -> None:
-    (tmp_path / "x.bin").write_bytes(b"\0" * 64)
-    call = ("jaxgpt", "prepare", "--source", f"tokens:{tmp_path / 'x.bin'}", "--out", tmp_path / "d")
-    assert_one_line_error(command(*call, "--tokenizer", "bpe:300"), "holds tokens", "--tokenizer")
-    call = ("jaxgpt", "prepare", "--source", f"tokens:{tmp_path / 'y.bin'}", "--out", tmp_path / "d")
-    assert_one_line_error(command(*call), "y.bin", "names no file")

@@ -24,7 +24,7 @@ from jaxgpt.data.stages.finish import write_dataset
 from jaxgpt.data.stages.order import STAGES
 from jaxgpt.data.stages.read import READ
 from jaxgpt.data.stages.vocabulary import TOKENIZER
-from jaxgpt.data.work.crew import Crew, KilledError
+from jaxgpt.data.work.crew import Crew
 from jaxgpt.data.work.plan import (
     code_sha256,
     jsonable,
@@ -33,7 +33,7 @@ from jaxgpt.data.work.plan import (
     parts_expected,
     work_folder_of,
 )
-from jaxgpt.data.work.work_folder import Stage, StoppedError, Work
+from jaxgpt.data.work.work_folder import KeptError, Stage, StoppedError, Work
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError, brief
 from jaxgpt.shared.files import check_replaceable, only_writer
@@ -132,7 +132,7 @@ def _prepare(options: PrepareOptions) -> Result:
                 _after(stage, work)
         manifest = _finish(work, options)
     except BaseException as error:
-        goes_on = isinstance(error, KilledError) or not isinstance(error, Exception)
+        goes_on = isinstance(error, KeptError | OSError) or not isinstance(error, Exception)
         if not goes_on or parts_expected(work) == 1:
             shutil.rmtree(work.folder, ignore_errors=True)
         raise

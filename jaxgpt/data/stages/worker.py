@@ -43,7 +43,11 @@ def main(folder: Path, parent: int, workers: int, joins: bool = False) -> int:
         if joins:
             say(f"error: {line or repr(error)}")
             return 2
-        Work(folder).fail(error, line)
+        try:
+            Work(folder).fail(error, line)
+        except OSError:  # no room for that either
+            say(f"error: {line or repr(error)}")
+            return 2
         if line is None and not isinstance(error, ModuleNotFoundError):
             raise
         return 0

@@ -18,16 +18,12 @@ from rich.progress import (
 
 import jaxgpt
 from jaxgpt.data.work.plan import parts_expected
-from jaxgpt.data.work.work_folder import PAUSE_S, Stage, Work
+from jaxgpt.data.work.work_folder import PAUSE_S, KeptError, Stage, Work
 from jaxgpt.shared.console import stderr
 from jaxgpt.shared.errors import UserError
 
 WORKER = "jaxgpt.data.stages.worker"
 _SHOWN_EVERY_S = 0.25
-
-
-class KilledError(UserError):
-    """A worker process was killed; what the others have done is good."""
 
 
 class Crew:
@@ -79,7 +75,8 @@ class Crew:
         """Return when a stage is done.
 
         Raises:
-          UserError: a task can't be done, or a worker was killed.
+          UserError: a task can't be done.
+          KeptError: a worker was killed, or the system refused it something, such as room on a disk.
         """
         with _Bar(self._work, stage):
             if self._processes:
@@ -94,7 +91,7 @@ class Crew:
             self._work.check()
             for process in self._processes:
                 if process.poll() not in (None, 0):
-                    raise KilledError(
+                    raise KeptError(
                         f"a worker process ended with code {process.returncode} (a negative one: it was "
                         "killed, perhaps for want of memory); what is done is kept: run the same command "
                         "again, with fewer --workers"

@@ -34,6 +34,10 @@ class StoppedError(Exception):
     """The work ended elsewhere: it failed, was broken off, or is done."""
 
 
+class KeptError(UserError):
+    """A worker was killed, or the system refused it something: the same command goes on from what is done."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """Tasks that may be done in any order, by anyone.
@@ -191,7 +195,9 @@ class Work:
         """Tell all others to stop; the first reason stays."""
         if not (self.folder / "error.json").exists():
             module = error.name if isinstance(error, ModuleNotFoundError) else None
-            write_json(self.folder / "error.json", {"line": line, "module": module, "error": repr(error)})
+            kept = isinstance(error, OSError)
+            found = {"line": line, "module": module, "error": repr(error), "kept": kept}
+            write_json(self.folder / "error.json", found)
 
     def raise_failure(self) -> None:
         """Raise what made a worker stop, if one did."""
@@ -199,6 +205,8 @@ class Work:
         if not path.exists():
             return
         found = read_json(path, "error")
+        if found["kept"]:
+            raise KeptError(f"{found['line']}; what is done is kept")
         if found["line"] is not None:
             raise UserError(found["line"])
         if found["module"] is not None:
