@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxgpt
-from jaxgpt.data.documents import Piece
+from jaxgpt.data.documents import Piece, Source
 from jaxgpt.data.make_tokenizer import is_bpe, make_tokenizer
 from jaxgpt.data.packages import DOCUMENTATION
 from jaxgpt.data.reading import pieces as cutting
@@ -87,9 +87,8 @@ def make_plan(
         tokens = {"endoftext": made.endoftext, "vocab_size": made.vocab_size}
         revision, pieces = token_pieces(source, made.endoftext)
     else:
-        found = open_source(source, reading)
+        found = _opened(source, reading, answers_only)
         revision, pieces, report = found.revision, list(found.pieces), found.report
-        _require_pairs(pieces, answers_only)
     if not pieces:
         left_out = report.summary()
         raise UserError(
@@ -121,13 +120,15 @@ def make_plan(
     return dict(json.loads(json.dumps(plan)))  # as it is read back, so that plans can be compared
 
 
-def _require_pairs(pieces: Sequence[Piece], answers_only: bool) -> None:
-    """Raise UserError where the loss is to count answers, and documentation, which has none, is taken in."""
-    plain = next((piece.group for piece in pieces if piece.kind in DOCUMENTATION), None)
+def _opened(source: str, reading: ReadOptions, answers_only: bool) -> Source:
+    """Return a source; UserError where the loss is to count answers, and documentation has none."""
+    found = open_source(source, reading)
+    plain = next((piece.group for piece in found.pieces if piece.kind in DOCUMENTATION), None)
     if answers_only and plain is not None:
         raise UserError(
             f"--answers-only needs pairs, and --include takes in {plain}, which is none; leave one out"
         )
+    return found
 
 
 def _require_no_choice(source: str, reading: ReadOptions) -> None:
