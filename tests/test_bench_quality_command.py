@@ -47,10 +47,12 @@ def test_xz_and_parse_share_are_what_they_say() -> None:
 def test_prompts_end_where_the_code_begins(data: Path) -> None:
     tokenizer = load_tokenizer(data)
     texts = ["Say a ```python\nx = 1\n```", "no code at all " * 40, "long " * 100 + "```python\n"]
-    assert sample_prompts(texts, tokenizer, 5, 60) == [Prompt("Say a ```python\n", "x = 1\n")]
-    (plain,) = sample_prompts(texts[1:2], tokenizer, 5, 60)
-    assert plain.text + plain.rest == texts[1]
-    assert len(tokenizer.encode(plain.text)) == 30
+    first, second = sample_prompts(texts, tokenizer, 5, 60)
+    assert first == Prompt("Say a ```python\n", "x = 1\n")
+    assert second.text + second.rest == texts[1]
+    assert len(tokenizer.encode(second.text)) == 30
+    assert sample_prompts(texts[::-1], tokenizer, 1, 60) == [first]  # of a fenced document, as there is one
+    assert sample_prompts(texts[1:], tokenizer, 1, 60) == [second]
 
 
 def test_held_out_code_is_cut_and_parsed_as_samples_are(data: Path) -> None:

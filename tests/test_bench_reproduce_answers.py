@@ -14,6 +14,9 @@ from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, EvaluateFigures, Spee
 from jaxgpt_bench.quality.samples import val_documents
 from jaxgpt_bench.reproduce.build import Built, prepared, reading_options
 from jaxgpt_bench.reproduce.checks import check_source
+from jaxgpt_bench.reproduce.figures import TrainingText
+from jaxgpt_bench.reproduce.page.claims import TextKind, text_kind
+from jaxgpt_bench.reproduce.page.render import markdown_block
 from jaxgpt_bench.reproduce.recipes import ANSWERS_PACKAGES, RECIPES, packages_source
 from jaxgpt_bench.reproduce.stages import Stages
 
@@ -31,6 +34,9 @@ def add_{name}(number):
     """Add {name} to a number."""
     return number + {place}
 '''
+
+
+RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results"
 
 
 def test_packages_that_it_reads_stand_in_one_file_with_their_versions() -> None:
@@ -158,3 +164,25 @@ def test_of_several_draws_the_page_has_the_mean_and_shows_the_first() -> None:
     assert "| 2.5 of 3 (2 to 3) |" in block
     assert "temperature 0.8, min-p 0.05, drawn with the same random numbers, the first of 2 draws" in block
     assert (block.count("seed 0"), block.count("seed 1000")) == (3, 0)
+
+
+def test_what_a_model_was_trained_on_is_said_as_it_was_read() -> None:
+    def kind(**reading: object) -> TextKind:
+        return text_kind(
+            TrainingText(
+                source="packages:a,b", revision="", tokenizer={}, counts={}, is_the_original_s=False,
+                manifest_sha256="", reading=reading,
+            )
+        )  # fmt: skip
+
+    assert kind() == TextKind(kind="packages", packages=2)
+    assert kind(code="requests") == TextKind(kind="packages", packages=2, requests=True)
+    mixed = kind(code="requests", include=["*.py", "*.rst"])
+    assert mixed == TextKind(kind="packages", packages=2, requests=True, documentation=True)
+    assert not kind(include=["a/*.py"]).documentation
+    figures = json.loads((RESULTS / "reproduce_mixed.json").read_text())
+    assert (
+        "tokens of requests with programs, made of functions of 622 installed Python packages, and their "
+        "documentation: not the earlier project's data set." in markdown_block(figures)
+    )
+    assert "better than xz" in markdown_block(figures)

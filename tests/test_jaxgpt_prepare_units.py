@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -20,6 +21,7 @@ from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 from jaxgpt.data.reading import pieces
 from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.data.stages import duplicates, finish, overlap, read, shards, vocabulary
+from jaxgpt.data.stages.read import READ
 from jaxgpt.data.work.work_folder import KeptError, Stage, Work
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
@@ -244,11 +246,38 @@ def test_a_full_disk_leaves_what_is_done(
     assert_same(out, whole)
 
 
+def test_what_the_system_refuses_a_worker_ends_all_and_what_they_had_begun_is_written_anew(
+    command: Command, source: Path, whole: Path, tmp_path: Path, small_units: None
+) -> None:
+    out = tmp_path / "d"
+    call = ("prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 2, "--out", out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, hard))  # bytes of a file, less than a unit
+    try:
+        code, _, err = command("jaxgpt", *call)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert "File too large" in err.splitlines()[-1]
+    assert "what is done is kept in" in err.splitlines()[-1]
+    work = tmp_path / ".d.tmp-work"
+    left = work / "read" / ".00000.text.tmp-99999999"  # of a worker that was killed
+    left.write_text("half")
+    (work / "read" / "00000.json").unlink(missing_ok=True)
+    (work / "error.json").unlink()
+    assert Work(work)._do(READ, 0)
+    assert not left.exists()
+    code, _, err = command("jaxgpt", *call)
+    assert code == 0
+    assert "going on with what was begun" in err
+    assert_same(out, whole)
+
+
 def test_what_the_system_refuses_a_worker_is_said_and_what_is_done_is_kept(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     refused, damaged = Work(tmp_path), UserError("line 3 is no JSON")
     refused.fail(OSError(errno.ENOSPC, "full"), "shard: full; free some space")
-    with pytest.raises(KeptError, match=r"^shard: full; free some space; what is done is kept$"):
+    with pytest.raises(KeptError, match=r"^shard: full; free some space; what is done is kept in /"):
         refused.raise_failure()
     refused.fail(damaged, str(damaged))  # the first reason stays
     with pytest.raises(KeptError):

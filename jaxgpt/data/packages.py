@@ -36,7 +36,12 @@ def package_pieces(names: Sequence[str], patterns: Patterns, report: ReadReport)
       UserError: one is not installed, or the patterns leave no file.
     """
     folders = [(name, _folder(name)) for name in names]
-    found = importlib.metadata.packages_distributions()  # a second where hundreds are installed
+    try:
+        found = importlib.metadata.packages_distributions()  # a second where hundreds are installed
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the metadata of an installed package is not UTF-8 ({error}); mend or remove it"
+        ) from None
     distributions = {name: _distribution(name, found.get(name, [])) for name in names}
     pieces = []
     for name, folder in folders:
@@ -130,8 +135,8 @@ def _normalized(name: str) -> str:
 def _version(name: str, distribution: str | None) -> str:
     if name == "stdlib":
         return interpreter()
-    version = importlib.metadata.version(distribution) if distribution else "of unknown version"
-    return f"{name} {version}"
+    version = importlib.metadata.version(distribution) if distribution else None
+    return f"{name} {version or 'of unknown version'}"
 
 
 def _not_empty(pieces: list[Piece], patterns: Patterns, example: str) -> list[Piece]:

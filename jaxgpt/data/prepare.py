@@ -125,11 +125,15 @@ def _prepare(options: PrepareOptions) -> Result:
     work = open_work(options.out, plan, STAGES)
     try:
         with Crew(work, options.workers or usable_cores()) as crew:
-            if not is_bpe(options.tokenizer):  # needs no text: it is there before the others ask for it
-                work.work_through(TOKENIZER)
-            for stage in STAGES:
-                crew.complete(stage)
-                _after(stage, work)
+            try:
+                if not is_bpe(options.tokenizer):  # needs no text: it is there before the others ask for it
+                    work.work_through(TOKENIZER)
+                for stage in STAGES:
+                    crew.complete(stage)
+                    _after(stage, work)
+            except StoppedError:  # by a worker, which said why
+                work.raise_failure()
+                raise
         manifest = _finish(work, options)
     except BaseException as error:
         goes_on = isinstance(error, KeptError | OSError) or not isinstance(error, Exception)

@@ -85,7 +85,7 @@ def open_source(name: str, options: ReadOptions | None = None) -> Source:
     if name.startswith("packages:"):
         names = name.removeprefix("packages:").split(",")
         revision, pieces = package_pieces(names, options.patterns, report)
-        if options.held_out is not None and all(piece.kind in DOCUMENTATION for piece in pieces):
+        if pieces and options.held_out is not None and all(piece.kind in DOCUMENTATION for piece in pieces):
             raise UserError(
                 f"--held-out needs pairs, and --include {' '.join(options.include)} takes no .py file"
             )

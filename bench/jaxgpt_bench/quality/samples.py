@@ -50,20 +50,21 @@ def sample_prompts(texts: Sequence[str], tokenizer: Tokenizer, count: int, longe
     """Return prompts from documents evenly spread: all up to the code, where there is a fence.
 
     Args:
-      texts: the validation documents; where some have a fence, those alone are taken.
+      texts: the validation documents; those with a fence alone, where there are enough of them.
       tokenizer: of the models.
       count: how many are wanted; fewer where fewer documents fit.
       longest: tokens a prompt may have; documents with a longer one are passed over.
     """
     found: list[Prompt] = []
-    fenced = [text for text in texts if CODE_BEGIN in text]
-    for text in fenced or texts:
+    for text in texts:
         head, fence, rest = text.partition(CODE_BEGIN)
         if not fence:
             tokens = tokenizer.encode(text, special=True)
             head, rest = tokenizer.decode(tokens[: longest // 2]), tokenizer.decode(tokens[longest // 2 :])
         if len(tokenizer.encode(head + fence, special=True)) <= longest:
             found.append(Prompt(head + fence, rest.partition(FENCE)[0]))
+    fenced = [prompt for prompt in found if prompt.text.endswith(CODE_BEGIN)]
+    found = fenced if len(fenced) >= count else found
     return [found[index] for index in spread_evenly(len(found), count)]
 
 

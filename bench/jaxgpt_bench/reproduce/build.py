@@ -246,8 +246,9 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
         asked["answers_only"] = not recipe.learns_requests
         there["answers_only"] = "val.mask.bin" in manifest["files"]
     if str(manifest.get("source")).startswith("packages:"):
-        asked["include"] = [*recipe.files.get("include", ())]
-        there["include"] = manifest.get("reading", {}).get("include", [])
+        for key in ("include", "exclude"):
+            asked[key] = [*recipe.files.get(key, ())]
+            there[key] = manifest.get("reading", {}).get(key, [])
     if different := [
         f"{key} was {brief(str(there[key]))}, now {brief(str(asked[key]))}"
         for key in asked

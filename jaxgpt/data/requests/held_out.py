@@ -5,7 +5,7 @@ jaxgpt prepare --source stdlib --code requests --held-out asked.txt --out data/r
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jaxgpt.data.documents import Document
@@ -48,9 +48,10 @@ def without_held_out(
     Raises:
       UserError: a document is no pair, so that nothing tells what it asks for.
     """
+    words = [frozenset(each.split()) for each in held_out]
     for _, group in itertools.groupby(documents, _answer):
         pairs = list(group)
-        asked = [pair for pair in pairs if _is_held_out(_request(pair), held_out)]
+        asked = [pair for pair in pairs if _is_held_out(_request(pair), words)]
         if not asked:
             yield from pairs
         for pair in pairs if asked else ():
@@ -61,17 +62,18 @@ def texts_without_held_out(
     documents: Iterable[Document], held_out: frozenset[str], report: ReadReport
 ) -> Iterator[Document]:
     """Yield texts that are no pairs, but for those that define a function whose name asks the same."""
+    words = [frozenset(each.split()) for each in held_out]
     for document in documents:
         names = (name.replace("_", " ") for name in _FUNCTION.findall(document.text))
-        if any(_is_held_out(name, held_out) for name in names):
+        if any(_is_held_out(name, words) for name in names):
             report.skip(DEFINES, document.group)
         else:
             yield document
 
 
-def _is_held_out(request: str, held_out: frozenset[str]) -> bool:
+def _is_held_out(request: str, held_out: Sequence[frozenset[str]]) -> bool:
     asked = set(normalized_request(request).split())
-    return bool(asked) and any(asked <= set(each.split()) for each in held_out)
+    return bool(asked) and any(asked <= each for each in held_out)
 
 
 def _request(pair: Document) -> str:

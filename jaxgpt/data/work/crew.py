@@ -23,6 +23,7 @@ from jaxgpt.shared.console import stderr
 from jaxgpt.shared.errors import UserError
 
 WORKER = "jaxgpt.data.stages.worker"
+REFUSED = 2  # exit code of a worker that could write nothing, not even why
 _SHOWN_EVERY_S = 0.25
 
 
@@ -90,6 +91,11 @@ class Crew:
             self._work.raise_failure()
             self._work.check()
             for process in self._processes:
+                if process.poll() == REFUSED:
+                    raise KeptError(
+                        f"a worker stopped, as it says above; what is done is kept in {self._work.folder}: "
+                        "free some space and run the same command again"
+                    )
                 if process.poll() not in (None, 0):
                     raise KeptError(
                         f"a worker process ended with code {process.returncode} (a negative one: it was "

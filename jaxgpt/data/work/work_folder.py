@@ -168,10 +168,16 @@ class Work:
                 return False
             if not self.is_done(stage.name, number):
                 self.check()
+                self._remove_leftovers(stage.name, number)
                 summary = stage.run(self, number, advance)
                 sizes = {end: self.path(stage.name, number, end).stat().st_size for end in stage.files}
                 self._publish(self.path(stage.name, number, ".json"), {**summary, "sizes": sizes})
         return True
+
+    def _remove_leftovers(self, stage: str, number: int) -> None:
+        """Remove what a killed process had begun to write of a task that is claimed here."""
+        for path in (self.folder / stage).glob(f".{number:05}.*.tmp-*"):
+            path.unlink(missing_ok=True)
 
     def _publish(self, path: Path, summary: dict[str, Any]) -> None:
         """Let a summary appear whole; not forced to the disk, for that waits for all that was written."""
@@ -205,8 +211,8 @@ class Work:
         if not path.exists():
             return
         found = read_json(path, "error")
-        if found["kept"]:
-            raise KeptError(f"{found['line']}; what is done is kept")
+        if found.get("kept"):
+            raise KeptError(f"{found['line']}; what is done is kept in {self.folder}")
         if found["line"] is not None:
             raise UserError(found["line"])
         if found["module"] is not None:
