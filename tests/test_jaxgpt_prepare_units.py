@@ -13,19 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 
 from jaxgpt.data.reading import pieces
-from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.data.stages import duplicates, finish, overlap, read, shards, vocabulary
 from jaxgpt.data.stages.read import READ
 from jaxgpt.data.work.work_folder import KeptError, Stage, Work
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.tokenizer import ENDOFTEXT
 
 UNIT_BYTES = 20_000
 TEMPLATE = ("--template", "{instruction} {input} {output}")
@@ -185,6 +181,14 @@ def test_a_killed_preparation_takes_its_workers_along_and_goes_on(
     assert_same(out, whole)
 
 
+def assert_goes_on(command: Command, call: tuple[object, ...], whole: Path) -> None:
+    """The command, whose last word is --out's, goes on where it was."""
+    code, _, err = command("jaxgpt", *call)
+    assert code == 0
+    assert "going on with what was begun" in err
+    assert_same(Path(str(call[-1])), whole)
+
+
 def test_a_killed_worker_leaves_what_is_done(
     command: Command,
     source: Path,
@@ -213,10 +217,7 @@ def test_a_killed_worker_leaves_what_is_done(
     assert code == 2
     assert "what is done is kept" in err.splitlines()[-1]
     assert not out.exists()
-    code, _, err = command("jaxgpt", *call)
-    assert code == 0
-    assert "going on with what was begun" in err
-    assert_same(out, whole)
+    assert_goes_on(command, call, whole)
 
 
 def test_a_full_disk_leaves_what_is_done(
@@ -240,10 +241,7 @@ def test_a_full_disk_leaves_what_is_done(
     assert "free some space" in err.splitlines()[-1]
     assert not out.exists()
     assert len(list((tmp_path / ".d.tmp-work" / "read").glob("*.text"))) > 5
-    code, _, err = command("jaxgpt", *call)
-    assert code == 0
-    assert "going on with what was begun" in err
-    assert_same(out, whole)
+    assert_goes_on(command, call, whole)
 
 
 def test_what_the_system_refuses_a_worker_ends_all_and_what_they_had_begun_is_written_anew(
@@ -267,10 +265,7 @@ def test_what_the_system_refuses_a_worker_ends_all_and_what_they_had_begun_is_wr
     (work / "error.json").unlink()
     assert Work(work)._do(READ, 0)
     assert not left.exists()
-    code, _, err = command("jaxgpt", *call)
-    assert code == 0
-    assert "going on with what was begun" in err
-    assert_same(out, whole)
+    assert_goes_on(command, call, whole)
 
 
 def test_what_the_system_refuses_a_worker_is_said_and_what_is_done_is_kept(tmp_path: Path) -> None:
@@ -374,41 +369,3 @@ def test_bpe_is_trained_on_a_bounded_sample_and_that_is_said(
     trained_on = json.loads(printed)["tokenizer"]["trained_on"]
     assert 5_000 < trained_on["bytes"] <= 10_000 < trained_on["of_bytes"]
     assert f"bpe:384: trained on {trained_on['documents']} documents chosen by their hashes" in err
-
-
-TEXTS = [f"Document {i}: {'alpha beta gamma delta '[: i % 20]}" for i in range(400)]
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.parquet"])
-def test_a_cut_file_has_the_documents_of_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    path = tmp_path / name
-    if path.suffix == ".txt":
-        path.write_text(ENDOFTEXT.join(TEXTS))
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.table({"text": TEXTS}), path, row_group_size=30)
-    else:
-        path.write_text("\n" + "".join(json.dumps({"text": text}) + "\n\n" for text in TEXTS))
-    for limit in (500, 503, 1 << 20):
-        monkeypatch.setattr(pieces, "LEAST_BYTES", limit)
-        found = open_source(str(path))
-        assert (len(found.pieces) > 5) == (limit < 1000)
-        assert [document.text for document in found.documents] == TEXTS
-
-
-@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n", "\n", " ", "é"])
-def test_a_lone_text_is_cut_between_words_where_it_has_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
-) -> None:
-    monkeypatch.setattr(pieces, "LEAST_BYTES", 4001)
-    monkeypatch.setattr(pieces, "_WINDOW_BYTES", 1000)
-    words = [f"wört{i}" * 5 for i in range(2000)]
-    (tmp_path / "a.md").write_bytes(separator.join(words).encode())
-    found = open_source(str(tmp_path / "a.md"), ReadOptions())
-    assert len(found.pieces) > 10
-    documents = [document.text for document in found.documents]
-    if separator == "é":
-        assert "".join(documents) == separator.join(words)
-    else:
-        assert " ".join(documents).split() == words

@@ -167,7 +167,11 @@ def test_include_takes_the_documentation_of_packages_in(installed_package: str) 
     assert list(found) == ["madeup/code.py", "madeup/docs/guide.md", "madeup/docs/one.md", "madeup/README.md"]
     assert found["madeup/docs/guide.md"] == "# How to add"
     assert found["madeup/README.md"] == "It adds numbers."
-    assert source.report.skipped == {"files that --exclude names": 1, "files that --include does not name": 2}
+    assert source.report.skipped == {
+        "files that --exclude names": 1,
+        "files that --include does not name": 2,
+        "folders that are hidden, tests or installed packages": 2,
+    }
     only = open_source(installed_package, ReadOptions(exclude=("*/code.py",)))
     assert [piece.group for piece in only.pieces] == ["madeup/__init__.py"]
     both = open_source(f"{installed_package},json", ReadOptions(include=("madeup/*.py",)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jaxgpt.data.docstring_pairs import interpreter, source_files, standard_library
 from jaxgpt.data.documents import Document, Piece
-from jaxgpt.data.reading.folder_files import SKIPPED_FOLDERS, Patterns
+from jaxgpt.data.reading.folder_files import Patterns, files_below
 from jaxgpt.data.reading.pieces import file_piece
 from jaxgpt.data.report import ReadReport
 from jaxgpt.shared.errors import UserError
@@ -46,7 +46,7 @@ def package_pieces(names: Sequence[str], patterns: Patterns, report: ReadReport)
     pieces = []
     for name, folder in folders:
         own = _folder_pieces(folder, f"{name}/", patterns, report)
-        if patterns.include and patterns.fit(f"{name}/{README}"):
+        if patterns.include and patterns.reason_to_skip(f"{name}/{README}") is None:
             own += _readme(name, distributions[name])
         if not own:
             report.skip("packages of which no file is read", name)
@@ -87,25 +87,13 @@ def _folder(name: str) -> Path:
 def _folder_pieces(folder: Path, prefix: str, patterns: Patterns, report: ReadReport) -> list[Piece]:
     """Return the files of a package's folder that are read, in the order of their paths."""
     pieces = []
-    for path in _all_files(folder) if patterns.include else source_files(folder):
+    for path in files_below(folder, report) if patterns.include else source_files(folder):
         name = prefix + path.relative_to(folder).as_posix()
-        if patterns.exclude_names(name):
-            report.skip("files that --exclude names", name)
-        elif not patterns.fit(name):
-            report.skip("files that --include does not name", name)
+        if reason := patterns.reason_to_skip(name):
+            report.skip(reason, name)
         else:
             pieces.append(file_piece(path, name, "installed" if path.suffix == ".py" else DOCUMENTATION[0]))
     return pieces
-
-
-def _all_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a package; those of hidden folders, tests and other packages are left out."""
-    for path in sorted(folder.rglob("*")):
-        folders = path.relative_to(folder).parts[:-1]
-        if SKIPPED_FOLDERS.intersection(folders) or any(part.startswith(".") for part in folders):
-            continue
-        if path.is_file():
-            yield path
 
 
 def _distribution(name: str, distributions: Sequence[str | None]) -> str | None:

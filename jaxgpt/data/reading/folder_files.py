@@ -57,13 +57,13 @@ class Patterns:
         """Whether a pattern of `include` fits a path."""
         return _fits(name, self.include)
 
-    def exclude_names(self, name: str) -> bool:
-        """Whether a pattern of `exclude` fits a path."""
-        return _fits(name, self.exclude)
-
-    def fit(self, name: str) -> bool:
-        """Whether a file of this path is read."""
-        return (not self.include or self.include_names(name)) and not self.exclude_names(name)
+    def reason_to_skip(self, name: str) -> str | None:
+        """Return why a file of this path is left out, as ReadReport.skip takes it; None where it is not."""
+        if _fits(name, self.exclude):
+            return "files that --exclude names"
+        if self.include and not self.include_names(name):
+            return "files that --include does not name"
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +106,18 @@ def source_files_of(root: Path, patterns: Patterns, report: ReadReport) -> list[
       UserError: no file is left.
     """
     if root.is_file():
-        if not patterns.fit(root.name):
+        if patterns.reason_to_skip(root.name):
             raise UserError(
                 f"--include and --exclude leave {root.name} out, which is all of --source; leave them out"
             )
         return [SourceFile(root, root.name, _kind_of_one(root, patterns))]
-    paths = sorted(_files_below(root, root, report))
+    paths = files_below(root, report)
     has_tables = any(kind_of(path) == "table" and path.name not in METADATA for path in paths)
     chosen = []
     for path in paths:
         name = path.relative_to(root).as_posix()
         kind = kind_of(path) or ("text" if patterns.include_names(name) else None)
-        reason = _reason_to_skip(name, kind, path, patterns)
+        reason = patterns.reason_to_skip(name) or _reason_to_skip(kind, path)
         if reason is None and has_tables and name == "README.md":
             reason = "data set cards"
         if reason is not None:
@@ -142,12 +142,8 @@ def _kind_of_one(path: Path, patterns: Patterns) -> Kind:
     return kind
 
 
-def _reason_to_skip(name: str, kind: Kind | None, path: Path, patterns: Patterns) -> str | None:
+def _reason_to_skip(kind: Kind | None, path: Path) -> str | None:
     """Return why a file is left out, as ReadReport.skip takes it; None where it is read."""
-    if patterns.exclude_names(name):
-        return "files that --exclude names"
-    if not patterns.fit(name):
-        return "files that --include does not name"
     if path.name in METADATA:
         return "files that describe a data set"
     if kind is None:
@@ -163,11 +159,16 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def _files_below(folder: Path, root: Path, report: ReadReport) -> Iterator[Path]:
+def files_below(root: Path, report: ReadReport) -> list[Path]:
+    """Return the files of a folder in the order of their paths; the folders left out are counted."""
+    return sorted(_walk(root, report))
+
+
+def _walk(root: Path, report: ReadReport) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         report.skip("folders that can not be read", Path(error.filename).relative_to(root).as_posix())
 
-    for where, folders, files in os.walk(folder, onerror=unreadable):
+    for where, folders, files in os.walk(root, onerror=unreadable):
         here = Path(where)
         for name in sorted(folders):
             below = (here / name).relative_to(root).as_posix()

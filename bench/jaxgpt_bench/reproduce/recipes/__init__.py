@@ -15,22 +15,8 @@ PACKAGES = (
 ANSWERS_PACKAGES = Path(__file__).with_name("answers-packages.txt")
 # Of packages: what is written for readers, and what of it is lists.
 DOCUMENTATION = ("*.md", "*.rst")
-NOT_PROSE = tuple(
-    f"*{word}*{ending}"
-    for word in (
-        "LICEN",
-        "licen",
-        "AUTHORS",
-        "authors",
-        "CHANGE",
-        "change",
-        "HISTORY",
-        "history",
-        "NEWS",
-        "news",
-    )
-    for ending in (".md", ".rst")
-)
+_LISTS = "LICEN licen AUTHORS authors CHANGE change HISTORY history NEWS news"
+NOT_PROSE = tuple(f"*{word}*{ending}" for word in _LISTS.split() for ending in (".md", ".rst"))
 
 
 def packages_source(requirements: str) -> str:
