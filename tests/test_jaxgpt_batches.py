@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from jaxgpt.shared.dataset import pack_mask
 from jaxgpt.training.batches import Batches
 
 
@@ -49,3 +50,27 @@ def test_processes_together_see_the_global_batch() -> None:
     for step in (0, 50):
         halves = [part.at(step, rows)[0] for rows in (slice(0, 4), slice(4, 8))]
         assert (np.concatenate(halves) == whole.at(step)[0]).all()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_micro_batches_are_the_batch_cut(accumulate: int) -> None:
+    tokens = np.random.default_rng(0).integers(1000, size=5000).astype(np.uint16)
+    batches, size = Batches(tokens, 16, 8, seed=0), 8 // accumulate
+    for step in (0, 7):
+        whole = batches.at(step)
+        for expected, found in zip(whole, batches.micro(step, accumulate, slice(None)), strict=True):
+            assert found.shape == (accumulate, size, 16)
+            assert (found.reshape(8, 16) == expected).all()
+        halves = [
+            batches.micro(step, accumulate, rows)[1] for rows in (slice(0, size // 2), slice(size // 2, size))
+        ]
+        assert (np.concatenate(halves, axis=1).reshape(8, 16) == whole[1]).all()
+
+
+def test_of_masked_tokens_an_epoch_predicts_those_that_count() -> None:
+    tokens = np.arange(200, dtype=np.uint16)  # each token names its own position
+    counts = np.random.default_rng(0).integers(2, size=200).astype(bool)
+    batches = Batches(tokens, 16, 1, 0, pack_mask(counts))
+    found = [batches.at(step)[1] for step in range(batches.windows_per_epoch)]
+    targets = np.concatenate(found).ravel()
+    assert np.sort(targets[targets >= 0]).tolist() == [i for i in np.flatnonzero(counts) if i > 0]

@@ -18,7 +18,7 @@ from jaxgpt.data.docstring_pairs import pairs_of_source
 from jaxgpt.data.documents import Document, cut_at_endoftext, place_in_split, working_fraction
 from jaxgpt.data.reading.columns import Columns
 from jaxgpt.data.sources import ReadOptions, open_source
-from jaxgpt.shared.dataset import open_dataset, windows
+from jaxgpt.shared.dataset import counted, open_dataset, windows
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import only_writer
 from jaxgpt.shared.tokenizer import ENDOFTEXT, Tokenizer, load_tokenizer
@@ -316,13 +316,19 @@ def test_of_pairs_the_loss_counts_the_answers_alone(prepared: Prepare, tmp_path:
 def test_batches_count_the_answers_alone_and_are_what_they_were_otherwise(
     prepared: Prepare, tmp_path: Path
 ) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", rows(80))
+    made = rows(80)
+    path = write_jsonl(tmp_path / "a.jsonl", made)
     template = ("--template", "{instruction} {input} {output}")
     plain = open_dataset(prepared(path, *template))
     tokens = np.array(plain.train)
     assert plain.train_mask is None
-    masked = open_dataset(prepared(path, *template, "--answers-only"))
+    folder = prepared(path, *template, "--answers-only")
+    masked = open_dataset(folder)
     assert (masked.train == tokens).all()
+    assert masked.train_mask is not None
+    answers = answers_in(tokens[counted(masked.train_mask, 0, len(tokens))].tolist(), load_tokenizer(folder))
+    assert len(answers) == masked.manifest["counts"]["train_documents"]
+    assert {answer.strip() for answer in answers} <= {row["output"] for row in made}
     before, after = Batches(tokens, 16, 4, 0), Batches(masked.train, 16, 4, 0, masked.train_mask)
     seen = 0
     for step in range(before.windows_per_epoch // 4):
