@@ -75,7 +75,7 @@ def test_batches_of_any_size_give_the_same_files(
 ) -> None:
     """Each loop over a part's text or tokens goes around many times."""
     monkeypatch.setattr(shards, "_BATCH_BYTES", 3000)
-    monkeypatch.setattr(shards, "_TOKENS_AT_ONCE", 501)
+    monkeypatch.setattr(shards, "_TOKENS_AT_ONCE", 20)
     monkeypatch.setattr(overlap, "_TOKENS_AT_ONCE", 1000)
     monkeypatch.setattr(finish, "_TOKENS_AT_ONCE", 1003)
     code, _, err = command("jaxgpt", "prepare", "--source", source, *OPTIONS, "--out", tmp_path / "d")
@@ -116,6 +116,6 @@ def test_a_data_set_that_is_half_written_has_no_name(
     with monkeypatch.context() as stopping:
         stopping.setattr(finish, "_validation", interrupted)
         assert command(*call)[0] == 130
-    assert os.listdir(tmp_path) == [".d.tmp-work"]
+    assert os.listdir(tmp_path) == []  # of one part there is nothing to go on with
     assert command(*call)[0] == 0
     assert open_dataset(out).manifest["files"] == open_dataset(whole).manifest["files"]
