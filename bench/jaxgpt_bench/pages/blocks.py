@@ -26,12 +26,12 @@ RESULTS = "bench/results"
 PICTURE = "docs/images/speed.svg"
 SERVING_PICTURE = "docs/images/serving.svg"
 QUALITY_PICTURE = "docs/images/quality_speed.svg"
+NEWEST = "AMD Zen 5"  # where the programs were measured last, and all of them
 MACHINES = {
-    "Intel Xeon": "generate_gpt2.json",
+    NEWEST: "generate_gpt2_zen5.json",
     "AMD Zen 4": "generate_gpt2_zen4.json",
-    "AMD Zen 5": "generate_gpt2_zen5.json",
+    "Intel Xeon": "generate_gpt2.json",
 }
-NEWEST = "AMD Zen 5"  # where the programs were measured last
 BUSY_MACHINES = {**MACHINES, NEWEST: "generate_gpt2_zen5_busy.json"}
 QUALITY = "quality_peers.json"
 SPEED_COLUMNS = (ENGINE, RATE, CEILING, PREFILL, BUSY)
@@ -59,13 +59,13 @@ def claim(results: Path) -> str:
 
 def summary(results: Path) -> str:
     """Return the README's small table, and what INT8 costs."""
-    speed = read_speed(results / "generate_gpt2.json")
+    speed = read_speed(results / MACHINES[NEWEST])
     return headline.summary(speed, read_quality(results / "reference_quality.json"))
 
 
 def picture(results: Path) -> str:
     """Return the picture of speeds as SVG."""
-    return headline.picture(read_speed(results / "generate_gpt2.json"))
+    return headline.picture(read_speed(results / MACHINES[NEWEST]))
 
 
 def serving(results: Path) -> str:

@@ -11,7 +11,7 @@ from jaxgpt_bench.speed.programs import NATIVE, own_engines
 
 METHOD = "int8-dynamic"  # of this project, the one that the README shows
 FLOAT32 = "torch-fp32"
-LLAMA_CPP, QUANTIZE_DYNAMIC, TRANSFORMERS = "llama.cpp", "torch-quantize-dynamic", "transformers"
+LLAMA_CPP, QUANTIZE_DYNAMIC = "llama.cpp", "torch-quantize-dynamic"
 NAMES = {
     "jaxgpt-native": "jaxgpt",
     "jaxgpt-torch": "jaxgpt, PyTorch module",
@@ -66,12 +66,12 @@ def _of(engine: str, rows: Iterable[SpeedRow]) -> SpeedRow:
     raise UserError(f"the speed figures have no row of {engine}; measure it with `jaxgpt-bench generate`")
 
 
-def _best_other(figures: SpeedFigures) -> SpeedRow:
-    for row in int8_rows(figures):
+def _best_other(rows: Iterable[SpeedRow], precision: str = "INT8") -> SpeedRow:
+    for row in rows:
         if row.engine not in own_engines():
             return row
     raise UserError(
-        "the speed figures have no INT8 of another program; measure it with `jaxgpt-bench generate`"
+        f"the speed figures have no {precision} of another program; measure it with `jaxgpt-bench generate`"
     )
 
 
@@ -79,12 +79,13 @@ def claim(machines: Mapping[str, SpeedFigures]) -> str:
     """Return the README's claim about speed.
 
     Args:
-      machines: figures of GPT-2's shape, by the processor's name; the first has the most to say.
+      machines: figures of GPT-2's shape, by the processor's name; the first has the most programs.
     """
     (cpu, figures), *others = machines.items()
-    rows, best = int8_rows(figures), _best_other(figures)
+    rows = int8_rows(figures)
+    best = _best_other(rows)
     ours, torch = (_rate(_of(engine, rows)) for engine in (NATIVE.engine, QUANTIZE_DYNAMIC))
-    sizes = [row.file_mb for row in (_of(NATIVE.engine, rows), _of(TRANSFORMERS, float32_rows(figures)))]
+    sizes = [_of(NATIVE.engine, each).file_mb for each in (rows, float32_rows(figures))]
     sentences = (
         f"A GPT-2 of 124M parameters (random weights) writes **{rate_text(ours)} tokens/s** on "
         f"{figures.settings.threads} cores of an {cpu}.",
@@ -96,8 +97,8 @@ def claim(machines: Mapping[str, SpeedFigures]) -> str:
 
 
 def _against_best(cpu: str, figures: SpeedFigures) -> str:
-    best = _best_other(figures)
-    ours = _rate(_of(NATIVE.engine, int8_rows(figures)))
+    rows = int8_rows(figures)
+    best, ours = _best_other(rows), _rate(_of(NATIVE.engine, rows))
     return f"On an {cpu} it is {rate_text(ours)} against {NAMES[best.engine]}'s {rate_text(_rate(best))}."
 
 
@@ -107,9 +108,9 @@ def summary(figures: SpeedFigures, quality: QualityFigures) -> str:
     others = (LLAMA_CPP, QUANTIZE_DYNAMIC)
     shown = [
         _of(NATIVE.engine, rows),
-        _best_other(figures),
+        _best_other(rows),
         *sorted((_of(engine, rows) for engine in others), key=_rate, reverse=True),
-        _of(TRANSFORMERS, float32_rows(figures)),
+        _best_other(float32_rows(figures), "float32"),
     ]
     cells = [
         (label(row), rate_text(_rate(row)), f"{row.ceiling_share:.0%}", f"{row.file_mb:.0f}") for row in shown
