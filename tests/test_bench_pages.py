@@ -67,7 +67,7 @@ def test_the_picture_fetches_nothing_and_is_small() -> None:
 
 
 def test_the_picture_has_every_program_s_int8_first_and_this_project_s_engine_in_colour() -> None:
-    figures = SpeedFigures.from_json(results("generate_gpt2.json"))
+    figures = SpeedFigures.from_json(results(blocks.MACHINES[blocks.NEWEST]))
     words = texts((ROOT / PICTURE).read_text(encoding="utf-8"))
     programs = {row.engine for row in figures.rows if row.cached and row.precision.startswith("int8")}
     int8 = words[words.index("INT8") : words.index("float32")]
