@@ -55,6 +55,25 @@ def test_extra_tensor_is_named(command: Command, copy: Path) -> None:
     assert_one_line_error(generate(command, copy), "missing tensors: none", "h.9.surprise")
 
 
+def test_what_others_saved_is_refused_with_the_command_that_takes_it(
+    command: Command, fp32: Path, tmp_path: Path
+) -> None:
+    """OpenAI's own files have no "transformer." before the names, and Hugging Face stores halves."""
+    folder = tmp_path / "gpt2"
+    shutil.copytree(fp32, folder)
+    edit(folder, lambda tensors: tensors.update({name: tensors[name].half() for name in tensors}))
+    assert_one_line_error(generate(command, folder), "changed since certificate.json", "restore it")
+    (folder / "certificate.json").unlink()
+    way = f"import-hf --source {folder} --out"
+    assert_one_line_error(generate(command, folder), "is float16", way)
+    names = {name: name.removeprefix("transformer.") for name in load_file(folder / "model.safetensors")}
+    edit(folder, lambda tensors: [tensors.update({names[name]: tensors.pop(name)}) for name in names])
+    result = generate(command, folder)
+    assert_one_line_error(result, "missing tensors: transformer.h.0", " more; unexpected tensors: h.0.", way)
+    assert len(result[2]) < 1000
+    assert_one_line_error(generate(command, Path("gpt2")), "gpt2 is missing", "hub:gpt2", "convert")
+
+
 def test_nan_is_named(command: Command, copy: Path) -> None:
     edit(copy, lambda tensors: tensors[a_weight(tensors)].fill_(float("nan")))
     assert_one_line_error(generate(command, copy), "h.1.mlp.c_fc.bias", "NaN")

@@ -111,7 +111,8 @@ def read_artifact(folder: Path) -> Artifact:
         what does not fit.
     """
     if not folder.is_dir():
-        raise UserError(f"artifact folder {folder} is missing; make one with: jaxgpt-export convert")
+        named = f" (a model of the hub: hub:{folder})" if len(folder.parts) == 1 else ""
+        raise UserError(f"artifact folder {folder} is missing{named}; make one with: jaxgpt-export convert")
     if (folder / "model.onnx").exists() and not (folder / "model.safetensors").exists():
         raise UserError(f"{folder} is a model for ONNX Runtime; give the artifact that it was made of")
     path = folder / "config.json"
@@ -120,8 +121,14 @@ def read_artifact(folder: Path) -> Artifact:
     floats = said.is_plain or (config.positions == "rotary" and section is None)
     quantization = None if floats else read_quantization(section, config, path)
     file = folder / "model.safetensors"
-    tensors = read_tensors(file)
-    check_tensors(tensors, expected_tensors(config, quantization), file)
+    try:
+        tensors = read_tensors(file)
+        check_tensors(tensors, expected_tensors(config, quantization), file)
+    except UserError as error:
+        if said.is_plain and not os.path.lexists(folder / "certificate.json"):  # of other programs
+            more = f"a GPT-2 that others saved: jaxgpt-export import-hf --source {folder} --out ARTIFACT"
+            raise UserError(f"{error}; {more}") from None
+        raise
     if quantization is None:
         tensors = from_hf_layout(tensors, config)
     return Artifact(folder, config, quantization, tensors, _read_trained(folder / TRAINED_FILE, config))

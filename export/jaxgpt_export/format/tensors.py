@@ -14,7 +14,7 @@ NAME is wte, wpe, lm_head (where the head is not tied) or one of the matrices of
 tensor but its input_scale: it is wte.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from jaxgpt_export.format.scheme import Quantization, has_factors
 Shapes = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 FLOAT32_DTYPE = np.dtype(np.float32)
+MOST_NAMES = 5  # of tensors in a message
 
 
 def expected_tensors(config: ModelConfig, quantization: Quantization | None) -> Shapes:
@@ -70,14 +71,14 @@ def check_tensors(tensors: Mapping[str, Array], expected: Shapes, where: Path) -
     """Compare tensors with what is expected.
 
     Raises:
-      UserError: names every missing and extra tensor, else the first of wrong dtype or shape or with NaN
-        or infinity.
+      UserError: names missing and extra tensors, a few where there are many, else the first of wrong dtype or
+        shape or with NaN or infinity.
     """
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
         raise UserError(
-            f"{where}: missing tensors: {', '.join(missing) or 'none'}; "
-            f"unexpected tensors: {', '.join(extra) or 'none'}; it does not fit its config.json"
+            f"{where}: missing tensors: {_some(missing)}; "
+            f"unexpected tensors: {_some(extra)}; it does not fit its config.json"
         )
     for name, (dtype, shape) in expected.items():
         tensor = tensors[name]
@@ -87,6 +88,11 @@ def check_tensors(tensors: Mapping[str, Array], expected: Shapes, where: Path) -
                 f"expected {dtype_name(dtype)} {shape}"
             )
         _check_values(tensor, name, where)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "") or "none"
 
 
 def _check_values(tensor: Array, name: str, where: Path) -> None:
