@@ -12,6 +12,7 @@ from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.numerics import choose_numerics
 from jaxgpt.training.model.params import graph_of, init_params
+from jaxgpt.training.step.compiled import CompiledTraining
 from jaxgpt.training.step.optimizer import make_optimizer
 from jaxgpt.training.step.state import first_state
 from jaxgpt.training.step.train_step import make_train_step
@@ -40,6 +41,21 @@ def test_the_step_for_cuda_calls_the_fused_kernel_forward_and_backward(
     assert backward >= 1
     assert forward >= 1
     assert "64x64xf32" not in text  # the weights of attention are never written
+
+
+@pytest.mark.parametrize(("mesh", "devices"), [("data=2", 2), ("fsdp=2", 2), ("data=2,fsdp=2", 4)])
+def test_the_step_of_several_gpus_calls_the_fused_kernel_with_no_partitioner_between(
+    pretend_a_gpu: None, mesh: str, devices: int
+) -> None:
+    """Were an axis left to it, even one of a single device, XLA would ask it, and end with its error."""
+    settings = TrainConfig(batch_size=4, precision="bf16")
+    numerics, _ = choose_numerics(MODEL, settings, "gpu", 9.0)
+    step = CompiledTraining(MODEL, settings, make_mesh(mesh, devices), numerics).lower_step(("cuda",))
+    text = step.as_text()
+    assert "CustomSPMDPartitioning" not in text
+    backward = text.count("__cudnn$fmhaSoftmaxBackward")
+    assert backward >= 1
+    assert text.count("__cudnn$fmhaSoftmax") > backward
 
 
 def test_an_older_gpu_gets_xla_s_attention(pretend_a_gpu: None) -> None:

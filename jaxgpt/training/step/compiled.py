@@ -41,6 +41,7 @@ class CompiledTraining:
     def __init__(self, model: ModelConfig, train: TrainConfig, mesh: Mesh, numerics: Numerics) -> None:
         self._model, self._train, self._mesh = model, train, mesh
         self.graph = graph_of(model, numerics)
+        self._flash = numerics.flash
         shares_cores = numerics.on_cpu and not mesh.is_multi_process
         self._optimizer = make_optimizer(train, model, mesh if shares_cores else None)
         self._first_state = self._new_state  # one object: JAX traces it once for both uses
@@ -102,7 +103,8 @@ class CompiledTraining:
         Args:
           platforms: to lower it for, such as ("cuda",), which need not be there; the mesh's if not given.
         """
-        step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, self._model.drops)
+        drops, flash = self._model.drops, self._flash
+        step = make_train_step(self.graph, self._optimizer, self._mesh, self._train, drops, flash)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
         batch = jax.ShapeDtypeStruct(self.batch_shape, jnp.int32, sharding=self.batch_sharding)
         return jitted.trace(self.sharded_shapes(), batch, batch).lower(lowering_platforms=platforms)

@@ -56,7 +56,7 @@ class _Layout:
 
 
 def make_gradients(
-    graph: nnx.GraphDef[GPT], mesh: Mesh, config: TrainConfig, dropout: bool
+    graph: nnx.GraphDef[GPT], mesh: Mesh, config: TrainConfig, dropout: bool, flash: bool = False
 ) -> Callable[..., tuple[Array, Array, Params]]:
     """Return a function that sums loss, count and gradient over micro-batches and devices.
 
@@ -65,6 +65,10 @@ def make_gradients(
     left to the partitioner: on the `fsdp` axis split parameters are gathered for each micro-batch, again for
     its backward pass, and their gradients summed and scattered; all else is summed up over the micro-batches
     first and reduced once. Activations never travel.
+
+    With cuDNN's attention (`flash`) axes of a single device are manual, too: were one left to the
+    partitioner, JAX would lower the kernel for it to split, which fails beside the others. Elsewhere they
+    stay as they are, for the compiler would then join other constants, and last bits change.
     """
     axes = tuple(axis for axis in AXES if mesh.shape[axis] > 1)
 
@@ -80,7 +84,7 @@ def make_gradients(
             mesh=mesh,
             in_specs=(specs, none, none, batch, batch),
             out_specs=(none, none, specs),
-            axis_names=set(axes),
+            axis_names=set(AXES if flash else axes),
         )
         return call(params, *rest)
 

@@ -24,6 +24,7 @@ def make_train_step(
     mesh: Mesh,
     config: TrainConfig,
     dropout: bool,
+    flash: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """Return the step function.
 
@@ -31,9 +32,9 @@ def make_train_step(
     summed, weighted by their number of targets, before one update. It returns the new state and
     the mean loss in nats per token, the gradient's norm before clipping, the loss scale and the counts of
     skipped steps. A step whose loss or gradient is not finite (or spikes, with `config.spike_guard`) counts
-    as done but changes neither parameters nor optimizer.
+    as done but changes neither parameters nor optimizer. `flash` says that attention is cuDNN's kernel.
     """
-    gradients = make_gradients(graph, mesh, config, dropout)
+    gradients = make_gradients(graph, mesh, config, dropout, flash)
 
     def train_step(
         state: TrainState, inputs: Int[Array, "A B T"], targets: Int[Array, "A B T"]
