@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, damaged
+from jaxgpt.shared.files import read_json
 from jaxgpt.training.devices.processes import all_agree, on_main_process
 from jaxgpt.training.model.params import Params, init_params, pad_vocabulary, trim_vocabulary
 from jaxgpt.training.run.folder import Run
@@ -37,6 +38,10 @@ class Checkpoints:
       folder: the run folder.
       read_only: never writes nor deletes.
       data_since: the step after which val_loss is of the data set of now (RunConfig.data_since).
+
+    Attributes:
+      folder: that they lie in.
+      val_losses: of the steps saved or found, nats per token; None where none was measured.
     """
 
     def __init__(self, folder: Path, read_only: bool = False, data_since: int = 0) -> None:
@@ -55,6 +60,11 @@ class Checkpoints:
             raise UserError(f"{folder} holds no checkpoints; train it first")
         names = ("params", "opt_state", "position")
         self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=names)
+        # Orbax knows those of its own process alone. A step whose loss can't be read is in neither.
+        self.val_losses: dict[int, float | None] = {}
+        for step in self.steps():
+            with contextlib.suppress(UserError):
+                self.val_losses[step] = self._read_val_loss(step)
 
     def save(self, state: TrainState, position: dict[str, Any], val_loss: float | None) -> None:
         """Save a state in the background.
@@ -71,12 +81,13 @@ class Checkpoints:
             opt_state=ocp.args.StandardSave(rest),
             position=ocp.args.JsonSave(position),
         )
-        metrics = {"val_loss": math.inf if val_loss is None else val_loss}
+        step = int(state.step)
+        self.val_losses[step] = val_loss
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._full_disk_is_told():  # also of the save before this one
-            saved = self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
+            saved = self._manager.save(step, args=args, force=True)
         if not saved:
-            raise RuntimeError(f"Orbax did not save step {int(state.step)}")
+            raise RuntimeError(f"Orbax did not save step {step}")
 
     def steps(self) -> list[int]:
         """Return the steps that are stored whole, in order."""
@@ -97,9 +108,15 @@ class Checkpoints:
 
     def val_loss(self, step: int) -> float | None:
         """Return the val_loss stored with a step; None when it was not measured."""
-        args = ocp.args.Composite(position=ocp.args.JsonRestore())
-        value: float | None = self._restore(step, args)["position"]["val_loss"]
-        return value
+        if step not in self.val_losses:
+            self.val_losses[step] = self._read_val_loss(step)
+        return self.val_losses[step]
+
+    def _read_val_loss(self, step: int) -> float | None:
+        """Read the val_loss of a step as it lies there; no process waits for another."""
+        where = self.folder / str(step) / "position" / "metadata"
+        value = read_json(where, "position of a checkpoint")["val_loss"]
+        return None if value is None else float(value)
 
     def resolve(self, which: str) -> int:
         """Turn "best", "latest" or a number into a stored step; UserError when it is not there."""
@@ -257,9 +274,10 @@ class _Best(preservation_policy.PreservationPolicy):
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Return which checkpoints stay, of those that Orbax knows."""
-        losses = {each.step: each.metrics["val_loss"] for each in checkpoints if each.metrics is not None}
-        best = _lowest(losses, self._checkpoints.data_since)
-        return [each.step == best or each.metrics is None for each in checkpoints]
+        losses = self._checkpoints.val_losses
+        here = {each.step: losses[each.step] for each in checkpoints if each.step in losses}
+        best = _lowest(here, self._checkpoints.data_since)
+        return [each.step == best or each.step not in losses for each in checkpoints]
 
 
 def _lowest(losses: Mapping[int, float | None], data_since: int) -> int | None:

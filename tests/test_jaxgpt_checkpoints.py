@@ -1,0 +1,32 @@
+"""Which checkpoints stay over several starts, and what is done where one can't be read."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from jaxgpt.training.run.checkpoints import Checkpoints
+from jaxgpt.training.step.state import Guard, TrainState
+
+
+def state_of(step: int) -> TrainState:
+    array, guard = jnp.full((2, 2), float(step)), Guard(*[jnp.zeros(())] * 7)
+    return TrainState(
+        {"wte.embedding": array}, {"mu": array}, jnp.int32(step), jnp.zeros(2, jnp.uint32), guard
+    )
+
+
+def save(folder: Path, losses: dict[int, float | None], data_since: int = 0) -> list[int]:
+    """Save steps in a start of their own; return what lies there then."""
+    checkpoints = Checkpoints(folder, data_since=data_since)
+    for step, val_loss in losses.items():
+        checkpoints.save(state_of(step), {"step": step, "cpu_seconds": 0.0}, val_loss)
+    checkpoints.close()
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_over_several_starts_the_two_latest_and_the_best_stay(tmp_path: Path) -> None:
+    assert save(tmp_path, {1: 3.0, 2: 2.0, 3: 4.0}) == [2, 3]
+    assert save(tmp_path, {4: 5.0, 5: None}) == [2, 4, 5]
+    assert save(tmp_path, {6: 2.5}) == [2, 5, 6]
+    assert save(tmp_path, {7: 1.0, 8: 6.0, 9: 6.0}) == [7, 8, 9]
+    assert save(tmp_path, {10: 9.0, 11: 8.0, 12: 9.5}, data_since=9) == [11, 12]
