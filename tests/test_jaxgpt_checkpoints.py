@@ -1,9 +1,13 @@
 """Which checkpoints stay over several starts, and what is done where one can't be read."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
+import pytest
 
+from jaxgpt.shared.errors import UserError
 from jaxgpt.training.run.checkpoints import Checkpoints
 from jaxgpt.training.step.state import Guard, TrainState
 
@@ -30,3 +34,37 @@ def test_over_several_starts_the_two_latest_and_the_best_stay(tmp_path: Path) ->
     assert save(tmp_path, {6: 2.5}) == [2, 5, 6]
     assert save(tmp_path, {7: 1.0, 8: 6.0, 9: 6.0}) == [7, 8, 9]
     assert save(tmp_path, {10: 9.0, 11: 8.0, 12: 9.5}, data_since=9) == [11, 12]
+
+
+def stored(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def fails_at(*steps: int) -> Callable[[Checkpoints, int, TrainState], tuple[TrainState, dict[str, Any]]]:
+    """Return a Checkpoints.restore that can't read some steps, as one that finds no memory."""
+
+    def restore(_: Checkpoints, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        if step in steps:
+            raise UserError(f"checkpoint {step} can't be read (no memory)")
+        return abstract, {"step": step}
+
+    return restore
+
+
+def test_what_can_not_be_read_is_moved_only_when_an_earlier_one_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that all have may lie in the machine or its settings, and go."""
+    save(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0})
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(Checkpoints, "restore", fails_at(1, 2, 3))
+        with pytest.raises(UserError, match=r"checkpoint 3 .* none was moved; mend"):
+            checkpoints.restore_latest_whole(state_of(0))
+    assert stored(tmp_path) == ["1", "2", "3"]
+    assert not (tmp_path / "damaged").exists()
+    monkeypatch.setattr(Checkpoints, "restore", fails_at(2, 3))
+    assert checkpoints.restore_latest_whole(state_of(0))[1]["step"] == 1
+    assert stored(tmp_path) == ["1"]
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()) == ["2", "3"]
+    checkpoints.close()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxgpt.shared.machine import control_group_free_bytes, system_free_bytes
+from jaxgpt.shared.machine import control_group_free_bytes, leave_out_settings, system_free_bytes
 
 
 def test_cached_files_of_a_control_group_count_as_free(tmp_path: Path) -> None:
@@ -18,3 +18,10 @@ def test_cached_files_of_a_control_group_count_as_free(tmp_path: Path) -> None:
 def test_the_system_has_memory_left() -> None:
     free = system_free_bytes()
     assert free is None or free > 1e6
+
+
+def test_another_random_generator_of_the_shell_is_left_out() -> None:
+    """Its keys have another shape than those that checkpoints hold."""
+    environment = {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_PLATFORMS": "cpu"}
+    leave_out_settings(environment)
+    assert environment == {"JAX_PLATFORMS": "cpu"}

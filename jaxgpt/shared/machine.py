@@ -10,11 +10,13 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
-# The types of this project are written out for JAX as it is without these, and arrays go to devices where its
-# code says so. They are of the programs that they were set for.
+# The types of this project are written out for JAX as it is without these, arrays go to devices where its
+# code says so, and checkpoints hold keys of its default generator. They are of the programs that they were
+# set for.
 OF_OTHER_PROGRAMS = (
     "JAX_ENABLE_X64",
     "JAX_NUMPY_DTYPE_PROMOTION",
+    "JAX_DEFAULT_PRNG_IMPL",
     "JAX_TRANSFER_GUARD",
     "JAX_TRANSFER_GUARD_HOST_TO_DEVICE",
     "JAX_TRANSFER_GUARD_DEVICE_TO_DEVICE",

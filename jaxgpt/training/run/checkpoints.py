@@ -165,12 +165,15 @@ class Checkpoints:
         return state, position
 
     def restore_latest_whole(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Read the last checkpoint that is whole; damaged ones are moved to RUN/damaged, with a warning.
+        """Read the last checkpoint that is whole; damaged ones after it go to RUN/damaged, with a warning.
+
+        Nothing is moved before an earlier one was read: where none can be, the fault may lie elsewhere.
 
         Raises:
-          UserError: none is.
+          UserError: none is whole.
         """
-        while (step := self.latest()) is not None:
+        failed: dict[int, str] = {}
+        while (step := max((each for each in self.steps() if each not in failed), default=None)) is not None:
             found, reason = None, ""
             try:
                 found = self.restore(step, abstract)
@@ -178,14 +181,25 @@ class Checkpoints:
                 reason = str(error)
             if all_agree(found is not None):
                 assert found is not None
+                self._set_aside(failed)
                 return found
-            on_main_process(functools.partial(self._set_aside, step))
-            say(f"WARNING: {reason or 'another process can not read it'}")
-            say(f"WARNING: checkpoint {step} is moved to {self.folder.parent / 'damaged'}")
-            self._manager.reload()
-        raise UserError(f"no checkpoint in {self.folder} is whole; start anew with another --out")
+            failed[step] = reason or f"another process can not read {self.folder / str(step)}"
+        first = next(iter(failed.values()), "there is none")
+        raise UserError(
+            f"no checkpoint in {self.folder} is whole: {first}; none was moved; mend what is named here "
+            "(memory, file system, other versions), or begin anew with another --out"
+        )
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, failed: Mapping[int, str]) -> None:
+        """Move checkpoints that could not be read to RUN/damaged, in process 0."""
+        for step, reason in failed.items():
+            on_main_process(functools.partial(self._move, step))
+            say(f"WARNING: {reason}")
+            say(f"WARNING: checkpoint {step} is moved to {self.folder.parent / 'damaged'}")
+        if failed:
+            self._manager.reload()
+
+    def _move(self, step: int) -> None:
         target = self.folder.parent / "damaged" / f"{step}-{int(time.time())}"
         target.parent.mkdir(exist_ok=True)
         (self.folder / str(step)).rename(target)
