@@ -51,6 +51,23 @@ def fails_at(*steps: int) -> Callable[[Checkpoints, int, TrainState], tuple[Trai
     return restore
 
 
+@pytest.mark.parametrize("position", [None, "{", "[]", '{"step": 1, "val_loss": "low"}', '{"step": 1}'])
+def test_a_checkpoint_whose_loss_can_not_be_read_does_not_count_for_the_best_and_stays(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], position: str | None
+) -> None:
+    """Other than the loss it may be whole."""
+    save(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0})
+    path = tmp_path / "checkpoints" / "1" / "position" / "metadata"
+    path.unlink() if position is None else path.write_text(position)
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert checkpoints.resolve("best") == 2
+    assert (checkpoints.val_loss(1), checkpoints.val_loss(2)) == (None, 2.0)
+    checkpoints.close()
+    whole = position == '{"step": 1}'  # of a step that was not measured
+    assert ("WARNING: the loss of checkpoint 1 does not count: " in capfd.readouterr().err) != whole
+    assert save(tmp_path, {4: 4.0}) == ([2, 3, 4] if whole else [1, 2, 3, 4])
+
+
 def test_what_can_not_be_read_is_moved_only_when_an_earlier_one_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,16 +107,20 @@ class Checkpoints:
         return self.latest() if best is None else best
 
     def val_loss(self, step: int) -> float | None:
-        """Return the val_loss stored with a step; None when it was not measured."""
+        """Return the val_loss stored with a step; None when it was not measured, or (said) can't be read."""
         if step not in self.val_losses:
-            self.val_losses[step] = self._read_val_loss(step)
-        return self.val_losses[step]
+            try:
+                self.val_losses[step] = self._read_val_loss(step)
+            except UserError as error:
+                say(f"WARNING: the loss of checkpoint {step} does not count: {error}")
+        return self.val_losses.get(step)
 
     def _read_val_loss(self, step: int) -> float | None:
         """Read the val_loss of a step as it lies there; no process waits for another."""
         where = self.folder / str(step) / "position" / "metadata"
-        value = read_json(where, "position of a checkpoint")["val_loss"]
-        return None if value is None else float(value)
+        value = read_json(where, "position of a checkpoint").get("val_loss")
+        with damaged(where, "another step may be whole"):
+            return None if value is None else float(value)
 
     def resolve(self, which: str) -> int:
         """Turn "best", "latest" or a number into a stored step; UserError when it is not there."""
