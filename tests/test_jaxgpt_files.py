@@ -25,7 +25,7 @@ from jaxgpt.shared.files import (
     write_atomic,
     write_json,
 )
-from jaxgpt.shared.locks import lock, wait_for_lock
+from jaxgpt.shared.locks import is_locked, lock, wait_for_lock
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +178,41 @@ def test_a_lock_is_held_until_its_block_ends(tmp_path: Path) -> None:
         raise AssertionError("a second one took it")
     with lock(path, "busy here"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_the_file_system_has_no_locks_work_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    """Lustre without flock, NFS without its lock service: nobody else is there for all that is known."""
+    path = tmp_path / ".lock"
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("jaxgpt.shared.locks.fcntl.flock", flock)
+    for held in (lock(path, "busy here"), wait_for_lock(path, lambda: None)):
+        with held:
+            assert not is_locked(path)
+    lines = capfd.readouterr().err.replace("\n", " ").split("WARNING")[1:]
+    assert len(lines) == 2
+    assert all(f"locks no files ({os.strerror(number)})" in line for line in lines)
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_lock_that_another_holds_is_told_by_both_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / ".lock"
+    path.touch()
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("jaxgpt.shared.locks.fcntl.flock", flock)
+    with pytest.raises(UserError, match="busy here"), lock(path, "busy here"):
+        raise AssertionError("it was taken")
+    assert is_locked(path)
 
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(

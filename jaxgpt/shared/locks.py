@@ -1,12 +1,44 @@
-"""Locks between processes: files that the system locks, and unlocks when a process ends, however it ends."""
+"""Locks between processes: files that the system locks, and unlocks when a process ends, however it ends.
+
+Some file systems lock no files: Lustre without its option flock, NFS without its lock service. Nothing keeps
+processes apart there, which is said.
+"""
 
 import contextlib
+import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from jaxgpt.shared.errors import UserError
+
+# What flock answers where another process holds a lock.
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+def take(file: IO[Any], how: int) -> str | None:
+    """Lock an open file.
+
+    Args:
+      file: to lock, until it is closed.
+      how: of fcntl.flock.
+
+    Returns:
+      None, or why its file system locks no files.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno in HELD:
+            raise BlockingIOError(error.errno, error.strerror) from None
+        return error.strerror or str(error)
+    return None
 
 
 @contextlib.contextmanager
@@ -23,13 +55,22 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
     while True:
         with path.open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                missing = take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 raise UserError(refusal) from None
-            if not _is_still(file.fileno(), path):  # its last holder removed it since: another may lock anew
+            if missing:
+                _say_unlocked(path, missing)
+            elif not _is_still(file.fileno(), path):  # its last holder removed it: another may lock anew
                 continue
             yield
             return
+
+
+def _say_unlocked(path: Path, why: str) -> None:
+    sys.stderr.write(  # console.py imports this file
+        f"WARNING: the file system of {path.parent} locks no files ({why}); see to it yourself that no other "
+        "process writes there\n"
+    )
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
@@ -52,11 +93,13 @@ def wait_for_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                missing = take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_still(file.fileno(), path):  # its last holder removed it, and perhaps the folder
+                missing = take(file, fcntl.LOCK_EX)
+            if missing:
+                _say_unlocked(path, missing)
+            elif not _is_still(file.fileno(), path):  # its last holder removed it, and perhaps the folder
                 continue
             yield
             return
@@ -66,7 +109,7 @@ def is_locked(path: Path) -> bool:
     """Whether a process holds a lock, this one included; several may ask at once."""
     try:
         with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            take(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:

@@ -6,7 +6,8 @@
     error.json              why everybody stops
 
 A task is claimed by a lock on its file, which ends with its process however that ends. Where a file system
-does not lock between machines, two may do the same task: they write the same bytes, and files appear whole.
+does not lock between machines, or not at all, two may do the same task: they write the same bytes, and files
+appear whole.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from typing import Any
 from jaxgpt.data.documents import Piece
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import new_file, read_json, write_json
+from jaxgpt.shared.locks import take
 
 PAUSE_S = 0.05  # between two looks at what others do
 _TOLD_EVERY_S = 0.3
@@ -76,6 +78,7 @@ class Work:
         self.plan = read_json(folder / "plan.json", "plan")
         self.threads = 1
         self._parent = parent
+        self._locks = True  # what the folder's file system does, as far as known
         self._done: dict[tuple[str, int], dict[str, Any]] = {}
 
     @functools.cached_property
@@ -125,7 +128,7 @@ class Work:
         path.parent.mkdir(exist_ok=True)
         with path.open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._locks = take(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
             except BlockingIOError:
                 yield None
                 return
@@ -175,8 +178,8 @@ class Work:
         return True
 
     def _remove_leftovers(self, stage: str, number: int) -> None:
-        """Remove what a killed process had begun to write of a task that is claimed here."""
-        for path in (self.folder / stage).glob(f".{number:05}.*.tmp-*"):
+        """Remove what a killed process had begun to write of a task that no other can do now."""
+        for path in (self.folder / stage).glob(f".{number:05}.*.tmp-*") if self._locks else ():
             path.unlink(missing_ok=True)
 
     def _publish(self, path: Path, summary: dict[str, Any]) -> None:
