@@ -1,9 +1,12 @@
 """Which checkpoints stay over several starts, and what is done where one can't be read."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -84,4 +87,46 @@ def test_what_can_not_be_read_is_moved_only_when_an_earlier_one_was_read(
     assert checkpoints.restore_latest_whole(state_of(0))[1]["step"] == 1
     assert stored(tmp_path) == ["1"]
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()) == ["2", "3"]
+    checkpoints.close()
+
+
+class LeftError(Exception):
+    """The process would have ended."""
+
+
+def test_one_of_several_processes_that_can_not_read_a_checkpoint_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait in the barrier at the end of Orbax's restore, not where processes agree."""
+    save(tmp_path, {1: 1.0})
+    checkpoints = Checkpoints(tmp_path)
+
+    def restore(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def leave(text: str, code: int) -> None:
+        raise LeftError(text, code)
+
+    with monkeypatch.context() as several:
+        several.setattr(checkpoints._manager, "restore", restore)
+        several.setattr("jaxgpt.training.run.checkpoints.leave", leave)
+        several.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(LeftError) as left:
+            checkpoints.restore_params(1, {})
+    checkpoints.close()
+    text, code = left.value.args
+    assert (code, "\n" in text) == (2, False)
+    assert text.startswith(f"error: checkpoint {tmp_path / 'checkpoints' / '1'} can't be read (OSError: ")
+
+
+def test_all_processes_read_the_step_that_process_0_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host may see a checkpoint of the shared file system later than another."""
+    save(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0})
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    monkeypatch.setattr("jaxgpt.training.run.checkpoints.of_main_process", lambda _: 2)
+    monkeypatch.setattr(Checkpoints, "restore", fails_at())
+    assert checkpoints.restore_latest_whole(state_of(0))[1]["step"] == 2
+    assert checkpoints.latest() == checkpoints.best() == 2
     checkpoints.close()

@@ -19,9 +19,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxgpt.shared.console import say
+from jaxgpt.shared.entry import leave
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json
-from jaxgpt.training.devices.processes import all_agree, on_main_process
+from jaxgpt.training.devices.processes import all_agree, of_main_process, on_main_process
 from jaxgpt.training.model.params import Params, init_params, pad_vocabulary, trim_vocabulary
 from jaxgpt.training.run.folder import Run
 from jaxgpt.training.run.full_disk import told_as_os_error
@@ -94,16 +95,16 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
-        """Return the last stored step; None when there is none."""
-        steps = self.steps()
-        return steps[-1] if steps else None
+        """Return the last stored step that process 0 sees; None when there is none."""
+        return self._latest_before({})
 
     def best(self) -> int | None:
         """Return the stored step of lowest val_loss (the last one where none was measured).
 
         Losses on an earlier data set count where none was measured on that of now.
         """
-        best = _lowest({step: self.val_loss(step) for step in self.steps()}, self.data_since)
+        losses = {step: self.val_loss(step) for step in self.steps()}
+        best = _of_main_process(_lowest(losses, self.data_since))
         return self.latest() if best is None else best
 
     def val_loss(self, step: int) -> float | None:
@@ -177,7 +178,7 @@ class Checkpoints:
           UserError: none is whole.
         """
         failed: dict[int, str] = {}
-        while (step := max((each for each in self.steps() if each not in failed), default=None)) is not None:
+        while (step := self._latest_before(failed)) is not None:
             found, reason = None, ""
             try:
                 found = self.restore(step, abstract)
@@ -193,6 +194,10 @@ class Checkpoints:
             f"no checkpoint in {self.folder} is whole: {first}; none was moved; mend what is named here "
             "(memory, file system, other versions), or begin anew with another --out"
         )
+
+    def _latest_before(self, failed: Mapping[int, str]) -> int | None:
+        """Return the last stored step but those that failed."""
+        return _of_main_process(max((each for each in self.steps() if each not in failed), default=None))
 
     def _set_aside(self, failed: Mapping[int, str]) -> None:
         """Move checkpoints that could not be read to RUN/damaged, in process 0."""
@@ -219,10 +224,14 @@ class Checkpoints:
             return self._manager.restore(step, args=args)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             line = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-            raise UserError(
-                f"checkpoint {self.folder / str(step)} can't be read ({type(error).__name__}: {line}); "
-                f"stored steps: {self.steps()}"
-            ) from error
+            text = f"checkpoint {self.folder / str(step)} can't be read ({type(error).__name__}: {line}); "
+            if jax.process_count() > 1:  # those that could read it wait for this one in Orbax's barrier
+                leave(
+                    f"error: {text}the other processes end too; mend what is named here, or move it away to "
+                    "go on from an earlier one",
+                    code=2,
+                )
+            raise UserError(f"{text}stored steps: {self.steps()}") from error
 
     def wait(self) -> None:
         """Wait for the saves under way.
@@ -296,6 +305,12 @@ class _Best(preservation_policy.PreservationPolicy):
         here = {each.step: losses[each.step] for each in checkpoints if each.step in losses}
         best = _lowest(here, self._checkpoints.data_since)
         return [each.step == best or each.step not in losses for each in checkpoints]
+
+
+def _of_main_process(step: int | None) -> int | None:
+    """Return process 0's step in every process, for all read the same one together."""
+    found = of_main_process(-1 if step is None else step)
+    return None if found < 0 else found
 
 
 def _lowest(losses: Mapping[int, float | None], data_since: int) -> int | None:
