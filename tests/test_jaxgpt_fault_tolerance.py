@@ -213,9 +213,13 @@ def test_a_full_disk_stops_the_run_with_one_line_and_earlier_checkpoints_stay_wh
             errno.EFBIG,
         ),
         (RuntimeError("a save failed: No space left on device"), errno.ENOSPC),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), errno.EIO),
+        (ValueError("UNKNOWN: Error writing: Read-only file system [OS error 30]"), errno.EROFS),
+        (RuntimeError("a save failed: Stale file handle"), errno.ESTALE),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), errno.EACCES),
     ],
 )
-def test_whoever_meets_a_full_disk_it_becomes_one_os_error(error: Exception, number: int) -> None:
+def test_whoever_meets_a_full_or_failing_disk_it_becomes_one_os_error(error: Exception, number: int) -> None:
     def write() -> None:
         with told_as_os_error(Path("here"), "a checkpoint of 5 bytes"):
             raise error

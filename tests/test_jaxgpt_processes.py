@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
 
+from jaxgpt.shared.errors import UserError
+from jaxgpt.training.devices.processes import CommonError, ending_the_others
 from jaxgpt.training.run.folder import read_metrics
 
 FLOAT64_TOLERANCE = 1e-9
@@ -110,6 +112,41 @@ def test_what_process_0_refuses_ends_both_with_code_2(run: Path, data: Path, tmp
     assert [process.returncode for process in done] == [2, 2], done[0].stderr + done[1].stderr
     assert "train.seed was 0, now 5" in done[0].stderr
     assert "process 0 stopped" in done[1].stderr
+
+
+class LeftError(Exception):
+    """The process would have ended."""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+        (UserError("shard 3 is damaged"), "shard 3 is damaged"),
+        (FileNotFoundError(2, "No such file or directory", "here"), "here: No such file or directory; check"),
+    ],
+)
+def test_whatever_fails_in_one_of_several_processes_ends_it_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    """In order it would wait for the others, and they for it. Alone, it is raised as it is."""
+
+    def leave(text: str, code: int) -> None:
+        raise LeftError(text, code)
+
+    monkeypatch.setattr("jaxgpt.training.devices.processes.leave", leave)
+    with pytest.raises(type(error)), ending_the_others():
+        raise error
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(LeftError) as left, ending_the_others():
+        raise error
+    text, code = left.value.args
+    assert text.startswith(f"error: {line}")
+    assert text.endswith("; the other processes end too")
+    assert code == 2
+    assert ("Traceback" in capsys.readouterr().err) == isinstance(error, ZeroDivisionError)
+    with pytest.raises(CommonError), ending_the_others():  # all processes raise it
+        raise CommonError("process 0 stopped")
 
 
 def test_unreachable_coordinator_is_one_line_within_the_timeout(data: Path, tmp_path: Path) -> None:

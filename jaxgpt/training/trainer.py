@@ -18,11 +18,10 @@ from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.console import Result, cpu_seconds, say
-from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_atomic, write_json
 from jaxgpt.training.devices.memory import free_device_bytes
 from jaxgpt.training.devices.mesh import replicated
-from jaxgpt.training.devices.processes import all_agree, is_main_process, on_main_process
+from jaxgpt.training.devices.processes import CommonError, all_agree, is_main_process, on_main_process
 from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.flax_session import FlaxSession
 from jaxgpt.training.model.params import trim_vocabulary
@@ -94,7 +93,7 @@ class Trainer:
         fits = free is None or needed <= free
         if not all_agree(fits):
             has = f"{free / 1e9:.2f} GB are free" if free and not fits else "another process has less"
-            raise UserError(
+            raise CommonError(
                 f"a training step needs {needed / 1e9:.2f} GB on each device, {has}; raise "
                 "--grad-accum-steps or --loss-chunks, give --remat, or split the model: --mesh fsdp=N "
                 "(jaxgpt plan says what fits)"
@@ -202,7 +201,7 @@ class Trainer:
         step, rows = self.settings.max_steps, read_metrics(self.folder)
         losses = losses_figures(rows, run.checkpoints.data_since, taken)
         if not math.isfinite(losses["val_loss"]):
-            raise UserError(
+            raise CommonError(
                 f"the training in {self.folder} diverged: its validation loss after step {step} is not "
                 "finite; begin anew in another --out with a lower --learning-rate"
             )

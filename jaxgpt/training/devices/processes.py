@@ -7,6 +7,7 @@ process is told the coordinator's address, how many there are and which one it i
 import contextlib
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
@@ -17,6 +18,10 @@ from jaxgpt.shared.entry import leave
 from jaxgpt.shared.errors import UserError, system_error_line
 
 RETRY_S = 0.5
+
+
+class CommonError(UserError):
+    """A UserError that every process raises at the same place, so that all end in order."""
 
 
 def join_processes(
@@ -90,8 +95,9 @@ def on_main_process(action: Callable[[], None]) -> None:
     """Run an action in process 0 alone; every process goes on when it is done.
 
     Raises:
-      UserError: the action raised one, or with several processes an OSError; all processes raise one then.
+      UserError: the action raised one.
       OSError: the action raised one, and there is one process.
+      CommonError: with several processes in place of both, in all of them.
     """
     error: UserError | OSError | None = None
     if is_main_process():
@@ -102,25 +108,34 @@ def on_main_process(action: Callable[[], None]) -> None:
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
         if failed and error is None:
-            raise UserError("process 0 stopped with an error; its own message tells why")
-        if isinstance(error, OSError):
-            raise UserError(system_error_line(error)) from error
+            raise CommonError("process 0 stopped with an error; its own message tells why")
+        if error is not None:
+            raise CommonError(system_error_line(error) if isinstance(error, OSError) else error) from error
     if error is not None:
         raise error
 
 
 @contextlib.contextmanager
 def ending_the_others() -> Iterator[None]:
-    """End this process at once where the system refuses something to it alone, as a full disk does.
+    """End this process at once where something fails in it alone, as a full disk does; all but CommonError.
 
     The others wait for it in a product or a barrier, and JAX, which ends orderly, would wait for them.
     """
     try:
         yield
-    except OSError as error:
+    except CommonError:
+        raise
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        leave(f"error: {system_error_line(error)}; the other processes end too", code=2)
+        if isinstance(error, OSError):
+            line = system_error_line(error)
+        elif isinstance(error, UserError):
+            line = str(error)
+        else:
+            traceback.print_exc()
+            line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        leave(f"error: {line}; the other processes end too", code=2)
 
 
 def all_agree(ok: bool) -> bool:

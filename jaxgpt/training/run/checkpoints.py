@@ -22,7 +22,12 @@ from jaxgpt.shared.console import say
 from jaxgpt.shared.entry import leave
 from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json
-from jaxgpt.training.devices.processes import all_agree, of_main_process, on_main_process
+from jaxgpt.training.devices.processes import (
+    CommonError,
+    all_agree,
+    of_main_process,
+    on_main_process,
+)
 from jaxgpt.training.model.params import Params, init_params, pad_vocabulary, trim_vocabulary
 from jaxgpt.training.run.folder import Run
 from jaxgpt.training.run.full_disk import told_as_os_error
@@ -190,7 +195,7 @@ class Checkpoints:
                 return found
             failed[step] = reason or f"another process can not read {self.folder / str(step)}"
         first = next(iter(failed.values()), "there is none")
-        raise UserError(
+        raise CommonError(
             f"no checkpoint in {self.folder} is whole: {first}; none was moved; mend what is named here "
             "(memory, file system, other versions), or begin anew with another --out"
         )

@@ -1,4 +1,4 @@
-"""A disk that is full while a run is written: one line that says so, whichever library met it first.
+"""A disk that is full, or fails, while a run is written: one line says so, whichever library met it first.
 
 Orbax and TensorStore save in threads of their own and wrap the system's error in several kinds; what they,
 and TensorBoard's writer, print about it besides is left out.
@@ -15,11 +15,13 @@ from typing import Any
 
 # What ends a write for want of room: the device, a quota, a limit of the shell.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What ends it otherwise: a broken disk, one that became read-only, a server that came again.
+FAILED = (errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES)
 
 
 @contextlib.contextmanager
 def told_as_os_error(path: Path, what: str) -> Iterator[None]:
-    """Raise an OSError that names a path where the block fails for want of room; other errors pass.
+    """Raise an OSError that names a path where the system ends the block's write; other errors pass.
 
     Args:
       path: that is written to.
@@ -35,9 +37,10 @@ def told_as_os_error(path: Path, what: str) -> Iterator[None]:
 
 
 def _error_number(error: BaseException) -> int | None:
-    if isinstance(error, OSError) and error.errno in FULL:
+    known = FULL + FAILED
+    if isinstance(error, OSError) and error.errno in known:
         return error.errno
-    return next((number for number in FULL if os.strerror(number) in str(error)), None)
+    return next((number for number in known if os.strerror(number) in str(error)), None)
 
 
 @contextlib.contextmanager
