@@ -297,3 +297,17 @@ def test_the_loss_scale_follows_the_precision_and_the_random_key_the_seed(finish
     )  # of a checkpoint that does not name its precision
     assert float(back.guard.loss_scale) == 1.0
     assert np.array_equal(back.rng, jax.random.key_data(jax.random.key(0)))
+
+
+@pytest.mark.parametrize(("changed", "forgets"), [({"batch_size": 8}, True), ({"seed": 3}, False)])
+def test_the_spike_guard_forgets_the_losses_of_other_batches(
+    finished: Path, data: Path, changed: dict[str, Any], forgets: bool
+) -> None:
+    """Else it may skip each step for ever, as none that is skipped enters its mean."""
+    training = training_of(finished, data, max_steps=12, **changed)
+    for override in (True, False):  # without the option, as it was killed before it saved
+        with RunFolder(finished, training, override) as run:
+            guard = run.begin_or_resume().guard
+        assert (int(guard.losses) == 0) == forgets
+        assert (float(guard.loss_mean) == float(guard.loss_variance) == 0.0) == forgets
+        assert int(guard.skipped_in_row) == 0

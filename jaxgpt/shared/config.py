@@ -195,6 +195,7 @@ class TrainConfig:
       vocab_multiple: the token table is padded with rows of zeros to a multiple, which tensor cores like; the
         logits of those rows count for nothing, and what is read from a checkpoint is without them.
       spike_guard: skip steps whose loss lies so many standard deviations above its running mean; 0 for none.
+        The first 100 losses are unguarded, and after a change of data or batch size the next 100.
       max_skipped: skipped steps in a row after which the training stops.
       seed: of initialization, data order and dropout.
       deterministic: on a GPU only kernels whose results repeat to the bit, so that a resumed training has the

@@ -69,6 +69,10 @@ class RunConfig:
         found: dict[str, Any] = later[0]["changed"]["data"]["from"] if later else self.data
         return found
 
+    def changed_since(self, step: int) -> set[str]:
+        """Return the names of the settings that were changed after a step, or after a later one."""
+        return {name for each in self.overrides if each["step"] >= step for name in each["changed"]}
+
     @property
     def data_since(self) -> int:
         """The step after which the data set is that of now: losses before are of another one."""

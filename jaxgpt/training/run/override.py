@@ -34,6 +34,8 @@ from jaxgpt.training.step.state import FIRST_LOSS_SCALE, TrainState
 
 # Settings of the model that are no part of its shape.
 CHANGEABLE_OF_MODEL = {"model.dropout", "model.attn_dropout"}
+# What gives the losses of batches another mean or variance.
+CHANGING_LOSSES = {"data", "train.batch_size"}
 
 
 def changes(folder: Path, training: Training) -> Differences:
@@ -134,18 +136,21 @@ def record(folder: Path, config: RunConfig, found: Differences, step: int) -> No
     write_json(folder / "config.json", whole.to_json())
 
 
-def adapted(state: TrainState, saved_precision: str | None, training: Training) -> TrainState:
-    """Return a restored state as the settings of now need it: its random key and its loss scale.
+def adapted(
+    state: TrainState, saved_precision: str | None, training: Training, other_losses: bool = False
+) -> TrainState:
+    """Return a restored state as the settings of now need it: its random key, loss scale and spike guard.
 
     Args:
       state: is given up where it changes.
       saved_precision: of the training that saved it; None if unknown, then its loss scale tells.
       training: with the settings of now.
+      other_losses: those to come are of other data or batches, and no spikes because they are higher.
     """
     train, guard = training.train, state.guard
     scaled = saved_precision == "fp16" if saved_precision else float(guard.loss_scale) != 1.0
     key = np.asarray(jax.random.key_data(jax.random.key(train.seed)))
-    if scaled == (train.precision == "fp16") and np.array_equal(state.rng, key):
+    if not other_losses and scaled == (train.precision == "fp16") and np.array_equal(state.rng, key):
         return state
 
     def renewed(state: TrainState) -> TrainState:
@@ -153,6 +158,9 @@ def adapted(state: TrainState, saved_precision: str | None, training: Training) 
         if scaled != (train.precision == "fp16"):
             scale = jnp.full_like(guard.loss_scale, FIRST_LOSS_SCALE if train.precision == "fp16" else 1.0)
             guard = guard._replace(loss_scale=scale, since_growth=jnp.zeros_like(guard.since_growth))
+        if other_losses:
+            forgotten = ("loss_mean", "loss_variance", "losses", "skipped_in_row")
+            guard = guard._replace(**{name: jnp.zeros_like(getattr(guard, name)) for name in forgotten})
         return state._replace(rng=jnp.asarray(key), guard=guard)
 
     return jax.jit(renewed, donate_argnums=0, out_shardings=training.compiled.shardings)(state)

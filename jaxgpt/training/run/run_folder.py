@@ -39,7 +39,7 @@ from jaxgpt.training.run.folder import (
 )
 from jaxgpt.training.run.full_disk import quiet_threads
 from jaxgpt.training.run.learning_rates import LearningRates
-from jaxgpt.training.run.override import adapted, changes, record
+from jaxgpt.training.run.override import CHANGING_LOSSES, adapted, changes, record
 from jaxgpt.training.run.recorder import Recorder, make_recorder
 from jaxgpt.training.run.training import Training
 from jaxgpt.training.step.state import TrainState
@@ -107,17 +107,23 @@ class RunFolder:
           UserError: there are checkpoints, and none is whole.
         """
         training = self.training
+        position: dict[str, Any] | None = None
         if self.checkpoints.latest() is None:
             state = training.first_state()
         else:
             training.release_init()
             state, position = self.checkpoints.restore_latest_whole(training.compiled.sharded_shapes())
-            state = adapted(state, position.get("precision"), training)
             self.cpu_seconds_before, self._first = float(position["cpu_seconds"]), int(position["step"])
             self._tokens_before = int(position.get("tokens_seen", self._first * training.tokens_per_step))
         on_main_process(self._record_override)
-        since = read_run_config(self.folder).data_since if is_main_process() else 0
+        since, others = 0, 0
+        if is_main_process():
+            config = read_run_config(self.folder)
+            since, others = config.data_since, len(config.changed_since(self._first) & CHANGING_LOSSES)
         self.checkpoints.data_since = of_main_process(since)
+        other_losses = of_main_process(others) > 0
+        if position is not None:
+            state = adapted(state, position.get("precision"), training, other_losses)
         _say_what_is_trained(training, self._first)
         peak, steps = _peak_tokens_per_s(training), training.train.max_steps
         self.recorder = make_recorder(self.folder, self._first, steps, training.tokens_per_step, peak)
