@@ -15,16 +15,25 @@ from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from jaxgpt.shared.architecture import parameters
-from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.dataset import open_dataset, windows
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import load_tokenizer
 from jaxgpt.training.batches import Batches
+from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.params import abstract_params, init_params
 from jaxgpt.training.model.qat_scales import with_scales
 from jaxgpt.training.run.checkpoints import load_params
-from jaxgpt.training.run.folder import open_run, read_metrics, read_run_config
+from jaxgpt.training.run.folder import (
+    create_run,
+    open_run,
+    read_metrics,
+    read_run_config,
+    require_same_training,
+)
 from jaxgpt.training.run.init_from import open_init_source
 from jaxgpt.training.run.recorder import make_recorder
+from jaxgpt.training.run.training import Training
 
 FLOAT32_LOSS_TOLERANCE = 1e-4
 SHORT = ("--max-steps", 4, "--eval-every", 4, "--checkpoint-every", 2, "--sample-every", 0)
@@ -173,6 +182,30 @@ def test_resuming_with_another_start_is_refused(
     plain = ("jaxgpt", "train", "tiny", "--data", data, "--out", out, "--cpu-devices", 2, "--qat")
     result = command(*plain, *TINY_SHAPE, *TINY_TRAIN, *SHORT)
     assert_one_line_error(result, "init was run", "now none", "another --out")
+
+
+def test_a_run_with_checkpoints_resumes_without_the_folder_that_it_began_with(
+    artifact: Path, data: Path, tmp_path: Path
+) -> None:
+    """It may have changed since, or be gone. Before the first checkpoint it is needed, another one always."""
+    out, dataset = tmp_path / "run", open_dataset(data)
+    train, mesh = TrainConfig(batch_size=2), make_mesh("", 1)
+    began = Training(open_init_source(artifact).model, train, dataset, mesh, init=open_init_source(artifact))
+    create_run(out, began.config)
+    (out / "tokenizer").mkdir()
+    began.tokenizer.save(out / "tokenizer")
+    other = shutil.copytree(artifact, tmp_path / "other")
+    shutil.rmtree(artifact)
+    with pytest.raises(UserError, match="is no folder"):
+        open_init_source(artifact, out)
+    (out / "checkpoints" / "2").mkdir(parents=True)
+    source = open_init_source(artifact, out)
+    training = Training(source.model, train, dataset, mesh, init=source)
+    assert training.config == began.config
+    require_same_training(out, training.config)
+    with pytest.raises(UserError, match="is no folder"):  # no new parameters instead
+        training.first_state()
+    assert open_init_source(other, out).known is None
 
 
 def test_a_run_killed_before_its_first_checkpoint_keeps_no_row(qat_run: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def train(options: TrainOptions) -> Result:
     from jaxgpt.training.devices.mesh import make_mesh, use_cpu_devices
     from jaxgpt.training.devices.platform import expected_platform
     from jaxgpt.training.devices.processes import ending_the_others, join_processes
-    from jaxgpt.training.run.init_from import open_init_source
+    from jaxgpt.training.run.init_from import as_all_know, open_init_source
     from jaxgpt.training.run.training import Training
     from jaxgpt.training.trainer import Trainer
 
@@ -36,7 +36,7 @@ def train(options: TrainOptions) -> Result:
     if options.override:
         options = with_settings_of_run(options)
     dataset = open_dataset(options.data)
-    init_source = None if options.init is None else open_init_source(options.init)
+    init_source = None if options.init is None else open_init_source(options.init, options.out)
     config = run_config(options, dataset, init_source)
     devices = options.devices
     use_cpu_devices(devices.cpu_devices)
@@ -52,6 +52,7 @@ def train(options: TrainOptions) -> Result:
     if "precision" not in options.given:
         config = with_precision(config, options.out)
     mesh = make_mesh(devices.mesh, devices.cpu_devices)
+    init_source = as_all_know(init_source)
     training = Training(config.model, config.train, dataset, mesh, init=init_source, preset=config.preset)
     with compilation_cache(options.compilation_cache), ending_the_others():
         return Trainer(training, options.out, options.override, started).run()

@@ -6,7 +6,9 @@ FOLDER is a run, whose best checkpoint is taken, or a float32 artifact, which is
 (config.json, model.safetensors, merges.txt, vocab.json). It is read without PyTorch and checked whole.
 """
 
+import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +23,11 @@ from jaxgpt.shared.files import as_path, read_json, sha256_of
 from jaxgpt.shared.huggingface import MODEL_TYPE, OWN_MODEL_TYPE, read_hf_config
 from jaxgpt.shared.tensor_file import dtype_name, read_tensor_file
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.training.devices.processes import all_agree
 from jaxgpt.training.model.fake_quant import without_scales
 from jaxgpt.training.model.params import HostParams
 from jaxgpt.training.run.checkpoints import load_params
-from jaxgpt.training.run.folder import Run, open_run
+from jaxgpt.training.run.folder import Run, open_run, stored_steps
 
 WPE = "wpe.embedding"
 
@@ -39,6 +42,8 @@ class InitSource:
       tokenizer: that it was trained with.
       run: the run that it is; None for an artifact.
       sha256: identity: hash of model.safetensors, or of the run's config.json.
+      known: what config.json of the run that is resumed says of it, whose checkpoints hold what became of it;
+        None where the folder itself was opened.
     """
 
     folder: Path
@@ -46,6 +51,7 @@ class InitSource:
     tokenizer: Tokenizer
     run: Run | None
     sha256: str
+    known: dict[str, Any] | None = None
 
     @property
     def kind(self) -> Literal["run", "artifact"]:
@@ -75,6 +81,8 @@ class InitSource:
         Raises:
           UserError: a model of another shape, or parameters that are not finite.
         """
+        if self.known is not None:
+            return open_init_source(self.folder).read(model)
         self._require_same_shape(model)
         step = None
         if self.run is None:
@@ -106,13 +114,21 @@ class InitSource:
             )
 
 
-def open_init_source(folder: Path | str) -> InitSource:
+def open_init_source(folder: Path | str, resumed: Path | None = None) -> InitSource:
     """Open a run or a float32 artifact; JAX's devices are not touched.
+
+    Args:
+      folder: where it lies.
+      resumed: a run folder. Where it has checkpoints and began with this folder, the folder is not looked at,
+        which may hold something else by now, or be gone.
 
     Raises:
       UserError: it is neither, or a model that is not trained here.
     """
     folder = as_path(folder, "--init")
+    known = None if resumed is None else _as_run_knows(folder, resumed)
+    if known is not None:
+        return known
     if not folder.is_dir():
         raise UserError(f"--init {folder} is no folder; expected a run or a float32 artifact")
     path = folder / "config.json"
@@ -131,6 +147,23 @@ def open_init_source(folder: Path | str) -> InitSource:
     if not weights.is_file():
         raise UserError(f"{weights} is missing; --init needs a run or a whole float32 artifact")
     return InitSource(folder, model, tokenizer, None, sha256_of(weights))
+
+
+def _as_run_knows(folder: Path, resumed: Path) -> InitSource | None:
+    """Return what a run that has checkpoints began with, if that was this folder."""
+    with contextlib.suppress(UserError):  # which is told when the run is opened
+        run = open_run(resumed)
+        entry = run.config.init
+        if entry and stored_steps(resumed) and os.path.abspath(entry["folder"]) == os.path.abspath(folder):
+            return InitSource(folder, run.config.model, run.tokenizer, None, entry["sha256"], entry)
+    return None
+
+
+def as_all_know(source: InitSource | None) -> InitSource | None:
+    """Return what a training begins with, opened itself unless it is known to every process."""
+    if source is None or all_agree(source.known is not None) or source.known is None:
+        return source
+    return open_init_source(source.folder)
 
 
 def _model_config(path: Path) -> ModelConfig:

@@ -80,7 +80,9 @@ class Training:
         self._init, self._params = init, None
         if init is not None:
             init.check_dataset(dataset)
-            self._params, entry = init.read(model)
+            entry = init.known
+            if entry is None:
+                self._params, entry = init.read(model)
         self.config = RunConfig(preset, model, train, data_entry(dataset), entry)
         self.model, self.train, self.dataset, self.mesh = model, train, dataset, mesh
         platform, capability = jax.default_backend(), compute_capability()
