@@ -31,6 +31,30 @@ def test_a_stop_at_the_last_step_leaves_a_finished_run(
     assert summary["convert_step"] in measured
 
 
+def test_a_stop_where_the_loss_was_to_be_measured_loses_no_validation(
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It only saves; the resumed run measures then, and has the figures of one that never stopped."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    train = ("jaxgpt", "train", "tiny", "--data", data, "--cpu-devices", 2, *SHORT, "--eval-every", 2)
+    given = (*train, "--checkpoint-every", 2, "--out")
+    assert command(*given, whole)[0] == 0
+    with monkeypatch.context() as signals:
+        signals.setattr(StopSignal, "requested", lambda _, step: step == 4)
+        assert command(*given, out)[0] == 0
+    assert [row["step"] for row in read_metrics(out) if "val_loss" in row] == [2]
+    assert command(*given, out)[0] == 0
+
+    def figures(run: Path) -> list[tuple[object, ...]]:
+        return [(row["step"], row.get("loss"), row.get("val_loss")) for row in read_metrics(run)]
+
+    assert figures(out) == figures(whole)
+    stored = [run / "checkpoints" / "4" / "position" / "metadata" for run in (whole, out)]
+    expected, found = (json.loads(path.read_text())["val_loss"] for path in stored)
+    assert expected is not None
+    assert found == expected
+
+
 def test_a_run_whose_last_step_was_not_measured_is_measured_then(
     command: Command, run: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -104,8 +104,8 @@ class Trainer:
         step, stopped = first, None
         if first == 0 and self.training.config.init is not None:
             run.validate(state)  # where it goes on from
-        if first == self.settings.max_steps and not run.has_validation(first):  # it stopped right there
-            run.validate(state)
+        if self._lacks_validation(run, first):
+            run.checkpoints.add_val_loss(first, run.validate(state))
         for step in range(first + 1, self.settings.max_steps + 1):
             state, metrics = self.training.step(state, self.training.batch(step))
             if step == first + 1:
@@ -121,6 +121,11 @@ class Trainer:
             if stopped:
                 break
         return step, stopped
+
+    def _lacks_validation(self, run: RunFolder, first: int) -> bool:
+        """Whether the run stopped right where its loss was to be measured, and only saved."""
+        is_time = first == self.settings.max_steps or first % self.settings.eval_every == 0
+        return is_time and first > run.checkpoints.data_since and not run.has_validation(first)
 
     def _note_startup(self, metrics: Mapping[str, jax.Array]) -> None:
         """Wait for the first step, and say how long everything until its end took."""

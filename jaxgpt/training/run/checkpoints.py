@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from jaxgpt.shared.console import say
 from jaxgpt.shared.entry import leave
 from jaxgpt.shared.errors import UserError, damaged
-from jaxgpt.shared.files import read_json
+from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.training.devices.processes import (
     CommonError,
     all_agree,
@@ -121,9 +121,24 @@ class Checkpoints:
                 say(f"WARNING: the loss of checkpoint {step} does not count: {error}")
         return self.val_losses.get(step)
 
+    def add_val_loss(self, step: int, val_loss: float) -> None:
+        """Write the val_loss of a stored step down that was measured after it was saved."""
+        if not math.isfinite(val_loss):
+            return
+        self.val_losses[step] = val_loss
+        where = self._position_of(step)
+
+        def write() -> None:
+            write_json(where, {**read_json(where, "position of a checkpoint"), "val_loss": val_loss})
+
+        on_main_process(write)
+
+    def _position_of(self, step: int) -> Path:
+        return self.folder / str(step) / "position" / "metadata"
+
     def _read_val_loss(self, step: int) -> float | None:
         """Read the val_loss of a step as it lies there; no process waits for another."""
-        where = self.folder / str(step) / "position" / "metadata"
+        where = self._position_of(step)
         value = read_json(where, "position of a checkpoint").get("val_loss")
         with damaged(where, "another step may be whole"):
             return None if value is None else float(value)
