@@ -124,6 +124,25 @@ def test_an_output_is_refused_before_any_work_and_leaves_nothing(tmp_path: Path)
     assert os.listdir(tmp_path / "new") == []
 
 
+def test_processes_that_try_the_same_new_folder_do_not_refuse_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sees the folder above that another made to try, and that is removed before it makes its own."""
+    above, mkdir, seen = tmp_path / "runs", Path.mkdir, []
+
+    def while_another_ends(self: Path, *arguments: Any, **more: Any) -> None:
+        if not seen:
+            above.rmdir()
+        seen.append(self)
+        mkdir(self, *arguments, **more)
+
+    above.mkdir()
+    monkeypatch.setattr(Path, "mkdir", while_another_ends)
+    check_output_folder(above / "mine")
+    assert len(seen) == 3  # the second time with the folder above
+    assert not above.exists()
+
+
 def test_a_full_device_is_an_error_of_the_system_with_path_and_bytes(tmp_path: Path) -> None:
     def file(error: Exception) -> None:
         with new_file(tmp_path / "a") as path:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jaxgpt.shared.locks import is_locked, lock
 WRITTEN = ("*.json", "*.bin", "*.safetensors", "*.onnx", "*.onnx.data",
            "merges.txt", "README.md", "chat_template.jinja")  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
+TRIES, PAUSE_S = 20, 0.02  # to make a folder below one that other processes make and remove
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -244,6 +246,21 @@ def check_writable(target: Path, option: str = "--out") -> None:
         raise UserError(
             f"{option} {target} is a mount point, which can't be replaced; give a folder inside it"
         )
+    error = _refusal(target)
+    for _ in range(TRIES):
+        if not isinstance(error, FileNotFoundError):
+            break
+        time.sleep(PAUSE_S)
+        error = _refusal(target)
+    if error is not None:
+        raise UserError(f"{option} {target} can't be written: {error.strerror} ({error.filename}); {other}")
+
+
+def _refusal(target: Path) -> OSError | None:
+    """Return what the system says where a folder is made, and removed again with what was missing above it.
+
+    FileNotFoundError too where another process, doing the same, removes a folder above that was there before.
+    """
     missing = [folder for folder in target.parents if not os.path.lexists(folder)]
     made: list[Path] = []
     try:
@@ -254,13 +271,12 @@ def check_writable(target: Path, option: str = "--out") -> None:
     except FileExistsError:  # another process makes the same folder
         pass
     except OSError as error:
-        raise UserError(
-            f"{option} {target} can't be written: {error.strerror} ({error.filename}); {other}"
-        ) from None
+        return error
     finally:
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # not empty: another process writes there
                 folder.rmdir()
+    return None
 
 
 def prepare_output_file(target: Path | None, option: str = "--out") -> None:
@@ -297,7 +313,7 @@ def _check_output_folder(target: Path, option: str) -> None:
     there = next(path for path in (target, *target.parents) if os.path.lexists(path))
     if there.is_symlink() and not there.exists():
         raise UserError(f"{option} {target}: {there} is a link to nowhere ({os.readlink(there)})")
-    if not there.is_dir():
+    if not there.is_dir() and there.exists():  # else another process has removed it, which had made it
         raise UserError(
             f"{option} {target} can't be written: {there} is a file, expected a folder; "
             f"choose another {option}"
