@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt.shared.dataset import checked_files, open_dataset, pack_mask, windows
+from jaxgpt.shared.dataset import checked_files, count_windows, open_dataset, pack_mask, windows
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
 from jaxgpt.training.batches import Batches
@@ -63,6 +63,22 @@ def test_windows_predict_every_token_but_the_first_exactly_once(length: int) -> 
     assert targets[counted].tolist() == tokens[1:].tolist()
     assert (inputs[counted] + 1 == targets[counted]).all()
     assert inputs.min() >= 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [9, 33, 40, 41])
+def test_windows_cut_a_few_at_a_time_are_those_cut_at_once(length: int, masked: bool) -> None:
+    """Of the tokens and the mask no more is read than they hold."""
+    draw = np.random.default_rng(length)
+    tokens = draw.integers(0, 500, length, dtype=np.uint16)
+    mask = pack_mask(draw.random(length) < 0.5) if masked else None
+    whole, count = windows(tokens, 8, mask), count_windows(tokens, 8)
+    assert [array.shape for array in whole] == [(count, 8)] * 2
+    for rows in (1, 2, 3, 7):
+        parts = [windows(tokens, 8, mask, first, first + rows) for first in range(0, count, rows)]
+        assert max(len(inputs) for inputs, _ in parts) == min(rows, count)
+        for number, expected in enumerate(whole):
+            assert np.array_equal(np.concatenate([part[number] for part in parts]), expected)
 
 
 def test_split_without_a_full_window_is_refused() -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgpt.shared.dataset import Dataset
+from jaxgpt.shared.dataset import Dataset, count_windows
 from jaxgpt.training.batches import IGNORED
 from jaxgpt.training.devices.mesh import batch_sharding
 from jaxgpt.training.model.params import Params
@@ -34,19 +34,16 @@ def validation_loss(
     Raises:
       UserError: the split has no full window.
     """
-    inputs, targets = dataset.val_windows(block_size)
-    devices = mesh.size
-    rows = -(-min(batch_size, len(inputs)) // devices) * devices
-    missing = -len(inputs) % rows
-    inputs = np.pad(inputs, ((0, missing), (0, 0)))
-    targets = np.pad(targets, ((0, missing), (0, 0)), constant_values=IGNORED)
+    windows, devices = count_windows(dataset.val, block_size), mesh.size
+    rows = -(-min(batch_size, windows) // devices) * devices
     sharding = batch_sharding(mesh, axis=0, ndim=2)
     total, count = 0.0, 0
-    for start in range(0, len(inputs), rows):
-        part = slice(start, start + rows)
+    for start in range(0, windows, rows):
+        inputs, targets = dataset.val_windows(block_size, start, start + rows)
+        missing = ((0, rows - len(inputs)), (0, 0))
+        padded = np.pad(inputs, missing), np.pad(targets, missing, constant_values=IGNORED)
         parts = [
-            jax.make_array_from_callback((rows, block_size), sharding, array[part].__getitem__)
-            for array in (inputs, targets)
+            jax.make_array_from_callback((rows, block_size), sharding, array.__getitem__) for array in padded
         ]
         loss, positions = eval_step(params, *parts)
         total += float(loss)

@@ -25,7 +25,7 @@ from jaxgpt.shared.dataset.opening import (
     shard_name,
 )
 from jaxgpt.shared.dataset.shards import TOKEN_DTYPE, Mask, ShardedMask, ShardedTokens, Tokens, pack_mask
-from jaxgpt.shared.dataset.windows import check_tokens, counted, windows
+from jaxgpt.shared.dataset.windows import check_tokens, count_windows, counted, windows
 
 __all__ = [
     "DATASET_FORMAT_VERSION",
@@ -38,6 +38,7 @@ __all__ = [
     "ShardedTokens",
     "Tokens",
     "check_tokens",
+    "count_windows",
     "counted",
     "mask_name",
     "open_dataset",

@@ -77,9 +77,11 @@ class Dataset:
         """Hash of manifest.json, and so of everything it names."""
         return sha256_of(self.folder / "manifest.json")
 
-    def val_windows(self, block_size: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    def val_windows(
+        self, block_size: int, first: int = 0, end: int | None = None
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Return `windows` of the validation split; targets that the loss does not count are -1."""
-        return windows(self.val, block_size, self.val_mask)
+        return windows(self.val, block_size, self.val_mask, first, end)
 
 
 def open_dataset(folder: Path | str) -> Dataset:

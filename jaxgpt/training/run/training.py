@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
 from jaxgpt.shared.console import say
-from jaxgpt.shared.dataset import Dataset, windows
+from jaxgpt.shared.dataset import Dataset, count_windows
 from jaxgpt.shared.errors import UserError, require_type
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.training.batches import Batches
@@ -182,7 +182,7 @@ def _require_fitting_data(model: ModelConfig, dataset: Dataset) -> None:
             f"the model has vocab_size {model.vocab_size}, the tokenizer of {dataset.folder} "
             f"{dataset.vocab_size} tokens; give the model the data set's vocab_size"
         )
-    windows(dataset.val, model.block_size)  # says now what would fail at the first validation
+    count_windows(dataset.val, model.block_size)  # says now what would fail at the first validation
     if len(dataset.train) < model.block_size + 1:
         raise UserError(
             f"the training split has {len(dataset.train)} tokens, block_size is {model.block_size}; "
