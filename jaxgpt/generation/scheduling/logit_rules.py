@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,11 +26,17 @@ class LogitRules:
     def __bool__(self) -> bool:
         return bool(self.bias or self.presence_penalty or self.frequency_penalty)
 
+    @functools.cached_property
+    def _bias_arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Tokens and what is added to each: a request may name the whole vocabulary, and has many steps."""
+        return np.array(list(self.bias), np.int64), np.array(list(self.bias.values()), np.float32)
+
     def apply(self, logits: npt.NDArray[np.float32], generated: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return changed logits (V,), given the tokens that were generated; the prompt's do not count."""
         changed = logits.copy()
-        for token, value in self.bias.items():
-            changed[token] += value
+        if self.bias:
+            tokens, values = self._bias_arrays
+            changed[tokens] += values
         if self.presence_penalty or self.frequency_penalty:
             for token, count in collections.Counter(generated).items():
                 changed[token] -= self.presence_penalty + count * self.frequency_penalty
