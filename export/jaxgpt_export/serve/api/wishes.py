@@ -21,6 +21,7 @@ from jaxgpt_export.serve.worker import Caller
 MOST_STOPS = 64  # OpenAI takes 4; evaluation harnesses send more
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
+RANDOM_SEED = -1  # as if there were none, as in other servers
 MOST_DIGITS = 10  # of a token's id
 MOST_TOKENS = 2**31 - 1  # what is asked for is cut to what the context leaves
 
@@ -31,7 +32,8 @@ class Wish:
 
     Attributes:
       max_tokens: to generate at most.
-      sampling: of the first choice; the others have seeds of their own.
+      sampling: of all choices, but for their seeds.
+      seed: of each prompt's first choice, the others' follow from it; None: every text has a random one.
       choices: texts of each prompt.
       stop: texts that end a choice.
       rules: of the logits.
@@ -41,6 +43,7 @@ class Wish:
 
     max_tokens: int
     sampling: Sampling
+    seed: int | None
     choices: int
     stop: tuple[str, ...]
     rules: LogitRules
@@ -58,7 +61,8 @@ class Wish:
         caller: Caller,
     ) -> Text:
         """Return one choice of a prompt for the scheduler; ApiError where the prompt is too long."""
-        sampling = dataclasses.replace(self.sampling, seed=seed_of_choice(self.sampling.seed, choice))
+        seed = secrets.randbits(64) if self.seed is None else seed_of_choice(self.seed, choice)
+        sampling = dataclasses.replace(self.sampling, seed=seed)
         settings = (prompt.tokens, model.block_size, self.max_tokens, sampling, self.stop)
         try:
             state = GenerationState(model.tokenizer, *settings, least_tokens=0)
@@ -90,7 +94,7 @@ def read_wish(fields: Fields, default_max_tokens: int, vocab_size: int, least_to
     """
     choices = fields.whole("n", 1, 1, MOST_CHOICES)
     name = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
-    seed = fields.whole("seed", secrets.randbits(32), -(2**63), 2**64 - 1) % 2**64
+    seed = fields.whole("seed", RANDOM_SEED, -(2**63), 2**64 - 1)
     stream = fields.boolean("stream")
     options = fields.section("stream_options")
     if fields.get("stream_options") is not None and not stream:
@@ -99,28 +103,28 @@ def read_wish(fields: Fields, default_max_tokens: int, vocab_size: int, least_to
         )
     return Wish(
         fields.whole(name, default_max_tokens, least_tokens, MOST_TOKENS),
-        _sampling(fields, seed),
+        _sampling(fields),
+        None if seed == RANDOM_SEED else seed % 2**64,
         choices,
         fields.texts("stop", MOST_STOPS),
         LogitRules(
             _bias(fields, vocab_size),
-            fields.number("presence_penalty", 0.0, -2, 2),
-            fields.number("frequency_penalty", 0.0, -2, 2),
+            fields.number("presence_penalty", 0.0, -2.0, 2.0),
+            fields.number("frequency_penalty", 0.0, -2.0, 2.0),
         ),
         stream,
         stream and options.boolean("include_usage"),
     )
 
 
-def _sampling(fields: Fields, seed: int) -> Sampling:
+def _sampling(fields: Fields) -> Sampling:
     top_k = fields.whole("top_k", 0, -1, MOST_TOKENS)
-    top_p = fields.number("top_p", 1.0, 0, 1)
+    top_p = fields.number("top_p", 1.0, 0.0, 1.0)
     return Sampling(
-        temperature=fields.number("temperature", 1.0, 0, 100),
+        temperature=fields.number("temperature", 1.0, 0.0, 100.0),
         top_k=max(top_k, 0),  # -1 is all, as in other servers
         top_p=top_p or 1e-9,  # 0: the most probable token
-        min_p=fields.number("min_p", 0.0, 0, 1),
-        seed=seed,
+        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
     )
 
 
@@ -131,7 +135,7 @@ def _bias(fields: Fields, vocab_size: int) -> dict[int, float]:
         is_number = name.isascii() and name.isdigit() and len(name) < MOST_DIGITS
         if not is_number or int(name) >= vocab_size:
             raise bad_value("logit_bias", name, f"ids of tokens, 0 to {vocab_size - 1}, as names")
-        bias[int(name)] = values.number(name, 0.0, -100, 100)
+        bias[int(name)] = values.number(name, 0.0, -100.0, 100.0)
     return bias
 
 

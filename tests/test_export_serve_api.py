@@ -1,0 +1,79 @@
+"""The routes of `jaxgpt-export serve`, asked without a network: seeds, time, metrics, long requests."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from jaxgpt_export.serve.api.request_fields import Fields
+from jaxgpt_export.serve.api.wishes import Prompt, read_wish, seed_of_choice
+from jaxgpt_export.serve.app import State, build_app
+from jaxgpt_export.serve.guard import Rules
+from jaxgpt_export.serve.metrics import Metrics
+from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_model
+from jaxgpt_export.serve.worker import Caller
+from tiny_artifacts import tiny_artifacts
+
+COMPLETIONS = "/v1/completions"
+NOBODY = Caller("x", 0.0, lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifacts(tmp_path_factory.mktemp("api"))["fp32"]
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Iterator[ServedModel]:
+    model = open_served_model("small", folder, Limits(4, 8, 0.0, 0, 10**6), "auto", 1, "auto", 0)
+    yield model
+    model.worker.stop()
+
+
+@pytest.fixture
+def state(model: ServedModel) -> State:
+    return State({"small": model}, 0.0, Metrics())
+
+
+def ask(state: State, method: str, path: str, *, key: str | None = None, **settings: Any) -> httpx.Response:
+    """What the routes answer."""
+    app = build_app(state, Rules("127.0.0.1", key, (), 10**6))
+
+    async def answer() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), timeout=60) as client:
+            return await client.request(method, f"http://127.0.0.1{path}", **settings)
+
+    return asyncio.run(answer())
+
+
+def complete(state: State, **wish: object) -> httpx.Response:
+    return ask(state, "POST", COMPLETIONS, json=wish)
+
+
+def seeds(model: ServedModel, **fields: object) -> list[int]:
+    """The seeds of two choices of a prompt, and of the first one of the same prompt again."""
+    wish = read_wish(Fields(fields), 16, model.tokenizer.vocab_size, 0)
+    prompt = Prompt("!", model.tokenizer.encode("!"))
+    texts = [wish.text(model, prompt, n, logprobs=None, echo=False, caller=NOBODY) for n in (0, 1, 0)]
+    return [text.state.sampler.sampling.seed for text in texts]
+
+
+@pytest.mark.parametrize("fields", [{}, {"seed": None}, {"seed": -1}])
+def test_without_a_seed_every_text_has_a_random_one(model: ServedModel, fields: dict[str, object]) -> None:
+    assert len({*seeds(model, **fields), *seeds(model, **fields)}) == 6
+
+
+def test_a_seed_is_that_of_the_first_choice_and_decides_the_others(model: ServedModel) -> None:
+    assert seeds(model, seed=7) == [7, seed_of_choice(7, 1), 7]
+    assert seed_of_choice(7, 1) == 6801174921074823891
+    assert seeds(model, seed=-2)[0] == 2**64 - 2
+
+
+def test_equal_prompts_have_different_texts_and_with_a_seed_equal_ones(state: State) -> None:
+    wish = {"prompt": ["def f(x):"] * 4, "max_tokens": 12}
+    texts = [choice["text"] for choice in complete(state, **wish).json()["choices"]]
+    assert len(set(texts)) == 4
+    texts = [choice["text"] for choice in complete(state, **wish, seed=7).json()["choices"]]
+    assert len(set(texts)) == 1
