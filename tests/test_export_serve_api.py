@@ -1,6 +1,8 @@
 """The routes of `jaxgpt-export serve`, asked without a network: seeds, time, metrics, long requests."""
 
 import asyncio
+import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_mo
 from jaxgpt_export.serve.worker import Caller
 from tiny_artifacts import tiny_artifacts
 
-COMPLETIONS = "/v1/completions"
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 NOBODY = Caller("x", 0.0, lambda *_: None)
 
 
@@ -77,3 +79,19 @@ def test_equal_prompts_have_different_texts_and_with_a_seed_equal_ones(state: St
     assert len(set(texts)) == 4
     texts = [choice["text"] for choice in complete(state, **wish, seed=7).json()["choices"]]
     assert len(set(texts)) == 1
+
+
+def test_a_text_whose_time_is_over_before_its_first_token_is_an_error(model: ServedModel) -> None:
+    late = State({"small": model}, 1e-9, Metrics())
+    chat = dataclasses.replace(model, chat_template="{{ messages[0].content }}")
+    chatting = State({"small": chat}, 1e-9, Metrics())
+    message = {"messages": [{"role": "user", "content": "!"}]}
+    for state, path, wish in ((late, COMPLETIONS, {"prompt": "!"}), (chatting, CHAT, message)):
+        answer = ask(state, "POST", path, json={**wish, "max_tokens": 4})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "time_over")
+        assert "0 of the prompt's 1 tokens" in answer.json()["error"]["message"]
+        streamed = ask(state, "POST", path, json={**wish, "max_tokens": 4, "stream": True})
+        (event,) = streamed.text.split("\n\n")[:-1]
+        assert json.loads(event.removeprefix("data: "))["error"]["code"] == "time_over"
+    echoed = complete(late, prompt="!", max_tokens=0, echo=True)  # nothing was to be generated
+    assert (echoed.status_code, echoed.json()["choices"][0]["text"]) == (200, "!")

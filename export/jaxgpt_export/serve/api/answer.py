@@ -138,8 +138,18 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 def _raise_error(job: Job) -> None:
+    """Raise ApiError where a text failed, or was to be generated and had no time for its first token."""
     for text in job.texts:
         if isinstance(text.error, UserError):
             raise ApiError(500, str(text.error), code="model_error")
         if text.error is not None:
             raise ApiError(500, f"the model failed: {type(text.error).__name__}", code="model_error")
+        state = text.state
+        if state.finish_reason == "time" and not state.tokens and state.left:
+            taken, whole = len(state.prompt) - text.prompt_left, len(state.prompt)
+            raise ApiError(
+                503,
+                f"the time was over before a token was generated, {taken} of the prompt's {whole} tokens "
+                "were taken; ask for fewer texts at once, or raise --max-seconds",
+                code="time_over",
+            )
