@@ -9,13 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from jaxgpt_export.serve.api.answer import Answer
+from jaxgpt_export.serve.api.completions import CompletionReply
 from jaxgpt_export.serve.api.request_fields import Fields
 from jaxgpt_export.serve.api.wishes import Prompt, read_wish, seed_of_choice
 from jaxgpt_export.serve.app import State, build_app
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_model
-from jaxgpt_export.serve.worker import Caller
+from jaxgpt_export.serve.worker import Caller, Job
 from tiny_artifacts import tiny_artifacts
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -95,3 +97,25 @@ def test_a_text_whose_time_is_over_before_its_first_token_is_an_error(model: Ser
         assert json.loads(event.removeprefix("data: "))["error"]["code"] == "time_over"
     echoed = complete(late, prompt="!", max_tokens=0, echo=True)  # nothing was to be generated
     assert (echoed.status_code, echoed.json()["choices"][0]["text"]) == (200, "!")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_fails_ends_its_texts(model: ServedModel, stream: bool) -> None:
+    async def fail() -> None:
+        wish = read_wish(Fields({"stream": stream}), 16, model.tokenizer.vocab_size, 0)
+        prompt = Prompt("!", [1])
+        text = wish.text(model, prompt, 0, logprobs=None, echo=False, caller=NOBODY)
+        job = Job([text], NOBODY)
+        answer = Answer(model, job, CompletionReply(model, [prompt], 1, False, False, False), stream)
+
+        async def no_more() -> dict[str, str]:
+            return await asyncio.get_running_loop().create_future()
+
+        async def broken(message: object) -> None:
+            raise RuntimeError("no answer is sent")
+
+        with pytest.raises(RuntimeError, match="no answer is sent"):
+            await answer({}, no_more, broken)
+        assert text.cancelled
+
+    asyncio.run(fail())

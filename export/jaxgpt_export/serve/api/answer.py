@@ -76,9 +76,8 @@ class Answer:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:  # also where this task itself is cancelled
             finished = work.done()
-            if not finished:
-                self._model.worker.cancel(self._job)
-                work.cancel()
+            self._model.worker.cancel(self._job)  # after an error texts run still; ended ones take no notice
+            work.cancel()
             gone.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
         if finished and (error := work.exception()) is not None and not isinstance(error, OSError):
