@@ -119,3 +119,11 @@ def test_an_answer_that_fails_ends_its_texts(model: ServedModel, stream: bool) -
         assert text.cancelled
 
     asyncio.run(fail())
+
+
+def test_a_server_that_is_about_to_end_says_so_to_those_who_look(state: State) -> None:
+    assert ask(state, "GET", "/health").json() == {"status": "ok"}
+    state.draining = True
+    for answer in (ask(state, "GET", "/health"), complete(state, prompt="!")):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert answer.headers["retry-after"] == "1"

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from jaxgpt_export.serve.api.answer import RETRY_SECONDS, Answer
+from jaxgpt_export.serve.api.answer import COME_AGAIN, Answer
 from jaxgpt_export.serve.api.api_error import ApiError
 from jaxgpt_export.serve.api.chat import chat
 from jaxgpt_export.serve.api.completions import complete
@@ -100,8 +100,7 @@ def _post_route(
         if name is not None and not isinstance(name, str):
             raise ApiError(400, "model is no text", param="model", code="invalid_value")
         model = _model(state, name)
-        if state.draining:
-            raise ApiError(503, "the server is about to end", code="shutting_down")
+        _require_open(state)
         caller = Caller(_owner(request), state.seconds, state.metrics.on_tokens)
         answer = function(model, fields, caller)
         return JSONResponse(answer) if isinstance(answer, dict) else answer
@@ -169,9 +168,7 @@ def _owner(request: Request) -> str:
 def _model(state: State, name: str | None) -> ServedModel:
     """Return the model of a name, the first one for none; ApiError where there is no such model."""
     if not state.models:
-        raise ApiError(
-            503, "the model is being loaded", code="loading", headers={"Retry-After": str(RETRY_SECONDS)}
-        )
+        raise ApiError(503, "the model is being loaded", code="loading", headers=dict(COME_AGAIN))
     if not name:
         return next(iter(state.models.values()))
     if name not in state.models:
@@ -185,8 +182,15 @@ def _models(state: State) -> dict[str, Any]:
     return {"object": "list", "data": [model.description for model in state.models.values()]}
 
 
+def _require_open(state: State) -> None:
+    """Raise ApiError while the server is about to end."""
+    if state.draining:
+        raise ApiError(503, "the server is about to end", code="shutting_down", headers=dict(COME_AGAIN))
+
+
 def _health(state: State) -> Response:
     _model(state, None)
+    _require_open(state)
     failed = [model.name for model in state.models.values() if model.worker.failed]
     if failed:
         raise ApiError(503, f"{', '.join(failed)} failed; restart the server, whose log says how")

@@ -19,7 +19,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-RETRY_SECONDS = 1
+COME_AGAIN = {"Retry-After": "1"}  # seconds
 
 
 @runtime_checkable
@@ -61,12 +61,8 @@ class Answer:
             raise ApiError(503, "the model failed; restart the server, whose log says how") from None
         except BusyError:
             require_few(model, len(job.texts))
-            raise ApiError(
-                429,
-                "the queue is full; try again in a moment",
-                code="queue_full",
-                headers={"Retry-After": str(RETRY_SECONDS)},
-            ) from None
+            message = "the queue is full; try again in a moment"
+            raise ApiError(429, message, code="queue_full", headers=dict(COME_AGAIN)) from None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Send the answer, unless the client leaves."""
