@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,8 +18,10 @@ from jaxgpt_export.serve.app import State, build_app
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_model
-from jaxgpt_export.serve.worker import Caller, Job
+from jaxgpt_export.serve.worker import Caller, Job, Update
 from tiny_artifacts import tiny_artifacts
+
+from jaxgpt.generation.scheduling.scheduler import NewToken
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 NOBODY = Caller("x", 0.0, lambda *_: None)
@@ -127,3 +130,42 @@ def test_a_server_that_is_about_to_end_says_so_to_those_who_look(state: State) -
     for answer in (ask(state, "GET", "/health"), complete(state, prompt="!")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
         assert answer.headers["retry-after"] == "1"
+
+
+def test_times_of_tokens_are_those_of_each_text(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = 0.0, []
+    monkeypatch.setattr("jaxgpt_export.serve.worker.time", SimpleNamespace(perf_counter=lambda: now))
+
+    async def deliver() -> None:
+        nonlocal now
+        wish = read_wish(Fields({}), 16, model.tokenizer.vocab_size, 0)
+        settings: dict[str, Any] = {"logprobs": None, "echo": False, "caller": NOBODY}
+        texts = [wish.text(model, Prompt("!", [1]), choice, **settings) for choice in range(3)]
+        job = Job(texts, Caller("x", 0.0, lambda *given: told.append(given)))
+        token, end = NewToken(5, "!", None), NewToken(-1, "", None)
+        job.deliver([Update(2, [end], True)])
+        for later in (1.0, 3.0):
+            now = later
+            job.deliver([Update(place, [token], False) for place in (0, 1)])
+        now = 7.0
+        job.deliver([Update(0, [token, token, end], True), Update(1, [end], True)])
+
+    asyncio.run(deliver())
+    assert told == [(1.0, 1, True), (2.0, 1, False), (2.0, 1, False), (4.0, 2, False)]
+
+
+def test_what_is_refused_before_the_routes_is_counted(state: State) -> None:
+    given = {"key": "right", "headers": {"authorization": "Bearer right"}}
+    for status, method, path, settings in (
+        (401, "POST", COMPLETIONS, {"key": "right"}),
+        (403, "POST", COMPLETIONS, {**given, "headers": {"host": "evil.example"}}),
+        (413, "POST", COMPLETIONS, {**given, "content": b" " * (10**6 + 1)}),
+        (401, "GET", "/v1/models/any", {"key": "right"}),
+        (200, "GET", "/v1/models", given),
+    ):
+        assert ask(state, method, path, **settings).status_code == status
+    lines = [line for line in state.metrics.text().decode().splitlines() if "requests_total{" in line]
+    assert sorted(lines) == [
+        f'jaxgpt_requests_total{{route="{route}",status="{status}"}} 1.0'
+        for route, status in ((COMPLETIONS, 401), (COMPLETIONS, 403), (COMPLETIONS, 413), ("other", 401))
+    ]

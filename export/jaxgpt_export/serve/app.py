@@ -34,6 +34,7 @@ CONTENT_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 LEFT = 499  # in the metrics: the client left before its answer began, as nginx counts it
+OTHER = "other"  # in the metrics: routes whose requests are counted only where they are refused before
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 
@@ -88,7 +89,12 @@ def build_app(state: State, rules: Rules) -> Guard:
         ClientDisconnect: lambda request, error: Response(status_code=400),  # nobody is there to read it
         500: lambda request, error: _refuse(ApiError(500, "the server failed; its log says how")),
     }
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), rules, _refuse)
+
+    def refuse(path: str, error: ApiError) -> JSONResponse:
+        state.metrics.requests.labels(path if path in post else OTHER, str(error.status)).inc()
+        return _refuse(error)
+
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), rules, refuse)
 
 
 def _post_route(

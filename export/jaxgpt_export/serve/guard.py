@@ -46,10 +46,10 @@ class Guard:
     Args:
       app: the other one.
       rules: who is answered.
-      refuse: sends an ApiError as an answer.
+      refuse: answers a request of a path with an ApiError.
     """
 
-    def __init__(self, app: Any, rules: Rules, refuse: Callable[..., Any]) -> None:
+    def __init__(self, app: Any, rules: Rules, refuse: Callable[[str, ApiError], Any]) -> None:
         self._app, self._rules, self._refuse = app, rules, refuse
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -66,7 +66,7 @@ class Guard:
         try:
             self._check(scope, headers, origin if not allowed else None)
         except ApiError as error:
-            return await self._refuse(error)(scope, receive, send)
+            return await self._refuse(scope["path"], error)(scope, receive, send)
         if allowed and scope["method"] == "OPTIONS":
             await send({"type": "http.response.start", "status": 204, "headers": []})
             return await send({"type": "http.response.body", "body": b""})

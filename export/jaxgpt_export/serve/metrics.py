@@ -20,7 +20,7 @@ class Metrics:
             "jaxgpt_requests", "Requests by route and status.", ("route", "status"), registry=self.registry
         )
         self.first_token = self._histogram("first_token", "From a request to its first token.")
-        self.between_tokens = self._histogram("between_tokens", "Between a request's tokens after the first.")
+        self.between_tokens = self._histogram("between_tokens", "Between a text's tokens.")
 
     def _histogram(self, name: str, about: str) -> prometheus_client.Histogram:
         name = f"jaxgpt_{name}_seconds"

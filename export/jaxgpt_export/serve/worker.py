@@ -32,8 +32,8 @@ class Caller:
     Attributes:
       owner: callers take turns; the texts of one come in order.
       seconds: that each text may take; 0: any time.
-      on_tokens: told of tokens that arrive: the seconds since the last ones (since the request for the
-        first), how many they are, and whether they are the first.
+      on_tokens: told of tokens of a text that arrive: the seconds since its last ones (since the request for
+        the request's first), how many they are, and whether they are the request's first.
     """
 
     owner: Hashable
@@ -60,8 +60,8 @@ class Job:
     def __init__(self, texts: Sequence[Text], caller: "Caller") -> None:
         self.texts = list(texts)
         self._caller = caller
-        self._last = time.perf_counter()
-        self._has_tokens = False
+        self._began = time.perf_counter()
+        self._last: dict[int, float] = {}  # by place: when a text's last tokens came
         self.loop = asyncio.get_running_loop()
         self._updates: collections.deque[Update] = collections.deque()
         self._arrived = asyncio.Event()
@@ -80,11 +80,14 @@ class Job:
 
     def deliver(self, updates: Sequence[Update]) -> None:
         """Take what a step gave; called on the event loop."""
-        made = sum(len(update.tokens) for update in updates)
-        if made:
-            now = time.perf_counter()
-            self._caller.on_tokens(now - self._last, made, not self._has_tokens)
-            self._last, self._has_tokens = now, True
+        now = time.perf_counter()
+        for place, tokens, _ in updates:
+            made = sum(new.token >= 0 for new in tokens)  # the end by time is none
+            if made:
+                first = not self._last
+                if first or place in self._last:
+                    self._caller.on_tokens(now - self._last.get(place, self._began), made, first)
+                self._last[place] = now
         self._updates.extend(updates)
         self._unfinished -= sum(update.finished for update in updates)
         self._arrived.set()
