@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,3 +170,14 @@ def test_what_is_refused_before_the_routes_is_counted(state: State) -> None:
         f'jaxgpt_requests_total{{route="{route}",status="{status}"}} 1.0'
         for route, status in ((COMPLETIONS, 401), (COMPLETIONS, 403), (COMPLETIONS, 413), ("other", 401))
     ]
+
+
+def test_offsets_are_those_in_the_text_that_is_returned(state: State, model: ServedModel) -> None:
+    tokenizer = model.tokenizer
+    tokens = [tokenizer.endoftext, *tokenizer.encode("ab"), tokenizer.endoftext, *tokenizer.encode("c")]
+    as_text = "ab<|endoftext|>c"
+    for prompt, names in ((tokens, ["", "a", "b", "", "c"]), (as_text, ["a", "b", "<|endoftext|>", "c"])):
+        answer = complete(state, prompt=prompt, echo=True, logprobs=0, max_tokens=2)
+        (choice,) = answer.json()["choices"]
+        offsets = choice["logprobs"]["text_offset"][: len(names) + 1]
+        assert [choice["text"][a:b] for a, b in itertools.pairwise(offsets)] == names

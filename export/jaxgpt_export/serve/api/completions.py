@@ -148,6 +148,7 @@ class _Shown:
         self.prompt = prompt.text if echo else ""
         self._tokenizer = tokenizer
         self._prompt_tokens = prompt.tokens
+        self._was_text = prompt.was_text
         self._offset = len(prompt.text)  # of the next token in prompt and text
 
     def prompt_logprobs(self, scores: list[TokenScore]) -> "Logprobs":
@@ -166,7 +167,8 @@ class _Shown:
         found, stream, offset = Logprobs(), TextStream(self._tokenizer), 0
         for token, score in zip(self._prompt_tokens, [None, *scores], strict=True):
             found.add(self._tokenizer, token, score, offset)
-            offset += len(special_name(self._tokenizer, token) or stream.push(token))
+            written = special_name(self._tokenizer, token) if self._was_text else None
+            offset += len(written or stream.push(token))
         return found
 
     def logprobs(self, tokens: list[NewToken]) -> "Logprobs":

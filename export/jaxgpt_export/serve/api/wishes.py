@@ -147,10 +147,17 @@ def seed_of_choice(seed: int, choice: int) -> int:
 
 
 class Prompt(NamedTuple):
-    """A prompt as text and as tokens."""
+    """A prompt as text and as tokens.
+
+    Attributes:
+      text: as it was given, or what the tokens say: nothing where one is <|endoftext|>.
+      tokens: at least one.
+      was_text: it was given as text, in which special tokens are written out.
+    """
 
     text: str
     tokens: list[int]
+    was_text: bool = False
 
 
 def count_prompts(value: object) -> int:
@@ -187,4 +194,4 @@ def read_prompts(value: object, tokenizer: Tokenizer) -> list[Prompt]:
 
 def text_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
     """Return a text as a prompt."""
-    return Prompt(text, tokenizer.encode(text, special=True) or [tokenizer.endoftext])
+    return Prompt(text, tokenizer.encode(text, special=True) or [tokenizer.endoftext], was_text=True)
