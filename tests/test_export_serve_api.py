@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from jaxgpt_export.serve.api.answer import Answer
+from jaxgpt_export.serve.api.chat import ChatReply
 from jaxgpt_export.serve.api.completions import CompletionReply
 from jaxgpt_export.serve.api.request_fields import Fields
 from jaxgpt_export.serve.api.wishes import Prompt, read_wish, seed_of_choice
-from jaxgpt_export.serve.app import State, build_app
+from jaxgpt_export.serve.app import LONG_BODY, State, build_app
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_model
@@ -181,3 +183,60 @@ def test_offsets_are_those_in_the_text_that_is_returned(state: State, model: Ser
         (choice,) = answer.json()["choices"]
         offsets = choice["logprobs"]["text_offset"][: len(names) + 1]
         assert [choice["text"][a:b] for a, b in itertools.pairwise(offsets)] == names
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(
+    state: State, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = max(len(name.encode()) for name in model.tokenizer.vocab())  # <|endoftext|>
+    assert model.tokenizer.longest_token == longest == 13
+    fits = complete(state, prompt="<|endoftext|>" * model.block_size, max_tokens=1)
+    assert fits.json()["usage"]["prompt_tokens"] == model.block_size
+    monkeypatch.setattr(model.tokenizer, "encode", None)
+    error = complete(state, prompt="!" * (13 * model.block_size + 1)).json()["error"]
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    assert f"context holds {model.block_size} tokens" in error["message"]
+
+
+def test_a_long_request_is_read_in_a_thread(
+    state: State, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, encode = [], model.tokenizer.encode
+
+    def noting(text: str, special: bool = False) -> list[int]:
+        threads.append(threading.get_ident())
+        state.draining = len(threads) == 3
+        return encode(text, special)
+
+    monkeypatch.setattr(model.tokenizer, "encode", noting)
+    statuses = [
+        ask(state, "POST", "/tokenize", json={"content": "!" * count}).status_code
+        for count in (LONG_BODY // 2, LONG_BODY, LONG_BODY)
+    ]
+    assert [thread == threading.get_ident() for thread in threads] == [True, False, False]
+    assert statuses == [200, 200, 503]  # the last one when the server began to end
+
+
+def test_an_answer_in_one_piece_reads_its_updates_once(model: ServedModel) -> None:
+    class Once(list[Update]):
+        def __iter__(self) -> Iterator[Update]:
+            walks.append(self)
+            return super().__iter__()
+
+    async def whole(reply: CompletionReply | ChatReply) -> list[Any]:
+        wish = read_wish(Fields({}), 16, model.tokenizer.vocab_size, 0)
+        settings: dict[str, Any] = {"logprobs": None, "echo": False, "caller": NOBODY}
+        job = Job([wish.text(model, Prompt("!", [1]), n, **settings) for n in range(3)], NOBODY)
+        updates = Once(
+            Update(place, [NewToken(5, word, None)], False) for word in ("a", "b") for place in (2, 0)
+        )
+        choices = reply.whole(job, updates)["choices"]
+        return [choice["text"] if "text" in choice else choice["message"]["content"] for choice in choices]
+
+    for reply in (
+        CompletionReply(model, [Prompt("!", [1])], 3, False, False, False),
+        ChatReply(model, False, False),
+    ):
+        walks: list[Once] = []
+        assert asyncio.run(whole(reply)) == ["ab", "", "ab"]
+        assert len(walks) == 1

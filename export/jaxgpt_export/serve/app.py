@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from jaxgpt_export.serve.api.answer import COME_AGAIN, Answer
+from jaxgpt_export.serve.api.answer import COME_AGAIN, Answer, Asked
 from jaxgpt_export.serve.api.api_error import ApiError
 from jaxgpt_export.serve.api.chat import chat
 from jaxgpt_export.serve.api.completions import complete
@@ -22,7 +22,7 @@ from jaxgpt_export.serve.api.token_routes import detokenize, tokenize, tokenizer
 from jaxgpt_export.serve.guard import Guard, Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import ServedModel
-from jaxgpt_export.serve.worker import Caller
+from jaxgpt_export.serve.worker import Caller, Job
 
 PLAYGROUND = {  # path: file beside this one, its type
     "/": ("playground.html", "text/html"),
@@ -35,7 +35,10 @@ CONTENT_POLICY = (
 )
 LEFT = 499  # in the metrics: the client left before its answer began, as nginx counts it
 OTHER = "other"  # in the metrics: routes whose requests are counted only where they are refused before
+LONG_BODY = 32 * 1024  # bytes; longer ones are read in a thread: the others' tokens go on meanwhile
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
+
+PostFunction = Callable[[ServedModel, Fields, Caller], Asked | dict[str, Any]]
 
 
 @dataclasses.dataclass
@@ -57,7 +60,7 @@ class State:
 
 def build_app(state: State, rules: Rules) -> Guard:
     """Return the ASGI application."""
-    post: Mapping[str, Callable[[ServedModel, Fields, Caller], Answer | dict[str, Any]]] = {
+    post: Mapping[str, PostFunction] = {
         "/v1/completions": complete,
         "/v1/chat/completions": chat,
         "/tokenize": lambda model, fields, caller: tokenize(model, fields),
@@ -97,19 +100,24 @@ def build_app(state: State, rules: Rules) -> Guard:
     return Guard(Starlette(routes=routes, exception_handlers=handlers), rules, refuse)
 
 
-def _post_route(
-    state: State, path: str, function: Callable[[ServedModel, Fields, Caller], Answer | dict[str, Any]]
-) -> Callable[[Request], Any]:
+def _post_route(state: State, path: str, function: PostFunction) -> Callable[[Request], Any]:
     async def route(request: Request) -> Any:
-        fields = parse_body(await request.body())
+        body = await request.body()
+        fields = parse_body(body)
         name = fields.get("model")
         if name is not None and not isinstance(name, str):
             raise ApiError(400, "model is no text", param="model", code="invalid_value")
         model = _model(state, name)
         _require_open(state)
         caller = Caller(_owner(request), state.seconds, state.metrics.on_tokens)
-        answer = function(model, fields, caller)
-        return JSONResponse(answer) if isinstance(answer, dict) else answer
+        if len(body) > LONG_BODY:
+            asked = await asyncio.to_thread(function, model, fields, caller)
+            _require_open(state)  # it may have begun to end meanwhile
+        else:
+            asked = function(model, fields, caller)
+        if isinstance(asked, dict):
+            return JSONResponse(asked)
+        return Answer(model, Job(asked.texts, caller), asked.reply, asked.stream)
 
     return _counted(state, path, route)
 

@@ -157,6 +157,7 @@ def open_served_model(
     tokenizer = artifact.tokenizer()
     model = open_model(artifact, engine, threads, kv_cache)
     artifact.tensors.clear()  # what runs has its own copy
+    _ = tokenizer.longest_token  # found once, and not while others wait
     description = _describe(name, folder, artifact.kind, model.engine, artifact.config.block_size)
     session = _with_slots(model, limits)
     running = min(limits.running, session.slots)

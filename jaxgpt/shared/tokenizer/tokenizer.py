@@ -156,6 +156,19 @@ class Tokenizer:
             for each in pieces
         ]
 
+    @functools.cached_property
+    def longest_token(self) -> int | None:
+        """How many bytes of a text one token stands for at most.
+
+        None where there is no most: bytes that have no token are lost, or white space goes with an added one.
+        """
+        if self._layout is not None:
+            strips = any(token.lstrip or token.rstrip for token in self._layout.added)
+            if strips or not self._layout.has_every_byte:
+                return None
+        names = [len(name.encode()) for name in self.special_tokens]
+        return max(*names, *(len(self.token_bytes(token)) for token in range(self.vocab_size)))
+
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of one token: a special token's are its name; `endoftext` has none."""
         if token == self.endoftext:

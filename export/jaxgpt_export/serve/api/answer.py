@@ -5,10 +5,12 @@ scheduler reads before each step. This works for answers in one piece as for str
 """
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, runtime_checkable
 
+from jaxgpt.generation.scheduling.scheduler import Text
 from jaxgpt.shared.errors import UserError
 
 from jaxgpt_export.serve.api.api_error import ApiError
@@ -41,6 +43,21 @@ class Reply(Protocol):
     def end(self, job: Job) -> list[dict[str, Any]]:
         """Return the events with which a stream ends."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a request asks for, read and checked, and not begun.
+
+    Attributes:
+      texts: for the scheduler.
+      reply: how they are shown.
+      stream: as server-sent events.
+    """
+
+    texts: list[Text]
+    reply: Reply
+    stream: bool
 
 
 class Answer:

@@ -7,9 +7,9 @@ from typing import Any
 from jaxgpt.generation.scheduling.scheduler import NewToken
 from jaxgpt.generation.scoring import TokenScore
 
-from jaxgpt_export.serve.api.answer import Answer
+from jaxgpt_export.serve.api.answer import Asked, require_few
 from jaxgpt_export.serve.api.api_error import ApiError, bad_value
-from jaxgpt_export.serve.api.completions import finish_reason, usage
+from jaxgpt_export.serve.api.completions import finish_reason, tokens_of, usage
 from jaxgpt_export.serve.api.request_fields import Fields, valid_text
 from jaxgpt_export.serve.api.token_names import begin_and_end, token_name
 from jaxgpt_export.serve.api.wishes import MOST_LOGPROBS, MOST_TOKENS, read_wish, text_prompt
@@ -17,11 +17,11 @@ from jaxgpt_export.serve.served_model import ServedModel
 from jaxgpt_export.serve.worker import Caller, Job, Update
 
 
-def chat(model: ServedModel, fields: Fields, caller: Caller) -> Answer:
-    """Begin what a request asks for.
+def chat(model: ServedModel, fields: Fields, caller: Caller) -> Asked:
+    """Read what a request asks for.
 
     Raises:
-      ApiError: the model has no chat template, a field is wrong, or too many texts wait.
+      ApiError: the model has no chat template, or a field is wrong.
     """
     if model.chat_template is None:
         raise ApiError(
@@ -35,15 +35,14 @@ def chat(model: ServedModel, fields: Fields, caller: Caller) -> Answer:
         fields.require_absent(name, "the model writes plain text")
     messages = _read_messages(fields.get("messages"))
     wish = read_wish(fields, MOST_TOKENS, model.tokenizer.vocab_size, least_tokens=1)
+    require_few(model, wish.choices)  # before they are made
     logprobs = None
     if fields.boolean("logprobs"):
         logprobs = fields.whole("top_logprobs", 0, 0, MOST_LOGPROBS)
-    prompt = text_prompt(_render(model, messages), model.tokenizer)
+    prompt = text_prompt(valid_text("messages", _render(model, messages)), model)
     settings: dict[str, Any] = {"logprobs": logprobs, "echo": False, "caller": caller}
     texts = [wish.text(model, prompt, choice, **settings) for choice in range(wish.choices)]
-    return Answer(
-        model, Job(texts, caller), ChatReply(model, logprobs is not None, wish.include_usage), wish.stream
-    )
+    return Asked(texts, ChatReply(model, logprobs is not None, wish.include_usage), wish.stream)
 
 
 def _read_messages(value: object) -> list[dict[str, str]]:
@@ -100,8 +99,7 @@ class ChatReply:
     def whole(self, job: Job, updates: list[Update]) -> dict[str, Any]:
         """Return the answer in one piece."""
         choices = []
-        for place, text in enumerate(job.texts):
-            tokens = [token for update in updates if update.place == place for token in update.tokens]
+        for place, (text, tokens) in enumerate(tokens_of(job, updates)):
             message = {"role": "assistant", "content": "".join(token.text for token in tokens)}
             choice = {"index": place, "message": message, "logprobs": self._told(tokens)}
             choices.append({**choice, "finish_reason": finish_reason(text)})

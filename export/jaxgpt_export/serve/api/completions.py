@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxgpt.generation.scheduling.scheduler import NewToken, Text
@@ -11,7 +12,7 @@ from jaxgpt.generation.scoring import TokenScore
 from jaxgpt.generation.text_stream import TextStream
 from jaxgpt.shared.tokenizer import Tokenizer
 
-from jaxgpt_export.serve.api.answer import Answer, require_few
+from jaxgpt_export.serve.api.answer import Asked, require_few
 from jaxgpt_export.serve.api.api_error import ApiError
 from jaxgpt_export.serve.api.request_fields import Fields
 from jaxgpt_export.serve.api.token_names import special_name, token_name
@@ -22,11 +23,11 @@ from jaxgpt_export.serve.worker import Caller, Job, Update
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
-def complete(model: ServedModel, fields: Fields, caller: Caller) -> Answer:
-    """Begin what a request asks for.
+def complete(model: ServedModel, fields: Fields, caller: Caller) -> Asked:
+    """Read what a request asks for.
 
     Raises:
-      ApiError: a field is wrong, or too many texts wait.
+      ApiError: a field is wrong.
     """
     fields.require_absent("suffix", "the model writes from left to right only")
     echo = fields.boolean("echo")
@@ -43,14 +44,14 @@ def complete(model: ServedModel, fields: Fields, caller: Caller) -> Answer:
     if fields.get("logprobs") is not None and fields.get("logprobs") is not False:
         logprobs = fields.whole("logprobs", 0, 0, MOST_LOGPROBS)
     require_few(model, count_prompts(fields.get("prompt")) * wish.choices)  # before they are made
-    prompts = read_prompts(fields.get("prompt"), model.tokenizer)
+    prompts = read_prompts(fields.get("prompt"), model)
     texts = [
         wish.text(model, prompt, choice, logprobs=logprobs, echo=echo, caller=caller)
         for prompt in prompts
         for choice in range(wish.choices)
     ]
     reply = CompletionReply(model, prompts, wish.choices, echo, logprobs is not None, wish.include_usage)
-    return Answer(model, Job(texts, caller), reply, wish.stream)
+    return Asked(texts, reply, wish.stream)
 
 
 class CompletionReply:
@@ -89,9 +90,8 @@ class CompletionReply:
     def whole(self, job: Job, updates: list[Update]) -> dict[str, Any]:
         """Return the answer in one piece."""
         choices = []
-        for place, text in enumerate(job.texts):
+        for place, (text, tokens) in enumerate(tokens_of(job, updates)):
             shown = self._begin(place)
-            tokens = [token for update in updates if update.place == place for token in update.tokens]
             content = shown.prompt + "".join(token.text for token in tokens)
             logprobs = None
             if self._logprobs:
@@ -217,6 +217,14 @@ class Logprobs:
 def _choice(index: int, text: str, logprobs: Logprobs | None, reason: str | None) -> dict[str, Any]:
     told = None if logprobs is None else dataclasses.asdict(logprobs)
     return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+
+
+def tokens_of(job: Job, updates: Iterable[Update]) -> Iterator[tuple[Text, list[NewToken]]]:
+    """Yield each text of a job with its tokens, from all updates."""
+    found: list[list[NewToken]] = [[] for _ in job.texts]
+    for update in updates:
+        found[update.place] += update.tokens
+    yield from zip(job.texts, found, strict=True)
 
 
 def finish_reason(text: Text) -> str:

@@ -11,7 +11,6 @@ from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.scheduler import Text
 from jaxgpt.generation.state import GenerationState
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.serve.api.api_error import ApiError, bad_value
 from jaxgpt_export.serve.api.request_fields import Fields, valid_text
@@ -165,14 +164,15 @@ def count_prompts(value: object) -> int:
     return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else 1
 
 
-def read_prompts(value: object, tokenizer: Tokenizer) -> list[Prompt]:
+def read_prompts(value: object, model: ServedModel) -> list[Prompt]:
     """Read a prompt in its four forms: a text, texts, tokens, lists of tokens.
 
     An empty text begins a new document.
 
     Raises:
-      ApiError: it is in none of them.
+      ApiError: it is in none of them, or too long for the model.
     """
+    tokenizer = model.tokenizer
     expected = "a text, a list of texts, a list of tokens, or a list of lists of tokens"
     if value is None:
         raise ApiError(400, f"prompt is missing, expected {expected}", param="prompt", code="missing_value")
@@ -181,7 +181,7 @@ def read_prompts(value: object, tokenizer: Tokenizer) -> list[Prompt]:
     if not isinstance(value, list) or not value:
         raise bad_value("prompt", value, expected)
     if all(isinstance(item, str) for item in value):
-        return [text_prompt(valid_text("prompt", text), tokenizer) for text in value]
+        return [text_prompt(valid_text("prompt", text), model) for text in value]
     lists = value if all(isinstance(item, list) for item in value) else [value]
     for tokens in lists:
         if not tokens or not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
@@ -192,6 +192,16 @@ def read_prompts(value: object, tokenizer: Tokenizer) -> list[Prompt]:
     return [Prompt(tokenizer.decode(tokens), tokens) for tokens in lists]
 
 
-def text_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
-    """Return a text as a prompt."""
+def text_prompt(text: str, model: ServedModel) -> Prompt:
+    """Return a text as a prompt; ApiError where it is so long that it can't fit, whatever its tokens."""
+    tokenizer, size = model.tokenizer, len(text.encode())
+    longest = tokenizer.longest_token
+    if longest is not None and size > longest * model.block_size:
+        raise ApiError(
+            400,
+            f"the prompt has {size} bytes, the model's context holds {model.block_size} tokens of at most "
+            f"{longest} bytes; shorten the prompt",
+            param="prompt",
+            code="context_length_exceeded",
+        )
     return Prompt(text, tokenizer.encode(text, special=True) or [tokenizer.endoftext], was_text=True)
