@@ -18,6 +18,7 @@ from jaxgpt_export.serve.api.completions import CompletionReply
 from jaxgpt_export.serve.api.request_fields import Fields
 from jaxgpt_export.serve.api.wishes import Prompt, read_wish, seed_of_choice
 from jaxgpt_export.serve.app import LONG_BODY, State, build_app
+from jaxgpt_export.serve.command import _origin
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_model
@@ -25,6 +26,7 @@ from jaxgpt_export.serve.worker import Caller, Job, Update
 from tiny_artifacts import tiny_artifacts
 
 from jaxgpt.generation.scheduling.scheduler import NewToken
+from jaxgpt.shared.errors import UserError
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 NOBODY = Caller("x", 0.0, lambda *_: None)
@@ -240,3 +242,22 @@ def test_an_answer_in_one_piece_reads_its_updates_once(model: ServedModel) -> No
         walks: list[Once] = []
         assert asyncio.run(whole(reply)) == ["ab", "", "ab"]
         assert len(walks) == 1
+
+
+def test_another_method_is_told_which_is_allowed(state: State) -> None:
+    assert ask(state, "GET", COMPLETIONS).headers["allow"] == "POST"
+    assert {*ask(state, "POST", "/health").headers["allow"].split(", ")} == {"GET", "HEAD"}
+
+
+def test_pages_are_named_as_browsers_send_them_or_refused() -> None:
+    for given, origin in (
+        ("https://Page.example/", "https://page.example"),
+        ("https://page.example:443", "https://page.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("*", "*"),
+        ("null", "null"),
+    ):
+        assert _origin(given) == origin
+    for given in ("https://page.example/app", "page.example", "https://me@page.example", "https://", ""):
+        with pytest.raises(UserError, match=r"is no origin, expected one such as https://example\.com"):
+            _origin(given)

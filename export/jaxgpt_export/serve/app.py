@@ -87,7 +87,12 @@ def build_app(state: State, rules: Rules) -> Guard:
         ApiError: lambda request, error: _refuse(error),
         UserError: lambda request, error: _refuse(ApiError(400, str(error))),
         HTTPException: lambda request, error: _refuse(
-            ApiError(error.status_code, _unknown(request, error), code=CODES.get(error.status_code))
+            ApiError(
+                error.status_code,
+                _unknown(request, error),
+                code=CODES.get(error.status_code),
+                headers=dict(error.headers or {}),  # such as Allow
+            )
         ),
         ClientDisconnect: lambda request, error: Response(status_code=400),  # nobody is there to read it
         500: lambda request, error: _refuse(ApiError(500, "the server failed; its log says how")),

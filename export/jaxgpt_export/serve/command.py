@@ -7,6 +7,7 @@ jaxgpt-export serve --artifact runs/demo/fp32 runs/demo/int8-dynamic --port 8080
 import dataclasses
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -67,6 +68,7 @@ def serve(options: ServeOptions) -> Result:
     """Run `jaxgpt-export serve` until SIGTERM (exit code 0) or Ctrl-C (130)."""
     folders = _named(options.artifact)
     _check(options)
+    origins = tuple(_origin(page) for page in options.cors)
     from jaxgpt_export.generation.open_session import choose_threads
     from jaxgpt_export.serve.served_model import Limits, open_served_model
 
@@ -89,7 +91,7 @@ def serve(options: ServeOptions) -> Result:
     from jaxgpt_export.serve.server import Server
 
     key = options.api_key or os.environ.get("JAXGPT_API_KEY") or None
-    rules = Rules(options.host, key, options.cors, limits.body_bytes)
+    rules = Rules(options.host, key, origins, limits.body_bytes)
     address = _address(options.host, listener)
 
     def announce(models: "Sequence[ServedModel]") -> None:
@@ -174,6 +176,18 @@ def _check(options: ServeOptions) -> None:
             raise UserError(f"{flag} is {getattr(options, name)}, expected at least {smallest}")
     if options.api_key == "":
         raise UserError("--api-key is empty; give a key, or leave it out")
+
+
+def _origin(page: str) -> str:
+    """Return the origin of a page as browsers send it; UserError where it is none, or more than one."""
+    match = re.fullmatch(r"(([a-z][a-z0-9+.-]*)://[^/?#@\s]+)/?", page.lower())
+    if page in ("*", "null"):
+        return page
+    if match is None:
+        raise UserError(
+            f"--cors {page} is no origin, expected one such as https://example.com, without a path, or *"
+        )
+    return match[1].removesuffix({"http": ":80", "https": ":443"}.get(match[2], ""))
 
 
 def _listen(host: str, port: int) -> socket.socket:
