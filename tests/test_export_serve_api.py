@@ -18,6 +18,7 @@ from jaxgpt_export.serve.api.completions import CompletionReply
 from jaxgpt_export.serve.api.request_fields import Fields
 from jaxgpt_export.serve.api.wishes import Prompt, read_wish, seed_of_choice
 from jaxgpt_export.serve.app import LONG_BODY, State, build_app
+from jaxgpt_export.serve.chat_template import ChatTemplate
 from jaxgpt_export.serve.command import _origin
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
@@ -93,7 +94,7 @@ def test_equal_prompts_have_different_texts_and_with_a_seed_equal_ones(state: St
 
 def test_a_text_whose_time_is_over_before_its_first_token_is_an_error(model: ServedModel) -> None:
     late = State({"small": model}, 1e-9, Metrics())
-    chat = dataclasses.replace(model, chat_template="{{ messages[0].content }}")
+    chat = dataclasses.replace(model, chat_template=ChatTemplate("{{ messages[0].content }}", Path()))
     chatting = State({"small": chat}, 1e-9, Metrics())
     message = {"messages": [{"role": "user", "content": "!"}]}
     for state, path, wish in ((late, COMPLETIONS, {"prompt": "!"}), (chatting, CHAT, message)):

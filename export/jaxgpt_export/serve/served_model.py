@@ -12,12 +12,12 @@ import numpy.typing as npt
 from jaxgpt.generation.sampling import Sampling, Top, draws_in_numpy, tops_in_numpy
 from jaxgpt.generation.scheduling.scheduler import Scheduler
 from jaxgpt.generation.session import BatchSession, ScoringSession
-from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.generation.open_session import CacheOption, Engine, OpenModel, open_model
+from jaxgpt_export.serve.chat_template import ChatTemplate, read_chat_template
 from jaxgpt_export.serve.worker import Worker
 
 MOST_SLOTS = 64  # of running and of past texts
@@ -52,7 +52,7 @@ class ServedModel:
       engine: what computes.
       tokenizer: text <-> tokens.
       block_size: tokens of a prompt and its continuation together.
-      chat_template: Jinja's, None where the model has none.
+      chat_template: None where the model has none.
       description: its object in /v1/models.
       scheduler: of its texts; its counts and numbers may be read.
       worker: runs it.
@@ -64,7 +64,7 @@ class ServedModel:
     engine: str
     tokenizer: Tokenizer
     block_size: int
-    chat_template: str | None
+    chat_template: ChatTemplate | None
     description: dict[str, Any]
     scheduler: Scheduler
     worker: Worker
@@ -151,9 +151,10 @@ def open_served_model(
     """Read an artifact and make it ready to answer.
 
     Raises:
-      UserError: see read_certified_artifact and open_model.
+      UserError: see read_certified_artifact, read_chat_template and open_model.
     """
     artifact = read_certified_artifact(folder)
+    template = read_chat_template(folder)
     tokenizer = artifact.tokenizer()
     model = open_model(artifact, engine, threads, kv_cache)
     artifact.tensors.clear()  # what runs has its own copy
@@ -168,7 +169,7 @@ def open_served_model(
         model.engine,
         tokenizer,
         artifact.config.block_size,
-        _read_template(folder),
+        template,
         description,
         scheduler,
         Worker(scheduler, limits.waiting),
@@ -186,14 +187,6 @@ def _with_slots(model: OpenModel, limits: Limits) -> BatchSession:
         return session
     assert isinstance(session, ScoringSession)
     return OneSlot(session)
-
-
-def _read_template(folder: Path) -> str | None:
-    path = folder / "chat_template.jinja"
-    try:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"chat template {path} cannot be read ({error}); leave it out, or mend it") from None
 
 
 def _describe(name: str, folder: Path, kind: str, engine: str, block_size: int) -> dict[str, Any]:

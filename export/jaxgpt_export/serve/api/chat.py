@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxgpt.generation.scheduling.scheduler import NewToken
 from jaxgpt.generation.scoring import TokenScore
+from jaxgpt.shared.errors import UserError
 
 from jaxgpt_export.serve.api.answer import Asked, require_few
 from jaxgpt_export.serve.api.api_error import ApiError, bad_value
@@ -13,6 +14,7 @@ from jaxgpt_export.serve.api.completions import finish_reason, tokens_of, usage
 from jaxgpt_export.serve.api.request_fields import Fields, valid_text
 from jaxgpt_export.serve.api.token_names import begin_and_end, token_name
 from jaxgpt_export.serve.api.wishes import MOST_LOGPROBS, MOST_TOKENS, read_wish, text_prompt
+from jaxgpt_export.serve.chat_template import ChatTemplate
 from jaxgpt_export.serve.served_model import ServedModel
 from jaxgpt_export.serve.worker import Caller, Job, Update
 
@@ -23,7 +25,8 @@ def chat(model: ServedModel, fields: Fields, caller: Caller) -> Asked:
     Raises:
       ApiError: the model has no chat template, or a field is wrong.
     """
-    if model.chat_template is None:
+    template = model.chat_template
+    if template is None:
         raise ApiError(
             400,
             f"model {model.name} is a base model without a chat template; use /v1/completions",
@@ -39,7 +42,7 @@ def chat(model: ServedModel, fields: Fields, caller: Caller) -> Asked:
     logprobs = None
     if fields.boolean("logprobs"):
         logprobs = fields.whole("top_logprobs", 0, 0, MOST_LOGPROBS)
-    prompt = text_prompt(valid_text("messages", _render(model, messages)), model)
+    prompt = text_prompt(_render(model, template, messages), model)
     settings: dict[str, Any] = {"logprobs": logprobs, "echo": False, "caller": caller}
     texts = [wish.text(model, prompt, choice, **settings) for choice in range(wish.choices)]
     return Asked(texts, ChatReply(model, logprobs is not None, wish.include_usage), wish.stream)
@@ -67,24 +70,11 @@ def _read_messages(value: object) -> list[dict[str, str]]:
     return messages
 
 
-def _render(model: ServedModel, messages: list[dict[str, str]]) -> str:
-    import jinja2
-    import jinja2.sandbox
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = raise_exception
-    begin, end = begin_and_end(model.tokenizer)
-    names = {"bos_token": begin, "eos_token": end}
+def _render(model: ServedModel, template: ChatTemplate, messages: list[dict[str, str]]) -> str:
     try:
-        template = environment.from_string(model.chat_template or "")
-        return template.render(messages=messages, add_generation_prompt=True, **names)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise ApiError(
-            400, f"the chat template refuses the messages: {error}", param="messages", code="template_error"
-        ) from None
+        return valid_text("messages", template.render(messages, *begin_and_end(model.tokenizer)))
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages", code="template_error") from None
 
 
 class ChatReply:

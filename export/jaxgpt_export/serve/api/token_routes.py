@@ -41,5 +41,5 @@ def tokenizer_info(model: ServedModel) -> dict[str, Any]:
         "bos_token": begin,
         "eos_token": end,
         "eos_token_id": model.tokenizer.endoftext,
-        "chat_template": model.chat_template,
+        "chat_template": model.chat_template and model.chat_template.source,
     }
