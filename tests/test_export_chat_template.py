@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, assert_one_line_error
 from jaxgpt_export.serve.chat_template import ChatTemplate, read_chat_template
-from tiny_artifacts import tiny_artifacts
+from tiny_artifacts import tiny_artifact
 
 from jaxgpt.shared.errors import UserError
 
@@ -81,7 +81,7 @@ def test_a_template_is_read_from_either_place(tmp_path: Path) -> None:
 
 
 def test_a_broken_template_ends_the_start_with_one_line(command: Command, tmp_path: Path) -> None:
-    folder = tiny_artifacts(tmp_path)["fp32"]
+    folder = tiny_artifact(tmp_path)
     (folder / "certificate.json").unlink()  # it does not know the template
     for template, said in (
         ("a\n{% if %}", "line 2"),

@@ -24,7 +24,7 @@ from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_model
 from jaxgpt_export.serve.worker import Caller, Job, Update
-from tiny_artifacts import tiny_artifacts
+from tiny_artifacts import tiny_artifact
 
 from jaxgpt.generation.scheduling.scheduler import NewToken
 from jaxgpt.shared.errors import UserError
@@ -35,7 +35,7 @@ NOBODY = Caller("x", 0.0, lambda *_: None)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifacts(tmp_path_factory.mktemp("api"))["fp32"]
+    return tiny_artifact(tmp_path_factory.mktemp("api"))
 
 
 @pytest.fixture(scope="module")
