@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -51,6 +52,29 @@ def test_both_sides_turn_as_the_complex_formula(first: int) -> None:
     cosine, sine = table.narrow(1, first, 5)
     other = torch_rotate(torch.tensor(x, dtype=torch.float32).transpose(1, 2), cosine, sine)
     assert np.abs(other.transpose(1, 2).numpy() - expected).max() <= tolerance
+
+
+def test_the_table_is_computed_in_blocks_that_change_no_bit() -> None:
+    config = ModelConfig(97, 2**15 + 7, 1, 2, 32, positions="rotary")
+    tracemalloc.start()
+    table = rope_table(config)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    frequencies = 10_000.0 ** (-np.arange(8, dtype=np.float64) / 8)
+    angles = np.arange(config.block_size, dtype=np.float64)[:, None] * np.tile(frequencies, 2)
+    assert np.array_equal(table, np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32))
+    assert most < 1.5 * table.nbytes
+
+
+def test_a_table_that_memory_does_not_hold_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(97, 2**20, 1, 1, 512, positions="rotary")
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
+        with pytest.raises(
+            UserError,
+            match=r"context of 1048576 tokens take 4\.3 GB .* is n_positions of its config.json right",
+        ):
+            rope_table(config)
 
 
 def test_attention_depends_on_distance_alone() -> None:
