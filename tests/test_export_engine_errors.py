@@ -24,6 +24,7 @@ from jaxgpt_export.native.library import (
 )
 from jaxgpt_export.native.native_model import NativeModel, _Shape, unsupported_reason
 from jaxgpt_export.native.native_session import NativeSession
+from test_export_engine import artifact_of
 from tiny_artifacts import SHAPE, tiny_artifacts
 
 from jaxgpt.shared.errors import UserError
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the engine was n
 
 
 ROOT = Path(__file__).resolve().parent.parent
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
 @contextlib.contextmanager
@@ -134,6 +136,18 @@ def test_memory_that_the_system_does_not_lend_is_a_memory_error_of_one_line(arti
     assert isinstance(caught.value, MemoryError)
     assert isinstance(caught.value, UserError)
     assert NativeSession(NativeModel(artifact, 1)).prefill([1]).shape == (300,)  # and all is well after it
+
+
+@pytest.mark.skipif(
+    not OVERCOMMIT.exists() or OVERCOMMIT.read_text().strip() == "2",
+    reason="the system counts what is asked for",
+)
+def test_a_cache_may_be_larger_than_memory_as_slots_take_none_before_they_are_used(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHAPE, block_size=2**14, n_embd=64)
+    model = NativeModel(artifact_of("fp32", config, tmp_path / "a"), 1)
+    session = NativeSession(model, 2**16, "fp32")
+    assert session.slots * config.block_size * session.cache_bytes_per_token == 2**40
+    assert (session.forward([1, 2], [2**16 - 1] * 2) == NativeSession(model, 1, "fp32").forward([1, 2])).all()
 
 
 def test_threads_that_the_system_does_not_lend_are_an_error_and_no_crash() -> None:

@@ -28,7 +28,7 @@ jaxgpt_session::jaxgpt_session(jaxgpt_model& of, int slots, int kv) : model(of),
   scale_bytes_ = kv == JAXGPT_KV_INT8 ? kBlock * sizeof(float) : 0;
   const size_t blocks = size_t(slots) * size_t(cache_blocks()), of_block = bytes_per_block();
   if (blocks > (size_t(1) << 47) / of_block) throw std::bad_alloc();  // more than there are addresses
-  cache_ = Pages(blocks * of_block, true);
+  cache_ = Pages(blocks * of_block, true, true);
 }
 
 size_t jaxgpt_session::bytes_per_block() const {

@@ -11,7 +11,7 @@
 #if defined(__SANITIZE_ADDRESS__)
 
 // From the allocator, and not a byte more than was asked for: the sanitizer sees what reaches beyond.
-Pages::Pages(size_t bytes, bool) : bytes_(bytes) {
+Pages::Pages(size_t bytes, bool, bool) : bytes_(bytes) {
   constexpr size_t kMax = size_t(1) << 34;
   if (bytes > kMax || posix_memalign(reinterpret_cast<void**>(&start_), 64, std::max(bytes, size_t(1))))
     throw std::bad_alloc();
@@ -26,11 +26,15 @@ void Pages::touch(size_t, size_t) {}
 
 #else
 
-Pages::Pages(size_t bytes, bool huge) : bytes_(bytes) {
+Pages::Pages(size_t bytes, bool huge, bool sparse) : bytes_(bytes) {
   constexpr size_t kHuge = size_t(2) << 20;
   const size_t alignment = huge ? kHuge : 4096;
   mapped_ = (bytes + 2 * alignment - 1) / alignment * alignment;
-  void* found = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+#if defined(MAP_NORESERVE)
+  if (sparse) flags |= MAP_NORESERVE;  // Linux refuses a single piece that is larger than memory and swap
+#endif
+  void* found = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (found == MAP_FAILED) {
     mapped_ = 0;
     throw std::bad_alloc();

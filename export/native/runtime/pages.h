@@ -10,7 +10,8 @@
 class Pages {
  public:
   Pages() = default;
-  Pages(size_t bytes, bool huge);
+  // sparse: most of it will not be written; the system counts what is, and not what was asked for.
+  Pages(size_t bytes, bool huge, bool sparse = false);
   ~Pages();
   Pages(Pages&& other) noexcept { swap(other); }
   Pages& operator=(Pages&& other) noexcept {
