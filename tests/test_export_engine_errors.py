@@ -4,12 +4,14 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import re
 import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import python
@@ -148,6 +150,32 @@ def test_a_cache_may_be_larger_than_memory_as_slots_take_none_before_they_are_us
     session = NativeSession(model, 2**16, "fp32")
     assert session.slots * config.block_size * session.cache_bytes_per_token == 2**40
     assert (session.forward([1, 2], [2**16 - 1] * 2) == NativeSession(model, 1, "fp32").forward([1, 2])).all()
+
+
+def test_an_interrupt_after_a_call_leaves_no_handle_behind(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, freed = NativeModel(artifact, 1), []
+
+    def told(what: str, free: Any, handle: ctypes.c_void_p) -> None:
+        freed.append((what, bool(handle)))
+        free(handle)
+
+    for what in ("model", "session"):
+        free = getattr(engine_library(), f"jaxgpt_{what}_free")
+        monkeypatch.setattr(engine_library(), f"jaxgpt_{what}_free", functools.partial(told, what, free))
+
+    def interrupted(name: str, *arguments: object) -> None:
+        call_engine(name, *arguments)
+        raise KeyboardInterrupt
+
+    for module in ("native_model", "native_session"):
+        monkeypatch.setattr(f"jaxgpt_export.native.{module}.call_engine", interrupted)
+    for make in (lambda: NativeModel(artifact, 1), lambda: NativeSession(model)):
+        with contextlib.suppress(KeyboardInterrupt):
+            make()
+    gc.collect()
+    assert freed == [("model", True), ("session", True)]
 
 
 def test_threads_that_the_system_does_not_lend_are_an_error_and_no_crash() -> None:

@@ -98,11 +98,11 @@ class NativeModel:
             max(8, *(scheme.weight_bits for scheme in artifact.schemes.values())),
         )
         self._handle = ctypes.c_void_p()
+        free_with(self, engine_library().jaxgpt_model_free, self._handle)  # an interrupt may follow the call
         name = isa.encode() if isa else None
         call_engine(
             "jaxgpt_model_new", ctypes.byref(shape), name, threads or most, ctypes.byref(self._handle)
         )
-        free_with(self, engine_library().jaxgpt_model_free, self._handle)
         self._fill(artifact, release)
         self.isa: str = engine_library().jaxgpt_model_isa(self._handle).decode()
         self.bytes_per_token: int = engine_library().jaxgpt_model_bytes(self._handle)

@@ -34,8 +34,8 @@ class NativeSession:
         self.slots = slots
         self.block_size = model.config.block_size
         self._handle = ctypes.c_void_p()
+        free_with(self, _free_session, self._handle, model)  # an interrupt may follow the call
         call_engine("jaxgpt_session_new", model._handle, slots, CACHES[cache], ctypes.byref(self._handle))
-        free_with(self, _free_session, self._handle, model)
 
     def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt of 1 to block_size tokens into slot 0; return the logits (V,) after it."""
