@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import python
 from jaxgpt_export.format.artifact import Artifact, read_artifact
@@ -140,6 +141,10 @@ def test_memory_that_the_system_does_not_lend_is_a_memory_error_of_one_line(arti
     assert NativeSession(NativeModel(artifact, 1)).prefill([1]).shape == (300,)  # and all is well after it
 
 
+def reserved_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 @pytest.mark.skipif(
     not OVERCOMMIT.exists() or OVERCOMMIT.read_text().strip() == "2",
     reason="the system counts what is asked for",
@@ -150,6 +155,20 @@ def test_a_cache_may_be_larger_than_memory_as_slots_take_none_before_they_are_us
     session = NativeSession(model, 2**16, "fp32")
     assert session.slots * config.block_size * session.cache_bytes_per_token == 2**40
     assert (session.forward([1, 2], [2**16 - 1] * 2) == NativeSession(model, 1, "fp32").forward([1, 2])).all()
+
+
+def test_memory_is_set_aside_for_each_matrix_with_its_own_bits() -> None:
+    layers, channels = 16, 1024
+    shape = _Shape(layers, 1 << 4, channels, 8, 64, 1, 0, 32)
+    bits = np.full(4 * layers + 1, 4, np.uint8)
+    bits[1] = 32
+    shape.bits = bits.ctypes.data
+    model, before = ctypes.c_void_p(), reserved_bytes()
+    call_engine("jaxgpt_model_new", ctypes.byref(shape), None, 1, ctypes.byref(model))
+    grown = reserved_bytes() - before
+    engine_library().jaxgpt_model_free(model)
+    four_bits = 12 * channels**2 * layers // 2
+    assert four_bits < grown < 2 * four_bits
 
 
 def test_an_interrupt_after_a_call_leaves_no_handle_behind(

@@ -13,7 +13,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define JAXGPT_ENGINE_VERSION 7
+#define JAXGPT_ENGINE_VERSION 8
 
 enum {
   JAXGPT_OK,
@@ -30,7 +30,10 @@ typedef struct {
   int32_t n_layer, n_head, n_embd, block_size, vocab_size;
   int32_t tied;    // the head is the token embedding
   int32_t rotary;  // positions rotate queries and keys; there is no position embedding
-  int32_t max_bits;  // of a weight of any matrix, 8, 16 or 32: memory is set aside for it
+  int32_t max_bits;  // of a weight of any matrix, 8, 16 or 32
+  // Bits of the weights of each matrix, four a layer in the order of JAXGPT_C_ATTN ... and the head: so much memory
+  // is set aside; null: max_bits each.
+  const uint8_t* bits;
 } jaxgpt_shape;
 
 // A matrix (outputs, inputs) and what its layer does to its input; see model/arithmetic.py for what each means.

@@ -25,12 +25,16 @@ jaxgpt_model::jaxgpt_model(const jaxgpt_shape& given, const Kernels* chosen, int
       step_mutex(threads->turn),
       layers(size_t(given.n_layer)) {
   const int C = shape.n_embd;
-  const size_t bits = size_t(shape.max_bits);
-  const auto room = [bits](int outputs, int inputs) {  // with scales for groups of 8, as small as they come, and biases
-    return size_t(padded(outputs)) * (size_t(padded(inputs)) * std::max(size_t(10), bits) / 8 + 2 * sizeof(float));
+  // Of matrix `at`, with scales for groups of 8, as small as they come, and biases.
+  const auto room = [&](int at, int outputs, int inputs) {
+    const size_t bits = size_t(given.bits ? given.bits[at] : given.max_bits);
+    return size_t(padded(outputs)) * (size_t(padded(inputs)) * (bits + 2) / 8 + 2 * sizeof(float));
   };
-  const size_t layer = room(3 * C, C) + room(C, C) + room(4 * C, C) + room(C, 4 * C);
-  pages = Pages(layer * size_t(shape.n_layer) + room(shape.vocab_size, C), true);
+  size_t bytes = room(4 * shape.n_layer, shape.vocab_size, C);
+  for (int at = 0; at < 4 * shape.n_layer; at += 4)
+    bytes += room(at, 3 * C, C) + room(at + 1, C, C) + room(at + 2, 4 * C, C) + room(at + 3, C, 4 * C);
+  shape.bits = nullptr;  // read during the call only
+  pages = Pages(bytes, true);
   for (Layer& one : layers) one.matrices[JAXGPT_C_ATTN].qkv_tile_group = heads_per_group() * head_size() / kTile;
 }
 

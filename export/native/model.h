@@ -89,7 +89,7 @@ struct jaxgpt_model {
 
   jaxgpt_shape shape;
   const Kernels* kernels;
-  Pages pages;  // of all matrices, room for shape.max_bits a weight; what is not written takes no memory
+  Pages pages;  // of all matrices
   size_t pages_used = 0;
   std::shared_ptr<SharedPool> threads;
   Pool& pool;

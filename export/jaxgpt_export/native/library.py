@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError
 
-VERSION = 7
+VERSION = 8
 
 
 class ErrorCode(enum.IntEnum):

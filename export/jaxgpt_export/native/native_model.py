@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from jaxgpt.shared.architecture import BLOCK_LINEARS, BLOCK_NORMS, HEAD, linear_layers
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import usable_cores
@@ -22,10 +23,9 @@ LARGEST_HEAD = 512
 
 class _Shape(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            *("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "tied", "rotary", "max_bits"),
-        )
+        *((name, ctypes.c_int32) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")),
+        *((name, ctypes.c_int32) for name in ("tied", "rotary", "max_bits")),
+        ("bits", ctypes.c_void_p),
     ]
 
 
@@ -85,18 +85,9 @@ class NativeModel:
             )
         self.config = artifact.config
         self.folder = artifact.folder
-        config = artifact.config
         isa = isa or os.environ.get("JAXGPT_ISA") or None
-        shape = _Shape(
-            config.n_layer,
-            config.n_head,
-            config.n_embd,
-            config.block_size,
-            config.vocab_size,
-            int(config.tied),
-            int(config.positions == "rotary"),
-            max(8, *(scheme.weight_bits for scheme in artifact.schemes.values())),
-        )
+        shape, bits = _shape(artifact), _bits(artifact)
+        shape.bits = bits.ctypes.data
         self._handle = ctypes.c_void_p()
         free_with(self, engine_library().jaxgpt_model_free, self._handle)  # an interrupt may follow the call
         name = isa.encode() if isa else None
@@ -143,6 +134,27 @@ class NativeModel:
             rows, scale = tensors[f"{name}.weight"], tensors.get(f"{name}.weight_scale")
             rows = rows if scale is not None else np.ascontiguousarray(rows, dtype=np.float32)
         call_engine(function, self._handle, _pointer(rows), _pointer(scale), *map(_pointer, more))
+
+
+def _shape(artifact: Artifact) -> _Shape:
+    config = artifact.config
+    return _Shape(
+        config.n_layer,
+        config.n_head,
+        config.n_embd,
+        config.block_size,
+        config.vocab_size,
+        int(config.tied),
+        int(config.positions == "rotary"),
+        max(8, *(scheme.weight_bits for scheme in artifact.schemes.values())),
+    )
+
+
+def _bits(artifact: Artifact) -> npt.NDArray[np.uint8]:
+    """Return the bits of each matrix in the order of jaxgpt_shape, (4 L + 1)."""
+    blocks = range(artifact.config.n_layer)
+    names = (*(f"h.{block}.{name}" for block in blocks for name in BLOCK_LINEARS), HEAD)
+    return np.array([artifact.schemes[name].weight_bits for name in names], np.uint8)
 
 
 def free_with(owner: object, free: Callable[..., object], *kept: object) -> None:
