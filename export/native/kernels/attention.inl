@@ -5,10 +5,24 @@
 inline void store_element(float* p, float x) { *p = x; }
 inline void store_element(int8_t* p, float x) { *p = (int8_t)lrintf(x); }
 
+// The largest |x|, NaN where there is one: as integers, sizes lie in the order of floats, and NaN above them.
+inline float largest(const float* x, int n) {
+  int32_t top = 0;
+  for (int i = 0; i < n; i++) {
+    int32_t size;
+    memcpy(&size, x + i, sizeof size);
+    size &= 0x7fffffff;
+    top = size > top ? size : top;
+  }
+  float found;
+  memcpy(&found, &top, sizeof found);
+  return found;
+}
+
+// NaN where a key or value is: integers hide it, the scale tells it on.
 inline float kv_scale(const float* x, int D) {
-  float top = 0;
-  for (int d = 0; d < D; d++) top = fabsf(x[d]) > top ? fabsf(x[d]) : top;
-  return top > 0 ? top / 127.0f : 1.0f;
+  const float top = largest(x, D);
+  return top == 0 ? 1.0f : top / 127.0f;
 }
 
 // Where things of a position lie.
@@ -145,8 +159,11 @@ void attend_as(const HeadCache* cache, int D, int first, int rows, const double*
                ptrdiff_t stride) {
   const int Dp = (D + 15) / 16 * 16;
   int r = 0;
-  for (; r + 4 <= rows; r += 4)
+  for (; r + 4 <= rows; r += 4) {
     attend_rows<T, 4>(cache, D, first + r, query + r * Dp, scores, mixed + r * stride, stride);
+    // The first took the others' values with weight 0: NaN where one is not finite. Then each goes by itself.
+    if (!(largest(mixed + r * stride, D) < INFINITY)) break;
+  }
   for (; r < rows; r++)
     attend_rows<T, 1>(cache, D, first + r, query + r * Dp, scores, mixed + r * stride, stride);
 }

@@ -1,0 +1,49 @@
+"""A token whose stream overflows: texts that hold it are refused by the native engine, and no others."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxgpt_export.format.artifact import Artifact
+from jaxgpt_export.native.library import instruction_sets
+from jaxgpt_export.native.native_model import NativeModel
+from jaxgpt_export.native.native_session import CacheKind, NativeSession
+from test_export_engine import CONFIG, PAIRS, artifact_of, writable
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
+
+BAD = 7
+# Longer than the rows that one piece of attention takes, and no multiple of the four that it takes at a time.
+TEXT = [token + (token >= BAD) for token in np.random.default_rng(0).integers(299, size=50).tolist()]
+CACHES = pytest.mark.parametrize("cache", ["fp32", "fp16", "int8"])
+
+
+@pytest.fixture(scope="module", params=["odd", "pairs"])
+def damaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Heads across tiles, and heads that fill them: c_attn and attention are two loops, or one."""
+    config = {"odd": dataclasses.replace(CONFIG, tied=False), "pairs": PAIRS}[request.param]
+    folder: Path = tmp_path_factory.mktemp("engine") / "damaged"
+    artifact = writable(artifact_of("int8-dynamic", config, folder))
+    artifact.tensors["wte.weight_scale"][BAD] = 3e38
+    return artifact
+
+
+@CACHES
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_rows_that_hold_it_are_nan_and_those_before_it_keep_their_bits(
+    damaged: Artifact, isa: str, cache: CacheKind
+) -> None:
+    model = NativeModel(damaged, 1, isa)
+    whole = NativeSession(model, 1, cache).forward(TEXT, all_logits=True)
+    assert np.isfinite(whole).all()
+    for rows in (1, 6, 25, len(TEXT)):
+        for at in (0, 1, 2, 3, 21, 40):
+            session = NativeSession(model, 1, cache)
+            text = [*TEXT[:at], BAD, *TEXT[at + 1 :]]
+            parts = [text[first : first + rows] for first in range(0, len(text), rows)]
+            logits = np.concatenate([session.forward(part, all_logits=True) for part in parts])
+            assert np.array_equal(logits[:at], whole[:at])
+            assert np.isnan(logits[at:]).all()
+            session.truncate(at)  # what lies behind is of no text
+            assert np.array_equal(session.forward(TEXT[at:], all_logits=True), whole[at:])
