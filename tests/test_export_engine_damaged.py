@@ -11,6 +11,8 @@ from jaxgpt_export.native.native_model import NativeModel
 from jaxgpt_export.native.native_session import CacheKind, NativeSession
 from test_export_engine import CONFIG, PAIRS, artifact_of, writable
 
+from jaxgpt.shared.errors import UserError
+
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
 
 BAD = 7
@@ -47,3 +49,19 @@ def test_rows_that_hold_it_are_nan_and_those_before_it_keep_their_bits(
             assert np.isnan(logits[at:]).all()
             session.truncate(at)  # what lies behind is of no text
             assert np.array_equal(session.forward(TEXT[at:], all_logits=True), whole[at:])
+
+
+@CACHES
+def test_after_an_error_every_slot_holds_what_it_held(damaged: Artifact, cache: CacheKind) -> None:
+    model = NativeModel(damaged, 1)
+    session, other = NativeSession(model, 6, cache), NativeSession(model, 6, cache)
+    for each in (session, other):
+        each.forward([1, 2, 3], [0, 0, 1])
+    with pytest.raises(UserError, match="logits hold NaN or infinity"):
+        session.greedy([4, BAD, 5], [0, 0, 1])
+    assert [session.length(slot) for slot in range(3)] == [2, 1, 0]
+    assert session.greedy([4, 5], [0, 1]).tolist() == other.greedy([4, 5], [0, 1]).tolist()
+    slots = np.repeat(np.arange(6), 50)  # two chunks of rows, the damaged one in the second
+    with pytest.raises(UserError, match="logits hold NaN or infinity"):
+        session.greedy([*TEXT * 5, BAD, *TEXT[1:]], slots.tolist())
+    assert [session.length(slot) for slot in range(6)] == [3, 2, 0, 0, 0, 0]

@@ -104,6 +104,8 @@ int64_t jaxgpt_session_exact_outputs(const jaxgpt_session* session);
 //   wanted   (rows) 1 for rows whose result is wanted, in order
 //   logits   (wanted, vocab_size), or null
 //   best     (wanted) the most probable token of each, the lowest of equals; or null
+// After an error, such as logits that are not finite where `best` is wanted, every slot holds what it held
+// before.
 int jaxgpt_session_forward(jaxgpt_session* session, int rows, const int32_t* slots, const int32_t* tokens,
                            const uint8_t* wanted, float* logits, int32_t* best);
 // Decodes greedily: a slot takes `token`, then each most probable next one but the last.

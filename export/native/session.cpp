@@ -209,14 +209,21 @@ void jaxgpt_session::forward(int rows, const int32_t* slots, const int32_t* toke
                              float* logits, int32_t* best) {
   std::lock_guard<std::mutex> lock(model.step_mutex);  // before lengths are read: another thread may change them
   check_rows(rows, slots, tokens);
-  for (int first = 0; first < rows; first += kChunk) {
-    const int now = std::min(kChunk, rows - first);
-    chunk(now, slots + first, tokens + first);
-    int count = 0;
-    for (int m = 0; m < now; m++) count += wanted[first + m] != 0;
-    predict(now, wanted + first, logits, best);
-    if (logits) logits += size_t(count) * size_t(model.shape.vocab_size);
-    if (best) best += count;
+  int taken = 0;
+  try {
+    for (int first = 0; first < rows; first = taken) {
+      const int now = std::min(kChunk, rows - first);
+      chunk(now, slots + first, tokens + first);
+      taken += now;
+      int count = 0;
+      for (int m = 0; m < now; m++) count += wanted[first + m] != 0;
+      predict(now, wanted + first, logits, best);
+      if (logits) logits += size_t(count) * size_t(model.shape.vocab_size);
+      if (best) best += count;
+    }
+  } catch (...) {
+    for (int m = 0; m < taken; m++) set_length(slots[m], length(slots[m]) - 1);
+    throw;
   }
 }
 
