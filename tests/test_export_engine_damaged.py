@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxgpt_bench.speed.random_models import placeholder_tokenizer
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.native.library import instruction_sets
 from jaxgpt_export.native.native_model import NativeModel
 from jaxgpt_export.native.native_session import CacheKind, NativeSession
 from test_export_engine import CONFIG, PAIRS, artifact_of, writable
 
+from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
+from jaxgpt.generation.state import GenerationState
 from jaxgpt.shared.errors import UserError
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
@@ -65,3 +69,25 @@ def test_after_an_error_every_slot_holds_what_it_held(damaged: Artifact, cache: 
     with pytest.raises(UserError, match="logits hold NaN or infinity"):
         session.greedy([*TEXT * 5, BAD, *TEXT[1:]], slots.tolist())
     assert [session.length(slot) for slot in range(6)] == [3, 2, 0, 0, 0, 0]
+
+
+@CACHES
+def test_greedy_texts_beside_one_that_holds_it_go_on(damaged: Artifact, cache: CacheKind) -> None:
+    model, tokenizer = NativeModel(damaged, 1), placeholder_tokenizer(300)
+
+    def generated(prompts: list[tuple[int, ...]]) -> list[Text]:
+        scheduler = Scheduler(NativeSession(model, 3, cache))
+        texts = [Text(GenerationState(tokenizer, prompt, 70, 12, Sampling(0.0))) for prompt in prompts]
+        for text in texts:
+            scheduler.submit(text)
+        while scheduler.busy:
+            scheduler.step()
+        return texts
+
+    good = [(1, 2, 3), (4, 5)]
+    alone = [text.state.tokens for prompt in good for text in generated([prompt])]
+    first, bad, second = generated([good[0], (9, BAD, 8), good[1]])
+    assert (first.error, second.error) == (None, None)
+    assert [first.state.tokens, second.state.tokens] == alone
+    assert isinstance(bad.error, UserError)
+    assert "logits hold NaN or infinity" in str(bad.error)

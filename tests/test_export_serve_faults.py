@@ -5,11 +5,12 @@ import json
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from conftest import python
 from jaxgpt_export.format.artifact import read_artifact
@@ -18,7 +19,7 @@ from jaxgpt_export.serve.api.api_error import ApiError
 from jaxgpt_export.serve.api.wishes import count_prompts
 from jaxgpt_export.serve.app import State, _health
 from jaxgpt_export.serve.metrics import Metrics
-from jaxgpt_export.serve.served_model import Limits, open_served_model
+from jaxgpt_export.serve.served_model import Limits, OneSlot, open_served_model
 from jaxgpt_export.serve.worker import Caller, FailedError, Job, Worker
 from serving import SECONDS, serving
 
@@ -26,6 +27,46 @@ from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
 from jaxgpt.generation.session import BatchSession
 from jaxgpt.generation.state import GenerationState
+from jaxgpt.shared.errors import UserError
+
+
+class DamagedSession:
+    """A module whose logits are NaN after token 7."""
+
+    block_size = 64
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+        self.most = 0  # tokens that it held
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        raise NotImplementedError
+
+    decode = prefill
+
+    def forward(self, tokens: Sequence[int], *, all_logits: bool = False) -> np.ndarray:
+        self.held += tokens
+        self.most = max(self.most, len(self.held))
+        rows = len(tokens) if all_logits else 1
+        return np.full((rows, 9), np.nan if 7 in self.held else 1.0, np.float32)
+
+    def truncate(self, length: int) -> None:
+        del self.held[length:]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_module_that_is_damaged_writes_no_text(int8_dynamic: Path, temperature: float) -> None:
+    session = DamagedSession()
+    scheduler = Scheduler(OneSlot(session))
+    tokenizer = read_artifact(int8_dynamic).tokenizer()
+    for prompt in ((5, 7), (5, 6)):
+        text = Text(GenerationState(tokenizer, prompt, 64, 3, Sampling(temperature)))
+        scheduler.submit(text)
+        while scheduler.busy:
+            scheduler.step()
+        assert isinstance(text.error, UserError) == (7 in prompt)
+        assert len(text.state.tokens) == (0 if 7 in prompt else 3)
+        assert session.most == (2 if 7 in prompt else 4)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt.generation.sampling import Sampling, Top, draws_in_numpy, tops_in_numpy
+from jaxgpt.generation.sampling import Sampling, Top, damaged_model, draws_in_numpy, tops_in_numpy
 from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.pace import Pace
 from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
@@ -70,7 +70,12 @@ class HistorySession:
         *,
         wanted: np.ndarray | None = None,
     ) -> np.ndarray:
-        return self.forward(tokens, slots, all_logits, wanted=wanted).argmax(axis=1).astype(np.int32)
+        before = [list(held) for held in self.held]
+        logits = self.forward(tokens, slots, all_logits, wanted=wanted)
+        if not np.isfinite(logits).all():
+            self.held = before
+            raise damaged_model()
+        return logits.argmax(axis=1).astype(np.int32)
 
     def decode_greedy(
         self, token: int, max_tokens: int = 1, stop_token: int = -1, slot: int = 0
@@ -283,19 +288,20 @@ def test_memory_is_made_ready_up_to_the_limit_and_taken_first(tokenizer: Tokeniz
     assert SlotPool(session).touch_next() is False
 
 
-def test_an_error_ends_the_text_that_has_it_and_no_other(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_an_error_ends_the_text_that_has_it_and_no_other(tokenizer: Tokenizer, temperature: float) -> None:
     session = HistorySession(tokenizer.vocab_size, 2)
     session.damaged_at = 77
     scheduler = Scheduler(session, keep_bytes=10**6)
-    bad = Wish((5, 77), Sampling(0.7)).text(tokenizer)
-    good = Wish((5, 76), Sampling(0.7)).text(tokenizer)
+    bad = Wish((5, 77), Sampling(temperature)).text(tokenizer)
+    good = Wish((5, 76), Sampling(temperature)).text(tokenizer)
     for text in (bad, good):
         scheduler.submit(text)
     while scheduler.busy:
         scheduler.step()
     assert isinstance(bad.error, UserError)
     assert good.error is None
-    assert good.state.tokens == run_alone(tokenizer, Wish((5, 76), Sampling(0.7))).state.tokens
+    assert good.state.tokens == run_alone(tokenizer, Wish((5, 76), Sampling(temperature))).state.tokens
 
 
 def test_a_failing_session_ends_all_that_run_and_serves_the_next(tokenizer: Tokenizer) -> None:

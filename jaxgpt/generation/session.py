@@ -114,7 +114,11 @@ class BatchSession(Protocol):
         *,
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.int32]:
-        """Take tokens as `forward` does; return the most probable next one of each that is wanted."""
+        """Take tokens as `forward` does; return the most probable next one of each that is wanted.
+
+        Raises:
+          UserError: a logit of one of them is not finite; every slot holds what it held before.
+        """
         ...
 
     def decode_greedy(

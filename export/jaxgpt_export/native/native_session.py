@@ -104,7 +104,11 @@ class NativeSession:
         *,
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.int32]:
-        """Take tokens as `forward` does; return the most probable next one, the lowest of equals."""
+        """Take tokens as `forward` does; return the most probable next one, the lowest of equals.
+
+        Raises:
+          UserError: a logit of a row that is wanted is not finite; every slot holds what it held before.
+        """
         order = self._order(tokens, slots, all_logits, wanted)
         best = np.empty(int(order[2].sum()), dtype=np.int32)
         self._forward(order, None, best)

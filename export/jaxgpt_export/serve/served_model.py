@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxgpt.generation.sampling import Sampling, Top, draws_in_numpy, tops_in_numpy
+from jaxgpt.generation.sampling import Sampling, Top, damaged_model, draws_in_numpy, tops_in_numpy
 from jaxgpt.generation.scheduling.scheduler import Scheduler
 from jaxgpt.generation.session import BatchSession, ScoringSession
 from jaxgpt.shared.tokenizer import Tokenizer
@@ -80,6 +80,7 @@ class OneSlot:
     def __init__(self, session: ScoringSession) -> None:
         self.block_size = session.block_size
         self._session = session
+        self._length = 0  # tokens that it holds
 
     def forward(
         self,
@@ -90,9 +91,9 @@ class OneSlot:
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Take tokens; see BatchSession."""
-        if wanted is None:
-            return self._session.forward(tokens, all_logits=all_logits)
-        return self._session.forward(tokens, all_logits=True)[wanted]
+        logits = self._session.forward(tokens, all_logits=all_logits or wanted is not None)
+        self._length += len(tokens)
+        return logits if wanted is None else logits[wanted]
 
     def greedy(
         self,
@@ -102,8 +103,13 @@ class OneSlot:
         *,
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.int32]:
-        """Take tokens; return the most probable next ones."""
-        return self.forward(tokens, slots, all_logits, wanted=wanted).argmax(axis=1).astype(np.int32)
+        """Take tokens; return the most probable next ones, UserError where a logit is not finite."""
+        before = self._length
+        logits = self.forward(tokens, slots, all_logits, wanted=wanted)
+        if not np.isfinite(logits).all():
+            self.truncate(before, 0)
+            raise damaged_model()
+        return logits.argmax(axis=1).astype(np.int32)
 
     def decode_greedy(
         self, token: int, max_tokens: int = 1, stop_token: int = -1, slot: int = 0
@@ -126,6 +132,7 @@ class OneSlot:
     def truncate(self, length: int, slot: int) -> None:
         """Forget the tokens from `length` on."""
         self._session.truncate(length)
+        self._length = length
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Not possible with one slot."""
@@ -133,7 +140,7 @@ class OneSlot:
 
     def release(self, slot: int) -> None:
         """Forget all tokens."""
-        self._session.truncate(0)
+        self.truncate(0, 0)
 
     def touch(self, slot: int, tokens: int) -> None:
         """Nothing is to be made ready."""

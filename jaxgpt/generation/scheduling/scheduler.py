@@ -261,8 +261,11 @@ class Scheduler:
         best: npt.NDArray[np.int32] | None = None
         logits: npt.NDArray[np.float32] | None = None
         if simple and not any(row.text.score_prompt for row in rows):
-            best = self.session.greedy(tokens, slots, wanted=wanted)
-        else:
+            with contextlib.suppress(
+                UserError
+            ):  # logits that are not finite: which text's, they say themselves
+                best = self.session.greedy(tokens, slots, wanted=wanted)
+        if best is None:
             logits = self.session.forward(tokens, slots, wanted=wanted)
         draws: list[tuple[int, Text]] = []  # rows of logits, and for whom
         scored: list[tuple[int, Text, int]] = []  # the same, and the token of the prompt that follows
