@@ -286,6 +286,29 @@ def test_the_screened_token_is_the_largest_logit(isa: str, tmp_path: Path) -> No
     assert 0 < screened.exact_outputs < 12 * 30 * WIDE.vocab_size / 4
 
 
+def test_a_screen_that_was_of_no_use_for_one_text_is_tried_for_the_next(tmp_path: Path) -> None:
+    """After token 1 all logits but one are equal, after token 2 that one stands out."""
+    config = dataclasses.replace(WIDE, positions="rotary", tied=False)
+    artifact = writable(artifact_of("int8-dynamic", config, tmp_path / "a"))
+    tensors = artifact.tensors
+    for name in ("attn", "mlp"):
+        tensors[f"h.0.{name}.c_proj.weight_scale"][:] = 1e-20
+    tensors["wte.weight"][1] = -tensors["wte.weight"][2]
+    for part in ("weight", "weight_scale"):
+        tensors[f"lm_head.{part}"][:] = tensors[f"lm_head.{part}"][0]
+    tensors["lm_head.weight"][17] = 127 * np.sign(tensors["wte.weight"][2])
+    session = NativeSession(NativeModel(artifact, 1))
+
+    def step(token: int) -> int:
+        session.truncate(0)
+        return int(session.greedy([token])[0])
+
+    assert {step(1) for _ in range(600)} == {0}
+    assert session.exact_outputs == 0
+    assert {step(2) for _ in range(260)} == {17}
+    assert session.exact_outputs > 0
+
+
 def test_guesses_change_nothing_but_the_steps(int8_dynamic: Path) -> None:
     artifact = read_artifact(int8_dynamic)
     tokenizer, session = artifact.tokenizer(), NativeSession(NativeModel(artifact, 1))

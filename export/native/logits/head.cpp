@@ -10,7 +10,8 @@
 // One pass over the screen gives each logit an upper bound. The column of 16 tokens that has the highest is computed
 // exactly; then so is every column with a bound that reaches the best logit of these, and no other token can be the
 // largest. How many these are depends on the text (0.2 % to 1 % with trained models, most with random ones), so a
-// head that finds many does without the screen for a while: 1, 3, 7 ... steps (exponential backoff), at last for good.
+// head that finds many does without the screen for a while: 1, 3, 7 ... steps (exponential backoff), at most 256.
+// The next text may be one that it is good for.
 #include "logits/head.h"
 
 #include <algorithm>
@@ -25,7 +26,7 @@ namespace {
 constexpr int kMinTiles = 64;           // a smaller head is read sooner than it is screened
 constexpr int kMaxInputs = 4096;        // more could overflow the integer sums of the screen
 constexpr double kMaxExactShare = 0.25; // of all columns, from which on the screen costs as much as it saves
-constexpr int kMaxBackoff = 256;        // steps without it; after them it is given up
+constexpr int kMaxBackoff = 256;        // steps without it
 // Floats round: relative 1e-6 of the largest a sum could be covers every rounding of both sides.
 constexpr float kRounding = 1e-6f * 128;
 
@@ -137,9 +138,8 @@ void Head::collect_candidates(float threshold) {
 
 // Books whether the screen left too many candidates; returns whether it did.
 bool Head::back_off(bool too_many) {
-  backoff_ = too_many ? 2 * backoff_ + 1 : 0;
+  backoff_ = too_many ? std::min(2 * backoff_ + 1, kMaxBackoff) : 0;
   backoff_left_ = backoff_;
-  if (backoff_ > kMaxBackoff) use_screen_ = false;
   return too_many;
 }
 
