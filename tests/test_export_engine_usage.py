@@ -135,6 +135,39 @@ def test_a_forked_process_lets_an_inherited_model_go(int8_dynamic: Path) -> None
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
+FORKED_AMID_STEPS = """
+import os, signal, threading
+from jaxgpt_export.llm import LLM
+llm = LLM.load({artifact!r}, threads=2)
+text = llm.generate("a", max_new_tokens=20, temperature=0)
+done = threading.Event()
+def work():
+    while not done.is_set():
+        llm.generate("a", max_new_tokens=20, temperature=0)
+thread = threading.Thread(target=work)
+thread.start()
+codes = set()
+for _ in range(10):
+    if codes - {{0}}:
+        break
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        os._exit(llm.generate("a", max_new_tokens=20, temperature=0) != text)
+    codes.add(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+done.set()
+thread.join()
+print(codes, llm.generate("a", max_new_tokens=20, temperature=0) == text)
+"""
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="one core: no threads beside the caller")
+def test_a_process_forked_while_a_thread_generates_uses_the_inherited_model(int8_dynamic: Path) -> None:
+    line, environment = python(FORKED_AMID_STEPS.format(artifact=str(int8_dynamic)))
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout == "{0} True\n", done.stderr
+
+
 def test_packing_leaves_edited_tensors_as_they_are(int8_dynamic: Path) -> None:
     """Mapped memory that was written and is given back has the file's content again."""
     artifact = read_artifact(int8_dynamic)

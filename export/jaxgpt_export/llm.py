@@ -8,7 +8,9 @@ PyTorch; the PyTorch module else.
 """
 
 import os
+import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -41,6 +43,8 @@ from jaxgpt_export.generation.open_session import (
 )
 from jaxgpt_export.pretrained import DEFAULT_METHOD, load_pretrained, names_hub_model
 
+_models: "weakref.WeakSet[LLM]" = weakref.WeakSet()
+
 
 class LLM:
     """A model that writes and scores text; made by `LLM.load`.
@@ -67,6 +71,7 @@ class LLM:
         self._session = model.new_session(1)
         self._turn = threading.Lock()
         self._settings: dict[str, Any] = {}  # that `load` was given beside the folder
+        _models.add(self)
 
     @classmethod
     def load(
@@ -272,6 +277,16 @@ class LLM:
         assert isinstance(self._session, ScoringSession)
         with self._turn:
             return log_probabilities(self._session, tokens, self.tokenizer.endoftext)
+
+
+def _end_turns() -> None:
+    """In a forked process: the thread whose turn it was is not here to end it."""
+    for model in list(_models):
+        model._turn = threading.Lock()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_end_turns)
 
 
 def _load_again(folder: str, settings: dict[str, Any]) -> LLM:

@@ -1,9 +1,11 @@
 #include "runtime/pool.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <map>
+#include <new>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -81,7 +83,7 @@ void Pool::finish() {
 void Pool::run_pieces(int n, Call call, const void* context) {
   if (n <= 0) return;
   const int T = threads();
-  if (T == 1 || n == 1) {
+  if (T == 1 || n == 1 || alone_) {
     for (int i = 0; i < n; i++) call(context, i);
     return;
   }
@@ -167,11 +169,50 @@ bool Pool::await_loop(int thread, uint32_t seen) {
   return !ends_;
 }
 
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::map<std::pair<pid_t, int>, std::weak_ptr<SharedPool>> pools;
+  std::vector<std::shared_ptr<SharedPool>> held;  // while the process forks, their turns too
+};
+
+Registry& registry() {
+  static Registry& only = *new Registry;  // a process may fork until its very end
+  return only;
+}
+
+void before_fork() {
+  Registry& all = registry();
+  all.mutex.lock();
+  for (auto& [key, known] : all.pools)
+    if (std::shared_ptr<SharedPool> found = known.lock()) {
+      found->turn.lock();
+      all.held.push_back(std::move(found));
+    }
+}
+
+void after_fork() {
+  Registry& all = registry();
+  const auto held = std::move(all.held);  // let go after the locks: it may end a pool
+  for (const auto& one : held) one->turn.unlock();
+  all.mutex.unlock();
+}
+
+void in_forked_process() {
+  for (const auto& one : registry().held) one->pool.lose_threads();
+  after_fork();
+}
+
+}  // namespace
+
 std::shared_ptr<SharedPool> shared_pool(int threads) {
-  static std::mutex mutex;
-  static std::map<std::pair<pid_t, int>, std::weak_ptr<SharedPool>> pools;
-  std::lock_guard<std::mutex> lock(mutex);
-  std::weak_ptr<SharedPool>& known = pools[{getpid(), threads}];  // a forked process has none of these threads
+  static const int handlers = pthread_atfork(before_fork, after_fork, in_forked_process);
+  if (handlers) throw std::bad_alloc();
+  Registry& all = registry();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  // A forked process has none of these threads.
+  std::weak_ptr<SharedPool>& known = all.pools[{getpid(), threads}];
   std::shared_ptr<SharedPool> found = known.lock();
   if (!found) {
     // A forked process inherits no threads: it would wait for them for ever, so it keeps what is left of the pool.

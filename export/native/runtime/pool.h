@@ -27,6 +27,8 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return int(ranges_.size()); }
+  // In a forked process, where none of them are: from now on the caller does all pieces.
+  void lose_threads() { alone_ = true; }
 
   // Tells what the loop after the next reads: its pieces from start on, each piece_bytes long.
   void prefetch_later(const uint8_t* start, size_t piece_bytes, int pieces) {
@@ -66,6 +68,7 @@ class Pool {
   std::vector<std::thread> others_;
   Call call_ = nullptr;
   const void* context_ = nullptr;
+  bool alone_ = false;
   alignas(64) std::atomic<uint32_t> loop_{0};  // counts the loops
   alignas(64) std::atomic<int> done_{0};
   int pieces_ = 0;
@@ -88,5 +91,6 @@ struct SharedPool {
   std::mutex turn;  // held by the step that runs
 };
 
-// Made where no model has it yet in this process, ended with the last model.
+// Made where no model has it yet in this process, ended with the last model. A fork waits for the steps that run:
+// the models that the forked process inherits are between two steps, and go on with its one thread.
 std::shared_ptr<SharedPool> shared_pool(int threads);
