@@ -6,8 +6,10 @@ import ctypes
 import dataclasses
 import functools
 import gc
+import os
 import re
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +197,21 @@ def test_an_interrupt_after_a_call_leaves_no_handle_behind(
             make()
     gc.collect()
     assert freed == [("model", True), ("session", True)]
+
+
+def test_a_file_that_is_written_to_before_it_is_packed_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(artifact.folder, tmp_path / "copied"))
+    file, other = copied / "model.safetensors", tmp_path / "other"
+    read = read_artifact(copied)
+    other.write_bytes(file.read_bytes())
+    other.replace(file)  # the mapped one stays as it is
+    NativeModel(read, 1)
+    read = read_artifact(copied)
+    with file.open("r+b") as opened:
+        opened.write(file.read_bytes())
+    os.utime(file, (0, 0))
+    with pytest.raises(UserError, match=r"model\.safetensors was written to while it was read; wait"):
+        NativeModel(read, 1)
 
 
 def test_threads_that_the_system_does_not_lend_are_an_error_and_no_crash() -> None:

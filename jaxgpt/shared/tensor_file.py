@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
+from jaxgpt.shared.errors import UserError
+
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
@@ -44,6 +46,18 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return _NAME_OF.get(dtype, str(dtype))
 
 
+class _MappedFile(mmap.mmap):
+    """A file in memory; it is asked later whether it was written to since.
+
+    Attributes:
+      path: of the file.
+      found: what the system said of the file when it was mapped.
+    """
+
+    path: Path
+    found: os.stat_result
+
+
 def read_tensor_file(path: Path) -> Arrays:
     """Map a .safetensors file into memory.
 
@@ -64,7 +78,9 @@ def read_tensor_file(path: Path) -> Arrays:
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        found = os.fstat(file.fileno())
+        mapped = _MappedFile(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    mapped.path, mapped.found = path.absolute(), found
     (length,) = struct.unpack("<Q", mapped[:8])
     header = json.loads(mapped[8 : 8 + length])
     arrays: Arrays = {}
@@ -120,14 +136,40 @@ def release_pages(arrays: Iterable[Array]) -> None:
     arrays is lost. Arrays that are not mapped from a file are left alone.
     """
     for array in arrays:
-        base: Any = array
-        while isinstance(base, np.ndarray):
-            base = base.base
-        owner = base.obj if isinstance(base, memoryview) else base
-        if not isinstance(owner, mmap.mmap):
+        owner = _owner(array)
+        if owner is None:
             continue
         begin = array.ctypes.data - np.frombuffer(owner, np.uint8, 1).ctypes.data
         start = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
         stop = (begin + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if start < stop and hasattr(owner, "madvise"):
             owner.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def require_unchanged(arrays: Iterable[Array]) -> None:
+    """Refuse arrays whose file was written to since it was mapped: they may hold parts of two models.
+
+    A file whose name another one has taken is still what it was.
+
+    Raises:
+      UserError: one was; the message names it.
+    """
+    for mapped in {id(owner): owner for owner in map(_owner, arrays) if owner is not None}.values():
+        try:
+            now, then = mapped.path.stat(), mapped.found
+        except OSError:
+            continue
+        same_file = os.path.samestat(now, then)
+        if same_file and (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+            raise UserError(
+                f"{mapped.path} was written to while it was read; wait until that is done, and run again"
+            )
+
+
+def _owner(array: Array) -> _MappedFile | None:
+    """Return the file that an array lies in, if any."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    owner = base.obj if isinstance(base, memoryview) else base
+    return owner if isinstance(owner, _MappedFile) else None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from jaxgpt.shared.architecture import BLOCK_LINEARS, BLOCK_NORMS, HEAD, linear_layers
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import usable_cores
-from jaxgpt.shared.tensor_file import Array, Arrays, release_pages
+from jaxgpt.shared.tensor_file import Array, Arrays, release_pages, require_unchanged
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.format.rotary import rope_table
@@ -68,8 +68,8 @@ class NativeModel:
       bytes_per_token: weights and steps that one decode step reads (the cache is counted by the session).
 
     Raises:
-      UserError: the engine cannot run the artifact (see unsupported_reason), or threads or JAXGPT_ISA are out
-        of range.
+      UserError: the engine cannot run the artifact (see unsupported_reason), threads or JAXGPT_ISA are out of
+        range, or the artifact's file was written to meanwhile.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class NativeModel:
             "jaxgpt_model_new", ctypes.byref(shape), name, threads or most, ctypes.byref(self._handle)
         )
         self._fill(artifact, release)
+        require_unchanged(artifact.tensors.values())
         self.isa: str = engine_library().jaxgpt_model_isa(self._handle).decode()
         self.bytes_per_token: int = engine_library().jaxgpt_model_bytes(self._handle)
 
