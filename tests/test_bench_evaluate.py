@@ -4,11 +4,9 @@ import gzip
 import itertools
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.evaluate.answers import (
@@ -17,7 +15,7 @@ from jaxgpt_bench.evaluate.answers import (
     request_end_of,
     split_document,
 )
-from jaxgpt_bench.evaluate.functions import cut_in_the_middle
+from jaxgpt_bench.evaluate.functions import cut_in_the_middle, evaluate_functions
 from jaxgpt_bench.evaluate.human_eval import TOO_LONG
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.evaluate.statistics import (
@@ -27,13 +25,15 @@ from jaxgpt_bench.evaluate.statistics import (
     smallest_shown,
 )
 from jaxgpt_bench.evaluate.tables import samples_markdown
-from jaxgpt_bench.evaluate.writers import Writer
+from jaxgpt_bench.quality.samples import val_documents
 from jaxgpt_bench.sandbox.programs import edit_similarity, most_repeated, program_of
 from jaxgpt_bench.sandbox.sandbox import require_sandbox, run_programs
+from scripted_writer import scripted
 
 from jaxgpt.generation.sampling import Sampling
+from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.shared.tokenizer import load_tokenizer
 
 # A right program for each request, in order.
 RIGHT = (
@@ -82,31 +82,6 @@ def test_a_right_program_passes_each_check_and_a_wrong_one_none() -> None:
     wrong = [f"def f(*arguments):\n    return None\n{request.check}" for request in REQUESTS]
     assert [end.why for end in run_programs(right)] == ["passed"] * 20
     assert not any(end.passed for end in run_programs(wrong))
-
-
-class Script:
-    """A session that writes given texts, whatever the prompt: a sure logit a token."""
-
-    block_size = 512
-
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self._texts = iter(texts)
-        self._rest: list[int] = []
-
-    def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        self._rest = [*self.tokenizer.encode(next(self._texts)), self.tokenizer.endoftext]
-        return self.decode(0)
-
-    def decode(self, token: int) -> npt.NDArray[np.float32]:
-        logits = np.zeros(self.tokenizer.vocab_size, np.float32)
-        logits[self._rest.pop(0)] = 1000.0
-        return logits
-
-
-def scripted(data: Path, texts: Sequence[str]) -> Writer:
-    tokenizer = load_tokenizer(data)
-    return Writer("model", "fp32", "script", Script(tokenizer, texts), tokenizer)
 
 
 @pytest.mark.usefixtures("sandbox")
@@ -211,11 +186,44 @@ def test_a_function_is_cut_before_a_line_in_its_middle() -> None:
     document = "Add. add(a) ```python\ndef add(a):\n    b = a + 1\n\n    return b\n```"
     function = cut_in_the_middle(document)
     assert function is not None
-    assert function.prompt == "Add. add(a) ```python\ndef add(a):\n"
-    assert (function.code, function.next_line) == ("def add(a):\n", "    b = a + 1")
+    assert function.prompt == "Add. add(a) ```python\ndef add(a):"
+    assert (function.code, function.next_line) == ("def add(a):", "    b = a + 1")
+    after_blanks = cut_in_the_middle("Add.\n```python\ndef add(a):\n    \n\n    a += 1\n    return a\n```")
+    assert after_blanks is not None
+    assert after_blanks.prompt == "Add.\n```python\ndef add(a):"
     assert cut_in_the_middle("Add. ```python\nx = 1\n```") is None
     assert split_document("no code here") == ("", "no code here")
     assert split_document("Add.\n```python\nx\n```") == ("Add.\n", "```python\nx\n```")
+
+
+def test_a_prompt_is_cut_between_tokens(data: Path) -> None:
+    """The tokens of a held-out document begin with those of its prompt: none is of both sides of the cut."""
+    tokenizer = load_tokenizer(data)
+    for document in val_documents(open_dataset(data).val, tokenizer)[:20]:
+        function = cut_in_the_middle(document)
+        assert function is not None
+        asked = tokenizer.encode(function.prompt)
+        assert tokenizer.encode(document)[: len(asked)] == asked
+        with_line_end = tokenizer.encode(f"{function.prompt}\n")
+        assert tokenizer.encode(document)[: len(with_line_end)] != with_line_end
+
+
+def test_the_next_line_is_the_first_after_the_prompt_s_line_end(data: Path) -> None:
+    document = "Add. add(a) ```python\ndef add(a):\n    return a\n    # done\n```"
+    function = cut_in_the_middle(document)
+    assert function is not None
+    judged = {
+        "\n    return a\n    # done\n```": (1.0, 1.0, 1.0),
+        "\n\n    return a\n": (1.0, 1.0, 1.0),  # blank lines are none
+        "\nreturn a\n": (0.0, 1.0, 0.0),
+        " return a\n": (0.0, 1.0, 1.0),  # on the prompt's own line: another program than the function
+        ", b\n    return a\n": (0.0, edit_similarity(", b", "return a"), 0.0),
+        "\n": (0.0, 0.0, 0.0),
+    }
+    for text, (next_line, similarity, parse) in judged.items():
+        (row,) = evaluate_functions([scripted(data, [text])], [function], 60)
+        found = (row.next_line.value, row.edit_similarity.value, row.parses.value)
+        assert found == (next_line, similarity, parse), text
 
 
 def test_a_request_ends_as_those_of_the_training_text_do() -> None:

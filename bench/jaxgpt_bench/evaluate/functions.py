@@ -26,9 +26,12 @@ from jaxgpt_bench.sandbox.programs import (
 class HeldOutFunction:
     """A held-out document, cut before a line in the middle of its code.
 
+    The prompt has no white space at its end: a tokenizer trained on code has tokens of a line end with the
+    indentation after it, and a prompt that ends in a line end has cut one of them in two.
+
     Attributes:
       document: the whole text.
-      prompt: all before the cut.
+      prompt: all before the cut, up to the end of its last line that is not blank.
       code: the part of the prompt that is code.
       next_line: what follows, one line without its end.
     """
@@ -79,9 +82,25 @@ def cut_in_the_middle(document: str) -> HeldOutFunction | None:
     if len(written) < 3:
         return None
     middle = written[len(written) // 2]
-    known = "".join(lines[:middle])
+    known = "".join(lines[:middle]).rstrip()
     end = document.index(code) + len(known)
     return HeldOutFunction(document, document[:end], known, lines[middle].rstrip("\n"))
+
+
+def next_line_of(text: str) -> tuple[str, bool]:
+    """Return the line that a text writes after a prompt's last one, and whether it begins on its own.
+
+    A text that goes on with the prompt's last line has written no next one: that is what it answers.
+
+    Returns:
+      line: the first that is not blank, without white space at its end; "" where there is none.
+      begins: whether a line end stands before it.
+    """
+    same, _, rest = text.partition("\n")
+    if same.strip():
+        return same.rstrip(), False
+    line = next((line for line in rest.splitlines() if line.strip()), "")
+    return line.rstrip(), line != ""
 
 
 @dataclasses.dataclass
@@ -106,8 +125,8 @@ def evaluate_functions(
         texts = write_all(writer, [each.prompt for each in functions], longest, greedy)
         scores = _Scores()
         for function, text in zip(functions, texts.written, strict=True):
-            line = text.text.partition("\n")[0].rstrip()
-            scores.next_line.append(float(line == function.next_line.rstrip()))
+            line, begins = next_line_of(text.text)
+            scores.next_line.append(float(begins and line == function.next_line.rstrip()))
             scores.edit_similarity.append(edit_similarity(line.strip(), function.next_line.strip()))
             scores.parses.append(float(parses(function.code + text.text.partition(FENCE)[0])))
             scores.repeats.append(float(most_repeated(text.tokens) > MOST_REPEATS))

@@ -46,9 +46,18 @@ class Problem:
     test: str
     entry_point: str
 
+    @property
+    def asked(self) -> str:
+        """The prompt that a model goes on with, without the white space at its end.
+
+        A line end there would cut a token in two: a tokenizer trained on code has it together with the
+        indentation that follows. bigcode-evaluation-harness strips prompts too.
+        """
+        return self.prompt.rstrip()
+
     def program(self, completion: str) -> str:
-        """Return the program that passes when the completion is right."""
-        return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})\n"
+        """Return the program that passes when what a model wrote after `asked` is right."""
+        return f"{self.asked}{completion}\n{self.test}\ncheck({self.entry_point})\n"
 
 
 def default_file() -> Path:

@@ -41,7 +41,7 @@ def evaluate_human_eval(
     for writer in writers:
         held = fitting(writer, problems)
         written = [place for place, problem in enumerate(asked) if problem.name in held]
-        prompts = [asked[place].prompt for place in written]
+        prompts = [asked[place].asked for place in written]
         texts = write_all(writer, prompts, longest, [samplings[place] for place in written], STOPS)
         programs = [
             asked[place].program(text.text) for place, text in zip(written, texts.written, strict=True)
@@ -83,7 +83,7 @@ def evaluate_human_eval(
 def fitting(writer: Writer, problems: Sequence[Problem]) -> frozenset[str]:
     """Return the problems that leave room for a token in a model's context; UserError where none does."""
     block_size = writer.session.block_size
-    found = [each.name for each in problems if len(writer.tokenizer.encode(each.prompt)) <= block_size]
+    found = [each.name for each in problems if len(writer.tokenizer.encode(each.asked)) <= block_size]
     if not found:
         raise UserError(
             f"{writer.name}: the model's context holds {block_size} tokens, and every problem has more"
