@@ -1,12 +1,18 @@
 """HumanEval from the problems to the score: programs that a given text makes, run in the sandbox."""
 
+import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from jaxgpt_bench.evaluate.command import EvaluateOptions, evaluate
 from jaxgpt_bench.evaluate.human_eval import Problem
 from jaxgpt_bench.evaluate.human_eval_task import evaluate_human_eval
 from jaxgpt_bench.sandbox.sandbox import require_sandbox
-from scripted_writer import scripted
+from scripted_writer import Script, scripted
 
 from jaxgpt.shared.errors import UserError
 
@@ -50,3 +56,29 @@ def test_a_program_is_the_prompt_what_was_written_and_the_test() -> None:
         'def f1(x):\n    """Return 1."""\n    return 1\ndef check(f):\n    assert f(1) == 1\n\ncheck(f1)\n'
     )
     assert PROBLEMS[1].asked == 'def f1(x):\n    """Return 1."""'
+
+
+class Failing(Script):
+    """A session that fails before its first token."""
+
+    def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        raise UserError("it fails")
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_what_a_model_did_is_written_before_the_next_one_fails(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = scripted(data, TEXTS)
+    bad = dataclasses.replace(good, name="other", session=Failing(good.tokenizer, ()))
+    monkeypatch.setattr("jaxgpt_bench.evaluate.writers.open_writers", lambda *_: [good, bad])
+    problems, out = tmp_path / "problems.jsonl", tmp_path / "out.json"
+    keys = {"name": "task_id"}
+    rows = [{keys.get(key, key): value for key, value in vars(each).items()} for each in PROBLEMS]
+    problems.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    folders = (Path("model"), Path("other"))
+    options = EvaluateOptions(folders, ("human-eval",), samples=2, tokens=60, problems=problems, out=out)
+    with pytest.raises(UserError, match="it fails"):
+        evaluate(options)
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["human_eval"]
+    assert (row["model"], row["passed"]) == ("model", {"Test/0": 1, "Test/1": 2})

@@ -10,7 +10,7 @@ paired with the first model's; of requests and docstrings the table has counts, 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,7 +112,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     require_sandbox()
     writers = open_writers(options.artifact, options.threads, options.slots)
     rows: dict[str, Any] = {"answers": (), "functions": (), "human_eval": ()}
-    measure: dict[str, Callable[[], tuple[Any, ...]]] = {}
+    measure: dict[str, Callable[[], Iterable[Any]]] = {}
     if "requests" in tasks or "docstrings" in tasks:
         measure["answers"] = lambda: _answers(options, tasks, writers, samplings)
     if "functions" in tasks:
@@ -124,10 +124,11 @@ def evaluate(options: EvaluateOptions) -> Result:
     settings = {name: getattr(options, name) for name in SETTINGS}
     written: dict[str, Any] = {}
     for name, task in measure.items():
-        rows[name] = task()
-        written = EvaluateFigures(**rows, settings=settings, **vars(provenance())).to_json()
-        if options.out is not None:  # after each task, so that what comes next loses none of it
-            write_json(options.out, written)
+        for row in task():
+            rows[name] += (row,)
+            written = EvaluateFigures(**rows, settings=settings, **vars(provenance())).to_json()
+            if options.out is not None:  # after each row, so that what comes next loses none of it
+                write_json(options.out, written)
     return Result(written)
 
 
@@ -210,14 +211,16 @@ def _check_problems(writers: Any, problems: Any) -> None:
         fitting(writer, problems)
 
 
-def _human_eval(options: EvaluateOptions, writers: Any, problems: Any) -> tuple[Any, ...]:
+def _human_eval(options: EvaluateOptions, writers: Any, problems: Any) -> Iterator[Any]:
     from jaxgpt_bench.evaluate.human_eval_task import evaluate_human_eval
     from jaxgpt_bench.evaluate.tables import human_eval_table, human_eval_verdict
 
     longest = options.tokens or LONGEST_HUMAN_EVAL
     how = (options.samples, longest, options.temperature, options.top_p, options.seed)
-    rows = evaluate_human_eval(writers, problems, *how)
+    rows = []
+    for row in evaluate_human_eval(writers, problems, *how):
+        rows.append(row)
+        yield row
     stderr.print(human_eval_table(rows).terminal())
     for line in human_eval_verdict(rows):
         say(line)
-    return tuple(rows)

@@ -1,7 +1,7 @@
 """HumanEval: programs for 164 problems, run in the sandbox, and pass@k."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.console import stderr
@@ -26,15 +26,17 @@ def evaluate_human_eval(
     temperature: float,
     top_p: float,
     seed: int,
-) -> list[HumanEvalRow]:
+) -> Iterator[HumanEvalRow]:
     """Let each model write so many programs a problem, with the same random numbers; run them all.
 
     A problem that a model's context does not hold is not solved: its programs end as TOO_LONG.
 
+    Yields:
+      A model's row as soon as its programs were run.
+
     Raises:
       UserError: a model's context holds no problem at all.
     """
-    rows: list[HumanEvalRow] = []
     first: dict[int, list[float]] | None = None
     asked = [problem for problem in problems for _ in range(samples)]
     samplings = [Sampling(temperature, top_p=top_p, seed=seed + place) for place in range(len(asked))]
@@ -58,26 +60,23 @@ def evaluate_human_eval(
             for k in KS
             if k <= samples
         }
-        rows.append(
-            HumanEvalRow(
-                model=writer.name,
-                kind=writer.kind,
-                samples=samples,
-                pass_at=tuple(
-                    PassAt(
-                        k=k,
-                        score=measured(found, None if first is None else first[k]),
-                        smallest_shown=smallest_shown(found, None if first is None else first[k]),
-                    )
-                    for k, found in by_k.items()
-                ),
-                passed=dict(passed),
-                ends=dict(how.most_common()),
-                speed=speed_of(texts),
-            )
+        yield HumanEvalRow(
+            model=writer.name,
+            kind=writer.kind,
+            samples=samples,
+            pass_at=tuple(
+                PassAt(
+                    k=k,
+                    score=measured(found, None if first is None else first[k]),
+                    smallest_shown=smallest_shown(found, None if first is None else first[k]),
+                )
+                for k, found in by_k.items()
+            ),
+            passed=dict(passed),
+            ends=dict(how.most_common()),
+            speed=speed_of(texts),
         )
         first = first or by_k
-    return rows
 
 
 def fitting(writer: Writer, problems: Sequence[Problem]) -> frozenset[str]:

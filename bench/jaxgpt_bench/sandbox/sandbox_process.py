@@ -229,12 +229,17 @@ def watch(task: dict[str, Any]) -> str:
         child(task, writer)
     os.close(writer)
     secret = task["secret"].encode()
-    begun = read_until(pipe, time.monotonic() + STARTS_S, lambda found: found != b"")
+    found = read_until(pipe, time.monotonic() + STARTS_S, lambda found: found != b"")
+    is_up = found.startswith(b"\n")  # else no time of the program's has passed: it did not begin
     deadline = time.monotonic() + task["seconds"]
-    found = begun + read_until(pipe, deadline, lambda found: secret in found or secret in begun)
+    if is_up:
+        found += read_until(pipe, deadline, lambda later: secret in found + later)
     late = time.monotonic() >= deadline
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
+    if not is_up:
+        said = found.removeprefix(secret).decode("utf-8", "replace")
+        return said or f"{NO_SANDBOX}: it did not begin"
     if secret in found:
         return found.split(secret, 1)[1].decode("utf-8", "replace")
     if late:
