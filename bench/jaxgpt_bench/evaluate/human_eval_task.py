@@ -15,7 +15,6 @@ from jaxgpt_bench.evaluate.writers import Writer, write_all
 from jaxgpt_bench.sandbox.sandbox import run_programs
 
 KS = (1, 10, 100)
-SHOWN_ENDS = 40  # characters of how a program ended, to count by
 
 
 def evaluate_human_eval(
@@ -53,7 +52,7 @@ def evaluate_human_eval(
         passed = Counter({problem.name: 0 for problem in problems})
         for place, end in zip(written, ends, strict=True):
             passed[asked[place].name] += end.passed
-        how = Counter(end.why.partition(":")[0][:SHOWN_ENDS] for end in ends)
+        how = Counter(end.why for end in ends)
         how.update({TOO_LONG: len(asked) - len(written)} if len(written) < len(asked) else {})
         by_k = {
             k: [pass_at_k(samples, passed[problem.name], k) for problem in problems]

@@ -48,7 +48,7 @@ class Answer(JsonData):
       parses: its code is Python.
       function: the first function whose name fits the request; "" for none. Of held-out functions, their own.
       passed: the function passes the request's check; None where there is none.
-      why: "passed", or how the check ended.
+      why: "passed", or how the check ended; files of earlier versions have an exception's text too.
       most_repeated: how often the most frequent run of four tokens occurs.
     """
 

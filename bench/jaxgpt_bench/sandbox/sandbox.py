@@ -46,7 +46,8 @@ class Outcome:
 
     Attributes:
       passed: it came to its end without an exception.
-      why: "passed", "timed out", or what it ended with.
+      why: "passed", "timed out", or what it ended with: of an exception its type alone, for a program can put
+        any file's content into its text.
     """
 
     passed: bool
