@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from conftest import Command, assert_one_line_error
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.serving.client import Streamed
-from jaxgpt_bench.serving.measure import _body, _long_prompts
+from jaxgpt_bench.serving.command import serving as serving_command
+from jaxgpt_bench.serving.measure import SETTINGS, _body, _long_prompts, measure
 from jaxgpt_bench.serving.options import ServingOptions
 from jaxgpt_bench.serving.page import markdown_block
 from jaxgpt_bench.serving.plot import serving_svg
 from jaxgpt_bench.serving.rows import LoadRow, PromptRow, ServingFigures
 from jaxgpt_export.native.library import instruction_sets
 from serving import serving
+
+from jaxgpt.shared.errors import UserError
 
 
 @pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
@@ -121,27 +125,91 @@ def test_all_servers_are_told_to_draw_from_all_tokens() -> None:
     assert "top_k" not in _body([1], 3, 0.0)
 
 
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, int], None]:
+    """Let a server answer that takes so many seconds for a text, so many of whose tokens come at once.
+
+    By its clock the texts' tokens come every 10 ms, but for a second in which the long prompt is read.
+    """
+
+    def replace(seconds: float, tokens: int) -> None:
+        clock = [0.0]
+        monkeypatch.setattr("jaxgpt_bench.serving.measure.time.perf_counter", lambda: clock[0])
+
+        async def answer(
+            address: str, body: dict[str, Any], heard: Callable[[int], None] = lambda count: None
+        ) -> Streamed:
+            if body["max_tokens"] < 10:
+                begun = clock[0]
+                clock[0] += 0.5
+                return Streamed(begun, [(clock[0], 1)])
+            heard(tokens)
+            await asyncio.sleep(seconds)
+            times = [0.01 * k for k in range(100)] + [
+                2.0 + 0.01 * k for k in range(100)
+            ]  # waits 0.99 ... 2.0
+            return Streamed(0.0, [(moment, 1) for moment in times])
+
+        monkeypatch.setattr("jaxgpt_bench.serving.measure.stream", answer)
+
+    return replace
+
+
+LONG = ServingOptions(prompt_tokens=4, tokens=20, long_prompt=8)
+
+
+@pytest.mark.parametrize("seconds", [0.9, 0.05])  # a small model's texts end soon
 def test_a_wait_that_begins_before_a_long_prompt_comes_is_one_beside_it(
-    monkeypatch: pytest.MonkeyPatch,
+    answers: Callable[[float, int], None], seconds: float
 ) -> None:
-    """The texts' tokens come every 10 ms, but for a second in which the long prompt is read."""
-    clock = [0.0]
-    monkeypatch.setattr("jaxgpt_bench.serving.measure.time.perf_counter", lambda: clock[0])
-
-    async def answer(address: str, body: dict[str, Any]) -> Streamed:
-        if body["max_tokens"] < 10:
-            begun = clock[0]
-            clock[0] += 0.5
-            return Streamed(begun, [(clock[0], 1)])
-        await asyncio.sleep(0.9)
-        times = [0.01 * k for k in range(100)] + [2.0 + 0.01 * k for k in range(100)]  # waits 0.99 ... 2.0
-        return Streamed(0.0, [(moment, 1) for moment in times])
-
-    monkeypatch.setattr("jaxgpt_bench.serving.measure.stream", answer)
-    options = ServingOptions(prompt_tokens=4, tokens=20, long_prompt=8)
-    *_, quiet, busy = asyncio.run(_long_prompts(options, "", lambda count: [0] * count, 80))
+    answers(seconds, 20)
+    found = asyncio.run(_long_prompts(LONG, "", lambda count: [0] * count, 80))
+    assert found is not None
+    *_, quiet, busy = found
     assert quiet == pytest.approx(0.01)
     assert busy > 0.5
+
+
+def test_long_prompts_without_room_beside_the_texts_are_left_out_in_a_line(
+    answers: Callable[[float, int], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answers(0.0, 1)  # they end when they have begun
+
+    async def load(address: str, bodies: Any, clients: int) -> tuple[float, list[Streamed]]:
+        return 1.0, [Streamed(0.0, [(0.5, 1)], 1) for _ in bodies]
+
+    monkeypatch.setattr("jaxgpt_bench.serving.measure.load", load)
+    options = ServingOptions(clients=(1,), temperature=(0.0,), tokens=20, shared_tokens=0, rounds=2)
+
+    async def rounds() -> list[dict[str, Any]]:
+        return [found async for found in measure(options, {"other": "http://127.0.0.1:9"}, None)]
+
+    first, second = asyncio.run(rounds())
+    assert [first["settings"]["rounds"], second["settings"]["rounds"]] == [1, 2]
+    assert [len(found["load"]) for found in (first, second)] == [1, 1]
+    assert second["prompts"] == ()
+    assert capfd.readouterr().err.count("other: long prompts are left out") == 1
+
+
+def test_a_round_is_written_before_the_next_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> AsyncIterator[dict[str, Any]]:
+        settings = {name: getattr(ServingOptions(), name) for name in SETTINGS}
+        yield {
+            "alone_tokens_per_s": None,
+            "load": (row("other", 1, 10),),
+            "prompts": (),
+            "settings": {**settings, "rounds": 1},
+        }
+        raise UserError("no server answers")
+
+    monkeypatch.setattr("jaxgpt_bench.serving.measure.measure", fails)
+    out = tmp_path / "serving.json"
+    with pytest.raises(UserError, match="no server answers"):
+        serving_command(ServingOptions(url=("other=http://127.0.0.1:9",), out=out))
+    figures = ServingFigures.from_json(json.loads(out.read_text()))
+    assert (figures.load[0].server, figures.settings["rounds"]) == ("other", 1)
 
 
 def test_bad_options_are_one_line(command: Command, int8_dynamic: Path) -> None:

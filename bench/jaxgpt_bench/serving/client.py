@@ -12,7 +12,7 @@ import os
 import re
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxgpt.shared.errors import UserError
@@ -49,10 +49,18 @@ class Streamed:
         return found
 
 
-async def stream(address: str, body: dict[str, Any]) -> Streamed:
-    """Ask for a streamed completion; UserError where there is no answer, or it is none."""
+async def stream(
+    address: str, body: dict[str, Any], heard: Callable[[int], None] = lambda count: None
+) -> Streamed:
+    """Ask for a streamed completion; UserError where there is no answer, or it is none.
+
+    Args:
+      address: of the server.
+      body: of the request.
+      heard: is told how many tokens came, as soon as they come.
+    """
     try:
-        return await _stream(address, body)
+        return await _stream(address, body, heard)
     except TimeoutError:
         raise UserError(f"{address} took more than {SECONDS} s for an answer; give fewer --tokens") from None
     except OSError as error:
@@ -60,7 +68,7 @@ async def stream(address: str, body: dict[str, Any]) -> Streamed:
         raise UserError(f"no server answers at {address} ({reason}); start it first") from None
 
 
-async def _stream(address: str, body: dict[str, Any]) -> Streamed:
+async def _stream(address: str, body: dict[str, Any], heard: Callable[[int], None]) -> Streamed:
     url = urllib.parse.urlsplit(address)
     content = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
     head = (
@@ -81,6 +89,7 @@ async def _stream(address: str, body: dict[str, Any]) -> Streamed:
                 )
                 if text_events > 0:
                     found.arrivals.append((now, text_events))
+                    heard(text_events)
     finally:
         writer.close()
     if not received.startswith(b"HTTP/1.1 200") or not found.arrivals:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import tempfile
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from jaxgpt.shared.files import prepare_output_file, write_json
 from jaxgpt_bench.serving.options import ServingOptions
 
 if TYPE_CHECKING:
+    from jaxgpt_bench.noise.meter import NoiseMeter
+    from jaxgpt_bench.serving.measure import Alone
     from jaxgpt_bench.serving.rows import ServingFigures
 
 OURS, LLAMA = "jaxgpt", "llama-server"  # names of the servers that it starts
@@ -31,11 +34,9 @@ def serving(options: ServingOptions) -> Result:
     """Run `jaxgpt-bench serving`."""
     others = _checked(options)
     prepare_output_file(options.out)
-    from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.noise.meter import NoiseMeter
     from jaxgpt_bench.noise.verdict import warn
-    from jaxgpt_bench.serving.measure import Alone, measure
-    from jaxgpt_bench.serving.rows import ServingFigures
+    from jaxgpt_bench.serving.measure import Alone
     from jaxgpt_bench.serving.servers import cpu_seconds_beside, llama_server, our_server, require_program
 
     if options.llama_server is not None:
@@ -52,17 +53,32 @@ def serving(options: ServingOptions) -> Result:
                 servers[LLAMA] = ends.enter_context(llama_server(*asked))
             servers = {OURS: ends.enter_context(our_server(artifact)), **servers}
         meter = NoiseMeter(own_cpu_s=cpu_seconds_beside(others.values()))
-        measured = asyncio.run(measure(options, servers, alone))
-        noise = meter.noise(accepted=options.accept_noise)
-    figures = ServingFigures(**measured, **vars(provenance(noise)))
+        figures = asyncio.run(_rounds(options, servers, alone, meter))
     _show(figures)
-    warn(noise)
+    warn(figures.noise)
     if options.out is not None:
         from jaxgpt_bench.serving.plot import write_serving_plots  # matplotlib takes a second
 
-        write_json(options.out, figures.to_json())
         say(f"wrote {options.out} and {', '.join(map(str, write_serving_plots(figures, options.out)))}")
     return Result(figures.to_json())
+
+
+async def _rounds(
+    options: ServingOptions, servers: Mapping[str, str], alone: "Alone | None", meter: "NoiseMeter"
+) -> "ServingFigures":
+    """Measure; --out has what all rounds so far say, so that the next one loses none of it."""
+    from jaxgpt_bench.common.provenance import provenance
+    from jaxgpt_bench.serving.measure import measure
+    from jaxgpt_bench.serving.rows import ServingFigures
+
+    figures = None
+    async for measured in measure(options, servers, alone):
+        noise = meter.noise(accepted=options.accept_noise)
+        figures = ServingFigures(**measured, **vars(provenance(noise)))
+        if options.out is not None:
+            write_json(options.out, figures.to_json())
+    assert figures is not None  # there is at least one round
+    return figures
 
 
 def _checked(options: ServingOptions) -> dict[str, str]:

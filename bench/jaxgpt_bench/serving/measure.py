@@ -2,23 +2,29 @@
 
 import asyncio
 import dataclasses
+import functools
 import itertools
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.serving.client import Streamed, load, stream
 from jaxgpt_bench.serving.options import OTHER_END, TIMES_LONGER, ServingOptions
 from jaxgpt_bench.serving.rows import LoadRow, PromptRow
 
 RUNNING = 4  # texts beside which long prompts arrive
+QUIET_SHARE = 4  # one in so many of their tokens comes before the first long prompt
+LONG_PROMPTS = 3  # that arrive beside them at most
+TOO_EARLY = (
+    "the texts of {} tokens beside them ended too early; give more --tokens where the context holds them, or "
+    "fewer --long-prompt"
+)
 # Options that the figures hold.
 SETTINGS = ("preset", "tokens", "prompt_tokens", "shared_tokens", "long_prompt", "requests", "rounds", "seed")
 
@@ -41,7 +47,9 @@ class Alone:
         return count / (done["prefill_s"] + done["decode_s"])
 
 
-async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Alone | None) -> dict[str, Any]:
+async def measure(
+    options: ServingOptions, servers: Mapping[str, str], alone: Alone | None
+) -> AsyncIterator[dict[str, Any]]:
     """Run the rounds.
 
     Args:
@@ -49,8 +57,8 @@ async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Al
       servers: addresses by name.
       alone: the model of our server; None where it is not among them, and its context is not known.
 
-    Returns:
-      The figures but for what `provenance` says.
+    Yields:
+      After each round, what all rounds so far say: the figures but for what `provenance` says.
     """
     longest = TIMES_LONGER * options.tokens
     if alone is not None:
@@ -63,7 +71,7 @@ async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Al
             (clients, options.temperature[0], options.shared_tokens) for clients in options.clients
         ]
     loads: dict[tuple[str, int, float, int], list[_Load]] = {}
-    prompts: dict[str, list[tuple[float, ...]]] = {}
+    prompts: dict[str, list[tuple[float, ...]] | None] = {}  # None: no room for them beside the texts
     alone_rates = []
 
     def prompt(count: int) -> list[int]:
@@ -83,12 +91,20 @@ async def measure(options: ServingOptions, servers: Mapping[str, str], alone: Al
                 found = _Load(seconds, answers, time.process_time() - cpu)
                 loads.setdefault((name, clients, temperature, shared), []).append(found)
         for name, address in servers.items() if options.long_prompt else ():
-            prompts.setdefault(name, []).append(await _long_prompts(options, address, prompt, longest))
-    rows = [_load_row(*condition, found) for condition, found in loads.items()]
-    long = [_prompt_row(name, options.long_prompt, found) for name, found in prompts.items()]
-    spread = Spread.of(alone_rates) if alone_rates else None
-    settings = {name: getattr(options, name) for name in SETTINGS}
-    return {"alone_tokens_per_s": spread, "load": tuple(rows), "prompts": tuple(long), "settings": settings}
+            earlier = prompts.setdefault(name, [])
+            if earlier is None:
+                continue
+            if (times := await _long_prompts(options, address, prompt, longest)) is not None:
+                earlier.append(times)
+            else:
+                prompts[name] = None
+                say(f"{name}: long prompts are left out: {TOO_EARLY.format(longest)}")
+        rows = [_load_row(*condition, found) for condition, found in loads.items()]
+        long = [_prompt_row(name, options.long_prompt, each) for name, each in prompts.items() if each]
+        spread = Spread.of(alone_rates) if alone_rates else None
+        settings = {name: getattr(options, name) for name in SETTINGS} | {"rounds": number + 1}
+        figures = {"alone_tokens_per_s": spread, "load": tuple(rows), "prompts": tuple(long)}
+        yield {**figures, "settings": settings}
 
 
 def _body(prompt: Sequence[int], tokens: int, temperature: float, seed: int = 0) -> dict[str, Any]:
@@ -131,8 +147,8 @@ def _prompt_row(name: str, tokens: int, rounds: Sequence[tuple[float, ...]]) -> 
 
 async def _long_prompts(
     options: ServingOptions, address: str, prompt: Callable[[int], list[int]], longest: int
-) -> tuple[float, float, float, float]:
-    """Return what a round says of long prompts, in seconds; see PromptRow.
+) -> tuple[float, float, float, float] | None:
+    """Return what a round says of long prompts, in seconds (see PromptRow); None where texts ended too early.
 
     Args:
       options: whose long prompts arrive.
@@ -144,18 +160,31 @@ async def _long_prompts(
     first = await stream(address, _body(long, 2, 0.0))
     again = await stream(address, _body([*long, *prompt(OTHER_END)], 2, 0.0))
     shorts = [_body(prompt(options.prompt_tokens), longest, 0.0) for _ in range(RUNNING)]
-    running = [asyncio.create_task(stream(address, body)) for body in shorts]
+    awaited = [max(longest // QUIET_SHARE, 2)] * RUNNING  # tokens of each in the quiet
+    is_over = asyncio.Event()
+
+    def heard(place: int, count: int) -> None:
+        awaited[place] -= count
+        if max(awaited) <= 0:
+            is_over.set()
+
+    running = [
+        asyncio.create_task(stream(address, body, functools.partial(heard, place)))
+        for place, body in enumerate(shorts)
+    ]
+    quiet_ends = asyncio.create_task(is_over.wait())
+    await asyncio.wait([quiet_ends, *running], return_when=asyncio.FIRST_COMPLETED)
+    quiet_ends.cancel()
     busy_from = None
     arrivals = 0
-    await asyncio.sleep(0.5)
-    while not any(task.done() for task in running) and arrivals < 3:
+    while not any(task.done() for task in running) and arrivals < LONG_PROMPTS:
         busy_from = busy_from or time.perf_counter()
         await stream(address, _body(prompt(options.long_prompt), 1, 0.0))
         arrivals += 1
     busy_to = time.perf_counter()
     answers = await asyncio.gather(*running)
     if busy_from is None:
-        raise UserError("the texts ended before a long prompt came; give more --tokens")
+        return None
     quiet, busy = [], []
     for answer in answers:
         times = [now for now, _ in answer.arrivals]
@@ -165,5 +194,5 @@ async def _long_prompts(
             elif before <= busy_to:  # also a wait that began before a prompt came, or ended after the last
                 busy.append(now - before)
     if not quiet or not busy:
-        raise UserError("too few tokens came beside the long prompts; give more --tokens")
+        return None
     return first.first_s, again.first_s, float(np.median(quiet)), float(np.percentile(busy, 99))
