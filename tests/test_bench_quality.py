@@ -24,6 +24,8 @@ from jaxgpt_export.parity.quality import measure_quality
 from rich.console import Console
 from tiny_artifacts import SHAPE, tiny_artifacts
 
+from jaxgpt.shared.errors import UserError
+
 EXACT = ("int8-dynamic", "int8-static")
 
 
@@ -144,6 +146,32 @@ def test_changes_are_those_of_the_right_token_against_the_first_model() -> None:
     assert figures.kl_p999 == pytest.approx(high + 0.997 * (higher - high), rel=1e-9)  # 0.999 x 3 of 4
     sums = np.array([kl[:3].sum(), kl[3]]) - kl.mean() * np.array([3, 1])
     assert figures.kl_mean_error == pytest.approx(np.sqrt(2 * (sums**2).sum()) / 4, rel=1e-9)
+
+
+def test_a_model_that_fails_late_is_left_out_and_the_others_are_as_without_it() -> None:
+    draw = torch.Generator().manual_seed(0)
+    tables = {name: torch.randn(5, 5, generator=draw) for name in ("first", "dies", "nan", "last")}
+    good = {name: table.__getitem__ for name, table in tables.items()}
+    parts = [(torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 3]])), (torch.tensor([[3, 4, 0]]),) * 2]
+
+    def dies(tokens: torch.Tensor) -> torch.Tensor:
+        if tokens[0, 0] == 3:
+            raise UserError("it stopped with code 1")
+        return tables["dies"][tokens]
+
+    tables["nan"][4] = torch.nan  # in the second window
+    models = {**good, "dies": dies}
+    left_out: dict[str, str] = {}
+    found = measure_quality(models, parts, left_out=left_out)
+    assert list(found) == ["first", "last"]
+    assert found == measure_quality({name: good[name] for name in ("first", "last")}, parts)
+    assert left_out.pop("nan").startswith("logits hold NaN")
+    assert left_out == {"dies": "it stopped with code 1"}
+    for asked in ({"dies": dies, "last": good["last"]}, {"first": good["first"], "nan": good["nan"]}):
+        with pytest.raises(UserError):
+            measure_quality(asked, parts, left_out={} if "dies" in asked else None)
+    with pytest.raises(UserError, match="code 1"):
+        measure_quality(models, parts, {"last": "dies"}, {})  # a parent
 
 
 def test_progress_names_the_model_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,13 @@ from conftest import Command
 from jaxgpt_bench.common.rows import ParseCount, QualityFigures, QualityRow, WrittenText
 from jaxgpt_bench.peers import find_peers
 from jaxgpt_bench.quality import programs
-from jaxgpt_bench.quality.contestants import ComparedModel, parent_name
-from jaxgpt_bench.quality.measure import markdown_block, quality_row, xz_bits_per_byte
+from jaxgpt_bench.quality.contestants import ComparedModel, ComparedModels, parent_name
+from jaxgpt_bench.quality.measure import (
+    markdown_block,
+    measure_quality_of,
+    quality_row,
+    xz_bits_per_byte,
+)
 from jaxgpt_bench.quality.samples import (
     Prompt,
     held_out_texts,
@@ -156,6 +161,28 @@ def test_settings_that_a_program_chose_stand_in_its_row() -> None:
         row = quality_row(model, measured, 8, []).to_json()
         assert row.get("settings") == settings
         assert ("settings" in row) == (settings is not None)
+
+
+def test_a_program_that_stops_is_noted_and_costs_no_other_its_row(
+    data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset, tokenizer = open_dataset(data), load_tokenizer(data)
+    table = torch.randn(
+        tokenizer.vocab_size, tokenizer.vocab_size, generator=torch.Generator().manual_seed(0)
+    )
+
+    def stops(tokens: torch.Tensor) -> torch.Tensor:
+        raise UserError("peer stopped with code 1")
+
+    forwards = {"first": table.__getitem__, "peer": stops, "last": table.__getitem__}
+    models = [ComparedModel(name, forward, None, 1.0) for name, forward in forwards.items()]
+    asked = ComparedModels(models, tokenizer, 16), dataset, 64, 0, 4
+    figures = measure_quality_of(*asked, {"other": "not installed"})
+    assert [row.name for row in figures.rows] == ["first", "last"]
+    assert figures.left_out == {"other": "not installed", "peer": "peer stopped with code 1"}
+    assert "peer is left out: peer stopped with code 1" in capfd.readouterr().err
+    with pytest.raises(UserError, match="code 1"):
+        measure_quality_of(*asked)  # no program was asked for: all models are
 
 
 def test_quality_of_programs_stands_beside_the_artifacts_and_what_is_missing_is_said(

@@ -2,7 +2,7 @@
 
 import lzma
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,14 @@ def xz_bits_per_byte(content: bytes) -> float:
 
 
 def measured_on(
-    models: Sequence[ComparedModel], inputs: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]
+    models: Sequence[ComparedModel],
+    inputs: npt.NDArray[np.int32],
+    targets: npt.NDArray[np.int32],
+    left_out: MutableMapping[str, str] | None = None,
 ) -> dict[str, Quality]:
     """Measure models on windows (see `dataset.windows`), in equal batches: one compilation.
 
-    A bar counts a model's batches where stderr is a terminal.
+    A bar counts a model's batches where stderr is a terminal. Models that fail: see `measure_quality`.
     """
     missing = -len(inputs) % BATCH_ROWS
     inputs = np.pad(inputs, ((0, missing), (0, 0)))
@@ -61,7 +64,10 @@ def measured_on(
             return forward
 
         return measure_quality(
-            {model.name: counted(model) for model in models}, batches(inputs, targets, BATCH_ROWS), parents
+            {model.name: counted(model) for model in models},
+            batches(inputs, targets, BATCH_ROWS),
+            parents,
+            left_out,
         )
 
 
@@ -141,7 +147,8 @@ def measure_quality_of(
       tokens: of it at most, in whole windows spread evenly over it; 0 for all.
       samples: texts of each model.
       sample_tokens: their length at most.
-      left_out: programs that could not be measured, with why.
+      left_out: programs that could not be measured, with why; where it is not None, models that fail are
+        left out too, but for those that others are compared with.
     """
     models, tokenizer, block_size = compared.models, compared.tokenizer, compared.block_size
     inputs, targets = dataset.val_windows(block_size)
@@ -149,7 +156,11 @@ def measure_quality_of(
     inputs, targets = inputs[chosen], targets[chosen]
     predicted = targets[targets >= 0].tolist()
     say(f"measuring {len(models)} models on {len(predicted):,} tokens")
-    measured = measured_on(models, inputs, targets)
+    failed: dict[str, str] | None = None if left_out is None else {}
+    measured = measured_on(models, inputs, targets, failed)
+    for name, why in (failed or {}).items():
+        say(f"{name} is left out: {why}")
+    models = [model for model in models if model.name in measured]
     content = b"".join(tokenizer.token_bytes(token) for token in predicted)
     prompts = sample_prompts(val_documents(dataset.val, tokenizer), tokenizer, samples, block_size // 2)
     texts = [prompt.text for prompt in prompts]
@@ -162,7 +173,7 @@ def measure_quality_of(
         val_bytes=len(content),
         windows=SPREAD,
         xz_bits_per_byte=xz_bits_per_byte(content),
-        left_out=left_out,
+        left_out=None if left_out is None else {**left_out, **(failed or {})},
         rows=tuple(
             quality_row(model, measured, len(content), written.get(model.name, [])) for model in models
         ),

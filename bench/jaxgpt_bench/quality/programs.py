@@ -116,4 +116,4 @@ class RunningProgram:
         try:
             return torch.from_numpy(self.logits(tokens.tolist()))
         except RuntimeError as error:
-            raise UserError(f"{error}; name the other programs with --peers to measure those") from None
+            raise UserError(str(error)) from None

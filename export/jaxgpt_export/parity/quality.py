@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxgpt.shared.errors import UserError
 from torch import Tensor
 
 from jaxgpt_export.parity.metrics import Parity, ParityMeter, Scores
@@ -96,6 +97,7 @@ def measure_quality(
     models: dict[str, Forward],
     windows: Iterable[tuple[Tensor, Tensor]],
     parents: Mapping[str, str] | None = None,
+    left_out: MutableMapping[str, str] | None = None,
 ) -> dict[str, Quality]:
     """Measure several models on identical tokens; the first is the reference.
 
@@ -103,53 +105,80 @@ def measure_quality(
       models: by name.
       windows: pairs of tokens (B, T) and targets (B, T), targets -1 where nothing is predicted.
       parents: of some models the one, named before it, from which its distance is measured too.
+      left_out: takes the models that fail, with why, and the others are measured to their end. Where it is
+        None, or the model is the reference or a parent, its failure is that of all.
 
     Returns:
-      The quality of each model, under its name.
+      The quality of each model that did not fail, under its name.
+
+    Raises:
+      UserError: a model fails, or its logits hold NaN or infinity; see `left_out`.
     """
     parents = parents or {}
-    meters = {name: ParityMeter() for name in models}
-    parent_meters = {name: ParityMeter() for name in parents}
-    losses: dict[str, list[float]] = {name: [] for name in models}
-    changes: dict[str, list[Changes]] = {name: [] for name in models}
-    counts: list[int] = []
     reference = next(iter(models))
+    needed = {reference, *parents.values()}  # others are compared with them
+    gathered = {name: _Gathered() for name in models}
+    counts: list[int] = []
     for tokens, targets in windows:
         counted = targets >= 0
         counts += counted.sum(dim=1).tolist()
         if not counted.any():  # of the data set's windows, one may hold no answer
-            for each in losses.values():
-                each += [0.0] * len(targets)
+            for each in gathered.values():
+                each.losses += [0.0] * len(targets)
             continue
-        kept: dict[str, Scores] = {}  # of models that others are compared with
-        wanted = targets[counted]
-        for name, forward in models.items():
-            scores = Scores(forward(tokens)[counted])
-            right = scores.losses(wanted)
-            found = torch.zeros(targets.shape, dtype=torch.float64)
-            found[counted] = right
-            losses[name] += found.sum(dim=1).tolist()
-            if name == reference or name in parents.values():
+        kept: dict[str, Scores] = {}
+        for name in list(gathered):
+            try:
+                scores = Scores(models[name](tokens)[counted])
+            except UserError as error:
+                if left_out is None or name in needed:
+                    raise
+                left_out[name] = str(error)
+                del gathered[name]
+                continue
+            if name in needed:
                 kept[name] = scores
-            if name != reference:
-                kl, same_top = meters[name].add_scores(kept[reference], scores)
-                change = (-right).exp() - (-kept[reference].losses(wanted)).exp()
-                changes[name].append(Changes(kl.numpy(), change.numpy(), same_top.numpy()))
-            if name in parents:
-                parent_meters[name].add_scores(kept[parents[name]], scores)
-    count = sum(counts)
+            parent = kept[parents[name]] if name in parents else None
+            gathered[name].add(targets, scores, None if name == reference else kept[reference], parent)
     return {
-        name: Quality(
-            loss=math.fsum(losses[name]) / count,
-            tokens=count,
-            parity=None if name == reference else meters[name].result(),
-            parent=parent_meters[name].result() if name in parents else None,
-            window_losses=tuple(losses[name]),
-            window_tokens=tuple(counts),
-            changes=None if name == reference else _joined(changes[name]),
-        )
-        for name in models
+        name: found.quality(counts, name != reference, name in parents) for name, found in gathered.items()
     }
+
+
+class _Gathered:
+    """What one model gives, over several batches of windows."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []  # of each window
+        self._meter, self._parent_meter = ParityMeter(), ParityMeter()
+        self._changes: list[Changes] = []
+
+    def add(self, targets: Tensor, scores: Scores, reference: Scores | None, parent: Scores | None) -> None:
+        """Take the scores (N, V) where targets (B, T) predict something; None where nothing is compared."""
+        counted = targets >= 0
+        wanted = targets[counted]
+        right = scores.losses(wanted)
+        found = torch.zeros(targets.shape, dtype=torch.float64)
+        found[counted] = right
+        self.losses += found.sum(dim=1).tolist()
+        if reference is not None:
+            kl, same_top = self._meter.add_scores(reference, scores)
+            change = (-right).exp() - (-reference.losses(wanted)).exp()
+            self._changes.append(Changes(kl.numpy(), change.numpy(), same_top.numpy()))
+        if parent is not None:
+            self._parent_meter.add_scores(parent, scores)
+
+    def quality(self, counts: Sequence[int], is_compared: bool, has_parent: bool) -> Quality:
+        """Return what was gathered over windows that predict so many tokens."""
+        return Quality(
+            loss=math.fsum(self.losses) / sum(counts),
+            tokens=sum(counts),
+            parity=self._meter.result() if is_compared else None,
+            parent=self._parent_meter.result() if has_parent else None,
+            window_losses=tuple(self.losses),
+            window_tokens=tuple(counts),
+            changes=_joined(self._changes) if is_compared else None,
+        )
 
 
 def _joined(parts: Sequence[Changes]) -> Changes:
