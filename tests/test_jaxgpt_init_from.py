@@ -23,9 +23,13 @@ from jaxgpt.training.batches import Batches
 from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.params import abstract_params, init_params
 from jaxgpt.training.model.qat_scales import with_scales
+from jaxgpt.training.run import init_from
 from jaxgpt.training.run.checkpoints import load_params
 from jaxgpt.training.run.folder import (
+    RunConfig,
     create_run,
+    differences,
+    in_words,
     open_run,
     read_metrics,
     read_run_config,
@@ -206,6 +210,26 @@ def test_a_run_with_checkpoints_resumes_without_the_folder_that_it_began_with(
     with pytest.raises(UserError, match="is no folder"):  # no new parameters instead
         training.first_state()
     assert open_init_source(other, out).known is None
+
+
+def test_a_start_that_was_trained_again_with_the_same_settings_is_another(
+    run: Path, qat_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another CPU gives other parameters, and the same config.json."""
+    config = read_run_config(qat_run)
+
+    def begun_with() -> RunConfig:
+        return dataclasses.replace(config, init=open_init_source(run).read(config.model)[1])
+
+    assert differences(config, begun_with()) == {}
+    step, params = load_params(open_run(run), "best")
+    again = {**params, "ln_f.bias": np.nextafter(params["ln_f.bias"], 1, dtype=np.float32)}
+    monkeypatch.setattr(init_from, "load_params", lambda *_: (step, again))
+    assert list(differences(config, begun_with())) == ["init"]
+    assert "with parameters" in in_words(differences(config, begun_with()))
+    assert config.init is not None
+    old = {name: value for name, value in config.init.items() if name != "params_sha256"}
+    assert differences(dataclasses.replace(config, init=old), begun_with()) == {}  # of before: it can't tell
 
 
 def test_a_run_killed_before_its_first_checkpoint_keeps_no_row(qat_run: Path, tmp_path: Path) -> None:

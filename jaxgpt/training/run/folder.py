@@ -45,7 +45,8 @@ class RunConfig:
       train: settings.
       data: folder, manifest hash, tokenizer name and hash.
       init: what it began with: folder, kind (run or artifact), step of the run, sha256 (of model.safetensors,
-        or of the run's config.json); None for new parameters.
+        or of the run's config.json) and, of a run, params_sha256 (of its parameters; runs of before have
+        none); None for new parameters.
       overrides: what was changed on purpose, in order: step after which it holds, time (UTC), changed (name
         of a setting -> from, to), config_sha256 (of config.json before).
     """
@@ -244,8 +245,10 @@ def differences(old: RunConfig, new: RunConfig) -> Differences:
                 found[f"{section}.{name}"] = (was[name], now[name])
     if old.data["manifest_sha256"] != new.data["manifest_sha256"]:
         found["data"] = (old.data, new.data)
-    if _identity(old.init) != _identity(new.init):
-        found["init"] = (_identity(old.init) or "none", _identity(new.init) or "none")
+    told = all(init is not None and "params_sha256" in init for init in (old.init, new.init))
+    before, after = _identity(old.init, told), _identity(new.init, told)
+    if before != after:
+        found["init"] = (before or "none", after or "none")
     return found
 
 
@@ -269,9 +272,10 @@ def _require_same(old: RunConfig, new: RunConfig, folder: Path) -> None:
         )
 
 
-def _identity(init: dict[str, Any] | None) -> str:
+def _identity(init: dict[str, Any] | None, with_params: bool) -> str:
     """Say what a run began with; a folder that was moved is the same."""
     if init is None:
         return ""
     step = "" if init["step"] is None else f" step {init['step']}"
-    return f"{init['kind']} {init['sha256'][:12]}...{step}"
+    params = f" with parameters {init['params_sha256'][:12]}..." if with_params else ""
+    return f"{init['kind']} {init['sha256'][:12]}...{step}{params}"

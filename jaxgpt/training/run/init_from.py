@@ -8,6 +8,7 @@ FOLDER is a run, whose best checkpoint is taken, or a float32 artifact, which is
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,9 @@ class InitSource:
     def read(self, model: ModelConfig) -> tuple[HostParams, dict[str, Any]]:
         """Read and check the parameters.
 
+        A run trained again with the same settings has the same config.json and other parameters, so what is
+        said of a run has their hash too.
+
         Args:
           model: what is trained: of the same shape, with at most as long a context. Input scales are left
             out where it has none.
@@ -85,6 +89,7 @@ class InitSource:
             return open_init_source(self.folder).read(model)
         self._require_same_shape(model)
         step = None
+        more: dict[str, str] = {}
         if self.run is None:
             params = _read_tensors(self.folder / "model.safetensors", self.model)
         else:
@@ -92,12 +97,13 @@ class InitSource:
             params = {name: np.asarray(array) for name, array in arrays.items()}
             for name, array in params.items():
                 _require_finite(f"{self.folder} step {step}", name, array)
+            more = {"params_sha256": _sha256_of(params)}
         if WPE in params:
             params[WPE] = params[WPE][: model.block_size]
         if not model.qat:
             params = without_scales(params)
         entry = {"folder": str(self.folder), "kind": self.kind, "step": step, "sha256": self.sha256}
-        return params, entry
+        return params, {**entry, **more}
 
     def _require_same_shape(self, model: ModelConfig) -> None:
         for name in ("vocab_size", "n_layer", "n_head", "n_embd", "positions", "tied"):
@@ -209,6 +215,15 @@ def _read_tensors(path: Path, model: ModelConfig) -> HostParams:
         _require_finite(str(path), theirs, tensor)
         params[parameter.flax_name] = tensor
     return params
+
+
+def _sha256_of(params: HostParams) -> str:
+    """Return the hash of parameters, in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(params):
+        found.update(f"{name} {params[name].shape}".encode())
+        found.update(np.ascontiguousarray(params[name]))
+    return found.hexdigest()
 
 
 def _require_finite(where: str, name: str, array: npt.NDArray[np.float32]) -> None:
