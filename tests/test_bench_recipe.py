@@ -9,8 +9,10 @@ import jaxgpt_bench.recipe.command
 import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.recipe.command import RecipeFigures
 from jaxgpt_bench.recipe.cost import muon_cost, newton_schulz_flops
-from jaxgpt_bench.recipe.figures import recipe_rows, steps_to
+from jaxgpt_bench.recipe.figures import RecipeRow, recipe_rows, steps_to
+from jaxgpt_bench.recipe.page import markdown_block
 from jaxgpt_bench.recipe.rows import ROWS, SHAPES, TRIALS, runs_of, trial_runs
 from jaxgpt_bench.recipe.runs import Outcome, Run
 from jaxgpt_bench.recipe.training_process import train
@@ -22,6 +24,7 @@ from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.numerics import FLOAT32
 from jaxgpt.training.step.compiled import CompiledTraining
 
+RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results"
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2}
 # Norms, scaling and decay of one update: a few operations an element, of 5 * 6 * 64 and more in the products.
 ELEMENTWISE_SHARE = 0.02
@@ -58,12 +61,59 @@ def test_rows_compare_equal_seeds_and_lengths_and_say_the_share_of_adamw() -> No
     assert change.against_muon is not None
     assert change.against_muon.mean == pytest.approx(-0.25)
     assert change.against_muon.error == pytest.approx(0.0)  # the seeds differ, the differences don't
+    assert change.val_loss is not None
     assert change.val_loss.error == pytest.approx(0.05)
     # It has after 200 steps what Muon has after 283, so it takes 0.71 of Muon's 200.
     assert change.steps_to_target is not None
     assert change.steps_to_target.mean == pytest.approx(200 / 2**0.5, rel=0.02)
     assert change.cpu_seconds_to_target == pytest.approx(0.1 * change.steps_to_target.mean)
     assert not change.extrapolated
+
+
+def test_a_seed_that_diverged_is_told_and_its_row_is_held_against_no_other() -> None:
+    losses = {"adamw": {400: 4.0}, "muon": {200: 4.0, 400: 3.5}, "change": {200: 3.75}, "wild": {}}
+    outcomes = [
+        outcome(row, steps, seed, loss)
+        for row, curve in losses.items()
+        for seed in (0, 1)
+        for steps, loss in curve.items()
+    ]
+    outcomes += [
+        outcome("change", 200, 2, None),
+        outcome("wild", 200, 0, None),
+        outcome("wild", 200, 1, None),
+    ]
+    adamw, muon, change, wild = recipe_rows(outcomes)
+    assert (adamw.diverged, muon.diverged) == (None, None)
+    assert (change.diverged, change.seeds, change.val_loss and change.val_loss.mean) == (1, 3, 3.75)
+    assert (change.against_muon, change.steps_to_target, change.share_of_adamw) == (None, None, None)
+    assert (wild.diverged, wild.seeds, wild.val_loss, wild.steps) == (2, 2, None, 200)
+    block = markdown_block((muon, change, wild))
+    assert "| Muon | 2 | 3.5000 ± 0.0000 at 400 |" in block
+    assert "| change | 3 | 3.7500 ± 0.0000, diverged (1 of 3 seeds) at 200 |  |" in block
+    assert "| wild | 2 | diverged (2 of 2 seeds) at 200 |  |" in block
+    assert RecipeRow.from_json(json.loads(json.dumps(wild.to_json()))) == wild
+
+
+def test_what_a_row_gave_before_it_was_changed_is_not_mixed_with_what_it_gives_now() -> None:
+    (now,) = runs_of("betas", "1m", 0)
+    before = dataclasses.replace(now, settings={**now.settings, "beta1": 0.7})
+    said = dataclasses.replace(now, settings={**now.settings, "batch_size": TrainConfig().batch_size})
+    retired = dataclasses.replace(before, row="zero-projections")
+    trial = dataclasses.replace(before, row="muon-trials")
+    outcomes = tuple(
+        dataclasses.replace(outcome("", run.steps, 0, 1.0), run=run)
+        for run in (now, before, said, retired, trial)
+    )
+    found = [each.run for each in jaxgpt_bench.recipe.command._of_table(outcomes)]
+    assert found == [now, said, retired]
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "recipe_6m.json"])
+def test_a_committed_table_is_that_of_its_outcomes(name: str) -> None:
+    figures = RecipeFigures.from_json(json.loads((RESULTS / name).read_text()))
+    made = recipe_rows(jaxgpt_bench.recipe.command._of_table(figures.outcomes))
+    assert markdown_block(made) == markdown_block(figures.rows)
 
 
 def test_every_row_and_trial_is_a_training_that_can_be_configured() -> None:

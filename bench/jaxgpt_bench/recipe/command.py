@@ -22,10 +22,10 @@ from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import Provenance
 from jaxgpt_bench.common.tables import Column, table
 from jaxgpt_bench.recipe.cost import muon_cost
-from jaxgpt_bench.recipe.figures import RecipeRow, recipe_rows, with_error
+from jaxgpt_bench.recipe.figures import RecipeRow, loss_text, recipe_rows
 from jaxgpt_bench.recipe.options import RecipeOptions
 from jaxgpt_bench.recipe.page import AGAINST_MUON, SHARE_OF_ADAMW, STEPS_TO_TARGET
-from jaxgpt_bench.recipe.rows import ROWS, SHAPES, TRIALS, runs_of, trial_runs
+from jaxgpt_bench.recipe.rows import ROWS, SHAPES, TRIALS, is_current, runs_of, trial_runs
 from jaxgpt_bench.recipe.runs import Outcome, Run, missing, take
 
 GPT2_VOCAB_SIZE = 50_257
@@ -125,8 +125,10 @@ def _earlier(options: RecipeOptions, about: dict[str, Any]) -> tuple[Outcome, ..
 
 
 def _of_table(outcomes: tuple[Outcome, ...]) -> list[Outcome]:
-    """Leave out the trials."""
-    return [outcome for outcome in outcomes if not outcome.run.row.endswith("-trials")]
+    """Leave out the trials, and what a row gave before it was changed: its name stayed."""
+    return [
+        outcome for outcome in outcomes if not outcome.run.row.endswith("-trials") and is_current(outcome.run)
+    ]
 
 
 def _cost_at_gpt2() -> float:
@@ -138,7 +140,7 @@ def _cost_at_gpt2() -> float:
 COLUMNS = (
     Column[RecipeRow]("recipe", lambda row: row.name),
     Column[RecipeRow]("steps", lambda row: str(row.steps)),
-    Column[RecipeRow]("loss", lambda row: with_error(row.val_loss, 4)),
+    Column[RecipeRow]("loss", loss_text),
     *(AGAINST_MUON, STEPS_TO_TARGET, SHARE_OF_ADAMW),
     Column[RecipeRow]("cpu-ms a step", lambda row: f"{row.cpu_seconds_a_step * 1e3:.0f}"),
     Column[RecipeRow](

@@ -12,7 +12,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from jaxgpt_bench.common.json_data import JsonData
+from jaxgpt_bench.common.json_data import LEFT_OUT, JsonData
 from jaxgpt_bench.recipe.runs import Outcome
 
 REFERENCE, BASE = "adamw", "muon"
@@ -56,25 +56,35 @@ class RecipeRow(JsonData):
       name: of the row.
       seeds: how many.
       steps: length of the trainings whose loss is given, the longest that all seeds have.
-      val_loss: nats per token.
-      against_muon: loss minus Muon's, of the same seed and number of steps; None where that is not there.
+      val_loss: nats per token, mean over the seeds that have one; None where none has.
+      against_muon: loss minus Muon's, of the same seed and number of steps; None where that is not there. As
+        all that follows it is None, too, where a seed diverged in so many steps or fewer: the others alone
+        would tell too little loss.
       steps_to_target: to AdamW's loss at its longest; None where nothing tells.
       share_of_adamw: the same as a share of AdamW's steps.
       extrapolated: whether the target lies beyond the lengths of the row, or of Muon's where it has one.
       cpu_seconds_a_step: median over its trainings.
       cpu_seconds_to_target: steps to the target times that.
+      diverged: seeds with a training whose loss is no number, of any length; None without one.
     """
 
     name: str
     seeds: int
     steps: int
-    val_loss: Estimate
+    val_loss: Estimate | None
     against_muon: Estimate | None
     steps_to_target: Estimate | None
     share_of_adamw: float | None
     extrapolated: bool
     cpu_seconds_a_step: float
     cpu_seconds_to_target: float | None
+    diverged: int | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+
+
+def loss_text(row: RecipeRow) -> str:
+    """Return a row's loss, and how many seeds have none."""
+    lost = "" if row.diverged is None else f"diverged ({row.diverged} of {row.seeds} seeds)"
+    return ", ".join(filter(None, (with_error(row.val_loss, 4), lost)))
 
 
 def steps_to(curve: Curve, loss: float) -> float:
@@ -98,35 +108,45 @@ def steps_to(curve: Curve, loss: float) -> float:
 def recipe_rows(outcomes: Sequence[Outcome]) -> tuple[RecipeRow, ...]:
     """Make the table's rows, in the order in which they first appear."""
     curves: dict[str, dict[int, dict[int, float]]] = {}
+    diverged: dict[str, dict[int, int]] = {}  # the shortest length of a seed that did
     for each in outcomes:
-        curves.setdefault(each.run.row, {})
-        if each.val_loss is not None:
-            curves[each.run.row].setdefault(each.run.seed, {})[each.run.steps] = each.val_loss
+        name, seed, steps = each.run.row, each.run.seed, each.run.steps
+        own, lost = curves.setdefault(name, {}), diverged.setdefault(name, {})
+        if each.val_loss is None:
+            lost[seed] = min(steps, lost.get(seed, steps))
+        else:
+            own.setdefault(seed, {})[steps] = each.val_loss
     # Seeds that share no length so far give no row yet.
-    return tuple(_row(name, curves, outcomes) for name in curves if _common(curves[name]))
+    shown = [name for name in curves if _common(curves[name]) or diverged[name]]
+    return tuple(_row(name, curves, outcomes, diverged[name]) for name in shown)
 
 
-def _row(name: str, curves: Mapping[str, Curves], outcomes: Sequence[Outcome]) -> RecipeRow:
+def _row(
+    name: str, curves: Mapping[str, Curves], outcomes: Sequence[Outcome], diverged: Mapping[int, int]
+) -> RecipeRow:
     own, base, reference = curves[name], curves.get(BASE, {}), curves.get(REFERENCE, {})
     lengths = _common(own)
     shared = [steps for steps in lengths if steps in _common(base)]
-    steps = (shared or lengths)[-1]
-    differences = [own[seed][steps] - base[seed][steps] for seed in own if steps in base.get(seed, {})]
-    needed = _steps_to_target(name, own, base, reference, differences, steps)
+    steps = (shared or lengths or sorted(diverged.values()))[-1]
+    whole = bool(lengths) and all(lost > steps for lost in diverged.values())
+    pairs = [(own[seed][steps], base[seed][steps]) for seed in own if whole and steps in base.get(seed, {})]
+    differences = [loss - muon for loss, muon in pairs]
+    needed = _steps_to_target(name, own, base, reference, differences, steps) if whole else None
     cost = statistics.median(o.cpu_seconds / o.run.steps for o in outcomes if o.run.row == name)
     of_several = own if any(len(curve) > 1 for curve in own.values()) else base  # whose curve tells
     beyond = _is_beyond(of_several, _target(reference)) if name != REFERENCE and needed is not None else False
     return RecipeRow(
         name=name,
-        seeds=len(own),
+        seeds=len({*own, *diverged}),
         steps=steps,
-        val_loss=Estimate.of([curve[steps] for curve in own.values()]),
+        val_loss=Estimate.of([curve[steps] for curve in own.values()]) if lengths else None,
         against_muon=Estimate.of(differences) if differences and name != BASE else None,
         steps_to_target=needed,
         share_of_adamw=None if needed is None else needed.mean / _common(reference)[-1],
         extrapolated=beyond,
         cpu_seconds_a_step=cost,
         cpu_seconds_to_target=None if needed is None else needed.mean * cost,
+        diverged=len(diverged) or None,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxgpt_bench.common.tables import Column, table
-from jaxgpt_bench.recipe.figures import BASE, REFERENCE, RecipeRow, with_error
+from jaxgpt_bench.recipe.figures import BASE, REFERENCE, RecipeRow, loss_text, with_error
 
 ABOUT = {
     REFERENCE: "AdamW, tuned",
@@ -33,7 +33,7 @@ SHARE_OF_ADAMW = Column[RecipeRow](
 COLUMNS = (
     Column[RecipeRow]("recipe", lambda row: {**ABOUT, **RETIRED}.get(row.name, row.name)),
     Column[RecipeRow]("seeds", lambda row: str(row.seeds)),
-    Column[RecipeRow]("loss", lambda row: f"{with_error(row.val_loss, 4)} at {row.steps}"),
+    Column[RecipeRow]("loss", lambda row: f"{loss_text(row)} at {row.steps}"),
     *(AGAINST_MUON, STEPS_TO_TARGET, SHARE_OF_ADAMW),
     Column[RecipeRow]("cpu-seconds", lambda row: _seconds(row)),
 )

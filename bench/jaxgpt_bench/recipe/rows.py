@@ -115,6 +115,14 @@ def runs_of(name: str, shape: str, seed: int, lengths: tuple[int, ...] = ()) -> 
     return [_run(name, row, shape, steps, seed) for steps in lengths or row.lengths]
 
 
+def is_current(run: Run) -> bool:
+    """Whether a training is one that its row gives now; of a row that is gone, any is."""
+    if run.row not in ROWS.get(run.shape, {}):
+        return True
+    (now,) = runs_of(run.row, run.shape, run.seed, (run.steps,))
+    return run.key == now.key
+
+
 def trial_runs(name: str, shape: str) -> list[Run]:
     """Return the trainings that a row was tuned by."""
     row, found = ROWS[shape][name], []
