@@ -222,7 +222,7 @@ def _sha256_of(params: HostParams) -> str:
     found = hashlib.sha256()
     for name in sorted(params):
         found.update(f"{name} {params[name].shape}".encode())
-        found.update(np.ascontiguousarray(params[name]))
+        found.update(params[name].tobytes())
     return found.hexdigest()
 
 
