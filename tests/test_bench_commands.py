@@ -196,7 +196,8 @@ def test_keys_and_values_are_charged_to_every_engine_that_keeps_them(fp32: Path)
     cases: list[tuple[Program, str, bool, int]] = [
         (NATIVE, "int8-dynamic", True, 2), (NATIVE, "fp32", True, 4), (peers["llama.cpp"], "fp32", True, 2),
         (TORCH, "fp32", True, 4), (peers["openvino"], "fp32", True, 4),
-        (peers["transformers"], "fp32", False, 0),
+        (peers["transformers"], "fp32", False, 0), (peers["torchao"], "int8-weight-only", True, 2),
+        (peers["torchao"], "int8-dynamic", True, 4),
     ]  # fmt: skip
     for program, precision, cached, width in cases:
         contestant = Contestant(

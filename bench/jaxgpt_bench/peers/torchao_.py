@@ -26,6 +26,7 @@ from jaxgpt_bench.peers.peer import (
 )
 
 BITS = {"fp32": 32, "int8-dynamic": 8, "int8-weight-only": 8, "int4-weight-only": 4}
+IN_BFLOAT16 = "int8-weight-only"
 GROUP = 64
 KERNEL_OUTPUTS = 16  # of the compiled kernel of 4 bits
 SPAN = 16  # the part of the cache that is read grows in steps: one of 1 would be compiled apart
@@ -105,7 +106,7 @@ def _model(folder: Path, precision: str) -> Any:
         "int8-weight-only": lambda: quantization.Int8WeightOnlyConfig(**quiet),
         "int4-weight-only": lambda: PrototypeInt4WeightOnlyConfig(group_size=GROUP, **quiet),
     }
-    if precision == "int8-weight-only":
+    if precision == IN_BFLOAT16:
         model = model.bfloat16()
     if precision in configs:
         quantization.quantize_(model, configs[precision]())
@@ -173,6 +174,10 @@ class Torchao(Peer):
     precisions: ClassVar[tuple[str, ...]] = tuple(BITS)
     environments: ClassVar[tuple[dict[str, str], ...]] = OPENMP
     compiled: bool = True
+
+    def kv_bytes_beside(self, precision: str) -> int:
+        """Return 2 where the module and with it the cache are in bfloat16, else 4."""
+        return 2 if precision == IN_BFLOAT16 else 4
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Link the artifact; rounding and compiling are done when it is loaded."""

@@ -283,7 +283,7 @@ def weight_bytes(artifact: Artifact) -> int:
     """Return the bytes of weights that one token reads: everything but the embedding rows it skips.
 
     The token embedding counts once, as the head, where it is that. The PyTorch module holds the weights of
-    weight-only artifacts in float32.
+    weight-only artifacts in float32, and those of 4 bits with rounded inputs as two matrices of 8.
     """
     skipped = {"wpe"} if artifact.config.tied else {"wpe", "wte"}
     layers = matrices(artifact.config)
@@ -295,6 +295,8 @@ def weight_bytes(artifact: Artifact) -> int:
             continue
         if weight_only and layer in layers and part.startswith("weight"):
             total += 4 * math.prod(layers[layer].shape) if part != "weight_scale" else 0
-        else:
+        elif not weight_only and part == "weight_packed":
+            total += 2 * math.prod(layers[layer].shape)
+        elif weight_only or part != "group_factor":  # it is multiplied into the two matrices
             total += tensor.nbytes
     return total
