@@ -1,18 +1,26 @@
 """Rounds of `jaxgpt-bench generate` that do not come to their end, and line-ups that can't be measured."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.common.workers import Worker
 from jaxgpt_bench.peers import find_peers
-from jaxgpt_bench.speed.contestants import Contestant
+from jaxgpt_bench.speed.contestants import Contestant, weight_bytes
+from jaxgpt_bench.speed.native_rounds import WAYS, Counts, NativeRounds, continued, rate_of
 from jaxgpt_bench.speed.options import SpeedOptions
 from jaxgpt_bench.speed.programs import NATIVE
-from jaxgpt_bench.speed.rounds import Rounds
+from jaxgpt_bench.speed.random_models import placeholder_tokenizer
+from jaxgpt_bench.speed.rounds import Rounds, speed_row
+from jaxgpt_export.format.artifact import read_artifact
+from tiny_artifacts import SHAPE, tiny_artifacts
 
+from jaxgpt.generation.state import Generation
 from jaxgpt.shared.errors import UserError
 
 PEER = next(iter(find_peers().values()))
@@ -76,6 +84,89 @@ def test_this_project_s_own_program_that_stops_ends_the_rounds_in_a_line(
     with pytest.raises(UserError, match="stopped with code -9; --out has the rounds before it"):
         next(running)
     assert all(worker.closed for worker in workers.values())
+
+
+def test_a_row_is_of_each_round_s_own_figures() -> None:
+    contestant = Contestant(
+        program=NATIVE, precision="fp32", path=Path(), threads=1, bytes_per_token=10**9, file_bytes=1
+    )
+    times = (
+        (0.5, 2.0, 4.0),
+        (0.25, 1.0, 1.0),
+        (1.0, 3.0, 2.0),
+    )
+    answers = [
+        {
+            "tokens": [1] * 5, "prefill_s": prefill, "decode_s": decode, "long_prefill_s": long,
+            "read_gb_s": 8.0, "peak_rss_bytes": 1, "environment": {},
+        }
+        for prefill, decode, long in times
+    ]  # fmt: skip
+    row = speed_row(contestant, answers, 512, None)
+    assert row.prefill_tokens_per_s == Spread(median=256.0, min=128.0, max=512.0)
+    assert row.seconds == Spread(median=2.5, min=1.25, max=4.0)
+    assert row.decode_tokens_per_s == Spread(median=2.0, min=4 / 3, max=4.0)
+    assert row.ceiling_share == 2.0 / 8.0
+
+
+class Recording:
+    """A session that keeps the prompt and goes on with one token."""
+
+    block_size = 32
+
+    def __init__(self, token: int) -> None:
+        self._logits = np.eye(SHAPE.vocab_size, dtype=np.float32)[token]
+        self.prompt: list[int] = []
+
+    def prefill(self, tokens: Sequence[int]) -> Any:
+        self.prompt = list(tokens)
+        return self._logits
+
+    def decode(self, token: int) -> Any:
+        return self._logits
+
+
+def test_drafts_are_timed_on_the_tokens_of_the_prompt_itself() -> None:
+    """A text that was cut anywhere has other tokens once it is decoded and encoded again."""
+    tokenizer = placeholder_tokenizer(SHAPE.vocab_size)
+    pair = tokenizer.encode("!!")
+    prompt = [*tokenizer.encode("!"), *tokenizer.encode("!")]
+    assert (len(pair), tokenizer.decode(prompt)) == (1, "!!")
+    session = Recording(pair[0])
+    assert continued(session, tokenizer, prompt, 5, 0).tokens == 5 * pair
+    assert session.prompt == prompt
+    assert continued(Recording(tokenizer.endoftext), tokenizer, prompt, 5, 0).tokens == [tokenizer.endoftext]
+
+
+def test_drafts_are_held_against_the_same_texts_without() -> None:
+    def text(tokens: int, seconds: float) -> Generation:
+        return Generation("", [1] * tokens, "endoftext", 0.1, seconds)
+
+    assert rate_of([text(11, 1.0), text(31, 3.0)]) == 40 / 4
+    rounds = object.__new__(NativeRounds)
+    rounds._prompts, rounds._count, rounds._texts = [[1]], 10, 2
+    rates = {"plain": 10.0, "screen": 20.0, "guess": 45.0, "without_guess": 15.0}
+    rounds._rates = {name: [rates.get(name, 1.0)] * 2 for name in WAYS}
+    rounds._counts = Counts(characters={"plain": 30, "guess": 8}, tokens={"plain": 10, "guess": 4})
+    figures = rounds._figures(2)
+    assert (figures["guess"]["times_screened"], figures["guess"]["times_plain"]) == (3.0, 6.0)
+    found = {name: rate["median"] for name, rate in figures["characters_per_s"].items()}
+    assert found == {"plain": 30.0, "screen": 60.0, "guess": 90.0}
+
+
+def test_layers_of_4_bits_with_rounded_inputs_are_read_as_two_matrices_of_8(tmp_path: Path) -> None:
+    """Those of weight-only ones are read in float32, and no other layer is read twice."""
+    folders = tiny_artifacts(tmp_path)
+    C, blocks, head = SHAPE.n_embd, SHAPE.n_layer * 12 * SHAPE.n_embd**2, SHAPE.vocab_size * SHAPE.n_embd
+    vectors = 4 * (SHAPE.n_layer * 13 * C + 2 * C)
+    scales = 4 * (SHAPE.vocab_size + SHAPE.n_layer * 9 * C)
+    for kind, size in (
+        ("fp32", 4 * (head + blocks) + vectors),
+        ("int4-weight-only-head", 4 * (head + blocks) + vectors),
+        ("int4-dynamic", head + 2 * blocks + scales + vectors),
+        ("int4-dynamic-head", 2 * (head + blocks) + scales + vectors),
+    ):
+        assert weight_bytes(read_artifact(folders[kind])) == size, kind
 
 
 def test_two_artifacts_of_one_kind_are_one_line(command: Command, fp32: Path, qat_fp32: Path) -> None:

@@ -3,10 +3,10 @@
     jaxgpt-bench native --artifact runs/tiny-int8 --reference runs/tiny-fp32 --data data/stdlib
 
 One process, one model, rounds interleaved: greedy steps that read the whole head, and with its screen; with
-drafted tokens; several texts side by side; and the earlier project's way, transformers in float32
-without KV cache, every logit. Also how soon the first token comes and what memory that takes (in a fresh
-process), and how far its logits are from the PyTorch module's, with float32 keys and values and with the
-cache's own.
+drafted tokens, beside the same texts without; several texts side by side; and the earlier project's way,
+transformers in float32 without KV cache, every logit. Also how soon the first token comes and what memory
+that takes (in a fresh process), and how far its logits are from the PyTorch module's, with float32 keys and
+values and with the cache's own.
 """
 
 import dataclasses

@@ -12,8 +12,10 @@ from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.native.native_model import NativeModel
 from jaxgpt_export.native.native_session import NativeSession
 
-from jaxgpt.generation.generate import generate
+from jaxgpt.generation.generate import decode_steps
 from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.session import Session
+from jaxgpt.generation.state import Generation, GenerationState
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.bandwidth import read_bandwidth
 from jaxgpt_bench.common.rows import Spread
@@ -21,7 +23,9 @@ from jaxgpt_bench.common.timing import timed_generation
 from jaxgpt_bench.peers.transformers_ import TransformersSession
 
 GREEDY = Sampling(temperature=0.0)
-WAYS = ("plain", "screen", "guess", "batch", "original_way")  # keys of the JSON
+# Keys of the JSON. Drafts are timed beside the same texts `without_guess`: those may end before the others,
+# whose loop takes every token that it is asked for.
+WAYS = ("plain", "screen", "guess", "without_guess", "batch", "original_way")
 
 
 @dataclasses.dataclass
@@ -31,8 +35,8 @@ class Counts:
     Attributes:
       same: by way, whether it wrote the tokens of plain steps.
       exact_outputs: that the head's screen had computed exactly.
-      characters: of the text of plain steps.
-      tokens: of it.
+      characters: by way, of its texts.
+      tokens: by way, of its texts.
       drafted: tokens.
       accepted: of them.
     """
@@ -41,10 +45,15 @@ class Counts:
         default_factory=lambda: {"screen": True, "guess": True, "batch": True}
     )
     exact_outputs: int = 0
-    characters: int = 0
-    tokens: int = 0
+    characters: dict[str, int] = dataclasses.field(default_factory=lambda: {"plain": 0, "guess": 0})
+    tokens: dict[str, int] = dataclasses.field(default_factory=lambda: {"plain": 0, "guess": 0})
     drafted: int = 0
     accepted: int = 0
+
+    def add_text(self, way: str, tokens: Sequence[int], tokenizer: Tokenizer) -> None:
+        """Count a text."""
+        self.tokens[way] += len(tokens)
+        self.characters[way] += len(tokenizer.decode(tokens))
 
 
 class NativeRounds:
@@ -109,31 +118,36 @@ class NativeRounds:
     def _one_text_at_a_time(self) -> None:
         """Time plain steps, the screen, and drafts on every prompt."""
         counts = self._counts
-        seconds = dict.fromkeys(("plain", "screen", "guess"), 0.0)
+        seconds = dict.fromkeys(("plain", "screen"), 0.0)
+        drafted: list[list[Generation]] = []
         for prompt in self._prompts:
             expected = timed_generation(self._plain, prompt, self._count)
             seconds["plain"] += expected["decode_s"]
-            counts.tokens += len(expected["tokens"])
-            counts.characters += len(self._tokenizer.decode(expected["tokens"]))
+            counts.add_text("plain", expected["tokens"], self._tokenizer)
             self._screened.use_screen(True)  # also where it was given up for the text before
             before = self._screened.exact_outputs
             found = timed_generation(self._screened, prompt, self._count)
             seconds["screen"] += found["decode_s"]
             counts.exact_outputs += self._screened.exact_outputs - before
             counts.same["screen"] &= found["tokens"] == expected["tokens"]
-            seconds["guess"] += self._drafted(self._tokenizer.decode(prompt))
+            drafted.append(self._drafted(prompt))
         for name, taken in seconds.items():
             self._rates[name].append(len(self._prompts) * (self._count - 1) / taken)
+        for name, texts in zip(("without_guess", "guess"), zip(*drafted, strict=True), strict=True):
+            self._rates[name].append(rate_of(texts))
 
-    def _drafted(self, text: str) -> float:
-        """Generate with drafts; return the seconds that all tokens but the first would take."""
-        session, tokenizer, count = self._screened, self._tokenizer, self._count
-        without = generate(session, tokenizer, text, count, GREEDY)
-        done = generate(session, tokenizer, text, count, GREEDY, draft_tokens=self._draft_tokens)
+    def _drafted(self, prompt: Sequence[int]) -> list[Generation]:
+        """Continue a prompt without and with drafts, to the same end."""
+        found = []
+        for draft_tokens in (0, self._draft_tokens):
+            self._screened.use_screen(True)
+            found.append(continued(self._screened, self._tokenizer, prompt, self._count, draft_tokens))
+        without, done = found
         self._counts.same["guess"] &= done.tokens == without.tokens
         self._counts.drafted += done.guessed
         self._counts.accepted += done.accepted
-        return done.decode_s / max(len(done.tokens) - 1, 1) * (count - 1)
+        self._counts.add_text("guess", done.tokens, self._tokenizer)
+        return found
 
     def _texts_side_by_side(self) -> None:
         """Time the same text in every slot."""
@@ -143,18 +157,24 @@ class NativeRounds:
         self._counts.same["batch"] &= all(column == expected for column in columns)
         self._rates["batch"].append(texts * (self._count - 1) / taken)
 
+    def _ratios(self, name: str, base: str) -> list[float]:
+        return [a / b for a, b in zip(self._rates[name], self._rates[base], strict=True)]
+
     def _ratio(self, name: str, base: str) -> float:
-        return statistics.median(a / b for a, b in zip(self._rates[name], self._rates[base], strict=True))
+        return statistics.median(self._ratios(name, base))
 
     def _figures(self, rounds: int) -> dict[str, Any]:
         counts = self._counts
         generated = rounds * len(self._prompts) * self._count
-        long = counts.characters / counts.tokens
-        same_texts = ("plain", "screen", "guess")  # float32 writes others, a batch one of them alone
+        long = {way: counts.characters[way] / counts.tokens[way] for way in counts.tokens}
+        # By whose texts; float32 writes others, a batch one of them alone.
+        texts = {"plain": "plain", "screen": "plain", "guess": "guess"}
+        drafts, screens = self._ratios("guess", "without_guess"), self._ratios("screen", "plain")
         return {
             "tokens_per_s": {name: Spread.of(values).to_json() for name, values in self._rates.items()},
             "characters_per_s": {
-                name: Spread.of([long * rate for rate in self._rates[name]]).to_json() for name in same_texts
+                name: Spread.of([long[text] * rate for rate in self._rates[name]]).to_json()
+                for name, text in texts.items()
             },
             "screen": {
                 "used": counts.exact_outputs > 0,
@@ -163,8 +183,8 @@ class NativeRounds:
                 "exact_outputs_per_step": counts.exact_outputs / generated,
             },
             "guess": {
-                "times_plain": self._ratio("guess", "plain"),
-                "times_screened": self._ratio("guess", "screen"),
+                "times_plain": statistics.median(a * b for a, b in zip(drafts, screens, strict=True)),
+                "times_screened": statistics.median(drafts),
                 "same_tokens": counts.same["guess"],
                 "guessed": counts.drafted,
                 "accepted": counts.accepted,
@@ -176,6 +196,30 @@ class NativeRounds:
             },
             "original_way": {f"{name}_times_it": self._ratio(name, "original_way") for name in WAYS[:3]},
         }
+
+
+def continued(
+    session: Session, tokenizer: Tokenizer, prompt: Sequence[int], count: int, draft_tokens: int
+) -> Generation:
+    """Continue the tokens of a prompt as `generate` does, which ends with the document.
+
+    Args:
+      session: the model.
+      tokenizer: of the model.
+      prompt: tokens, taken as they are: those of a text that was cut anywhere may be others once it is
+        decoded.
+      count: tokens to generate at most.
+      draft_tokens: tokens that are drafted at most; 0 for none.
+    """
+    state = GenerationState(tokenizer, prompt, session.block_size, count, GREEDY)
+    for _ in decode_steps(session, state, draft_tokens):
+        pass
+    return state.result()
+
+
+def rate_of(texts: Sequence[Generation]) -> float:
+    """Return tokens a second, the first token of each text left out."""
+    return max(sum(len(text.tokens) - 1 for text in texts), 1) / sum(text.decode_s for text in texts)
 
 
 def timed_batch(
