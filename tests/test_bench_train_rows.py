@@ -1,5 +1,6 @@
 """`jaxgpt-bench train` without PyTorch, in this process: variants, profile, turns, what is left out."""
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Command, assert_one_line_error, python, run_command
+from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.common.step_rows import StepFigures
 from jaxgpt_bench.profile import rates
 from jaxgpt_bench.training import rounds, turns
@@ -84,6 +86,28 @@ def test_variants_are_measured_in_the_same_rounds_and_profiled(
         "a plain copy",
     ):
         assert said in err
+
+
+def test_time_is_compared_with_pytorch_s_a_token_round_by_round_and_without_the_warm_up() -> None:
+    half = dataclasses.replace(TRAIN, batch_size=2)
+    ours = Trainer("jaxgpt", 1, "cpu", MODEL, TRAIN, "")
+    theirs = Trainer("pytorch", 1, "cpu", MODEL, TRAIN, "")
+    smaller = Trainer("jaxgpt", 1, "cpu", MODEL, half, "", "batch_size=2")
+    assert smaller.tokens_per_step == ours.tokens_per_step / 2
+
+    def answers(warm_up_s: float, *rounds_s: float) -> list[dict[str, Any]]:
+        times = (warm_up_s, *rounds_s)
+        return [{"seconds": time, "cpu_seconds": 3 * time, "losses": [1.0]} for time in times]
+
+    measured = {
+        ours.name: answers(90.0, 1.0, 2.0, 4.0),
+        theirs.name: answers(5.0, 2.0, 4.0, 8.0),
+        smaller.name: answers(0.1, 1.0, 2.0, 4.0),
+    }
+    found = rounds.comparison(ours, theirs, measured)
+    assert found.step_time_ratio == found.cpu_time_ratio == Spread(median=0.5, min=0.5, max=0.5)
+    # Half the tokens in half the time is as fast.
+    assert rounds.time_ratio(smaller, theirs, measured) == Spread(median=1.0, min=1.0, max=1.0)
 
 
 def test_a_variant_changes_what_it_names() -> None:
