@@ -1,5 +1,6 @@
 """`jaxgpt-bench pages`: what the README and docs/ say in figures is what bench/results/ holds."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.common.rows import SpeedFigures
+from jaxgpt_bench.common.rows import QualityFigures, QualityRow, SpeedFigures
 from jaxgpt_bench.pages import blocks, headline, quality_speed
 from jaxgpt_bench.pages.blocks import BLOCKS, PICTURE, PICTURES, QUALITY_PICTURE, RESULTS, Block
 from jaxgpt_bench.pages.headline import NAMES
+from jaxgpt_bench.quality.measure import SPREAD
+from jaxgpt_bench.report.page import ReportFigures, render
 from jaxgpt_bench.reproduce.page.render import beginning, samples_block
 
 from jaxgpt.shared.errors import UserError
@@ -35,6 +38,34 @@ def test_every_block_comes_from_committed_results(block: Block) -> None:
     text = (ROOT / block.page).read_text(encoding="utf-8")
     found = text.partition(f"<!-- {block.marker}: begin -->")[2].partition(f"<!-- {block.marker}: end -->")[0]
     assert found.strip() == block.content(ROOT / RESULTS).strip()
+
+
+@pytest.mark.parametrize("windows", ["", SPREAD])
+def test_a_report_says_of_its_run_what_its_files_say_and_no_more(windows: str) -> None:
+    figures = ReportFigures.from_json(results("demo.json"))
+    quality = dataclasses.replace(
+        QualityFigures.from_json(results("reference_quality.json")), windows=windows
+    )
+    speed = SpeedFigures.from_json(results("generate_gpt2.json"))
+    data = {"tokenizer": {"name": "bpe:384"}, "folder": "data", "manifest_sha256": "ab" * 32}
+    certificate = {
+        "origin": {"data": data, "run": "run", "step": 2},
+        "parity": {"max_abs_logit_diff": 1e-5},
+        "files": {"model.safetensors": "cd" * 32},
+    }
+    metrics = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}, {"step": 2, "val_loss": 4.5}]
+
+    def page(rows: tuple[QualityRow, ...]) -> str:
+        changed = dataclasses.replace(quality, rows=rows)
+        return render(figures, changed, [speed], metrics, certificate)
+
+    text = page(quality.rows)
+    assert f"{quality.val_tokens:,} held-out tokens{', ' if windows else ''}{windows}; differences" in text
+    assert not re.search(r"[Ww]hole validation split|trained for minutes|real GPUs|Logits by", text)
+    assert f"The model has {figures.train['parameters']:,} parameters" in text
+    first, *rest = quality.rows
+    text = page((dataclasses.replace(first, engine="jaxgpt-flax"), *rest))
+    assert f"Logits by jaxgpt-flax: {first.name}." in text
 
 
 def test_no_page_has_a_block_that_the_command_does_not_write() -> None:

@@ -11,13 +11,17 @@ import pytest
 import torch
 from conftest import Command
 from jaxgpt_bench.common.rows import ParseCount, QualityFigures, QualityRow, WrittenText
+from jaxgpt_bench.common.tables import computed_by
 from jaxgpt_bench.peers import find_peers
 from jaxgpt_bench.quality import programs
 from jaxgpt_bench.quality.contestants import ComparedModel, ComparedModels, parent_name
 from jaxgpt_bench.quality.measure import (
+    SPREAD,
+    WHOLE,
     markdown_block,
     measure_quality_of,
     quality_row,
+    which_windows,
     xz_bits_per_byte,
 )
 from jaxgpt_bench.quality.samples import (
@@ -183,6 +187,19 @@ def test_a_program_that_stops_is_noted_and_costs_no_other_its_row(
     assert "peer is left out: peer stopped with code 1" in capfd.readouterr().err
     with pytest.raises(UserError, match="code 1"):
         measure_quality_of(*asked)  # no program was asked for: all models are
+
+
+def test_the_program_that_computed_a_row_stands_in_it() -> None:
+    measured = {"int8": Quality(1.0, 4, None, None, (4.0,), (4,))}
+    model = ComparedModel("int8", lambda tokens: tokens, None, 1.0, engine="jaxgpt-native")
+    row = quality_row(model, measured, 8, [])
+    assert QualityRow.from_json(row.to_json()).engine == "jaxgpt-native"
+    old = dataclasses.replace(row, name="old", engine=None)
+    assert "engine" not in old.to_json()
+    assert computed_by([row, old, dataclasses.replace(row, name="int4")]) == "jaxgpt-native: int8, int4"
+    assert computed_by([old]) == ""
+    assert which_windows(3, 4) == SPREAD
+    assert which_windows(4, 4) == WHOLE
 
 
 def test_quality_of_programs_stands_beside_the_artifacts_and_what_is_missing_is_said(

@@ -298,6 +298,20 @@ def test_the_committed_page_is_that_of_the_committed_figures() -> None:
         assert all(cell in text for cell in cells[1:])
 
 
+def test_the_native_engine_is_said_for_the_models_that_it_computed() -> None:
+    report = small_report()
+    for page in (render(report), markdown_block(report)):  # of a report that does not tell
+        assert "by the native engine" not in page
+        assert "not with the native engine" not in page
+    for row in report["models"]:
+        row["engine"] = "jaxgpt-native" if row["name"].startswith("int8") else "jaxgpt-torch"
+    said = (
+        "PyTorch modules (int8-dynamic, int8-static-qat by the native engine, which gives the modules' bits"
+    )
+    assert said in plain(render(report))
+    assert said in markdown_block(report)
+
+
 def test_the_page_says_where_it_fails_and_what_bounds_it() -> None:
     report = small_report()
     text = plain(render(report))

@@ -274,6 +274,8 @@ class QualityRow(JsonData):
       parse_cut: samples cut at the length limit.
       size_mb: of the file.
       settings: that a program chose on this machine, if any.
+      engine: the program that computed its logits: jaxgpt-native, jaxgpt-torch, jaxgpt-flax or a peer's name;
+        None in files of earlier versions.
     """
 
     name: str
@@ -296,6 +298,7 @@ class QualityRow(JsonData):
     parse_cut: int = 0
     size_mb: float
     settings: dict[str, Any] | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    engine: str | None = dataclasses.field(default=None, metadata=LEFT_OUT)
 
     @property
     def is_reference(self) -> bool:

@@ -114,6 +114,16 @@ PARSES = Column[QualityRow]("parses", lambda row: "" if row.parse_share is None 
 SIZE = Column[QualityRow]("MB", lambda row: f"{row.size_mb:.2f}")
 QUALITY = (MODEL, LOSS, DIFFERENCE, KL_MEAN, KL_TAIL, KL_MAX, RMS_CHANGE, TOP1, PARSES, SIZE)
 
+
+def computed_by(rows: Iterable[QualityRow]) -> str:
+    """Say which program computed which rows' logits; "" where the file does not tell."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.engine is not None:
+            found.setdefault(row.engine, []).append(row.name)
+    return "; ".join(f"{engine}: {', '.join(names)}" for engine, names in found.items())
+
+
 ENGINE = Column[SpeedRow]("engine", lambda row: row.name)
 SECONDS = Column[SpeedRow]("seconds, prompt included", lambda row: f"{row.seconds.median:.2f}")
 TIME = Column[SpeedRow]("time, prompt included (min to max)", lambda row: time_span(row.seconds, "–"))

@@ -19,7 +19,7 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
-from jaxgpt.shared.console import Result, stderr
+from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import prepare_output_file, write_json
 
@@ -63,6 +63,7 @@ def quality(options: QualityOptions) -> Result:
     """Run `jaxgpt-bench quality`."""
     from jaxgpt.shared.dataset import open_dataset
     from jaxgpt_bench.common.markdown_blocks import require_markers, write_between_markers
+    from jaxgpt_bench.common.tables import computed_by
     from jaxgpt_bench.quality.contestants import open_models
     from jaxgpt_bench.quality.measure import markdown_block, measure_quality_of, quality_table
 
@@ -85,6 +86,7 @@ def quality(options: QualityOptions) -> Result:
             models, dataset, options.tokens, options.samples, options.sample_tokens, left_out
         )
     stderr.print(quality_table(figures).terminal())
+    say(f"logits by {computed_by(figures.rows)}")
     written = figures.to_json()
     if options.out is not None:
         write_json(options.out, written)

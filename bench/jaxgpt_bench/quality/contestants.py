@@ -27,6 +27,7 @@ from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tokenizer import Tokenizer
+from jaxgpt_bench.speed.programs import FLAX, NATIVE, TORCH
 
 QAT, QAT_PARENT = "int8-static-qat", "fp32-qat"
 
@@ -42,6 +43,7 @@ class ComparedModel:
       size_mb: of its file.
       parent: row of the float32 artifact that it was made of, where that is not the first row.
       settings: that a program chose on this machine, if any.
+      engine: what computes: jaxgpt-native, jaxgpt-torch, jaxgpt-flax or a peer's name.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ComparedModel:
     size_mb: float
     parent: str | None = None
     settings: dict[str, Any] | None = None
+    engine: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +89,17 @@ def parent_name(artifact: Artifact, artifacts: Sequence[Artifact]) -> str | None
 
 def computed(artifact: Artifact) -> tuple[Forward, Session]:
     """Return what gives the logits of the artifact's module, to the bit, and a session that does."""
-    if engine_is_exact(artifact) and unsupported_reason(artifact) is None:
+    if computing_engine(artifact) == NATIVE.engine:
         engine = NativeModel(artifact)
         return engine_forward(engine), NativeSession(engine, cache="fp32")
     module = build_model(artifact)
     return module, TorchSession(module)
+
+
+def computing_engine(artifact: Artifact) -> str:
+    """Return the program that gives the logits of the artifact's module: jaxgpt-native or jaxgpt-torch."""
+    native = engine_is_exact(artifact) and unsupported_reason(artifact) is None
+    return (NATIVE if native else TORCH).engine
 
 
 def engine_is_exact(artifact: Artifact) -> bool:
@@ -138,7 +147,8 @@ def flax_model(folder: Path, which: str) -> tuple[ComparedModel, Tokenizer]:
             return torch.from_numpy(np.array(compiled(params, tokens.int().numpy())))
 
     size_mb = sum(leaf.nbytes for leaf in params.values()) / 1e6
-    return ComparedModel("flax-fp32", forward, FlaxSession(model, params), size_mb), run.tokenizer
+    session = FlaxSession(model, params)
+    return ComparedModel("flax-fp32", forward, session, size_mb, engine=FLAX.engine), run.tokenizer
 
 
 def open_models(folders: Sequence[Path], dataset: Dataset, run: Path | None, step: str) -> ComparedModels:
@@ -162,6 +172,7 @@ def open_models(folders: Sequence[Path], dataset: Dataset, run: Path | None, ste
             *computed(artifact),
             artifact.file_bytes / 1e6,
             parent_name(artifact, artifacts),
+            engine=computing_engine(artifact),
         )
         for artifact in artifacts
     ]

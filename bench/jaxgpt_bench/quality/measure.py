@@ -16,7 +16,7 @@ from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import ParentDifference, QualityFigures, QualityRow, WrittenText
-from jaxgpt_bench.common.tables import QUALITY, Table, filled, table
+from jaxgpt_bench.common.tables import QUALITY, Table, computed_by, filled, table
 from jaxgpt_bench.quality.contestants import ComparedModel, ComparedModels
 from jaxgpt_bench.quality.samples import (
     held_out_texts,
@@ -30,6 +30,12 @@ from jaxgpt_bench.quality.statistics import change_figures
 
 BATCH_ROWS = 8
 SPREAD = "spread evenly over the validation split"
+WHOLE = "all of the validation split"
+
+
+def which_windows(chosen: int, total: int) -> str:
+    """Say which windows of the validation split are measured, given how many of how many."""
+    return WHOLE if chosen == total else SPREAD
 
 
 def xz_bits_per_byte(content: bytes) -> float:
@@ -128,6 +134,7 @@ def quality_row(
         parse_cut=count.cut,
         size_mb=model.size_mb,
         settings=model.settings,
+        engine=model.engine,
     )
 
 
@@ -153,6 +160,7 @@ def measure_quality_of(
     models, tokenizer, block_size = compared.models, compared.tokenizer, compared.block_size
     inputs, targets = dataset.val_windows(block_size)
     chosen = spread_evenly(len(inputs), -(-tokens // block_size) or len(inputs))
+    windows = which_windows(len(chosen), len(inputs))
     inputs, targets = inputs[chosen], targets[chosen]
     predicted = targets[targets >= 0].tolist()
     say(f"measuring {len(models)} models on {len(predicted):,} tokens")
@@ -171,7 +179,7 @@ def measure_quality_of(
         reference=models[0].name,
         val_tokens=len(predicted),
         val_bytes=len(content),
-        windows=SPREAD,
+        windows=windows,
         xz_bits_per_byte=xz_bits_per_byte(content),
         left_out=None if left_out is None else {**left_out, **(failed or {})},
         rows=tuple(
@@ -210,8 +218,9 @@ def quality_table(figures: QualityFigures) -> Table:
 def markdown_block(figures: QualityFigures) -> str:
     """Return the rows as Markdown, with what they were measured on."""
     where = f", {figures.windows}" if figures.windows else ""  # files of earlier versions have none
+    by = f" Logits by {computed_by(figures.rows)}." if computed_by(figures.rows) else ""
     return (
         f"{figures.val_tokens:,} held-out tokens{where} ({figures.val_bytes:,} bytes; xz -9e "
         f"{figures.xz_bits_per_byte:.3f} bits a byte), against {figures.reference}; {figures.date}, "
-        f"commit {figures.commit}, {figures.machine.cpu}.\n\n{quality_table(figures).markdown()}"
+        f"commit {figures.commit}, {figures.machine.cpu}.{by}\n\n{quality_table(figures).markdown()}"
     )

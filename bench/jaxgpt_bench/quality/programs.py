@@ -70,7 +70,10 @@ def open_programs(
             name = contestant.name
             if name in [model.name for model in models]:  # float32 weights of another training
                 name += f" ({contestant.path.name})"
-            models.append(ComparedModel(name, program.forward, None, size_mb, settings=settings))
+            engine = contestant.program.engine
+            models.append(
+                ComparedModel(name, program.forward, None, size_mb, settings=settings, engine=engine)
+            )
         yield models, left_out
 
 

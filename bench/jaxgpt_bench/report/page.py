@@ -32,6 +32,7 @@ from jaxgpt_bench.common.tables import (
     SPEED,
     TOP1,
     Column,
+    computed_by,
     filled,
     table,
 )
@@ -191,6 +192,7 @@ def render(
         figures=figures,
         verdict=verdict(figures.models),
         rate_text=rate_text,
+        computed_by=computed_by,
         without_folders=without_folders,
         train=figures.train,
         quality=quality,
