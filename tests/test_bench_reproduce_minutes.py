@@ -102,6 +102,19 @@ def test_what_is_measured_is_the_most_that_fits_and_never_less_than_tells_someth
     assert all(after[name] >= before[name] for name in STAGES)
 
 
+def test_answers_have_their_time_where_a_recipe_asks_for_them(
+    data: Path, quick: None, tmp_path: Path
+) -> None:
+    tokens = 2 * (20 + 20) * (5 + 1) * 250  # models, requests and docstrings, draws and greedy, of an answer
+    with Clock(tmp_path, None) as clock:
+        found = [
+            plan.planned(asked(60.0), recipe, open_dataset(data), clock).planned_s["answers"]
+            for recipe in (RECIPE, dataclasses.replace(RECIPE, answers=True))
+        ]
+    assert found[0] == 0
+    assert 0.001 * tokens < found[1] < 2 * 0.001 * tokens  # at FakeProbe's rate, and something for the rest
+
+
 def test_a_t4_and_an_h200_get_the_micro_batch_that_their_memory_holds() -> None:
     model = ModelConfig(50_257, 1024, 12, 12, 768, dropout=0.1)
 
@@ -380,6 +393,16 @@ def test_an_experiment_in_minutes_ends_with_small_files_of_all_that_matters(
     before = (out / "quality.json").read_bytes()
     assert command(*call)[0] == 0
     assert (out / "quality.json").read_bytes() == before
+
+
+def test_answers_are_among_what_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "answers.md").write_text("Read this first")
+    (tmp_path / "answers.json").write_text('{"answers": [{"kind": "fp32"}]}')
+    with Clock(tmp_path, None) as clock:
+        results.write_results(tmp_path, clock)
+    assert (tmp_path / "results" / "answers.md").read_text() == "Read this first"
+    measured = json.loads((tmp_path / "results" / "measured.json").read_text())
+    assert measured["answers"] == {"answers": [{"kind": "fp32"}]}
 
 
 def test_what_is_too_large_to_be_sent_is_left_out_and_metrics_are_thinned(

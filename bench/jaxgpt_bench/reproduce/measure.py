@@ -20,6 +20,7 @@ from jaxgpt_bench.quality.measure import SPREAD
 from jaxgpt_bench.quality.samples import FIXED_PROMPTS, SEED, TEMPERATURES, fixed_samples
 from jaxgpt_bench.reproduce.build import Built
 from jaxgpt_bench.reproduce.memorization import word_for_word
+from jaxgpt_bench.reproduce.minutes.costs import DRAWS
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.other_text import OtherText, loss_on
 from jaxgpt_bench.reproduce.recipes import Recipe
@@ -30,7 +31,6 @@ from jaxgpt_bench.speed.options import SpeedOptions
 # Other programs that read the float32 artifact as it is: with --minutes those alone are measured.
 WITHOUT_CONVERSION = ("transformers", "torch-quantize-dynamic")
 ANSWERING = ("fp32", "int8-dynamic")  # folders of the models that answer requests
-DRAWS = 5  # times that each request is answered: one draw of 20 says little
 SAMPLED = ("torch-fp32", "int8-dynamic")  # models that continue the fixed prompts
 
 

@@ -8,6 +8,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from jaxgpt_bench.evaluate.command import LONGEST, EvaluateOptions
+from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.reproduce.minutes.probe import CpuSpeed
 from jaxgpt_bench.reproduce.recipes import Recipe
 
@@ -27,7 +29,11 @@ PROMPT_TOKENS, PREFILLED_TOKENS = 16, 512  # of the speed measurement
 LOOKED_UP_S = 1.2e-6  # of a training token on one core, to look its runs up
 LOOKING_CORES = 8  # that this uses at most
 
-STAGES = ("convert", "quantize", "quality", "samples", "other-text", "memorization", "speed", "report")
+DRAWS = 5  # times that each request is answered by chance, and once greedily: one draw of 20 says little
+ANSWERING_MODELS = 2  # float32 and INT8
+
+STAGES = ("convert", "quantize", "quality", "samples", "answers", "other-text", "memorization", "speed",
+          "report")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ class Experiment:
       methods: quantizations.
       conversions: 1, or 2 with a quantization-aware training.
       other_tokens: of the texts from elsewhere, about.
+      answers: requests and held-out docstrings are answered.
     """
 
     cpu: CpuSpeed
@@ -82,6 +89,7 @@ class Experiment:
     methods: int
     conversions: int
     other_tokens: int
+    answers: bool = False
 
     def seconds(self, amounts: Amounts) -> dict[str, float]:
         """Return the seconds of each stage after the training; conversions and methods all together."""
@@ -93,12 +101,15 @@ class Experiment:
         uncached = UNCACHED_ROWS * amounts.tokens * context * a_token
         a_round = SPEED_ROWS * (amounts.tokens * decode + PREFILLED_TOKENS * a_token) + uncached
         looked_up = self.train_tokens * LOOKED_UP_S / min(self.cpu.cores, LOOKING_CORES)
+        asked = (len(REQUESTS) + EvaluateOptions.texts) * (DRAWS + 1) if self.answers else 0
+        answered = ANSWERING_MODELS * asked * LONGEST * decode * DECODE_FACTOR
         other = models * self.other_tokens * a_token * QUALITY_FACTOR
         return {
             "convert": self.conversions * (2 * FIXED_S + CONVERT_TOKENS * a_token),
             "quantize": self.methods * (2 * FIXED_S + QUANTIZE_TOKENS * a_token),
             "quality": FIXED_S + measured + written,
             "samples": FIXED_S + 2 * FIXED_SAMPLES * amounts.sample_tokens * decode * DECODE_FACTOR,
+            "answers": FIXED_S + answered if answered else 0.0,
             "other-text": FIXED_S + other if other else 0.0,
             "memorization": FIXED_S + looked_up,
             # A round before those that count, in which each program's environment is chosen.

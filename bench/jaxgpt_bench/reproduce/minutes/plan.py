@@ -260,6 +260,7 @@ def _experiment(asked: Asked, recipe: Recipe, dataset: Dataset, cpu: CpuSpeed, b
         methods=asked.methods,
         conversions=1 if recipe.qat is None else 2,
         other_tokens=asked.other_tokens,
+        answers=recipe.answers,
     )
 
 

@@ -3,7 +3,8 @@
 report.html, report.json   the page and its figures (once everything is measured)
 run.json                   the plan and what it took, the calls, losses and step times of both trainings
 profile.json               where a training step's time goes (on a GPU)
-measured.json              all that the stages measured, every sample included
+measured.json              all that the stages measured, every sample and answer included
+answers.md                 the answers to requests, for readers (of presets that are asked some)
 
 Written at the end of each call, of what there is.
 """
@@ -22,8 +23,8 @@ from jaxgpt_bench.reproduce.minutes.clock import Clock, clock_text
 from jaxgpt_bench.reproduce.minutes.plan import PLAN
 
 FOLDER = "results"
-COPIED = ("report.html", "report.json", "profile.json")
-MEASURED = ("quality", "samples", "memorization", "speed")
+COPIED = ("report.html", "report.json", "profile.json", "answers.md")
+MEASURED = ("quality", "samples", "answers", "memorization", "speed")
 RUNS = ("run", "qat")
 MOST_ROWS = 1000  # of a training's metrics
 MOST_BYTES = 4_000_000  # of a file
