@@ -2,26 +2,23 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
-
-from jaxgpt_export.format.certificate import altered_files, read_certificate
-from jaxgpt_export.verify import VerifyOptions, verify
+from typing import Any
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError, brief
 from jaxgpt.shared.files import check_replaceable, sha256_of, write_atomic
 from jaxgpt_bench.evaluate.requests import REQUESTS
+from jaxgpt_bench.reproduce.artifacts import converted, quantized, weights_sha256
 from jaxgpt_bench.reproduce.memorization import Corpus
 from jaxgpt_bench.reproduce.minutes.plan import PLAN, Asked, Plan, fitted, planned, read_plan, with_amounts
 from jaxgpt_bench.reproduce.minutes.step_profile import profile_command, step_profile
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.other_text import parse_other
 from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, Recipe
-from jaxgpt_bench.reproduce.stages import Stages, made_by_removing, require
-from jaxgpt_bench.reproduce.training_run import best_step, made_of_run, trained
+from jaxgpt_bench.reproduce.stages import Stages, made_by_removing
+from jaxgpt_bench.reproduce.training_run import made_of_run, trained
 
 # Method of `jaxgpt-export quantize` (row of the tables and folder too), the folder it is made from.
 QUANTIZED = (
@@ -270,84 +267,3 @@ def reading_options(recipe: Recipe, source: str, held_out: Path) -> dict[str, An
     write_atomic(held_out, "".join(f"{request.text}\n" for request in REQUESTS))
     asking = {"code": "requests", "template": TEMPLATE, "held_out": held_out}
     return {**files, **asking, "answers_only": not recipe.learns_requests}
-
-
-def weights_sha256(artifact: Path) -> str:
-    """Return the hash of an artifact's weights from its certificate, with which its files were compared."""
-    return str(read_certificate(artifact)["files"]["model.safetensors"])
-
-
-def converted(stages: Stages, out: Path, run: Path, dataset: Dataset) -> Path:
-    """Return the float32 artifact of a run, converted where there is none that fits.
-
-    Raises:
-      StoppedError: it is too far from the run.
-    """
-    expected = {
-        "run_config_sha256": sha256_of(run / "config.json"),
-        "step": best_step(run),
-        "manifest_sha256": dataset.sha256,
-    }
-
-    def fits(certificate: dict[str, Any]) -> bool:
-        origin = certificate["origin"]
-        found = {**origin, "manifest_sha256": origin.get("data", {}).get("manifest_sha256")}
-        return certificate["kind"] == "fp32" and all(found.get(key) == expected[key] for key in expected)
-
-    if _is_kept(stages, "convert", out, fits):
-        return out
-    from jaxgpt_export.convert import ConvertOptions, convert
-
-    with stages.doing("convert", f"{run} -> {out}"):
-        require(convert(ConvertOptions(run, out, data=dataset.folder, overwrite=True)), "convert")
-        require(verify(VerifyOptions(out, run)), "convert")
-    return out
-
-
-def quantized(stages: Stages, out: Path, method: str, parent: Path, dataset: Dataset) -> Path:
-    """Return the artifact of a method, quantized where there is none that fits.
-
-    Raises:
-      StoppedError: it does not hold what its certificate says.
-    """
-    from jaxgpt_export.quantize.methods import find_method
-
-    parent_sha256 = weights_sha256(parent)
-
-    def fits(certificate: dict[str, Any]) -> bool:
-        return (
-            certificate.get("method") in (method, *find_method(method).aliases)
-            and certificate["origin"].get("parent_sha256") == parent_sha256
-            and "quality" in certificate  # it was given data
-            and certificate.get("calibration", {}).get("observer") != "nearest"
-        )
-
-    if _is_kept(stages, "quantize", out, fits):
-        return out
-    from jaxgpt_export.quantize.command import QuantizeOptions, quantize
-
-    with stages.doing("quantize", f"{parent} -> {out}"):
-        require(
-            quantize(QuantizeOptions(parent, cast(Any, method), out, dataset.folder, overwrite=True)),
-            "quantize",
-        )
-        require(verify(VerifyOptions(out)), "quantize")
-    return out
-
-
-def _is_kept(stages: Stages, name: str, out: Path, fits: Callable[[dict[str, Any]], bool]) -> bool:
-    """Tell whether an artifact is kept: its certificate is whole, fits, and so do its files' hashes."""
-    if not out.exists() or name in stages.redo:
-        return False
-    try:
-        certificate = read_certificate(out)
-        why = "is of another model or setting" if not fits(certificate) else ""
-        if not why and (altered := altered_files(out, certificate)):
-            why = f"was altered ({', '.join(altered)})"
-    except UserError as error:
-        why = f"can't be read ({error})"
-    if why:
-        say(f"[{name}] {out} {why}")
-        return False
-    stages.kept(name, f"{out}, its certificate and hashes fit", certificate)
-    return True

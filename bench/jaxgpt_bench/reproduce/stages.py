@@ -1,9 +1,9 @@
 """The stages of a reproduction: each is kept where its output fits what it would be made from.
 
 Nothing beside the outputs says what is done: a data set has its manifest, a run its configuration and
-summary, an artifact its certificate with the hash of its parent, a measurement the hashes of the models that
-it was made from. So a folder that the single commands filled is taken over, and one that was changed is
-noticed. Each output appears under its name when it is whole.
+summary, an artifact its certificate with the hash of its parent or the run's own weights, a measurement the
+hashes of the models that it was made from. So a folder that the single commands filled is taken over, and one
+that was changed is noticed. Each output appears under its name when it is whole.
 """
 
 import contextlib

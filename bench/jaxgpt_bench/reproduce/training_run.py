@@ -39,7 +39,10 @@ def trained(
     if (out / "config.json").exists():
         with made_by_removing(out):
             read_run_config(out)
-    if is_finished(options, dataset):
+    # What it began with may have been trained again.
+    with contextlib.nullcontext() if options.init is None else made_by_removing(out):
+        finished = is_finished(options, dataset)
+    if finished:
         stages.kept(name, f"{out} is this training, finished", made_of_run(out))
         return out
     clock = stages.clock
@@ -120,7 +123,7 @@ def is_finished(options: Any, dataset: Dataset) -> bool:
     from jaxgpt.training.run.folder import require_same_training
     from jaxgpt.training.run.init_from import open_init_source
 
-    if not (options.out / "summary.json").exists():
+    if not (options.out / "config.json").exists():
         return False
     initial = None if options.init is None else open_init_source(options.init)
     config = run_config(options, dataset, initial)
@@ -129,7 +132,8 @@ def is_finished(options: Any, dataset: Dataset) -> bool:
     if initial is not None:
         config = dataclasses.replace(config, init=initial.read(config.model)[1])
     require_same_training(options.out, config)
-    return read_summary(options.out).get("steps") == config.train.max_steps
+    whole = (options.out / "summary.json").exists()
+    return whole and read_summary(options.out).get("steps") == config.train.max_steps
 
 
 def best_step(run: Path) -> int:
