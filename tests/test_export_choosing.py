@@ -1,18 +1,31 @@
 import copy
+import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command, assert_one_line_error
-from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
+from jaxgpt_export.format.artifact import read_artifact, write_artifact
+from jaxgpt_export.format.scheme import LayerScheme
+from jaxgpt_export.format.tensors import to_hf_layout
+from jaxgpt_export.model.build import as_arrays
+from jaxgpt_export.parity.metrics import Parity
+from jaxgpt_export.parity.quality import Quality, measure_quality
 from jaxgpt_export.quantize.auto import choose, high_precision_layers, table_row
+from jaxgpt_export.quantize.calibration import collect_inputs
 from jaxgpt_export.quantize.command import _quality
-from jaxgpt_export.quantize.methods import find_method
-from jaxgpt_export.quantize.quantizer import Quantizer
+from jaxgpt_export.quantize.layer_order import round_in_order
+from jaxgpt_export.quantize.methods import Method, find_method, uniform_schemes
+from jaxgpt_export.quantize.quantizer import Quantizer, spread_windows
 from jaxgpt_export.quantize.sensitivity import sensitivity, worst_layers
+from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
 from jaxgpt.shared.architecture import linear_layers
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 
@@ -70,6 +83,93 @@ def test_auto_takes_the_first_within_the_bound_from_the_cheapest_on(quantizer: Q
         "int8-weight-only",
     ] * 2
     assert [len(row["kept"]) for row in rows] == [0] * 7 + [1] * 7
+
+
+class CheapMethod(Method):
+    """Rounds weights to 8 bits, under another name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def schemes(self, config: ModelConfig) -> dict[str, LayerScheme]:
+        return uniform_schemes(config, "float")
+
+    def quantize(self, quantizer: Quantizer, schemes: dict[str, LayerScheme]) -> QuantizedStateDict:
+        return quantizer.candidate(self.name, schemes)
+
+
+def quality_of(loss: float, kl: float) -> Quality:
+    return Quality(loss, 1000, Parity(0.0, 0.0, kl, kl, 1.0), None, (loss,), (1000,))
+
+
+def test_auto_passes_over_what_costs_more_than_the_bound(
+    quantizer: Quantizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that the loss rises by, then one that it falls by; nothing is measured but by `costs`."""
+    methods: list[Method] = [CheapMethod(name) for name in ("cheapest", "dearer", "dearest")]
+    costs = iter([(2.0, 2.02), (2.0, 2.005), (2.0, 2.0)])
+    monkeypatch.setattr("jaxgpt_export.quantize.auto.cheapest_first", lambda _: methods)
+    monkeypatch.setattr("jaxgpt_export.quantize.auto.speed_against_float", lambda *_: 1.0)
+
+    def measure(_: torch.nn.Module) -> tuple[Quality, Quality]:
+        before, after = next(costs)
+        return quality_of(before, 0.0), quality_of(after, 0.125)
+
+    made, rows = choose(quantizer, measure, 0.01)
+    assert made is not None
+    assert made.quantization.method == "dearer"
+    assert [row["method"] for row in rows] == ["cheapest", "dearer"]
+    assert [row["loss_increase"] for row in rows] == pytest.approx([0.02, 0.005])
+    assert [row["kl_mean"] for row in rows] == [0.125, 0.125]
+
+
+def test_candidates_are_compared_on_text_that_calibration_did_not_see(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token of the training split is another one, and so names its place."""
+    config = ModelConfig(vocab_size=1500, block_size=24, n_layer=1, n_head=2, n_embd=16)
+    content = to_hf_layout(as_arrays(random_tensors(config)), config)
+    write_artifact(tmp_path, config, None, content, placeholder_tokenizer(config.vocab_size))
+    train = np.arange(1500, dtype=np.uint16)
+    seen: dict[str, set[int]] = {"calibration": set(), "gptq": set(), "choice": set()}
+    collect, in_order, measured = collect_inputs, round_in_order, measure_quality
+
+    def collecting(model: torch.nn.Module, tokens: torch.Tensor) -> object:
+        seen["calibration"] |= set(tokens.flatten().tolist())
+        return collect(model, tokens)
+
+    def rounding(config: ModelConfig, tensors: object, tokens: torch.Tensor, *more: object) -> None:
+        seen["gptq"] |= set(tokens.flatten().tolist())
+        in_order(config, tensors, tokens, *more)
+
+    def measuring(models: object, windows: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> object:
+        found = list(windows)
+        seen["choice"] |= {token for pair in found for part in pair for token in part.flatten().tolist()}
+        return measured(models, found)
+
+    monkeypatch.setattr("jaxgpt_export.quantize.quantizer.collect_inputs", collecting)
+    monkeypatch.setattr("jaxgpt_export.quantize.quantizer.round_in_order", rounding)
+    monkeypatch.setattr("jaxgpt_export.quantize.quantizer.measure_quality", measuring)
+    quantizer = Quantizer(read_artifact(tmp_path), dataclasses.replace(open_dataset(data), train=train))
+    find_method("int4-weight-only").apply(quantizer)
+    find_method("int8-weight-only").apply(quantizer)
+    assert all(len(tokens) > 600 for tokens in seen.values())
+    assert not (seen["calibration"] | seen["gptq"]) & seen["choice"]
+
+
+@pytest.mark.parametrize("count", [3, 80, 1000])
+def test_windows_of_the_other_shift_overlap_none(count: int) -> None:
+    tokens = np.arange(4000, dtype=np.uint16)
+    first, second = (spread_windows(tokens, 24, count, shift) for shift in (0, 1))
+    assert first.shape == second.shape == (min(count, 4000 // 48), 24)
+    for windows in (first, second):
+        assert torch.equal(windows, windows[:, :1] + torch.arange(24, dtype=torch.int32)[None])
+        assert len(windows.unique()) == windows.numel()
+    assert not set(first.flatten().tolist()) & set(second.flatten().tolist())
 
 
 def test_a_head_of_4_bits_is_not_among_the_layers_to_keep(quantizer: Quantizer) -> None:

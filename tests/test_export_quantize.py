@@ -19,16 +19,19 @@ from jaxgpt_export.quantize.activation import (
     smoothing_vector,
 )
 from jaxgpt_export.quantize.calibration import LayerInput, collect_inputs
+from jaxgpt_export.quantize.command import QUALITY_TOKENS
 from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.smoothing import fold_smoothing
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
 from jaxgpt.shared.architecture import HEAD, linear_layers, matrices
 from jaxgpt.shared.config import CLIPPING_SHARES, ModelConfig
+from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import sha256_of
 
 CONFIG = ModelConfig(vocab_size=97, block_size=24, n_layer=2, n_head=4, n_embd=32)
+MEASURED_AGAIN = 1e-6  # nats: float32 sums of windows that ran one at a time here, in fours there
 
 
 def test_folded_smoothing_leaves_the_float_model_unchanged() -> None:
@@ -176,6 +179,37 @@ def test_loss_increase_is_small_and_recorded(
         assert sum(name.endswith(", gptq, fine") for name in tried) == 1
         kl = {name: row["kl_mean"] for name, row in certificate["calibration"]["observers"].items()}
         assert certificate["calibration"]["observer"] == min(kl, key=lambda name: kl[name])
+
+
+def validation_log_p(artifact: Path, inputs: np.ndarray) -> torch.Tensor:
+    """Log-probabilities (N, V) of what follows each token of windows, in float64."""
+    model = build_model(read_artifact(artifact))
+    with torch.inference_mode():
+        logits = torch.cat([model(torch.from_numpy(row[None]).long())[0] for row in inputs])
+    return torch.log_softmax(logits.double(), -1)
+
+
+@pytest.mark.parametrize("method", ["int8_static", "int4"])
+def test_the_certified_quality_is_what_both_artifacts_give_on_the_validation_text(
+    method: str, fp32: Path, data: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(method)
+    quality = json.loads((folder / "certificate.json").read_text())["quality"]
+    block_size = read_artifact(fp32).config.block_size
+    inputs, targets = (
+        each[: QUALITY_TOKENS // block_size] for each in open_dataset(data).val_windows(block_size)
+    )
+    counted = torch.from_numpy(targets.ravel() >= 0)
+    wanted = torch.from_numpy(targets.ravel()).long()[counted, None]
+    before, after = (validation_log_p(each, inputs)[counted] for each in (fp32, folder))
+    losses = [-float(log_p.gather(1, wanted).mean()) for log_p in (before, after)]
+    assert quality["tokens"] == len(wanted)
+    assert [quality["float_loss"], quality["quantized_loss"]] == pytest.approx(losses, abs=MEASURED_AGAIN)
+    assert quality["loss_increase"] == pytest.approx(losses[1] - losses[0], abs=MEASURED_AGAIN)
+    assert quality["loss_increase"] != 0
+    kl = float((before.exp() * (before - after)).sum(dim=1).mean())
+    assert quality["against_float"]["kl_mean"] == pytest.approx(kl, rel=1e-3)
+    assert kl > 100 * MEASURED_AGAIN**2
 
 
 def test_int8_artifact_can_not_be_quantized_again(
