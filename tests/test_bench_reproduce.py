@@ -15,7 +15,7 @@ from jaxgpt_bench.reproduce import recipes, stages
 from jaxgpt_bench.reproduce.memorization import Corpus, longest_runs, overlap
 from jaxgpt_bench.reproduce.page.render import is_earlier_data
 from jaxgpt_bench.reproduce.recipes import HUB_SOURCE, RECIPES, Recipe, find_recipe
-from test_bench_reproduce_page import speed_figures
+from small_report import speed_figures
 
 from jaxgpt.shared.console import Result
 from jaxgpt.shared.dataset import open_dataset

@@ -1,4 +1,5 @@
-import json
+"""The page of a reproduction: all that is in its report, within its width, and where it falls short."""
+
 import re
 import shutil
 import subprocess
@@ -6,150 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxgpt_bench.common.formatting import (
-    difference_text,
-    rate_text,
-    signed,
-    verdict_sentence,
-    without_folders,
-)
-from jaxgpt_bench.common.rows import SpeedRow
-from jaxgpt_bench.quality.samples import FIXED_PROMPTS
-from jaxgpt_bench.reproduce.page.claims import best_row, claims
+from jaxgpt_bench.common.formatting import without_folders
+from jaxgpt_bench.reproduce.page.claims import claims
 from jaxgpt_bench.reproduce.page.render import commands, markdown_block, read_report, render, templates
 from jaxgpt_bench.reproduce.page.tables import engine_table, quality_table, speed_table, stage_table
 from matplotlib.textpath import TextPath
+from small_report import COMMITTED, LONG, ROOT, claim_rows, committed_report, plain, small_report
 
 from jaxgpt.shared.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-COMMITTED = ROOT / "bench" / "results" / "reproduce_reference.json"
 WIDTHS = (1280, 390)
-LONG = "a" * 90
 FONT_PIXELS, PADDING = 0.82 * 16, 0.8 * 16  # of a table with the class tight
 PAGE_WIDTH = (60 - 2 * 1.2) * 16
 SMALLEST_TEXT = 8  # points, in charts
-MACHINE = {
-    "cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux", "python": "3.11",
-    "packages": {"jax": "1"}, "instruction_sets": ["avx2", "avx512_vnni"],
-}  # fmt: skip
 SECTIONS = (
     "The claim", "Training", "Every model: quality", "Every model: speed", "Text from elsewhere",
     "Learned by heart?", "Samples, float32 and INT8 side by side", "Where it falls short", "Provenance",
 )  # fmt: skip
-
-
-def speed_row(engine: str, precision: str, rate: float, **other: Any) -> dict[str, Any]:
-    """A row as `jaxgpt-bench generate` gives it; the rate is that of the whole time."""
-    return {
-        "engine": engine, "precision": precision, "cached": True, "every_logit": False,
-        "decode_tokens_per_s": {"median": 1.25 * rate, "min": rate, "max": 1.5 * rate},
-        "seconds": {"median": 250 / rate, "min": 220 / rate, "max": 270 / rate},
-        "prefill_tokens_per_s": {"median": 9 * rate, "min": 8 * rate, "max": 9 * rate},
-        "bytes_per_token": 2_000_000, "read_gb_s": 0.006 * rate, "settings": {},
-        "ceiling_tokens_per_s": 3 * rate, "ceiling_share": 1 / 3, "file_mb": 1.5,
-        "peak_rss_mb": 300.0, "greedy_agrees": 240, "greedy_tokens": [1] * 250, **other,
-    }  # fmt: skip
-
-
-def speed_figures() -> dict[str, Any]:
-    """What `jaxgpt-bench generate` gives, without the minutes."""
-    found = [
-        speed_row("jaxgpt-torch", "fp32", 50.0),
-        speed_row("jaxgpt-native", "int8-dynamic", 400.0),
-        speed_row("jaxgpt-torch", "int8-dynamic", 100.0),
-        speed_row("jaxgpt-torch", "int8-static-qat", 120.0),
-        speed_row("jaxgpt-flax", "fp32", 30.0),
-        speed_row("transformers", "fp32", 60.0),
-        speed_row("transformers", "fp32", 10.0, cached=False, every_logit=True),
-        speed_row("torch-quantize-dynamic", "int8-dynamic", 66.0),
-        speed_row("onnxruntime", "fp32", 80.0),
-        speed_row("onnxruntime", "int8-weight-only", 420.0),
-        speed_row("onnxruntime", "int4-weight-only", 900.0),
-    ]
-    model = {"n_layer": 2, "n_embd": 32}
-    return {
-        "settings": {"preset": None, "model": model, "tokens": 250, "prompt_tokens": 16, "threads": 2},
-        "rounds": 1, "bandwidth_gb_s": [10.0], "rows": found,
-        "left_out": {"openvino": "openvino not installed (pip install openvino)"},
-        "machine": MACHINE,
-        "date": "2026-01-03T04:05:06+00:00", "commit": "5beed",
-    }  # fmt: skip
-
-
-def small_report() -> dict[str, Any]:
-    """A report.json as a run gives it, of few models."""
-    row = {"val_loss": 2.0, "loss_increase": 0.0, "difference_error": None, "kl_mean": None, "fastest": None,
-           "top1_agreement": 1.0, "parse_share": 0.5, "parse_cut": 5, "size_mb": 8.0,
-           "val_bits_per_byte": 0.9, "kl_max": None, "max_abs_logit_diff": None}  # fmt: skip
-    compared = {**row, "kl_mean": 1e-4}
-    sample = {"prompt": FIXED_PROMPTS[0], "temperature": 0.0, "model": "torch-fp32",
-              "finish_reason": "length",
-              "text": "<script>alert(1)</script> " + "x" * 900, "tokens": 250,
-              "verbatim": {"tokens": 3, "text": "x x"}}  # fmt: skip
-    return {
-        "preset": "cpu", "about": "a test", "date": "2026-01-04T04:05:06+00:00", "commit": "c0ffee",
-        "command": f"jaxgpt-bench reproduce cpu --out runs/{LONG} --other-text 'head.jsonl=rows & more'",
-        "machine": MACHINE,
-        "data": {"source": "packages:numpy,jax", "revision": "numpy 2", "is_the_original_s": False,
-                 "tokenizer": {"name": "bpe:384"},
-                 "counts": {"train_documents": 9, "val_documents": 3, "val_overlapping": 208},
-                 "manifest_sha256": "ab" * 32},
-        "train": {"preset": "small", "steps": 40, "parameters": 5_900_000, "tokens_seen": 9_800_000,
-                  "step_taken": 40, "xz_bits_per_byte": 1.6,
-                  "curve": {"train": [[1, 5.0], [40, 2.5]], "val": [[20, 3.0], [40, 2.0]]}},
-        "parity": {"max_abs_logit_diff": 1e-5},
-        "files": {"model.safetensors": "cd" * 32},
-        "quality": {"reference": "flax-fp32", "val_tokens": 1024, "val_bytes": 4096, "xz_bits_per_byte": 1.6,
-                    "windows": "spread evenly over the validation split",
-                    "parse_held_out": {"texts": 24, "parse": 13, "cut": 9},
-                    "date": "2026-01-02T04:05:06+00:00", "commit": "900d", "parse_samples": 24,
-                    "parse_tokens": 200, "machine": MACHINE},
-        "models": [
-            {**row, "name": "flax-fp32"},
-            {**compared, "name": "torch-fp32", "loss_increase": -4e-9, "difference_error": 1e-9},
-            {**compared, "name": "fp32-qat", "val_loss": 1.98, "loss_increase": -0.02,
-             "difference_error": 0.001},
-            {**compared, "name": "int8-dynamic", "val_loss": 2.001, "loss_increase": 0.001,
-             "difference_error": 0.0007, "size_mb": 2.0},
-            {**compared, "name": "int8-static-qat", "val_loss": 1.983, "loss_increase": -0.017,
-             "difference_error": 0.001, "size_mb": 2.0,
-             "parent": {"name": "fp32-qat", "difference": 0.003, "difference_error": 0.0004, "kl_mean": 3e-4,
-                        "top1": 0.987}},
-        ],
-        "original": {"val_loss": (1.3223, 1.3350), "size_mb": (620.33, 148.88), "tokens_per_s": (2.95, 4.01)},
-        "speed": speed_figures(),
-        "samples": [sample, {**sample, "model": "int8-dynamic"},
-                    {**sample, "temperature": 0.8, "text": "def average():\n    pass"}],
-        "sampling": {"seed": 0, "longest": 250},
-        "other_text": [{"file": "head.jsonl", "about": "rows & more", "sha256": "ef" * 32, "documents": 356,
-                        "tokens": 9, "bytes": 30, "documents_shared_with_training": 0,
-                        "xz_bits_per_byte": 1.8,
-                        "rows": [{"name": "flax-fp32", "loss": 3.5, "loss_increase": 0.0,
-                                  "difference_error": None, "bits_per_byte": 1.9},
-                                 {"name": "int8-dynamic", "loss": 3.6, "loss_increase": 0.1,
-                                  "difference_error": 0.02, "bits_per_byte": 1.95}]}],
-        "memorization": {"overlap": {"run_tokens": 50, "documents": 1913, "sharing": 0,
-                                     "dropped": 208, "too_short": 77},
-                         "train_tokens": 12_875_930,
-                         "summary": [
-                             {"name": "held-out", "texts": 24, "median_tokens": 12.5, "max_tokens": 49,
-                              "whole": 0},
-                             {"name": "int8-dynamic", "texts": 24, "median_tokens": 9.0, "max_tokens": 31,
-                              "whole": 0}]},
-        "stages": [{"stage": "data", "kept": True, "seconds": 0.0},
-                   {"stage": "train", "kept": True, "seconds": 0.0,
-                    "made": {"date": "2026-01-01T04:05:06+00:00", "commit": "7ea1", "seconds": 4321.0}}],
-    }  # fmt: skip
-
-
-def committed_report() -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(COMMITTED.read_text())
-    return report
-
-
-def plain(page: str) -> str:
-    return re.sub(r"<[^>]+>", "\n", page).replace("&#39;", "'").replace("&amp;", "&")
 
 
 def said(report: dict[str, Any], macro: str) -> list[str]:
@@ -161,13 +35,6 @@ def said(report: dict[str, Any], macro: str) -> list[str]:
 def text_width(text: str) -> float:
     """Pixels of a text in a table, in DejaVu Sans, which is wider than the page's fonts."""
     return float(TextPath((0, 0), text, size=FONT_PIXELS).get_extents().width) if text.strip() else 0.0
-
-
-def claim_rows(report: dict[str, Any]) -> list[list[str]]:
-    """The table of claims, as docs/reproduction.md has it."""
-    lines = markdown_block(report).split("\n")
-    at = next(index for index, line in enumerate(lines) if line.startswith("| float32 to INT8"))
-    return [line.strip("| ").split(" | ") for line in lines[at + 2 : at + 8]]
 
 
 @pytest.fixture(scope="module", params=["small", "committed"])
@@ -212,79 +79,6 @@ def test_a_run_that_was_changed_on_its_way_says_so() -> None:
     changed = {"train.max_steps": {"from": 20, "to": 40}, "data": {"from": {}, "to": {}}}
     report["train"]["overrides"] = [{"step": 20, "changed": changed}]
     assert "After step 20 the run was changed on purpose: train.max_steps, data." in render(report)
-
-
-def test_only_like_is_judged_against_the_earlier_project_and_every_pair_is_named() -> None:
-    report = small_report()
-    loss, size, method, anyone, own, uncached = claim_rows(report)
-    assert (loss[0], loss[3]) == ("validation loss, nats", "not comparable: another model, another text")
-    assert size[3] == "shrinks the file less"
-    assert method[2:] == [
-        "60.0 to 66.0 (1.10 times): transformers fp32 → torch-quantize-dynamic int8-dynamic", "gains less",
-    ]  # fmt: skip
-    assert anyone[2].startswith("80.0 to 420 (5.25 times): onnxruntime fp32 → onnxruntime int8-weight-only")
-    assert own[2].startswith("50.0 to 400 (8.00 times): jaxgpt-torch fp32 → jaxgpt-native int8-dynamic")
-    assert uncached[2].startswith("10.0 to 400 (40.00 times): transformers fp32, no KV cache, every logit")
-    assert all("together: no verdict" in row[3] for row in (own, uncached))
-    rows = report["speed"]["rows"]
-    for rate, so in ((55.0, "is slower"), (66.0, "gains less"), (90.0, "gains more")):
-        rows[7] = speed_row("torch-quantize-dynamic", "int8-dynamic", rate)
-        assert claim_rows(report)[2][3] == so
-    del rows[7]
-    assert claim_rows(report)[2][2:] == ["not measured"]
-
-
-def test_claims_are_figures_of_the_rows_they_name() -> None:
-    found = claims(read_report(small_report()))
-    assert found.loss.difference == pytest.approx(0.001)
-    assert found.size.times_smaller == 4.0
-    assert found.their_size.times_smaller == pytest.approx(620.33 / 148.88)
-    fastest, own = found.speeds["fastest of any"], found.speeds["this project's"]
-    assert fastest is not None
-    assert own is not None
-    assert [row.name for row in fastest.rows] == ["onnxruntime fp32", "onnxruntime int8-weight-only"]
-    assert own.rates.times == pytest.approx(400 / 50)
-
-
-def test_the_earlier_project_s_data_is_called_by_its_name() -> None:
-    report = small_report()
-    assert "not the earlier project's data set" in markdown_block(report)
-    report["data"]["is_the_original_s"] = True
-    assert "of flytech/python-codes-25k, the earlier project's data set" in markdown_block(report)
-    assert "not the earlier project" not in render(report)
-
-
-def test_the_fastest_engine_of_this_project_stands_for_a_model() -> None:
-    rows = [SpeedRow.from_json(row) for row in speed_figures()["rows"]]
-    for name, engine in (
-        ("int8-dynamic", "jaxgpt-native"), ("torch-fp32", "jaxgpt-torch"), ("flax-fp32", "jaxgpt-flax"),
-    ):  # fmt: skip
-        found = best_row(name, rows)
-        assert found is not None
-        assert found.engine == engine
-    assert best_row("int8-weight-only", rows) is None  # measured with a peer alone
-    assert best_row("fp32-qat", rows) is None
-
-
-def test_numbers_are_printed_with_what_they_rest_on() -> None:
-    assert signed(-4.7e-9) == "0"
-    assert difference_text(-4.7e-9, 1e-9) == "0"
-    assert difference_text(0.001, 0.0007, star=True) == "+0.00100 ± 0.00070 *"
-    assert difference_text(-0.02, 0.001) == "-0.02000 ± 0.00100"
-    assert difference_text(0.001, 1e-7) == "+0.00100 ± less than 0.00001"
-    assert (rate_text(3331.98), rate_text(99.94)) == ("3,332", "99.9")
-    cells = {row[0]: row for row in speed_table(read_report(small_report())).cells}
-    assert cells["int8-dynamic"][2:] == ("625 ms (550–675)", "500 (400–600)", "33%", "240 of 250")
-    assert cells["torch-fp32"][2:4] == ("5.00 s (4.40–5.40)", "62.5 (50.0–75.0)")
-    assert set(cells) == {"flax-fp32", "torch-fp32", "int8-dynamic", "int8-static-qat"}
-
-
-def test_the_trained_on_model_is_held_against_its_own_parent() -> None:
-    rows = {row[0]: row for row in quality_table(read_report(small_report())).cells}
-    assert rows["fp32-qat"][2] == "-0.02000 ± 0.00100"
-    assert rows["… against fp32-qat"][2:5] == ("+0.00300 ± 0.00040", "3.0e-04", "98.70%")
-    assert rows["int8-dynamic"][5] == "12 of 24 (5 cut)"
-    assert rows["held-out code itself"][5] == "13 of 24 (9 cut)"
 
 
 def test_the_committed_page_is_that_of_the_committed_figures() -> None:
@@ -340,18 +134,6 @@ def test_the_page_begins_with_a_verdict_in_words(report: dict[str, Any]) -> None
     smaller, faster = found.size.times_smaller, own.rates.times
     said = f"INT8 makes this model {smaller:.1f} times smaller and writes {faster:.1f} times as many tokens a"
     assert 0 < text.index(said) < text.index("By jaxgpt, which trains")
-
-
-def test_a_verdict_says_what_a_loss_means() -> None:
-    arguments = ("INT8", 3.84, 7.24)
-    assert verdict_sentence(*arguments, 0.0005, False) == (
-        "INT8 makes this model 3.8 times smaller and writes 7.2 times as many tokens a second as float32; "
-        "the right next token gets 0.05% less likely (+0.00050 nats)."
-    )
-    assert "0.10% more likely (-0.00100 nats)" in verdict_sentence(*arguments, -0.001, False)
-    for loss, unclear in ((0.0005, True), (1e-9, False)):
-        assert "costs in quality can't be told from nothing" in verdict_sentence(*arguments, loss, unclear)
-    assert "tokens a second" not in verdict_sentence("INT8", 3.84, None, 0.0005, False)
 
 
 def test_pages_and_figures_name_no_folder_of_a_machine() -> None:

@@ -16,8 +16,8 @@ from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.native.library import instruction_sets
 from jaxgpt_export.pretrained import load_pretrained
+from small_gpt2 import gpt2, save
 from small_hub import Model, SmallHub, small_hub
-from test_export_import import gpt2, save
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.shared.errors import UserError

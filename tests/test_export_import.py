@@ -1,6 +1,5 @@
 """Models of other programs become artifacts that compute the same."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,93 +11,28 @@ from conftest import Command, assert_one_line_error, rows, write_jsonl
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.format.probe import read_probe
-from jaxgpt_export.model.build import build_model
 from jaxgpt_export.parity.comparison import compare_models
-from jaxgpt_export.parity.models import open_model, transformers_model
+from jaxgpt_export.parity.models import open_model
 from jaxgpt_export.parity.probe_gates import MAX_FP32_LOGIT_DIFF
 from safetensors.torch import load_file, save_file
+from small_gpt2 import FLOAT32_TOLERANCE, assert_same, gpt2, run_import, save, small_tokenizer, tokens_for
 from torch import Tensor
 
-from jaxgpt.data.make_tokenizer import make_tokenizer
-from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.huggingface import (
-    ALIASES,
-    FIELD_TYPES,
-    SETTINGS,
-    SHAPE_FIELDS,
-    WRITTEN_SETTINGS,
-    read_hf_config,
-)
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
-
-FLOAT32_TOLERANCE = 1e-5  # two orders of float32 sums, on logits of size 1
 PAD = 7  # rows of a padded vocabulary
-SHAPE = {"n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """A small byte-level BPE."""
-    return make_tokenizer("bpe:300", [row["text"] for row in rows(40)])
-
-
-def gpt2(vocab_size: int, **settings: Any) -> Any:
-    """A random GPT-2 of transformers whose logits are not all alike."""
-    torch.manual_seed(0)
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
-    config = transformers.GPT2Config(
-        vocab_size=vocab_size, initializer_range=0.2, **SHAPE, **ends, **settings
-    )
-    model = transformers.GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # biases of 0 and gains of 1 would hide that they are swapped
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def save(model: Any, tokenizer: Tokenizer, folder: Path, **options: Any) -> Path:
-    """Write a Hugging Face folder with a tokenizer."""
-    model.save_pretrained(folder, **options)
-    tokenizer.save(folder)
-    (folder / "tokenizer.json").unlink()
-    return folder
+    return small_tokenizer()
 
 
 @pytest.fixture
 def source(tokenizer: Tokenizer, tmp_path: Path) -> Path:
     """A Hugging Face folder with a tied head."""
     return save(gpt2(tokenizer.vocab_size), tokenizer, tmp_path / "hf")
-
-
-def logits_of(model: Any, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(tokens).logits
-
-
-def tokens_for(vocab_size: int) -> Tensor:
-    return torch.randint(vocab_size, (3, 16), generator=torch.Generator().manual_seed(1))
-
-
-def run_import(command: Command, source: Path, out: Path, *more: object) -> str:
-    """Import a folder; return what was said."""
-    code, _, err = command("jaxgpt-export", "import-hf", "--source", source, "--out", out, *more)
-    assert code == 0, err
-    return err
-
-
-def assert_same(source_model: Any, out: Path, tokenizer: Tokenizer, tied: bool) -> None:
-    """The artifact gives the logits of the source, in this module and in transformers."""
-    tokens = tokens_for(tokenizer.vocab_size)
-    expected = logits_of(source_model, tokens)[..., : tokenizer.vocab_size]
-    artifact = read_artifact(out)
-    assert artifact.config.tied == tied
-    assert float((build_model(artifact)(tokens) - expected).abs().max()) <= FLOAT32_TOLERANCE
-    again = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
-    assert float((logits_of(again, tokens) - expected).abs().max()) == 0.0
-    assert artifact.tokenizer().sha256 == tokenizer.sha256
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -205,94 +139,6 @@ def test_tokenizer_json_alone_is_enough(
     path.unlink()
     call = command("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "b")
     assert_one_line_error(call, "holds no tokenizer", "merges.txt")
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"model_type": "gpt_neo"}, ("'gpt_neo'", "expected gpt2")),
-        ({"activation_function": "gelu"}, ("activation_function 'gelu'", "'gelu_new' only")),
-        ({"activation_function": "relu"}, ("activation_function 'relu'",)),
-        ({"n_inner": 64}, ("n_inner 64", "= 128")),
-        ({"scale_attn_by_inverse_layer_idx": "yes"}, ("scale_attn_by_inverse_layer_idx 'yes'",)),
-        ({"scale_attn_weights": False}, ("scale_attn_weights False",)),
-        ({"layer_norm_epsilon": 1e-6}, ("layer_norm_epsilon 1e-06", "1e-05 only")),
-        ({"n_layer": None}, ("lacks n_layer",)),
-        ({"n_layer": 3}, ("missing tensors: h.2.attn.c_attn.bias",)),
-        ({"n_layer": 1}, ("unexpected tensors: h.1.",)),
-        ({"n_head": 5}, ("n_embd (32) must be divisible by n_head (5)",)),
-        ({"n_positions": 12}, ("wpe.weight is float32 (16, 32)", "(12, 32)")),
-        ({"vocab_size": 999}, ("wte.weight is float32 (300, 32)", "(999, 32)")),
-        ({"tie_word_embeddings": False}, ("missing tensors: lm_head.weight",)),
-        ({"hidden_size": 64}, ("n_embd 32 and hidden_size 64", "leave one out")),
-        ({"model_type": None}, ("model_type None",)),
-    ],
-)
-def test_configuration_that_does_not_fit_is_one_line(
-    command: Command, source: Path, tmp_path: Path, changes: dict[str, object], parts: tuple[str, ...]
-) -> None:
-    edit_config(source, **changes)
-    call = command("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "a")
-    assert_one_line_error(call, *parts)
-    assert not (tmp_path / "a").exists()
-
-
-def test_settings_that_change_nothing_are_accepted(
-    command: Command, source: Path, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    edit_config(
-        source, n_inner=128, activation_function="gelu_pytorch_tanh", reorder_and_upcast_attn=True, n_ctx=16
-    )
-    run_import(command, source, tmp_path / "a")
-    assert_same(gpt2(tokenizer.vocab_size), tmp_path / "a", tokenizer, True)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("initializer_range", 1, "a number with a point, such as 0.02"),
-        ("use_cache", None, "true or false"),
-        ("pad_token_id", "299", "a whole number or null"),
-        ("eos_token_id", 299.0, "a whole number, several, or null"),
-        ("eos_token_id", ["299"], "a whole number, several, or null"),
-        ("n_inner", 128.0, "a whole number or null"),
-        ("summary_type", None, "a text"),
-        ("resid_pdrop", "0.1", "a number"),
-    ],
-)
-def test_a_field_of_another_type_is_one_line_for_the_reader_and_for_transformers(
-    source: Path, name: str, value: object, expected: str
-) -> None:
-    edit_config(source, **{name: value})
-    for reader in (lambda folder: read_hf_config(folder / "config.json", "it"), transformers_model):
-        with pytest.raises(UserError) as raised:
-            reader(source)
-        assert f"config.json has {name} {value!r}, expected {expected}; correct" in str(raised.value)
-
-
-def test_every_type_that_transformers_checks_is_checked_here() -> None:
-    theirs = {field.name for field in dataclasses.fields(transformers.GPT2Config)}
-    inherited = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
-    elsewhere = {*SHAPE_FIELDS.values(), *SETTINGS, *WRITTEN_SETTINGS, "tie_word_embeddings"}
-    assert theirs - inherited - elsewhere <= set(FIELD_TYPES)
-
-
-def test_names_of_other_models_and_no_model_type_are_read(
-    command: Command, source: Path, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    path = source / "config.json"
-    value = json.loads(path.read_text())
-    del value["model_type"]
-    for alias, name in ALIASES.items():
-        value[alias] = value.pop(name)
-    path.write_text(json.dumps(value))
-    run_import(command, source, tmp_path / "a")
-    assert_same(gpt2(tokenizer.vocab_size), tmp_path / "a", tokenizer, True)
 
 
 def test_masks_and_other_heads_are_left_out_here_and_in_a_comparison(
