@@ -20,6 +20,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 CONTEXT = 96
+LAST_BITS = 1e-12  # a sum of exponentials in another order, in float64
 
 
 class HistorySession:
@@ -332,6 +333,37 @@ def test_a_prompt_alone_is_scored_and_nothing_generated(tokenizer: Tokenizer) ->
     assert text.finished
     assert text.state.tokens == []
     assert len(text.prompt_scores) == CONTEXT - 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.5])
+@pytest.mark.parametrize(
+    "rules", [LogitRules(), LogitRules({3: 8.0, 5: -4.0}, 0.5, 0.25)], ids=["plain", "rules"]
+)
+def test_a_generated_token_s_score_is_the_log_softmax_of_the_model_s_own_row(
+    tokenizer: Tokenizer, temperature: float, rules: LogitRules
+) -> None:
+    """Neither temperature nor rules enter it; another text beside it, without scores, has rows of its own."""
+    session, prompt = HistorySession(tokenizer.vocab_size, 2), (5, 6, 7)
+    scheduler = Scheduler(session)
+    beside = Wish((9,), Sampling(0.7), new_tokens=12).text(tokenizer)
+    text = Wish(prompt, Sampling(temperature, seed=4), logprobs=2, rules=rules).text(tokenizer, owner=1)
+    for each in (beside, text):
+        scheduler.submit(each)
+    new = []
+    while scheduler.busy:
+        scheduler.step()
+        new += text.take()
+    assert len(new) == 12
+    model = HistorySession(tokenizer.vocab_size, 1)
+    for place, each in enumerate(new):
+        model.held[0] = [*prompt, *text.state.tokens[:place]]
+        row = model.logits(0).astype(np.float64)
+        log_p = row - np.log(np.exp(row).sum())
+        assert each.score is not None
+        assert each.score.logprob == pytest.approx(log_p[each.token], abs=LAST_BITS)
+        likely = np.argsort(-log_p, kind="stable")[:2].tolist()
+        assert [token for token, _ in each.score.top] == likely
+        assert [logprob for _, logprob in each.score.top] == pytest.approx(log_p[likely], abs=LAST_BITS)
 
 
 def test_the_pace_of_a_prompt_follows_the_time_of_a_step() -> None:
