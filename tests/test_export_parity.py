@@ -76,6 +76,28 @@ def test_losses_and_greedy_texts_are_compared(fp32: Path, int8_dynamic: Path, to
     assert compare_models(reference, reference, tokens, greedy_tokens=8).greedy_parts_at is None
 
 
+class Counting(torch.nn.Module):
+    """Continues a text by one more than its last token; the last row's, from a length on, by two more."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        self.longest = longest
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        beyond = torch.arange(tokens.shape[1])[None] + 1 > self.longest
+        last = torch.arange(len(tokens))[:, None] + 1 == len(tokens)
+        following = (tokens.long() + 1 + (beyond & last)) % 20
+        return torch.nn.functional.one_hot(following, 20).float()
+
+
+@pytest.mark.parametrize(("agreed", "parts_at"), [(0, 0), (3, 3), (4, 4), (5, None)])
+def test_greedy_texts_part_at_the_first_token_that_differs(agreed: int, parts_at: int | None) -> None:
+    rows = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]], dtype=torch.int32)
+    reference, model = open_model(Counting(100)), open_model(Counting(3 + agreed))  # half a row is 4 tokens
+    assert compare_models(reference, model, rows, greedy_tokens=5).greedy_parts_at == parts_at
+    assert compare_models(model, reference, rows, greedy_tokens=5).greedy_parts_at == parts_at
+
+
 @pytest.mark.parametrize("kind", ["fp32", "int8_dynamic", "int8_static"])
 @pytest.mark.parametrize(
     ("change", "layer"), [("swapped", "h.1.attn.c_attn"), ("transposed", "h.1.attn.c_proj")]
