@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from waiting import killed_at_end, read_line
 
-SECONDS = 60  # until a server is ready, on a busy machine
+SECONDS = 60  # until a server has answered, on a busy machine
 
 
 class Served(NamedTuple):
@@ -31,7 +31,8 @@ class Served(NamedTuple):
 
     def events(self, **body: object) -> list[Any]:
         """The events of a streamed completion; checks that they are written to the letter."""
-        with httpx.stream("POST", f"{self.address}/v1/completions", json={**body, "stream": True}) as answer:
+        wish, address = {**body, "stream": True}, f"{self.address}/v1/completions"
+        with httpx.stream("POST", address, json=wish, timeout=SECONDS) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             text = answer.read().decode()
         *events, last, end = text.split("\n\n")
@@ -40,7 +41,7 @@ class Served(NamedTuple):
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
     def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.address}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.address}/metrics", timeout=SECONDS).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(f"jaxgpt_{name}{{"))
 
 
@@ -53,9 +54,5 @@ def serving(*arguments: object) -> Iterator[Served]:
     process = subprocess.Popen(
         [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
     )
-    try:
-        assert process.stdout is not None
-        yield Served(json.loads(process.stdout.readline())["address"], process)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    with killed_at_end(process):
+        yield Served(json.loads(read_line(process, "the address of the server"))["address"], process)

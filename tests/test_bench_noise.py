@@ -35,6 +35,7 @@ from jaxgpt_bench.speed.programs import NATIVE
 from jaxgpt_bench.speed.rounds import busy_processes, speed_row
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.native.library import instruction_sets
+from waiting import SECONDS, killed_at_end, read_line
 
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import load_tokenizer
@@ -117,12 +118,12 @@ def test_a_server_that_runs_already_counts_as_ours_where_its_process_is_found(
     monkeypatch.setattr("jaxgpt_bench.serving.servers._listening", lambda address: None)
     assert cpu_seconds_beside(["http://127.0.0.1:8080"])() is None
     code = "import time\nwhile time.process_time() < 0.2: pass\nprint(1, flush=True)\ninput()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1)
+    with killed_at_end(process):
+        read_line(process, "the end of its work")
         twice = own_cpu_seconds([psutil.Process(process.pid)])
         assert twice == pytest.approx(own_cpu_seconds(), abs=0.05)  # a child is counted once
-        process.communicate(b"\n")
+        process.communicate(b"\n", timeout=SECONDS)
 
 
 def test_each_limit_has_its_words_and_a_quiet_machine_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,15 +267,13 @@ def parent_and_child(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]
         f"{start}\ntime.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    try:
-        yield parent.pid, child
-    finally:
-        parent.kill()
-        parent.communicate()
-        if not ended(child):
-            os.kill(child, signal.SIGKILL)
+    with killed_at_end(parent):
+        child = int(read_line(parent, "the number of the process that it starts"))
+        try:
+            yield parent.pid, child
+        finally:
+            if not ended(child):
+                os.kill(child, signal.SIGKILL)
 
 
 def test_a_server_ends_when_the_bench_is_killed(parent_and_child: tuple[int, int]) -> None:

@@ -25,6 +25,7 @@ from jaxgpt_export.quantize.activation import ActivationQuant
 from jaxgpt_export.quantize.gptq import round_groups
 from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
+from waiting import join
 
 from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
@@ -334,11 +335,10 @@ def test_sessions_of_several_threads_do_not_mix(tmp_path: Path) -> None:
         for turn in range(5):
             found[seed, turn] = session.prefill(text_of(CONFIG, 30, seed))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     assert all(np.array_equal(logits, expected[seed]) for (seed, _), logits in found.items())
     assert len(found) == 20
 

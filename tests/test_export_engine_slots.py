@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from jaxgpt_export.native.native_session import CacheKind, NativeSession
 from jaxgpt_export.quantize.activation import ActivationQuant
 from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
+from waiting import SECONDS, join
 
 from jaxgpt.generation.sampling import Sampler, Sampling, draws_in_numpy, top_of_row
 from jaxgpt.shared.architecture import linear_layers
@@ -157,11 +159,12 @@ def test_a_released_slot_gives_its_memory_back_and_unused_slots_take_none(long: 
 
 def test_a_length_can_be_read_while_a_step_runs(long: Artifact) -> None:
     session, seen = NativeSession(NativeModel(long, 1)), set()
-    step = threading.Thread(target=session.forward, args=(text_of(LONG.block_size),))
+    step = threading.Thread(target=session.forward, args=(text_of(LONG.block_size),), daemon=True)
     step.start()
-    while step.is_alive():
+    end = time.monotonic() + SECONDS
+    while step.is_alive() and time.monotonic() < end:
         seen.add(session.length())
-    step.join()
+    join(step)
     assert seen & {256, 512, 768}  # between two chunks of one call
     assert session.length() == LONG.block_size
 
@@ -340,13 +343,12 @@ def test_models_share_their_threads(pairs: Artifact, odd: Artifact) -> None:
             if not np.array_equal(session.forward(text), expected[which]):
                 wrong.append(which)
 
-    workers = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    workers = [threading.Thread(target=work, args=(which,), daemon=True) for which in (0, 1)]
     for worker in workers:
         worker.start()
     for _ in range(10):
         assert np.array_equal(NativeSession(NativeModel(odd, TWO_THREADS)).forward(text), expected[1])
-    for worker in workers:
-        worker.join()
+    join(*workers)
     assert not wrong
     assert len(os.listdir("/proc/self/task")) == threads
 

@@ -15,6 +15,7 @@ from jaxgpt_export.llm import LLM
 from jaxgpt_export.model.build import load
 from jaxgpt_export.native.library import instruction_sets
 from test_export_generate import BLOCK
+from waiting import join
 
 from jaxgpt.shared.errors import UserError
 
@@ -77,11 +78,10 @@ def test_threads_take_turns(llm: LLM) -> None:
     def work(seed: int) -> None:
         found[seed] = llm.generate(PROMPT, max_new_tokens=20, seed=seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     assert [found[seed] for seed in range(4)] == alone
 
 

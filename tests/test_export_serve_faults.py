@@ -22,6 +22,7 @@ from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, OneSlot, open_served_model
 from jaxgpt_export.serve.worker import Caller, FailedError, Job, Worker
 from serving import SECONDS, serving
+from waiting import killed_at_end, read_line
 
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
@@ -205,15 +206,16 @@ def test_a_signal_while_models_load_ends_at_once(number: signal.Signals) -> None
     )
     arguments, environment = python(code)
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "up\n"
-    httpx.Client()  # its import takes as long as the server needs to listen for signals
-    for _ in range(100):
-        process.send_signal(number)
-        try:
-            process.wait(timeout=0.5)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    assert process.stdout.read() == f"interrupted {number == signal.SIGINT}\n"
+    with killed_at_end(process):
+        assert read_line(process, "the server") == "up\n"
+        httpx.Client()  # its import takes as long as the server needs to listen for signals
+        for _ in range(100):
+            process.send_signal(number)
+            try:
+                process.wait(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        said, _ = process.communicate(timeout=SECONDS)
+    assert said == f"interrupted {number == signal.SIGINT}\n"
     assert process.returncode == 0

@@ -6,15 +6,14 @@ import json
 import os
 import re
 import resource
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error, python, rows, write_jsonl
+from waiting import killed_at_end, wait_until
 
 from jaxgpt.data.reading import pieces
 from jaxgpt.data.stages import duplicates, finish, overlap, read, shards, vocabulary
@@ -172,10 +171,8 @@ def test_a_killed_preparation_takes_its_workers_along_and_goes_on(
     arguments, environment = python(code)
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
     done = tmp_path / ".d.tmp-work" / "read" / "00000.json"
-    while not done.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with killed_at_end(process):
+        wait_until(lambda: done.exists() or process.poll() is not None, "the first unit")
     assert not out.exists()
     assert command("jaxgpt", *call)[0] == 0
     assert_same(out, whole)
@@ -205,8 +202,8 @@ def test_a_killed_worker_leaves_what_is_done(
         wait = crew.Crew._wait_for
 
         def killed(self: crew.Crew, stage: Stage) -> None:
-            while not any(self._work.is_done("read", number) for number in range(len(self._work.units))):
-                time.sleep(0.001)
+            units = range(len(self._work.units))
+            wait_until(lambda: any(self._work.is_done("read", each) for each in units), "a unit", every=0.001)
             for process in self._processes:
                 process.kill()
                 process.wait()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, python
+from waiting import killed_at_end
 
 from jaxgpt.shared.errors import UserError
 from jaxgpt.training.devices.processes import CommonError, ending_the_others
@@ -39,9 +40,10 @@ def run_both(codes: list[str], timeout: float = 240) -> list[subprocess.Complete
             )
         )
     done = []
-    for process in started:
-        out, err = process.communicate(timeout=timeout)
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    with killed_at_end(*started):
+        for process in started:
+            out, err = process.communicate(timeout=timeout)
+            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     return done
 
 

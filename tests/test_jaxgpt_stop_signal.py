@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import python
 from test_jaxgpt_processes import free_port
+from waiting import killed_at_end, killed_when_late, read_line, wait_until
 
 from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.run.folder import read_metrics
@@ -39,16 +40,18 @@ def start(join: str = "", seconds: float = 0.02) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], line: str) -> None:
-    while (found := process.stdout.readline().strip()) != line:
-        assert found, process.communicate()[1]
+    with killed_when_late(process, f"the line {line!r}"):
+        while (found := process.stdout.readline().strip()) != line:
+            assert found, process.communicate()[1]
 
 
 @pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_signal_stops_after_the_step(number: signal.Signals, interrupted: bool) -> None:
     process = start()
-    wait_for(process, "step 2")
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    with killed_at_end(process):
+        wait_for(process, "step 2")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out.splitlines()[-1].endswith(str(interrupted))
     assert ("Ctrl-C again leaves at once" in err) == interrupted
@@ -77,12 +80,13 @@ def test_what_the_shell_has_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatc
 
 def test_a_second_ctrl_c_leaves_at_once() -> None:
     process = start(seconds=600)
-    wait_for(process, "step 1")
-    process.send_signal(signal.SIGINT)
-    assert "saving after this step" in process.stderr.readline()
-    begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with killed_at_end(process):
+        wait_for(process, "step 1")
+        process.send_signal(signal.SIGINT)
+        assert "saving after this step" in read_line(process, "what Ctrl-C does", process.stderr)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
     assert time.monotonic() - begin < 30  # a step takes 600 s
     assert (process.returncode, out) == (130, "")
     assert "the same command goes on from the last checkpoint" in err
@@ -94,10 +98,11 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
 ) -> None:
     port = free_port()
     both = [start(f"jax.distributed.initialize('127.0.0.1:{port}', 2, {index})") for index in range(2)]
-    for process in both:
-        wait_for(process, "step 2")
-    both[1].send_signal(number)
-    ends = [process.communicate(timeout=60) for process in both]
+    with killed_at_end(*both):
+        for process in both:
+            wait_for(process, "step 2")
+        both[1].send_signal(number)
+        ends = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     first, second = (out.splitlines()[-1] for out, _ in ends)
     assert first == second
@@ -116,14 +121,17 @@ def test_ctrl_c_on_a_terminal_saves_and_is_code_130(data: Path, tmp_path: Path) 
         stderr=terminal[1], start_new_session=True,
     )  # fmt: skip
     os.close(terminal[1])
-    deadline = time.monotonic() + 120
-    while not read_metrics(out):
+
+    def has_metrics() -> bool:
         assert process.poll() is None, os.read(terminal[0], 10**5)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.write(terminal[0], b"\x03")
-    shown = read_all(terminal[0])
-    assert process.wait(timeout=60) == 130, shown
+        return bool(read_metrics(out))
+
+    with killed_at_end(process):
+        wait_until(has_metrics, "a step", every=0.05)
+        os.write(terminal[0], b"\x03")
+        with killed_when_late(process, "the end of the training"):
+            shown = read_all(terminal[0])
+        assert process.wait(timeout=60) == 130, shown
     assert "saving after this step" in shown
     assert "the same command goes on from there" in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is shown again

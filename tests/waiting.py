@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-SECONDS = 120  # for what takes a few on a quiet machine
+SECONDS = 240  # for what takes a few on a quiet machine
 
 
 def wait_until(true: Callable[[], object], what: str, seconds: float = SECONDS, every: float = 0.01) -> None:
