@@ -145,6 +145,25 @@ def test_initial_loss_is_that_of_a_uniform_guess() -> None:
     assert abs(loss - np.log(512)) < 0.1
 
 
+def test_initial_weights_are_normal_with_the_standard_deviations_of_gpt_2() -> None:
+    """Projections into the residual stream have less, or its variance would grow with the layers."""
+    config = ModelConfig(2000, 64, 4, 4, 128, tied=False)
+    residual_std = 0.02 / np.sqrt(2 * config.n_layer)
+    checked = 0
+    for name, array in init_params(config, 0).items():
+        values = np.asarray(array, np.float64)
+        if not name.endswith((".kernel", ".embedding")):
+            assert (values == float(name.endswith(".scale"))).all(), name
+            continue
+        std = residual_std if name.endswith("c_proj.kernel") else 0.02
+        # The standard deviation of n numbers is off by 1 / sqrt(2 n), relative: 0.8% for the 8,192 of the
+        # smallest table, the positions'; the bound is nearly four times that.
+        assert values.std() == pytest.approx(std, rel=0.03), name
+        assert abs(values.mean()) < 5 * std / np.sqrt(values.size), name
+        checked += 1
+    assert checked == 3 + 4 * config.n_layer  # tokens, positions, head; four matrices a block
+
+
 def test_a_padded_token_table_changes_neither_loss_nor_gradient_nor_what_is_drawn() -> None:
     params = random_params(CONFIG)
     padded = pad_vocabulary(params, 64)
