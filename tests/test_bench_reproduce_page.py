@@ -22,7 +22,7 @@ PAGE_WIDTH = (60 - 2 * 1.2) * 16
 SMALLEST_TEXT = 8  # points, in charts
 SECTIONS = (
     "The claim", "Training", "Every model: quality", "Every model: speed", "Text from elsewhere",
-    "Learned by heart?", "Samples, float32 and INT8 side by side", "Where it falls short", "Provenance",
+    "Memorized?", "Samples, float32 and INT8 side by side", "Where it falls short", "Provenance",
 )  # fmt: skip
 
 
