@@ -261,9 +261,7 @@ class Scheduler:
         best: npt.NDArray[np.int32] | None = None
         logits: npt.NDArray[np.float32] | None = None
         if simple and not any(row.text.score_prompt for row in rows):
-            with contextlib.suppress(
-                UserError
-            ):  # logits that are not finite: which text's, they say themselves
+            with contextlib.suppress(UserError):  # not finite: below each text's own logits say so
                 best = self.session.greedy(tokens, slots, wanted=wanted)
         if best is None:
             logits = self.session.forward(tokens, slots, wanted=wanted)
