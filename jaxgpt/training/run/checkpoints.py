@@ -66,7 +66,7 @@ class Checkpoints:
             raise UserError(f"{folder} holds no checkpoints; train it first")
         names = ("params", "opt_state", "position")
         self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=names)
-        # Orbax knows those of its own process alone. A step whose loss can't be read is in neither.
+        # Orbax forgets them with the process. A step whose loss can't be read is not among them.
         self.val_losses: dict[int, float | None] = {}
         for step in self.steps():
             with contextlib.suppress(UserError):
