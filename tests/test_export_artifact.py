@@ -62,7 +62,9 @@ def test_what_others_saved_is_refused_with_the_command_that_takes_it(
     folder = tmp_path / "gpt2"
     shutil.copytree(fp32, folder)
     edit(folder, lambda tensors: tensors.update({name: tensors[name].half() for name in tensors}))
-    assert_one_line_error(generate(command, folder), "changed since certificate.json", "restore it")
+    result = generate(command, folder)
+    assert_one_line_error(result, "is float16")
+    assert "import-hf" not in result[2]  # it is an artifact, and damaged
     (folder / "certificate.json").unlink()
     way = f"import-hf --source {folder} --out"
     assert_one_line_error(generate(command, folder), "is float16", way)
@@ -70,7 +72,7 @@ def test_what_others_saved_is_refused_with_the_command_that_takes_it(
     edit(folder, lambda tensors: [tensors.update({names[name]: tensors.pop(name)}) for name in names])
     result = generate(command, folder)
     assert_one_line_error(result, "missing tensors: transformer.h.0", " more; unexpected tensors: h.0.", way)
-    assert len(result[2]) < 1000
+    assert len(result[2]) < 1500
     assert_one_line_error(generate(command, Path("gpt2")), "gpt2 is missing", "hub:gpt2", "convert")
 
 

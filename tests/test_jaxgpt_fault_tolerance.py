@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, pyt
 
 from jaxgpt.training.run.checkpoints import Checkpoints, checksum
 from jaxgpt.training.run.folder import lock_run, read_metrics
-from jaxgpt.training.run.full_disk import told_as_os_error
+from jaxgpt.training.run.full_disk import quiet_threads, told_as_os_error
 from jaxgpt.training.step.state import Guard, TrainState
 
 
@@ -232,6 +233,19 @@ def test_whoever_meets_a_full_or_failing_disk_it_becomes_one_os_error(error: Exc
 def test_an_error_that_no_full_disk_made_stays_what_it_is() -> None:
     with pytest.raises(ZeroDivisionError), told_as_os_error(Path("here"), "a checkpoint"):
         raise ZeroDivisionError
+
+
+def test_what_asyncio_tells_of_a_task_that_met_a_full_disk_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Orbax writes in tasks; that of a save which failed elsewhere first is never asked how it went."""
+    full = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+    with quiet_threads():
+        for error in (full, ValueError("another")):
+            logging.getLogger("asyncio").error("never retrieved", exc_info=(ValueError, error, None))
+    logging.getLogger("asyncio").error("after", exc_info=(ValueError, full, None))
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert told == ["another", str(full)]
 
 
 def test_a_save_that_failed_is_told_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

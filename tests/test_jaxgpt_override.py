@@ -186,9 +186,9 @@ def test_changed_settings_and_data_are_recorded_and_hold_from_there_on(
 
 
 def test_artifacts_name_the_data_and_the_changes_that_they_come_from(
-    command: Command, overridden: Path, work: Path, data: Path, other_data: Path
+    command: Command, finished_once: Path, overridden: Path, work: Path, data: Path, other_data: Path
 ) -> None:
-    """The artifact of a step before the change still comes from this run."""
+    """The artifact of a step before the change still comes from this run, where that was put aside."""
 
     def origin(name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((work / f"overridden-{name}" / "certificate.json").read_text())
@@ -199,6 +199,11 @@ def test_artifacts_name_the_data_and_the_changes_that_they_come_from(
     assert after["step"] == read_summary(overridden)["convert_step"]
     assert after["data"]["folder"] == str(other_data)
     assert after["overrides"] == list(read_run_config(overridden).overrides)
+    with pytest.raises(
+        UserError, match=r"step '8' is not stored; expected best, latest or one of \[12, 16\]"
+    ):
+        read_checkpoint(overridden, "8")
+    shutil.copytree(finished_once / "checkpoints" / "8", overridden / "checkpoints" / "8")
     checkpoint = read_checkpoint(overridden, "8")
     assert checkpoint.data["folder"] == before["data"]["folder"] == str(data)
     assert checkpoint.overrides == []

@@ -29,7 +29,7 @@ from jaxgpt_export.format.scheme import Quantization, has_factors
 Shapes = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 FLOAT32_DTYPE = np.dtype(np.float32)
-MOST_NAMES = 5  # of tensors in a message
+MOST_NAMES = 12  # of tensors in a message: those of a block
 
 
 def expected_tensors(config: ModelConfig, quantization: Quantization | None) -> Shapes:

@@ -6,6 +6,7 @@ and TensorBoard's writer, print about it besides is left out.
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import threading
@@ -45,14 +46,22 @@ def _error_number(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Leave out what threads print that can't write, or are called back by a save that failed."""
+    """Leave out what threads and tasks print that can't write, or are called back by a save that failed."""
     unraisable, uncaught = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = _without_known(unraisable)
     threading.excepthook = _without_known(uncaught)
+    tasks = logging.getLogger("asyncio")
+    tasks.addFilter(_says_more)
     try:
         yield
     finally:
         sys.unraisablehook, threading.excepthook = unraisable, uncaught
+        tasks.removeFilter(_says_more)
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or _error_number(error) is None
 
 
 def _without_known(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
