@@ -106,6 +106,14 @@ def test_two_processes_train_one_run_that_one_process_could_have_trained(
     assert np.abs(np.array(one) - np.array(two)).max() <= FLOAT32_TOLERANCE
     assert (out / "samples" / "step_00000040.txt").read_text()
     assert command("jaxgpt", "evaluate", "--run", out)[0] == 0
+    for path in (out / "checkpoints" / "40" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-9])
+    port = free_port()
+    done = run_both([train_code(data, out, port, i, *SMALL) for i in range(2)])
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert "checkpoint 40 is moved" in done[0].stderr  # which no process could read
+    assert "resuming after step 20" in done[0].stderr
 
 
 def test_what_process_0_refuses_ends_both_with_code_2(run: Path, data: Path, tmp_path: Path) -> None:

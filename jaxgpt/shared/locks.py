@@ -106,12 +106,14 @@ def wait_for_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock, this one included; several may ask at once."""
+    """Whether a process holds a lock, this one included; several may ask at once.
+
+    Where the file system locks no files, a lock's file counts as one that is held.
+    """
     try:
         with path.open("r") as file:
-            take(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return take(file, fcntl.LOCK_SH | fcntl.LOCK_NB) is not None
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return False

@@ -229,7 +229,8 @@ def _model_of_init(init_source: "InitSource", options: TrainOptions) -> ModelCon
                 f"{flag}: the model of --init {init_source.folder} has {has}; leave {flag.split()[0]} out"
             )
     block_size = asked.block_size if "block_size" in options.given else there.block_size
-    if block_size > there.block_size:
+    # Of a start that only the resumed run tells of, its own context is known: that run says what differs.
+    if block_size > there.block_size and init_source.known is None:
         raise UserError(
             f"--block-size {block_size}: the model of --init {init_source.folder} has {there.block_size} "
             f"positions; give at most {there.block_size}, or leave --block-size out"

@@ -49,10 +49,10 @@ def train(options: TrainOptions) -> Result:
         devices.distributed,
         devices.join_timeout,
     )
-    if "precision" not in options.given:
-        config = with_precision(config, options.out)
-    mesh = make_mesh(devices.mesh, devices.cpu_devices)
-    init_source = as_all_know(init_source)
-    training = Training(config.model, config.train, dataset, mesh, init=init_source, preset=config.preset)
-    with compilation_cache(options.compilation_cache), ending_the_others():
+    with ending_the_others(), compilation_cache(options.compilation_cache):
+        if "precision" not in options.given:
+            config = with_precision(config, options.out)
+        mesh = make_mesh(devices.mesh, devices.cpu_devices)
+        init = as_all_know(init_source)
+        training = Training(config.model, config.train, dataset, mesh, init=init, preset=config.preset)
         return Trainer(training, options.out, options.override, started).run()

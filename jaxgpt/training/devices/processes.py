@@ -145,6 +145,19 @@ def all_agree(ok: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
 
 
+def all_come(to: str, timeout_s: float) -> bool:
+    """Wait for the other processes; whether all came to the same place in time, for which each asks once."""
+    if jax.process_count() == 1:
+        return True
+    from jax._src import distributed  # JAX's own barriers have no limit
+
+    try:
+        distributed.global_state.client.wait_at_barrier(f"jaxgpt:{to}", int(1000 * timeout_s))
+    except Exception:  # of XLA, which has no type of its own for it
+        return False
+    return True
+
+
 def of_main_process(number: int) -> int:
     """Return process 0's number in every process."""
     if jax.process_count() == 1:

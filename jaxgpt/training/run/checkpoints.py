@@ -25,6 +25,7 @@ from jaxgpt.shared.files import read_json, write_json
 from jaxgpt.training.devices.processes import (
     CommonError,
     all_agree,
+    all_come,
     of_main_process,
     on_main_process,
 )
@@ -35,6 +36,9 @@ from jaxgpt.training.step.state import Guard, TrainState
 
 # Orbax reports each step of a save, and prints an error with its trace before it raises it.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+UNREADABLE_S = 60.0  # for other processes to tell that they can't read a checkpoint either
 
 
 class Checkpoints:
@@ -245,7 +249,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many kinds
             line = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
             text = f"checkpoint {self.folder / str(step)} can't be read ({type(error).__name__}: {line}); "
-            if jax.process_count() > 1:  # those that could read it wait for this one in Orbax's barrier
+            # Where some could read it, they wait for this one in Orbax's barrier.
+            if not all_come(f"unreadable {step}", UNREADABLE_S):
                 leave(
                     f"error: {text}the other processes end too; mend what is named here, or move it away to "
                     "go on from an earlier one",

@@ -61,12 +61,17 @@ def quiet_threads() -> Iterator[None]:
 
 def _says_more(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return error is None or _error_number(error) is None
+    return error is None or not _ended_a_write(error)
+
+
+def _ended_a_write(error: BaseException) -> bool:
+    """Whether the save tells of it; of permissions and servers the thread itself may tell alone."""
+    return _error_number(error) in (*FULL, errno.EIO, errno.EROFS)
 
 
 def _without_known(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def shown(lost: Any) -> None:
-        known = lost.exc_value is not None and _error_number(lost.exc_value) is not None
+        known = lost.exc_value is not None and _ended_a_write(lost.exc_value)
         if not known and str(lost.exc_value) != "Event loop is closed":  # asyncio's, after a save that failed
             hook(lost)
 
