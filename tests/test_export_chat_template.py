@@ -91,3 +91,12 @@ def test_a_broken_template_ends_the_start_with_one_line(command: Command, tmp_pa
         (folder / "chat_template.jinja").write_text(template)
         result = command("jaxgpt-export", "serve", "--artifact", folder, "--port", 0)
         assert_one_line_error(result, "chat_template.jinja is broken", said, "mend it, or take it out")
+
+
+def test_a_broken_template_among_the_tokenizer_s_settings_is_told_and_none(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A model that writes texts serves, and others beside it."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ a | never }}"}))
+    assert read_chat_template(tmp_path) is None
+    assert "is broken (" in " ".join(capfd.readouterr().err.split())

@@ -111,8 +111,9 @@ def read_artifact(folder: Path) -> Artifact:
         what does not fit.
     """
     if not folder.is_dir():
-        named = f" (a model of the hub: hub:{folder})" if len(folder.parts) == 1 else ""
-        raise UserError(f"artifact folder {folder} is missing{named}; make one with: jaxgpt-export convert")
+        name = str(folder).removeprefix("hub:")
+        of_hub = f" or, of the hub, import-hf --source hub:{name}" if len(folder.parts) == 1 else ""
+        raise UserError(f"artifact folder {folder} is missing; make one with: jaxgpt-export convert{of_hub}")
     if (folder / "model.onnx").exists() and not (folder / "model.safetensors").exists():
         raise UserError(f"{folder} is a model for ONNX Runtime; give the artifact that it was made of")
     path = folder / "config.json"
@@ -121,8 +122,8 @@ def read_artifact(folder: Path) -> Artifact:
     floats = said.is_plain or (config.positions == "rotary" and section is None)
     quantization = None if floats else read_quantization(section, config, path)
     file = folder / "model.safetensors"
+    tensors = read_tensors(file)
     try:
-        tensors = read_tensors(file)
         check_tensors(tensors, expected_tensors(config, quantization), file)
     except UserError as error:
         if said.is_plain and not os.path.lexists(folder / "certificate.json"):  # of other programs

@@ -12,6 +12,7 @@ from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, nearest
 from jaxgpt.shared.machine import usable_cores
+from jaxgpt.shared.tensor_file import require_unchanged
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
@@ -79,7 +80,7 @@ def open_model(artifact: Artifact, engine: str, threads: int, cache: CacheOption
         float32. An exact module rounds them to float16 too.
 
     Raises:
-      UserError: "native" was asked for and cannot be.
+      UserError: "native" was asked for and cannot be, or the artifact's file was written to meanwhile.
     """
     check_choices(engine, cache)
     kept_as = default_cache(artifact) if cache == "auto" else cache
@@ -89,7 +90,9 @@ def open_model(artifact: Artifact, engine: str, threads: int, cache: CacheOption
         return OpenModel(f"jaxgpt-native ({model.isa})", lambda slots: NativeSession(model, slots, kept_as))
     if reason is not None:
         say(f"the PyTorch module runs, which is slower; not the native engine, because {reason}")
-    return _torch_model(artifact, threads, kept_as)
+    opened = _torch_model(artifact, threads, kept_as)
+    require_unchanged(artifact.tensors.values())
+    return opened
 
 
 def open_session(

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ CONTENT_POLICY = (
 LEFT = 499  # in the metrics: the client left before its answer began, as nginx counts it
 OTHER = "other"  # in the metrics: routes whose requests are counted only where they are refused before
 LONG_BODY = 32 * 1024  # bytes; longer ones are read in a thread: the others' tokens go on meanwhile
+READER = ThreadPoolExecutor(1, "reader")  # one: the engine has the cores
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 PostFunction = Callable[[ServedModel, Fields, Caller], Asked | dict[str, Any]]
@@ -116,7 +118,8 @@ def _post_route(state: State, path: str, function: PostFunction) -> Callable[[Re
         _require_open(state)
         caller = Caller(_owner(request), state.seconds, state.metrics.on_tokens)
         if len(body) > LONG_BODY:
-            asked = await asyncio.to_thread(function, model, fields, caller)
+            reading = asyncio.get_running_loop().run_in_executor(READER, function, model, fields, caller)
+            asked = await reading
             _require_open(state)  # it may have begun to end meanwhile
         else:
             asked = function(model, fields, caller)

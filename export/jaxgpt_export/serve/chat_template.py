@@ -11,6 +11,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.files import read_json
 
@@ -37,7 +38,8 @@ class ChatTemplate:
             if isinstance(error, jinja2.TemplateSyntaxError):
                 why = f"line {error.lineno}: {error.message}"
             raise UserError(
-                f"the chat template of {path} is broken ({why}); mend it, or take it out"
+                f"the chat template of {path} is broken ({why}); mend it, or take it out, "
+                "where the artifact was made of, and make the artifact again"
             ) from None
 
     def render(self, messages: Sequence[Mapping[str, Any]], begin: str, end: str) -> str:
@@ -71,6 +73,8 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
 
     That is a template, or a list of them by name, of which `default` is taken.
 
+    A broken one of tokenizer_config.json is told, and none.
+
     Raises:
       UserError: it can't be read, or is none.
     """
@@ -90,7 +94,11 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         raise UserError(
             f"{path} has the chat_template {quoted(found)}, expected a text; mend it, or take it out"
         )
-    return ChatTemplate(found, path) if found else None
+    try:
+        return ChatTemplate(found, path) if found else None
+    except UserError as error:  # of a file that holds much else: texts need no template
+        say(f"WARNING: {error}; /v1/chat/completions is answered with 400 until then")
+        return None
 
 
 class _Generation(jinja2.ext.Extension):
