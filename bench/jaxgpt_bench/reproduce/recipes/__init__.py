@@ -113,14 +113,14 @@ RECIPES = {
     ),
     # The text of `answers` and what is written for readers, all of it learned.
     "mixed": Recipe(
-        about="one to two and a half hours on two cores: trained on requests with programs and on "
-        "documentation, and asked others; 3.7 million parameters",
+        about="one to two hours on two cores: trained on requests with programs and on documentation, and "
+        "asked others; 4.3 million parameters",
         offline_source=packages_source(ANSWERS_PACKAGES.read_text(encoding="utf-8")),
-        tokenizer="bpe:2048",
+        tokenizer="bpe:4096",
         val_fraction=0.02,
-        train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256,
-               "batch_size": 16, "max_steps": 8400, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
-               "warmup_steps": 60, "eval_every": 2100, "checkpoint_every": 100, "sample_every": 0},
+        train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "batch_size": 8,
+               "max_steps": 4200, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
+               "warmup_steps": 60, "eval_every": 1050, "checkpoint_every": 100, "sample_every": 0},
         qat=None,
         answers=True,
         learns_requests=True,
