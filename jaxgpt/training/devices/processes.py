@@ -9,6 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -151,8 +152,9 @@ def all_come(to: str, timeout_s: float) -> bool:
         return True
     from jax._src import distributed  # JAX's own barriers have no limit
 
+    client: Any = distributed.global_state.client
     try:
-        distributed.global_state.client.wait_at_barrier(f"jaxgpt:{to}", int(1000 * timeout_s))
+        client.wait_at_barrier(f"jaxgpt:{to}", int(1000 * timeout_s))
     except Exception:  # of XLA, which has no type of its own for it
         return False
     return True
