@@ -168,6 +168,28 @@ def test_a_process_forked_while_a_thread_generates_uses_the_inherited_model(int8
     assert done.stdout == "{0} True\n", done.stderr
 
 
+FORKED_WITH_MODULE = """
+import os, signal
+from jaxgpt_export.llm import LLM
+llm = LLM.load({artifact!r}, engine="torch", threads=2)
+prompt = "a" * 40
+text = llm.generate(prompt, max_new_tokens=5, temperature=0)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    os._exit(llm.generate(prompt, max_new_tokens=5, temperature=0) != text)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="one core: no threads beside the caller")
+def test_a_forked_process_generates_with_the_module_that_it_inherits(int8_dynamic: Path) -> None:
+    """PyTorch's threads are not in it."""
+    line, environment = python(FORKED_WITH_MODULE.format(artifact=str(int8_dynamic)))
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "0\n", done.stderr
+
+
 def test_packing_leaves_edited_tensors_as_they_are(int8_dynamic: Path) -> None:
     """Mapped memory that was written and is given back has the file's content again."""
     artifact = read_artifact(int8_dynamic)

@@ -1,6 +1,7 @@
 """Which checkpoints stay over several starts, and what is done where one can't be read."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,28 @@ def test_what_can_not_be_read_is_moved_only_when_an_earlier_one_was_read(
     assert stored(tmp_path) == ["1"]
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()) == ["2", "3"]
     checkpoints.close()
+
+
+def test_parameters_that_are_not_those_that_were_saved_are_refused(tmp_path: Path) -> None:
+    """convert, evaluate and --init read them alone, without the optimizer's state."""
+    save(tmp_path, {1: 1.0})
+    position = tmp_path / "checkpoints" / "1" / "position" / "metadata"
+    found = json.loads(position.read_text())
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state_of(1).params)
+
+    def read(said: dict[str, object]) -> dict[str, jax.Array]:
+        position.write_text(json.dumps(said))
+        checkpoints = Checkpoints(tmp_path, read_only=True)
+        try:
+            return checkpoints.restore_params(1, abstract)
+        finally:
+            checkpoints.close()
+
+    of_before = {name: value for name, value in found.items() if name != "params_checksum"}
+    for said in (found, of_before):
+        assert float(read(said)["wte.embedding"][0, 0]) == 1.0
+    with pytest.raises(UserError, match="its parameters do not have the checksum"):
+        read({**found, "params_checksum": found["params_checksum"] ^ 1})
 
 
 class LeftError(Exception):

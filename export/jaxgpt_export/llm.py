@@ -43,6 +43,7 @@ from jaxgpt_export.generation.open_session import (
 )
 from jaxgpt_export.pretrained import DEFAULT_METHOD, load_pretrained, names_hub_model
 
+TORCH_ENGINE = "jaxgpt-torch"  # the module's name in `engine`
 _models: "weakref.WeakSet[LLM]" = weakref.WeakSet()
 
 
@@ -280,9 +281,13 @@ class LLM:
 
 
 def _end_turns() -> None:
-    """In a forked process: the thread whose turn it was is not here to end it."""
+    """In a forked process the thread whose turn it was is not here to end it, nor are PyTorch's threads."""
     for model in list(_models):
         model._turn = threading.Lock()
+        if model.engine == TORCH_ENGINE:
+            import torch
+
+            torch.set_num_threads(1)
 
 
 if sys.platform != "win32":

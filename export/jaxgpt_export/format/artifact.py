@@ -111,9 +111,7 @@ def read_artifact(folder: Path) -> Artifact:
         what does not fit.
     """
     if not folder.is_dir():
-        name = str(folder).removeprefix("hub:")
-        of_hub = f" or, of the hub, import-hf --source hub:{name}" if len(folder.parts) == 1 else ""
-        raise UserError(f"artifact folder {folder} is missing; make one with: jaxgpt-export convert{of_hub}")
+        raise UserError(_no_folder(folder))
     if (folder / "model.onnx").exists() and not (folder / "model.safetensors").exists():
         raise UserError(f"{folder} is a model for ONNX Runtime; give the artifact that it was made of")
     path = folder / "config.json"
@@ -127,12 +125,23 @@ def read_artifact(folder: Path) -> Artifact:
         check_tensors(tensors, expected_tensors(config, quantization), file)
     except UserError as error:
         if said.is_plain and not os.path.lexists(folder / "certificate.json"):  # of other programs
-            more = f"a GPT-2 that others saved: jaxgpt-export import-hf --source {folder} --out ARTIFACT"
-            raise UserError(f"{error}; {more}") from None
+            raise UserError(
+                f"{folder} is a GPT-2 that another program saved; bring it in with: jaxgpt-export import-hf "
+                f"--source {folder} --out ARTIFACT ({error})"
+            ) from None
         raise
     if quantization is None:
         tensors = from_hf_layout(tensors, config)
     return Artifact(folder, config, quantization, tensors, _read_trained(folder / TRAINED_FILE, config))
+
+
+def _no_folder(folder: Path) -> str:
+    if os.path.lexists(folder):
+        return f"{folder} is a file, expected an artifact folder"
+    name = str(folder).removeprefix("hub:")
+    is_name = name != str(folder) or len(folder.parts) == 1 or not folder.parent.exists()
+    of_hub = f" or, of the hub, import-hf --source hub:{name}" if is_name and name.count("/") <= 1 else ""
+    return f"artifact folder {folder} is missing; make one with: jaxgpt-export convert{of_hub}"
 
 
 def read_certified_artifact(folder: Path) -> Artifact:

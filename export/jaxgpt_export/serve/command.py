@@ -180,7 +180,7 @@ def _check(options: ServeOptions) -> None:
 
 def _origin(page: str) -> str:
     """Return the origin of a page as browsers send it; UserError where it is none, or more than one."""
-    match = re.fullmatch(r"(([a-z][a-z0-9+.-]*)://[^/?#@\s]+)/?", page.lower())
+    match = re.fullmatch(r"(([a-z][a-z0-9+.-]*)://[^/?#@*\s]+)/?", page.lower())
     if page in ("*", "null", "file://"):
         return page
     if match is None:

@@ -85,7 +85,8 @@ class Checkpoints:
           val_loss: nats per token measured at this very step; None when it was not.
         """
         rest = _beside_params(state)
-        position = {**position, "val_loss": val_loss, "checksum": checksum(state)}
+        sums = {"checksum": checksum(state), "params_checksum": checksum(state.params)}
+        position = {**position, "val_loss": val_loss, **sums}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(rest),
@@ -238,9 +239,19 @@ class Checkpoints:
         (self.folder / str(step)).rename(target)
 
     def restore_params(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> Params:
-        """Read the parameters alone."""
+        """Read the parameters alone.
+
+        Raises:
+          UserError: they can't be read, or are damaged; those of earlier versions have no checksum.
+        """
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         params: Params = self._restore(step, args)["params"]
+        stored = read_json(self._position_of(step), "position of a checkpoint").get("params_checksum")
+        if stored is not None and stored != checksum(params):
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} is damaged: its parameters do not have the checksum "
+                f"that they were saved with; take another step, of {self.steps()}"
+            )
         return params
 
     def _restore(self, step: int, args: Any) -> Any:
@@ -283,8 +294,8 @@ class Checkpoints:
             self._manager.close()
 
 
-def checksum(state: TrainState) -> int:
-    """Return a sum over all bits of a state; it changes with any single bit, and with the order.
+def checksum(state: TrainState | Params) -> int:
+    """Return a sum over all bits of a state, or of parameters; any single bit changes it, and the order.
 
     Integer arithmetic: the same for every layout over devices.
     """
