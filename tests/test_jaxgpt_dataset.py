@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Command, assert_one_line_error
 
 from jaxgpt.shared.dataset import checked_files, count_windows, open_dataset, pack_mask, windows
 from jaxgpt.shared.errors import UserError
@@ -21,6 +22,13 @@ def copy(data: Path, tmp_path: Path) -> Path:
 def test_missing_folder_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="jaxgpt prepare"):
         open_dataset(tmp_path / "nothing")
+
+
+def test_a_file_in_place_of_a_folder_is_named_so(copy: Path, fp32: Path, command: Command) -> None:
+    file = copy / "manifest.json"
+    for arguments in (("train", "tiny", "--data", file, "--out", copy / "r"), ("evaluate", "--run", file)):
+        assert_one_line_error(command("jaxgpt", *arguments), f"{file} is a file, expected a")
+    assert_one_line_error(command("jaxgpt", "evaluate", "--run", fp32), "is an artifact", "expected a run")
 
 
 def test_truncated_tokens_are_noticed(copy: Path) -> None:

@@ -217,7 +217,7 @@ class Quantizer:
         self, method: str, candidates: Mapping[str, QuantizedStateDict]
     ) -> dict[str, dict[str, float]]:
         """Measure candidates on text that calibration did not see."""
-        say(f"{method}: comparing {', '.join(candidates)} with float")
+        say(f"{method}: comparing {' | '.join(candidates)} with float")
         table = {}
         for name, (increase, parity) in self._costs(candidates).items():
             table[name] = {"loss_increase": increase, "kl_mean": parity.kl_mean, "kl_max": parity.kl_max}

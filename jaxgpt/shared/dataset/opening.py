@@ -96,6 +96,8 @@ def open_dataset(folder: Path | str) -> Dataset:
       UserError: a file is missing, truncated or altered, or the manifest is of another version.
     """
     folder = as_path(folder, "dataset folder")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, expected a dataset folder; make one with: jaxgpt prepare")
     if not folder.is_dir():
         raise UserError(f"dataset folder {folder} is missing; make one with: jaxgpt prepare --out {folder}")
     manifest = read_json(folder / "manifest.json", "dataset manifest")

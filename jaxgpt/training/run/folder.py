@@ -97,11 +97,15 @@ class Run:
 
 def read_run_config(folder: Path) -> RunConfig:
     """Read a run's config.json; UserError when there is none or it is of another version."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, expected a run folder; train one with: jaxgpt train")
     if not folder.is_dir():
         raise UserError(f"run folder {folder} is missing; train one with: jaxgpt train PRESET --out {folder}")
     where = folder / "config.json"
     value = read_json(where, "run configuration")
     version = value.get("format_version")
+    if version is None and "model_type" in value:
+        raise UserError(f"{folder} is an artifact or a Hugging Face model, expected a run of `jaxgpt train`")
     if version not in (2, RUN_FORMAT_VERSION):
         raise UserError(
             f"{where} has format version {version}, expected {RUN_FORMAT_VERSION} or 2; "
