@@ -80,7 +80,7 @@ def test_convert_twice_needs_overwrite_and_gives_the_same_tensors(
 
 def test_folder_that_is_no_run_is_one_line(command: Command, tmp_path: Path, fp32: Path) -> None:
     result = command("jaxgpt-export", "convert", "--run", fp32, "--out", tmp_path / "a")
-    assert_one_line_error(result, "config.json", "is it a run")
+    assert_one_line_error(result, "config.json", "is an artifact", "expected a run of `jaxgpt train`")
     assert os.listdir(tmp_path) == []
 
 

@@ -105,7 +105,10 @@ def read_run_config(folder: Path) -> RunConfig:
     value = read_json(where, "run configuration")
     version = value.get("format_version")
     if version is None and "model_type" in value:
-        raise UserError(f"{folder} is an artifact or a Hugging Face model, expected a run of `jaxgpt train`")
+        raise UserError(
+            f"{folder} is an artifact or a Hugging Face model, as its config.json says; "
+            "expected a run of `jaxgpt train`"
+        )
     if version not in (2, RUN_FORMAT_VERSION):
         raise UserError(
             f"{where} has format version {version}, expected {RUN_FORMAT_VERSION} or 2; "
