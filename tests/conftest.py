@@ -287,3 +287,16 @@ def python(code: str) -> tuple[list[str], dict[str, str]]:
     root = Path(__file__).resolve().parent.parent
     paths = (root, root / "export", root / "bench")
     return [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+
+
+@pytest.fixture
+def sandbox() -> None:
+    """Skip the test where this system gives programs no sandbox."""
+    from jaxgpt_bench.sandbox.sandbox import require_sandbox
+
+    from jaxgpt.shared.errors import UserError
+
+    try:
+        require_sandbox()
+    except UserError as error:
+        pytest.skip(str(error))

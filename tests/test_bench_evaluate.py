@@ -27,7 +27,7 @@ from jaxgpt_bench.evaluate.statistics import (
 from jaxgpt_bench.evaluate.tables import samples_markdown
 from jaxgpt_bench.quality.samples import val_documents
 from jaxgpt_bench.sandbox.programs import edit_similarity, most_repeated, program_of
-from jaxgpt_bench.sandbox.sandbox import require_sandbox, run_programs
+from jaxgpt_bench.sandbox.sandbox import run_programs
 from scripted_writer import scripted
 
 from jaxgpt.generation.sampling import Sampling
@@ -58,14 +58,6 @@ RIGHT = (
     "def common_elements(a, b):\n    return [x for x in a if x in b]",
     "def are_anagrams(a, b):\n    return sorted(a) == sorted(b)",
 )
-
-
-@pytest.fixture
-def sandbox() -> None:
-    try:
-        require_sandbox()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -11,7 +11,6 @@ import pytest
 from jaxgpt_bench.evaluate.command import EvaluateOptions, evaluate
 from jaxgpt_bench.evaluate.human_eval import Problem
 from jaxgpt_bench.evaluate.human_eval_task import evaluate_human_eval
-from jaxgpt_bench.sandbox.sandbox import require_sandbox
 from scripted_writer import Script, scripted
 
 from jaxgpt.shared.errors import UserError
@@ -32,14 +31,6 @@ TEXTS = (
     "\n    return 1\nprint(f1(1) / 0)\n",
     "\n\n    y = x\n    return y",
 )
-
-
-@pytest.fixture
-def sandbox() -> None:
-    try:
-        require_sandbox()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.usefixtures("sandbox")

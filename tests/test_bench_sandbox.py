@@ -19,15 +19,8 @@ from jaxgpt_bench.sandbox.sandbox import (
 
 from jaxgpt.shared.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("sandbox")
 SHORT = Limits(seconds=1.0, memory_mb=256, files_mb=2, processes=3)
-
-
-@pytest.fixture(autouse=True)
-def sandbox() -> None:
-    try:
-        require_sandbox()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def refused(action: str, reason: str) -> str:

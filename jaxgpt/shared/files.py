@@ -280,7 +280,7 @@ def _refusal(target: Path) -> OSError | None:
 
 
 def prepare_output_file(target: Path | None, option: str = "--out") -> None:
-    """Make the folder of a file that a command writes at its end, and replaces; nothing for None.
+    """Make the folder of a file that a command writes, whole each time, and replaces; nothing for None.
 
     Raises:
       UserError: it can't be written.

@@ -36,7 +36,8 @@ CONTENT_POLICY = (
 )
 LEFT = 499  # in the metrics: the client left before its answer began, as nginx counts it
 OTHER = "other"  # in the metrics: routes whose requests are counted only where they are refused before
-LONG_BODY = 32 * 1024  # bytes; longer ones are read in a thread: the others' tokens go on meanwhile
+# Of bytes of JSON; what a longer one asks for is read in a thread, and the others' tokens go on.
+LONG_BODY = 32 * 1024
 READER = ThreadPoolExecutor(1, "reader")  # one: the engine has the cores
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
