@@ -47,7 +47,7 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
   const int width = padded(3 * model.shape.n_embd);
   static thread_local std::vector<double> query, scores;
   query.assign(size_t(rows) * size_t(Dp), 0.0);
-  scores.resize(4 * size_t(padded(run.position + first + rows)));
+  scores.resize(kMaxQueries * size_t(padded(run.position + first + rows)));
   const double rate = 1.0 / std::sqrt(double(D));
   for (int r = 0; r < rows; r++) {
     const int row = run.first_row + first + r;

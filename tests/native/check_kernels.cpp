@@ -231,7 +231,7 @@ void check_float16(const Kernels& k) {
   }
   const std::vector<float> zeros(D, 0.0f);
   const std::vector<double> query(D, 0.0);
-  std::vector<double> scores(4 * kTile);
+  std::vector<double> scores(kMaxQueries * kTile);
   std::vector<float> mixed(halves.size());
   for (size_t i = 0; i < halves.size(); i += D) {
     Cache cache(JAXGPT_KV_FP16, D, 1);
@@ -292,7 +292,7 @@ void check_attention(const Kernels& k, int kv, int D, int first, int rows) {
   const auto numbers = normals(size_t(rows * D), 1 / sqrtf(float(D)));
   for (int r = 0; r < rows; r++) std::copy_n(&numbers[size_t(r * D)], D, &query[size_t(r * cache.Dp)]);
   const auto run = [&](const Kernels& of) {
-    std::vector<double> scores(4 * size_t(padded(first + rows)));
+    std::vector<double> scores(kMaxQueries * size_t(padded(first + rows)));
     std::vector<float> mixed(size_t(rows * D));
     of.attend(&cache.head, kv, D, first, rows, query.data(), scores.data(), mixed.data(), D);
     return mixed;

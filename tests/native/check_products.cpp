@@ -166,10 +166,10 @@ void check_float_products(const Kernels& k) {
 void check_dot4_factors(const Kernels& k) {
   const int shapes[][2] = {{64, 8}, {64, 32}, {192, 24}, {192, 128}, {1600, 32}, {2048, 2048}, {16640, 32}};
   for (const auto& shape : shapes)
-    for (int rows = 1; rows <= 15; rows++) {
+    for (const int rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 31, 32, 33, 48, 65}) {
       const int inputs = shape[0], group = shape[1], groups = (inputs + group - 1) / group, stride = inputs + 64;
-      if (inputs > 2048 && rows % 7 != 1) continue;
-      const bool extreme = rows == 8;
+      if (inputs > 2048 && rows % 7 != 1 && rows % 32) continue;
+      const bool extreme = rows % 8 == 0;
       const auto tile = integers<uint8_t>(size_t(inputs) * kTile / 2, 0, extreme ? 0 : 255);  // extreme: all -8
       const auto factor = integers<int8_t>(size_t(groups * kTile), extreme ? 127 : -127, 127);
       auto x = integers<int8_t>(size_t(rows * stride), -127, 127);
@@ -195,14 +195,14 @@ void check_dot4_factors(const Kernels& k) {
 
 // Within ulps of the sum of what the groups contribute, regardless of sign.
 void check_dot4(const Kernels& k) {
-  const int shapes[][2] = {{64, 8}, {64, 64}, {192, 24}, {192, 128}, {2048, 2048}, {4096, 4096}};
+  const int shapes[][2] = {{64, 8}, {64, 64}, {192, 24}, {192, 64}, {192, 128}, {2048, 2048}, {4096, 4096}};
   for (const auto& shape : shapes)
-    for (int tokens = 1; tokens <= 5; tokens++) {
+    for (const int tokens : {1, 2, 3, 4, 5, 16, 17, 24, 35}) {
       const int inputs = shape[0], group = shape[1], groups = (inputs + group - 1) / group, stride = inputs + 64;
       const auto tile = integers<uint8_t>(size_t(inputs) * kTile / 2, 0, 255);
       const auto scale = integers<uint16_t>(size_t(groups * kTile), 0x3c00, 0x3f80);
       const size_t numbers = size_t(2 * tokens * stride);
-      const auto x = tokens == 5 ? extremes(numbers) : integers<int8_t>(numbers, -127, 127);
+      const auto x = tokens % 5 == 0 ? extremes(numbers) : integers<int8_t>(numbers, -127, 127);
       std::vector<int32_t> group_sums(size_t(tokens * groups));
       std::vector<double> expected, sizes;
       for (int m = 0; m < tokens; m++) {
@@ -228,6 +228,12 @@ void check_dot4(const Kernels& k) {
       k.dot4(tile.data(), scale.data(), tokens % 2 == 0, inputs, group, x.data(), stride, tokens, group_sums.data(), sums.data());
       expect_near(k, "dot4 (" + std::to_string(inputs) + " in groups of " + std::to_string(group) + ")", sums, expected,
                   [&](size_t i) { return sizes[i]; });
+      // A text's tokens are the same bits alone and many at once.
+      std::vector<float> alone(sums.size());
+      for (int m = 0; m < tokens; m++)
+        k.dot4(tile.data(), scale.data(), tokens % 2 == 0, inputs, group, &x[size_t(2 * m * stride)], stride, 1,
+               &group_sums[size_t(m * groups)], &alone[size_t(m * kTile)]);
+      expect_same(k, "dot4 of " + std::to_string(tokens) + " tokens at once", sums, alone);
     }
 }
 

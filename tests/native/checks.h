@@ -84,8 +84,8 @@ template <typename T>
 void expect_near(const Kernels& k, const std::string& what, const std::vector<float>& got,
                  const std::vector<T>& expected, const std::function<double(size_t)>& size) {
   for (size_t i = 0; i < expected.size(); i++) {
-    const double off = fabs(double(got[i]) - double(expected[i])) / (size(i) * kUlp);
-    if (!(off <= kUlps))
+    const double off = fabs(double(got[i]) - double(expected[i]));
+    if (!(off <= kUlps * size(i) * kUlp))
       return differ(k, "%s: element %zu is %.9g, expected %.9g within %g ulp of %.3g", what.c_str(), i,
                     double(got[i]), double(expected[i]), kUlps, size(i));
   }

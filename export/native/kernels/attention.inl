@@ -154,18 +154,25 @@ void attend_rows(const HeadCache* cache, int D, int first, const double* query, 
   for (; d < Dp; d += kDoubles) mix_values<T, R, 1>(cache, Dp, D, d, last, scores, width, rate, mixed, stride);
 }
 
+// R queries at a time from row r on, as long as their results are finite. Returns the first row that is left.
+template <typename T, int R>
+int attend_together(const HeadCache* cache, int D, int first, int r, int rows, const double* query, double* scores,
+                    float* mixed, ptrdiff_t stride) {
+  const int Dp = (D + 15) / 16 * 16;
+  for (; r + R <= rows; r += R) {
+    attend_rows<T, R>(cache, D, first + r, query + r * Dp, scores, mixed + r * stride, stride);
+    // The first took the others' values with weight 0: NaN where one is not finite. Then each goes by itself.
+    if (R > 1 && !(largest(mixed + r * stride, D) < INFINITY)) break;
+  }
+  return r;
+}
+
 template <typename T>
 void attend_as(const HeadCache* cache, int D, int first, int rows, const double* query, double* scores, float* mixed,
                ptrdiff_t stride) {
-  const int Dp = (D + 15) / 16 * 16;
-  int r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    attend_rows<T, 4>(cache, D, first + r, query + r * Dp, scores, mixed + r * stride, stride);
-    // The first took the others' values with weight 0: NaN where one is not finite. Then each goes by itself.
-    if (!(largest(mixed + r * stride, D) < INFINITY)) break;
-  }
-  for (; r < rows; r++)
-    attend_rows<T, 1>(cache, D, first + r, query + r * Dp, scores, mixed + r * stride, stride);
+  int r = attend_together<T, kQueries>(cache, D, first, 0, rows, query, scores, mixed, stride);
+  r = attend_together<T, 4>(cache, D, first, r, rows, query, scores, mixed, stride);
+  attend_together<T, 1>(cache, D, first, r, rows, query, scores, mixed, stride);
 }
 
 void attend(const HeadCache* cache, int kv, int D, int first, int rows, const double* query, double* scores,

@@ -51,7 +51,7 @@ inline void store(int8_t* p, Ints v) {
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
 }
 inline void store_element(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
-constexpr int kAccumulators = 8, kSumVectors = 2;
+constexpr int kAccumulators = 8, kSumVectors = 2, kQueries = 4;
 
 #include "kernels/floats.inl"
 #include "kernels/float_weights.inl"

@@ -1,6 +1,7 @@
 // AVX512 with VNNI: four products of bytes a lane and instruction, added without saturation; and for many rows
 // the matrix unit (AMX), where the processor has one and the system lends it.
 #include "kernels/kernels.h"
+#include "runtime/pages.h"
 
 #if defined(__x86_64__)
 
@@ -50,7 +51,7 @@ inline Floats load_floats(const int32_t* p) { return (Floats)_mm512_cvtepi32_ps(
 inline void store(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v)); }
 inline void store(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 inline void store_element(Half* p, float x) { p->bits = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
-constexpr int kAccumulators = 16, kSumVectors = 4;
+constexpr int kAccumulators = 16, kSumVectors = 4, kQueries = kMaxQueries;
 
 #include "kernels/floats.inl"
 #include "kernels/float_weights.inl"
@@ -64,8 +65,9 @@ bool is_zen5() {
   return (a >> 8 & 15) + (a >> 20 & 255) >= 0x1a;  // its family
 }
 
-// Of this processor; avx512_kernels() sets it. (An initializer here would run, with AVX512, on every processor.)
+// Of this processor; avx512_kernels() sets them. (Initializers here would run, with AVX512, on every processor.)
 Prefetch ahead = kUsualPrefetch;
+bool matrix_unit = false;
 
 inline __m512i four_inputs(const int8_t* x) {
   int32_t four;
@@ -172,12 +174,12 @@ void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t strid
   }
 }
 
-constexpr int kGemmMinRows = 16;  // rows that fill the matrix unit; 8 are multiplied sooner without it
-
 // 16 scales of bfloat16 as floats, whose upper 16 bits they are.
 inline __m512 load_scales(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
+
+#include "kernels/matrix_unit.inl"
 
 // Prefetches a tile of 4 bits whose groups' scales or factors lie before its weights: into the second cache as one
 // stream, from the far distance ahead of its first scale on, at one pace; into the first the weights and scales that come
@@ -244,6 +246,8 @@ void dot4_tokens(const uint8_t* tile, const uint16_t* scale, bool elsewhere, int
 void dot4(const uint8_t* tile, const uint16_t* scale, bool elsewhere, int inputs, int group, const int8_t* x,
           ptrdiff_t stride, int tokens, const int32_t* group_sums, float* sums) {
   const ptrdiff_t groups = (inputs + group - 1) / group;
+  if (matrix_unit && 2 * tokens >= kGemm4MinRows && group % kUnitInputs == 0)
+    return gemm4(tile, scale, inputs, group, x, stride, tokens, group_sums, sums);
   int m = 0;
   for (; m + 2 <= tokens; m += 2)
     dot4_tokens<2>(tile, scale, elsewhere, inputs, group, x + 2 * m * stride, stride, group_sums + m * groups, groups,
@@ -307,6 +311,8 @@ void dot4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int gro
                   int rows, const int32_t* group_sums, int32_t* sums) {
   constexpr int kMaxRows = 6, kPiece = 512;  // inputs whose nibbles stay in the first cache
   const ptrdiff_t groups = (inputs + group - 1) / group;
+  if (matrix_unit && rows >= kGemm4MinRows)
+    return gemm4_factors(tile, factor, inputs, group, x, stride, rows, group_sums, sums);
   memset(sums, 0, size_t(rows) * kTile * sizeof(int32_t));
   const int piece = rows <= 2 ? inputs : group < kPiece ? kPiece / group * group : group;
   for (int k = 0; k < inputs; k += piece) {
@@ -343,8 +349,6 @@ uint64_t read_all(const uint8_t* bytes, size_t n) {
   return lanes[0];
 }
 
-#include "kernels/matrix_unit.inl"
-
 }  // namespace
 
 const Kernels* avx512_kernels() {
@@ -355,7 +359,8 @@ const Kernels* avx512_kernels() {
     k.prefetch = ahead;
     k.dot8 = dot8;
     k.gemm = gemm;
-    k.gemm_min_rows = has_matrix_unit() ? kGemmMinRows : 0;
+    matrix_unit = has_matrix_unit();
+    k.gemm_min_rows = matrix_unit ? kGemmMinRows : 0;
     k.dot8_planes = dot8_planes;
     k.column8 = column8;
     k.prefetches_groups = true;

@@ -8,6 +8,7 @@
 //   store                   Doubles to float; Ints, in [-128, 127], to int8
 //   store_element           one float to a float16
 //   kAccumulators           how many Doubles registers hold as sums beside what is multiplied: 4, 8 or 16
+//   kQueries                how many of a text attend together: a key or value is made doubles once for all of them
 // Compiled without contraction: what must round as model/arithmetic.py says is written with plain operators, what
 // may fuse with mul_add().
 //
@@ -19,8 +20,9 @@
 constexpr int kFloats = sizeof(Floats) / sizeof(float), kDoubles = sizeof(Doubles) / sizeof(double);
 static_assert(16 % kFloats == 0 && 16 % kDoubles == 0, "loops go over multiples of 16");
 
-inline Floats splat(float x) { return Floats{} + x; }
-inline Doubles splat(double x) { return Doubles{} + x; }
+// x - 0 is x, which compilers know; 0 + x is not where x is -0, and they add before each broadcast.
+inline Floats splat(float x) { return x - Floats{}; }
+inline Doubles splat(double x) { return x - Doubles{}; }
 inline Floats load_floats(const float* p) {
   Floats v;
   memcpy(&v, p, sizeof v);

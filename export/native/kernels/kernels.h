@@ -33,6 +33,7 @@ INLINED void prefetch_weights(const uint8_t* p, Prefetch ahead = kUsualPrefetch)
 // text touches no more memory than it has positions, and few large pages.
 // Elements are float, float16 or int8; int8 ones have a scale for each position (64 of a block).
 constexpr int kBlock = 64;
+constexpr int kMaxQueries = 8;  // of a text that attend together
 
 struct HeadCache {
   uint8_t* keys;
@@ -108,7 +109,7 @@ struct Kernels {
   void (*store_kv)(const HeadCache* cache, int kv, int D, int position, const float* key,
                    const float* value) = nullptr;
   // Attention of `rows` queries, row r at position first + r, over positions 0 to its own.
-  //   query [r][Dp] scaled already, zeros beyond D; scores: scratch for 4 x padded(first + rows) doubles
+  //   query [r][Dp] scaled already, zeros beyond D; scores: scratch for kMaxQueries x padded(first + rows) doubles
   void (*attend)(const HeadCache* cache, int kv, int D, int first, int rows, const double* query, double* scores,
                  float* mixed, ptrdiff_t mixed_stride) = nullptr;
   // Prefetches one of `parts` shares of the keys and values of the first `positions` positions.

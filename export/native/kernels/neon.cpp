@@ -69,7 +69,7 @@ inline void store(int8_t* p, Ints v) {
 inline void store_element(Half* p, float x) {
   p->bits = vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0);
 }
-constexpr int kAccumulators = 16, kSumVectors = 4;
+constexpr int kAccumulators = 16, kSumVectors = 4, kQueries = 4;
 
 #include "kernels/floats.inl"
 #include "kernels/float_weights.inl"

@@ -35,7 +35,7 @@ inline void store(int8_t* p, Ints v) {
   for (int i = 0; i < 4; i++) p[i] = (int8_t)v[i];
 }
 inline void store_element(Half* p, float x) { p->bits = f32_to_half(x); }
-constexpr int kAccumulators = 8, kSumVectors = 2;
+constexpr int kAccumulators = 8, kSumVectors = 2, kQueries = 4;
 
 #include "kernels/floats.inl"
 #include "kernels/float_weights.inl"
