@@ -1,5 +1,6 @@
 """`jaxgpt-bench evaluate`: what models can do."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -26,10 +27,11 @@ from jaxgpt_bench.evaluate.statistics import (
 )
 from jaxgpt_bench.evaluate.tables import samples_markdown
 from jaxgpt_bench.quality.samples import val_documents
-from jaxgpt_bench.sandbox.programs import edit_similarity, most_repeated, program_of
+from jaxgpt_bench.sandbox.programs import edit_similarity, program_of
 from jaxgpt_bench.sandbox.sandbox import run_programs
 from scripted_writer import scripted
 
+from jaxgpt.data.requests.repetition import most_repeated, words_of
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
@@ -119,6 +121,9 @@ def test_a_text_that_is_cut_did_not_end_and_repeats(data: Path) -> None:
     assert answer.finish_reason == "length"
     assert not answer.ended
     assert answer.most_repeated > 5
+    assert answer.most_repeated_words > 5
+    name = dataclasses.replace(answer, text="celsius = celsius * celsius + celsius - celsius / celsius")
+    assert name.most_repeated_words == 1  # one word six times, however many tokens it is
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,7 @@ def test_repetition_and_similarity() -> None:
     assert most_repeated([1, 2, 3]) == 0
     assert most_repeated([1, 2, 3, 4, 5]) == 1
     assert most_repeated([7] * 10) == 7
+    assert words_of("is_prime(n)  ==\tTrue") == ["is_prime", "(", "n", ")", "=", "=", "True"]
     assert edit_similarity("kitten", "sitting") == pytest.approx(1 - 3 / 7)
     assert edit_similarity("", "") == 1.0
     assert edit_similarity("abc", "") == 0.0

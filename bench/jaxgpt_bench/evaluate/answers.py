@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 
+from jaxgpt.data.requests.repetition import most_repeated
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.state import Generation
 from jaxgpt_bench.evaluate.requests import CodeRequest
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, Speed
 from jaxgpt_bench.evaluate.writers import Texts, Writer, write_all
 from jaxgpt_bench.quality.samples import spread_evenly
-from jaxgpt_bench.sandbox.programs import Program, most_repeated, parses, program_of
+from jaxgpt_bench.sandbox.programs import Program, parses, program_of
 from jaxgpt_bench.sandbox.sandbox import Outcome, run_programs
 
 REQUESTED, HELD_OUT = "requests", "held-out docstrings"

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from jaxgpt.data.requests.repetition import most_repeated
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.scoring import log_probabilities
 from jaxgpt.shared.errors import UserError
@@ -12,14 +13,7 @@ from jaxgpt_bench.evaluate.answers import speed_of, split_document
 from jaxgpt_bench.evaluate.rows import FunctionsRow, Measured
 from jaxgpt_bench.evaluate.statistics import mean_and_error, paired_difference
 from jaxgpt_bench.evaluate.writers import Writer, scorer_of, shown, write_all
-from jaxgpt_bench.sandbox.programs import (
-    FENCE,
-    MOST_REPEATS,
-    edit_similarity,
-    most_repeated,
-    parses,
-    program_of,
-)
+from jaxgpt_bench.sandbox.programs import FENCE, MOST_REPEATS, edit_similarity, parses, program_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,10 +41,12 @@ def _poor(drawn: Sequence[Draws], greedy: Sequence[Draws]) -> str:
     fits = _counts(drawn, lambda answer: answer.fits)
     right = _counts(drawn, lambda answer: answer.passed is True)
     means = f" (means of {len(drawn[0])} draws)" if len(drawn[0]) > 1 else ""
-    circles = _counts(greedy, lambda answer: answer.most_repeated > MOST_REPEATS)
+    tokens = _counts(greedy, lambda answer: answer.most_repeated > MOST_REPEATS)
+    words = _counts(greedy, lambda answer: answer.most_repeated_words > MOST_REPEATS)
     return (
         f"of {len(drawn[0][0].answers)} answers{means}, {fits} are Python with a function whose name fits; "
-        f"{right} **pass their check**. Greedy, {circles} repeat four tokens more than {MOST_REPEATS} times."
+        f"{right} **pass their check**. Greedy, {tokens} repeat four tokens more than {MOST_REPEATS} times, "
+        f"{words} four words."
     )
 
 

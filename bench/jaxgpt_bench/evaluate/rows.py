@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from jaxgpt.data.requests.repetition import most_repeated, words_of
 from jaxgpt_bench.common.json_data import JsonData
 from jaxgpt_bench.common.rows import Provenance
 
@@ -49,7 +50,8 @@ class Answer(JsonData):
       function: the first function whose name fits the request; "" for none. Of held-out functions, their own.
       passed: the function passes the request's check; None where there is none.
       why: "passed", or how the check ended; files of earlier versions have an exception's text too.
-      most_repeated: how often the most frequent run of four tokens occurs.
+      most_repeated: how often the most frequent run of four tokens occurs. A long name may be four tokens
+        of a small vocabulary.
     """
 
     prompt: str
@@ -60,6 +62,11 @@ class Answer(JsonData):
     passed: bool | None
     why: str
     most_repeated: int
+
+    @property
+    def most_repeated_words(self) -> int:
+        """How often the most frequent run of four words occurs, whatever the vocabulary."""
+        return most_repeated(words_of(self.text))
 
     @property
     def fits(self) -> bool:

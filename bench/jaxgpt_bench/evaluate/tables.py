@@ -45,7 +45,14 @@ ANSWERS = (
     Column[Draws]("temperature", lambda draws: f"{draws[0].temperature:g}"),
     _column("parse, name fits", lambda answer: answer.fits),
     _column("end by themselves", lambda answer: answer.ended),
-    _column(f"repeat more than {MOST_REPEATS} times", lambda answer: answer.most_repeated > MOST_REPEATS),
+    _column(
+        f"repeat four tokens more than {MOST_REPEATS} times",
+        lambda answer: answer.most_repeated > MOST_REPEATS,
+    ),
+    _column(
+        f"four words more than {MOST_REPEATS} times",
+        lambda answer: answer.most_repeated_words > MOST_REPEATS,
+    ),
     _column("pass their check", lambda answer: answer.passed),
 )
 
@@ -122,7 +129,9 @@ def _verdict(answer: Answer) -> str:
         {"endoftext": "ended by itself", "stop": "ended by itself"}.get(answer.finish_reason, "cut"),
     ]
     if answer.most_repeated > MOST_REPEATS:
-        said.append(f"repeats {answer.most_repeated} times")
+        said.append(f"repeats four tokens {answer.most_repeated} times")
+    if answer.most_repeated_words > MOST_REPEATS:
+        said.append(f"four words {answer.most_repeated_words} times")
     if answer.passed is not None:
         said.append("**right**" if answer.passed else f"check: {answer.why}")
     return ", ".join(said)

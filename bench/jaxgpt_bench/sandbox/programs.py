@@ -1,15 +1,12 @@
-"""What of a generated text is a program: its code, its functions, its repetitions."""
+"""What of a generated text is a program: its code and its functions."""
 
 import ast
 import dataclasses
-import itertools
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 FENCE = "```"
-REPEATED_LENGTH = 4  # tokens
-MOST_REPEATS = 5
+MOST_REPEATS = 5  # of a run of tokens or words, before a text is said to repeat itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +50,6 @@ def _functions(code: str) -> tuple[str, ...] | None:
         return None
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     return tuple(node.name for node in ast.walk(tree) if isinstance(node, kinds))
-
-
-def most_repeated(tokens: Sequence[int], length: int = REPEATED_LENGTH) -> int:
-    """Return how often the most frequent run of so many tokens occurs."""
-    runs = zip(*(itertools.islice(tokens, start, None) for start in range(length)), strict=False)
-    return max(Counter(runs).values(), default=0)
 
 
 def edit_similarity(a: str, b: str) -> float:

@@ -14,12 +14,12 @@ import hashlib
 import itertools
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxgpt.data.docstring_pairs import Pair, is_stub, parse_source, read_source
 from jaxgpt.data.report import ReadReport
+from jaxgpt.data.requests.repetition import most_repeated, words_of
 from jaxgpt.data.requests.wording import Task, request_of_name, tasks_of_sentence
 
 # A small model that draws one bad token in a hundred and fifty ends few longer programs well.
@@ -29,7 +29,7 @@ MAX_OTHER_CHARACTERS = 160
 # Such a model closes many brackets wrongly: 65 of 175 drawn programs with more in a line, 50 of 1,425 others.
 MOST_BRACKETS = 3
 # A program in which four words in a row stand more often teaches repetition.
-REPEATED_WORDS, MOST_REPEATS = 4, 2
+MOST_REPEATS = 2
 # Requests of a function that needs Python and its standard library alone, and of another.
 PLAIN_REQUESTS, OTHER_REQUESTS = 3, 1
 BASE_TEMPLATES = (
@@ -165,7 +165,7 @@ def _program(
     longest = MAX_PROGRAM_CHARACTERS if is_plain else MAX_OTHER_CHARACTERS
     if len(code) > longest or not code.isascii() or "```" in code:
         return None
-    if _repeats(code) or _nests(code):
+    if most_repeated(words_of(code)) > MOST_REPEATS or _nests(code):
         return None
     return (code, is_plain) if parse_source(code) is not None else None
 
@@ -248,12 +248,6 @@ def _needs_python_alone(tree: ast.Module, free: set[str]) -> bool:
             modules.append("" if node.level else node.module or "")
     is_standard = all(each.partition(".")[0] in sys.stdlib_module_names for each in modules)
     return is_standard and all(hasattr(builtins, each) for each in free)
-
-
-def _repeats(code: str) -> bool:
-    words = re.findall(r"\w+|[^\w\s]", code)
-    runs = Counter(zip(*(words[start:] for start in range(REPEATED_WORDS)), strict=False))
-    return max(runs.values(), default=0) > MOST_REPEATS
 
 
 def _nests(code: str) -> bool:
