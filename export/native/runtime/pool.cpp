@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 #include <new>
@@ -18,8 +19,17 @@ namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(10);  // longer, and beside busy processes it spends slices waiting
 constexpr int kLooks = 64;  // between two looks at the clock
-constexpr size_t kMaxPrefetch = 64 << 10;  // bytes for a waiting thread: they stay in its second cache
 constexpr int kLines = 8;            // between two looks whether the wait is over
+
+// Bytes that a waiting thread prefetches: a quarter of its second cache, where they stay.
+size_t prefetched_bytes() {
+  constexpr size_t kLeast = 64 << 10, kMost = 512 << 10;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (cache > 0) return std::min(std::max(size_t(cache) / 4, kLeast), kMost);
+#endif
+  return kLeast;
+}
 
 int checked(int threads) {
   constexpr int kMaxThreads = 1024;
@@ -41,9 +51,12 @@ inline void relax() {
 template <typename Ready>
 bool Pool::spin(int thread, const Ready& ready) const {
   if (const uint8_t* start = prefetch_start_.load(std::memory_order_relaxed)) {
+    static const size_t most = prefetched_bytes();
     const size_t piece = prefetch_piece_.load(std::memory_order_relaxed);
-    start += size_t(first(thread, prefetch_pieces_.load(std::memory_order_relaxed))) * piece;
-    for (size_t ahead = 0; ahead < kMaxPrefetch; ahead += kLines * 64) {
+    const int pieces = prefetch_pieces_.load(std::memory_order_relaxed), own = first(thread, pieces);
+    start += size_t(own) * piece;
+    const size_t bytes = std::min(most, size_t(first(thread + 1, pieces) - own) * piece);
+    for (size_t ahead = 0; ahead < bytes; ahead += kLines * 64) {
       if (ready()) return true;
       for (int line = 0; line < kLines; line++) __builtin_prefetch(start + ahead + line * 64, 0, 2);
     }
