@@ -135,7 +135,8 @@ void gemm4_factors(const uint8_t* tile, const int8_t* factor, int inputs, int gr
     for (int o = 0; o < kTile; o++) sums[r * kTile + o] = -16 * eights;
   }
   gemm_add(hi, inputs, x, stride, rows, sums);
-  for (int i = 0; i < rows * kTile; i++) sums[i] *= 16;
+  // Of the most inputs 16 hi may pass what 32 bits hold; lo brings it back.
+  for (int i = 0; i < rows * kTile; i++) sums[i] = int32_t(uint32_t(sums[i]) * 16);
   gemm_add(lo, inputs, x, stride, rows, sums);
 }
 
