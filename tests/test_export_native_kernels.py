@@ -40,6 +40,14 @@ def test_every_instruction_set_of_this_machine_computes_the_same(tmp_path: Path)
     assert instruction_sets(), "the engine was not built here, though a compiler is: run `make setup` again"
 
 
+@pytest.mark.slow
+def test_the_kernels_do_nothing_undefined(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    flags = ("-fsanitize=undefined", "-fno-sanitize-recover=undefined")
+    assert checked(compiled("g++", tmp_path, *flags))[-1] == "portable"
+
+
 @pytest.fixture(scope="module")
 def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (ARM_COMPILER, ARM_EMULATOR):
