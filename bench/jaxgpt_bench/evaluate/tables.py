@@ -131,7 +131,7 @@ def _verdict(answer: Answer) -> str:
     if answer.most_repeated > MOST_REPEATS:
         said.append(f"repeats four tokens {answer.most_repeated} times")
     if answer.most_repeated_words > MOST_REPEATS:
-        said.append(f"four words {answer.most_repeated_words} times")
+        said.append(f"repeats four words {answer.most_repeated_words} times")
     if answer.passed is not None:
         said.append("**right**" if answer.passed else f"check: {answer.why}")
     return ", ".join(said)
