@@ -8,6 +8,9 @@ namespace {
 
 int padded16(int n) { return (n + 15) / 16 * 16; }
 
+// The keys of the head whose cache this thread prefetched while it attended with the one before.
+thread_local const uint8_t* prefetched_keys = nullptr;
+
 }  // namespace
 
 int jaxgpt_session::cache_blocks() const { return (model.shape.block_size + kBlock - 1) / kBlock; }
@@ -34,9 +37,10 @@ void jaxgpt_session::store_kv(int layer, const Run& run, int head) {
   }
 }
 
-// Prefetches a share of the keys and values of a head: every step drives them out of the caches.
+// Prefetches a share of the keys and values of a head, unless the thread has: every step drives them out of the caches.
 void jaxgpt_session::prefetch_cache(int layer, const Run& run, int head, int part, int parts) const {
   const HeadCache place = cache(layer, run.slot, head);
+  if (place.keys == prefetched_keys) return;  // a prefetch of a line that is there takes cycles too
   model.kernels->prefetch_cache(&place, kv_, model.head_size(), run.position, part, parts);
 }
 
@@ -64,6 +68,7 @@ void jaxgpt_session::attend_run(int layer, const Run& run, int head, int first, 
     place.next_offset = cache(layer, next->slot, head).keys - place.keys;
   else if (runs_.size() == 1 && run.rows <= kAttentionRows && head + 1 < model.shape.n_head)
     place.next_offset = cache(layer, run.slot, head + 1).keys - place.keys;
+  prefetched_keys = place.next_offset ? place.keys + place.next_offset : nullptr;
   float* mixed = mixed_.as<float>() + size_t(run.first_row + first) * size_t(C) + head * D;
   model.kernels->attend(&place, kv_, D, run.position + first, rows, query.data(), scores.data(), mixed, C);
 }
