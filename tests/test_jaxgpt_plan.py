@@ -8,6 +8,7 @@ from conftest import Command, assert_one_line_error
 
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.presets import find_preset
+from jaxgpt.training.devices.memory import SHARE_VARIABLES, allocator_share
 from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.numerics import Numerics
 from jaxgpt.training.plan import parse_memory
@@ -31,8 +32,9 @@ def test_the_largest_micro_batch_that_fits_is_found_by_compiling(command: Comman
     assert code == 0
     peaks = {int(n): value for n, value in figures["peak_bytes"].items()}
     largest = figures["largest_sequences_per_device"]
-    assert peaks[largest] <= 20e6
-    assert all(value > 20e6 for n, value in peaks.items() if n > largest)
+    assert figures["usable_bytes"] == 0.75 * 20e6
+    assert peaks[largest] <= 15e6
+    assert all(value > 15e6 for n, value in peaks.items() if n > largest)
     assert figures["accumulate"] * largest * 2 == figures["batch_size"]
     state = figures["params_bytes"] + figures["optimizer_bytes"]
     assert min(peaks.values()) > state + figures["gradients_bytes"]
@@ -88,8 +90,23 @@ def test_fsdp_splits_what_data_copies(command: Command) -> None:
 def test_what_does_not_fit_says_what_takes_less(command: Command) -> None:
     code, _, err = command("jaxgpt", *TINY, "--memory", "1MB", "--batch-size", 2)
     assert code == 1
-    assert "not even one sequence fits into 1.00 MB" in err
+    assert "not even one sequence fits into 0.75 MB" in err
     assert "fsdp" in err
+
+
+def test_the_share_that_jax_takes_is_what_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    for name in SHARE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert allocator_share() == 0.75
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")
+    assert allocator_share() == 0.5
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.95")
+    assert allocator_share() == 0.95
+    for wrong in ("most", "0", "95", "nan"):
+        monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", wrong)
+        assert_one_line_error(command("jaxgpt", *TINY), "XLA_CLIENT_MEM_FRACTION", wrong, "such as 0.9")
 
 
 @pytest.mark.parametrize(("text", "expected"), [("16GB", 16e9), ("1.5 GiB", 1.5 * 2**30), ("200mb", 200e6)])

@@ -29,9 +29,8 @@ int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, 
         wide[size_t(r) * size_t(width) + size_t(i)] = x[size_t(r) * size_t(inputs) + size_t(i)];
         start[size_t(r)] -= 128 * x[size_t(r) * size_t(inputs) + size_t(i)];
       }
-    const auto dot = k->gemm_min_rows && rows >= k->gemm_min_rows ? k->gemm : k->dot8;
     for (int t = 0; t < matrix.tiles(); t++) {
-      dot(matrix.weights(t), width, wide.data(), width, rows, start.data(), tile.data());
+      k->dot8(matrix.weights(t), width, wide.data(), width, rows, start.data(), tile.data());
       for (int r = 0; r < rows; r++)
         for (int o = 0; o < std::min(kTile, outputs - t * kTile); o++)
           sums[size_t(r) * size_t(outputs) + size_t(t * kTile + o)] = tile[size_t(r * kTile + o)];

@@ -47,7 +47,8 @@ class PlanOptions:
     Attributes:
       preset: tiny, small, gpt2, gpt2-medium, gpt2-large or gpt2-xl.
       mesh: layout of the devices, such as data=4,fsdp=2; its product is their number.
-      memory: of one device, such as 16GB.
+      memory: of one device, such as 16GB; JAX takes 75 % of it, or the share that XLA_CLIENT_MEM_FRACTION
+        says.
       json: print one JSON document with all figures on stdout.
       model: the shape of the model.
       training: how it is trained.
@@ -84,10 +85,12 @@ def parse_memory(text: str) -> float:
 
 def plan(options: PlanOptions) -> Result:
     """Run `jaxgpt plan`; exit code 1 when not even one sequence fits."""
+    from jaxgpt.training.devices.memory import allocator_share
     from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, use_cpu_devices
     from jaxgpt.training.step_memory import StepMemory, format_bytes
 
-    memory = parse_memory(options.memory)
+    memory, share = parse_memory(options.memory), allocator_share()
+    usable = share * memory
     devices = _device_count(options.mesh)
     layout = ",".join(f"{axis}={size}" for axis, size in parse_mesh(options.mesh, devices).items())
     use_cpu_devices(devices)
@@ -98,12 +101,14 @@ def plan(options: PlanOptions) -> Result:
         f"each of {devices} device(s) as {dict(mesh.shape)}: parameters {format_bytes(step.params_bytes)}, "
         f"gradients {format_bytes(step.params_bytes)}, optimizer {format_bytes(step.optimizer_bytes)}"
     )
-    largest = step.largest(memory)
+    say(f"JAX takes {share:.0%} of {format_bytes(memory)} (XLA_CLIENT_MEM_FRACTION names another share)")
+    largest = step.largest(usable)
     accumulate = train.batch_size // devices // largest if largest else None
     figures: dict[str, Any] = {
         "preset": options.preset,
         "mesh": dict(mesh.shape),
         "memory_bytes": memory,
+        "usable_bytes": usable,
         "params_bytes": step.params_bytes,
         "gradients_bytes": step.params_bytes,
         "optimizer_bytes": step.optimizer_bytes,
@@ -114,14 +119,14 @@ def plan(options: PlanOptions) -> Result:
     }
     if largest:
         say(
-            f"fits into {format_bytes(memory)}, {format_bytes(step.peak(largest))} a device: "
+            f"fits into {format_bytes(usable)}, {format_bytes(step.peak(largest))} a device: "
             f"--mesh {layout} --batch-size {train.batch_size} --grad-accum-steps {accumulate} "
             f"--block-size {model.block_size} --loss-chunks {train.loss_chunks} "
             f"--precision {train.precision}"
         )
     else:
         say(
-            f"not even one sequence fits into {format_bytes(memory)} ({format_bytes(step.peak(1))} are "
+            f"not even one sequence fits into {format_bytes(usable)} ({format_bytes(step.peak(1))} are "
             "needed); more devices on fsdp, --loss-chunks, --block-size or a lower --precision take less "
             "(and --remat, not counted)"
         )

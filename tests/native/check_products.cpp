@@ -64,7 +64,6 @@ void check_product(const Kernels& k, const char* name, Product product, int firs
 
 void check_products(const Kernels& k) {
   check_product(k, "dot8", k.dot8, 0, kTile);
-  if (k.gemm_min_rows) check_product(k, "gemm", k.gemm, 0, kTile);
   for (int first = 0; first < kTile; first += 16) check_product(k, "column8", k.column8, first, 16);
 }
 
@@ -94,7 +93,7 @@ void check_planes(const Kernels& k) {
       }
       expect_same(k, "merge_planes of " + std::to_string(outputs) + " from " + std::to_string(first), merged, expected);
     }
-    for (int rows = 1; k.dot8_planes && rows <= 14; rows++) {
+    for (int rows = 1; rows <= std::min(14, k.planes_max_rows); rows++) {
       const auto x = integers<int8_t>(size_t(rows * inputs), -127, 127);
       const auto start = integers<int32_t>(size_t(rows), -1000000, 1000000);
       std::vector<int32_t> sums(size_t(rows * kTile)), expected = sums;

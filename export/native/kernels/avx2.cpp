@@ -280,6 +280,7 @@ const Kernels* avx2_kernels() {
   static const Kernels kernels = [] {
     Kernels k = float_kernels("avx2");
     k.dot8 = dot8;
+    k.planes_max_rows = Kernels::kAnyRows;
     k.dot8_planes = dot8_planes;
     k.column8 = column8;
     k.dot4 = dot4;

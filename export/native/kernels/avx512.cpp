@@ -75,6 +75,13 @@ inline __m512i four_inputs(const int8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
+// 16 scales of bfloat16 as floats, whose upper 16 bits they are.
+inline __m512 load_scales(const uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+
+#include "kernels/matrix_unit.inl"
+
 // Weights of 64 outputs as they lie: 4 inputs a slice.
 struct Bytes {
   static constexpr int kInputs = 4;
@@ -156,6 +163,7 @@ void dot_all(Weights weights, int inputs, const int8_t* x, ptrdiff_t stride, int
 
 void dot8(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
           int32_t* sums) {
+  if (matrix_unit && rows >= kGemmMinRows) return gemm(tile, inputs, x, stride, rows, start, sums);
   dot_all(Bytes{tile}, inputs, x, stride, rows, start, sums);
 }
 
@@ -173,13 +181,6 @@ void column8(const uint8_t* column, int inputs, const int8_t* x, ptrdiff_t strid
     _mm512_storeu_si512(sums + r * kTile, s);
   }
 }
-
-// 16 scales of bfloat16 as floats, whose upper 16 bits they are.
-inline __m512 load_scales(const uint16_t* p) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
-}
-
-#include "kernels/matrix_unit.inl"
 
 // Prefetches a tile of 4 bits whose groups' scales or factors lie before its weights: into the second cache as one
 // stream, from the far distance ahead of its first scale on, at one pace; into the first the weights and scales that come
@@ -358,9 +359,8 @@ const Kernels* avx512_kernels() {
     Kernels k = float_kernels("avx512-vnni");
     k.prefetch = ahead;
     k.dot8 = dot8;
-    k.gemm = gemm;
     matrix_unit = has_matrix_unit();
-    k.gemm_min_rows = matrix_unit ? kGemmMinRows : 0;
+    k.planes_max_rows = matrix_unit ? kGemmMinRows - 1 : Kernels::kAnyRows;
     k.dot8_planes = dot8_planes;
     k.column8 = column8;
     k.prefetches_groups = true;

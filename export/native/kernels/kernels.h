@@ -55,13 +55,11 @@ struct Kernels {
   // sums[r][64] = start[r] + sum_k tile[o][k] x[r][k]; exact.
   void (*dot8)(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
                int32_t* sums) = nullptr;
-  // dot8 for many rows (the matrix unit), taken from gemm_min_rows rows on; null and 0 where there is none.
-  void (*gemm)(const uint8_t* tile, int inputs, const int8_t* x, ptrdiff_t stride, int rows, const int32_t* start,
-               int32_t* sums) = nullptr;
-  int gemm_min_rows = 0;
-  // dot8 of a tile in nibble planes; null where it is as quick to merge them before.
+  // dot8 of a tile in nibble planes, for up to planes_max_rows rows; beyond them it is as quick to merge them before.
   void (*dot8_planes)(const uint8_t* hi, const uint8_t* lo, int inputs, const int8_t* x, ptrdiff_t stride, int rows,
                       const int32_t* start, int32_t* sums) = nullptr;
+  static constexpr int kAnyRows = 1 << 30;
+  int planes_max_rows = 0;
   // Makes a tile of 8 bits of nibble planes: the bytes of `outputs` outputs from `first` on, the others stay.
   void (*merge_planes)(const uint8_t* hi, const uint8_t* lo, int inputs, int first, int outputs,
                        uint8_t* tile) = nullptr;

@@ -102,16 +102,15 @@ float* multiply_tile(const Kernels& k, const Matrix& matrix, int tile, const Inp
     return y;
   }
   const int all = rows * parts;
-  const bool gemm = k.gemm_min_rows && all >= k.gemm_min_rows;
   if (matrix.factors) {
     k.dot4_factors(matrix.weights(tile), matrix.group_factors(tile), width, matrix.group, x, width, all,
                    rows_of_x.group_sums.data(), sums);
-  } else if (matrix.nibble_planes && k.dot8_planes && !gemm) {
+  } else if (matrix.nibble_planes && all <= k.planes_max_rows) {
     k.dot8_planes(matrix.weights(tile), matrix.lo_plane(tile), width, x, width, all, starts, sums);
   } else {
     const uint8_t* weights =
         matrix.nibble_planes ? merged_planes(k, matrix, tile, 0, kTile) : matrix.weights(tile);
-    (gemm ? k.gemm : k.dot8)(weights, width, x, width, all, starts, sums);
+    k.dot8(weights, width, x, width, all, starts, sums);
   }
   for (int m = 0; m < rows; m++) {
     const int32_t* own = sums + m * parts * kTile;
