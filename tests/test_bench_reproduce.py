@@ -20,7 +20,14 @@ from small_report import speed_figures
 from jaxgpt.shared.console import Result
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.training.options import run_config, train_options
+from jaxgpt.training.model.numerics import choose_numerics
+from jaxgpt.training.options import (
+    GPT2_VOCAB_SIZE,
+    model_config,
+    run_config,
+    train_config,
+    train_options,
+)
 
 
 def options_of(flags: tuple[Any, ...]) -> dict[str, Any]:
@@ -294,3 +301,11 @@ def test_overlap_counts_documents_and_no_run_crosses_two() -> None:
     assert overlap(corpus, val, end, 2) == {"documents": 4, "sharing": 4, "too_short": 0}
     # 4 5 <end> 6 6 stands in both, over an end
     assert overlap(corpus, val, end, 5) == {"documents": 4, "sharing": 0, "too_short": 3}
+
+
+def test_the_gpu_preset_s_attention_is_cudnn_s_where_the_gpu_has_it() -> None:
+    options = train_options(data=Path("data"), out=Path("run"), **dict(RECIPES["gpu"].train))
+    model = model_config(dataclasses.replace(options.model, vocab_size=GPT2_VOCAB_SIZE))
+    for precision, capability, flash in (("bf16", 8.0, True), ("fp16", 7.5, False)):
+        train = train_config(dataclasses.replace(options.training, precision=precision))
+        assert choose_numerics(model, train, "gpu", capability)[0].flash is flash

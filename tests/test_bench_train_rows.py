@@ -18,6 +18,7 @@ from jaxgpt_bench.training.trainer import Trainer, answering, environment
 from jaxgpt_bench.training.variants import Variant, parse_variant
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.shared.machine import SHARE_VARIABLES
 
 SHAPE = ("--vocab-size", 1024, "--block-size", 64, "--n-layer", 1, "--n-head", 1, "--n-embd", 32)
 SETTINGS = (
@@ -119,6 +120,20 @@ def test_a_variant_changes_what_it_names() -> None:
     assert (found.model, found.train, found.flash) == (MODEL, TRAIN, False)
     trainer = Trainer("jaxgpt", 1, "cpu", MODEL, TRAIN, "", found.name, found.flash, found.xla_flags)
     assert environment(trainer, 2, Path())["XLA_FLAGS"].endswith(flags)
+
+
+def test_a_gpu_s_trainer_takes_the_share_of_memory_that_the_user_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under one name alone: with both JAX leaves the GPU and takes the CPU."""
+    for name in SHARE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    trainer = Trainer("jaxgpt", 1, "gpu", MODEL, TRAIN, "")
+    assert environment(trainer, 2, Path())["XLA_CLIENT_MEM_FRACTION"] == "0.95"
+    for name in SHARE_VARIABLES:
+        monkeypatch.setenv(name, "0.8")
+        assert not set(SHARE_VARIABLES) & set(environment(trainer, 2, Path()))
+        monkeypatch.delenv(name)
 
 
 BAD_VARIANTS = {

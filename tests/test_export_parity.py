@@ -227,3 +227,18 @@ def test_compare_shows_both_and_gates(command: Command, run: Path, int8_dynamic:
     code, _, err = command("jaxgpt-export", *arguments, "--max-loss-increase", -1.0)
     assert code == 1
     assert "FAIL" in err
+
+
+def test_integers_of_two_artifacts_are_shown_and_are_no_gate(
+    command: Command, int8_static: Path, int8_dynamic: Path, data: Path
+) -> None:
+    """A quantized model held to the one before it, by its loss: both have integers, and they differ."""
+    arguments = ("compare", "--reference", int8_static, "--model", int8_dynamic, "--data", data)
+    code, out, err = command(
+        "jaxgpt-export", *arguments, "--tokens", 256, "--max-loss-increase", 0.5, "--json"
+    )
+    assert code == 0
+    assert "integers: " in err
+    figures = json.loads(out)
+    assert figures["integers"]["inputs"] > 0
+    assert [text.split()[0] for text in figures["gates"]] == ["loss"]

@@ -10,14 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxgpt.shared.config import ModelConfig, Precision, TrainConfig
-from jaxgpt.training.devices.mesh import make_mesh
+from jaxgpt.training.devices.mesh import batch_sharding, make_mesh
 from jaxgpt.training.model.loss import summed_loss
 from jaxgpt.training.model.numerics import TRAFFIC, Numerics, choose_numerics
 from jaxgpt.training.model.params import abstract_params, graph_of, init_params
 from jaxgpt.training.step.compiled import CompiledTraining
+from jaxgpt.training.step.train_step import make_eval_step
 
 MODEL = ModelConfig(vocab_size=80, block_size=24, n_layer=2, n_head=2, n_embd=32)
 # As wide as GPT-2, with a padded table: the partitioner left to itself moves activations here.
@@ -32,7 +34,12 @@ def communication(
     """Every (collective, result shape) of a compiled step over 8 devices."""
     train = TrainConfig(batch_size=16 * grad_accum_steps, grad_accum_steps=grad_accum_steps, **settings)
     numerics = Numerics(on_cpu=on_cpu)
-    text = CompiledTraining(model, train, make_mesh(mesh_text, 8), numerics).compile_step().as_text()
+    return collectives(CompiledTraining(model, train, make_mesh(mesh_text, 8), numerics).compile_step())
+
+
+def collectives(compiled: jax.stages.Compiled) -> list[tuple[str, Shape]]:
+    """Every (collective, result shape) of a compiled program."""
+    text = compiled.as_text()
     found = []
     for line in text.splitlines():
         match = re.search(rf"= (.*?) ({COLLECTIVES})(-start)?\(", line)
@@ -48,6 +55,31 @@ def named_shapes(model: ModelConfig) -> dict[str, Shape]:
 
 def shapes_of(model: ModelConfig) -> list[Shape]:
     return list(named_shapes(model).values())
+
+
+@pytest.mark.parametrize("mesh_text", ["data=8", "fsdp=8", "data=2,fsdp=4"])
+def test_a_validation_step_gathers_parameters_and_never_activations(mesh_text: str) -> None:
+    """With the head in chunks: a scan over positions that devices share would bring all of them to each."""
+    mesh = make_mesh(mesh_text, 8)
+    compiled = CompiledTraining(MODEL, TrainConfig(batch_size=16), mesh, Numerics())
+    tokens = jax.ShapeDtypeStruct((16, 24), jnp.int32, sharding=batch_sharding(mesh, axis=0, ndim=2))
+    step = jax.jit(make_eval_step(graph_of(MODEL), 4, mesh))
+    program = step.lower(compiled.sharded_shapes().params, tokens, tokens).compile()
+    found = collectives(program)
+    params, batch = init_params(MODEL, 0), np.arange(16 * 24, dtype=np.int32).reshape(16, 24) % 80
+    targets = np.where(batch % 7 == 0, -1, batch[:, ::-1])
+    placed = jax.device_put((params, batch, targets), (compiled.shardings.params, *[tokens.sharding] * 2))
+    loss, count = program(*placed)
+    expected, counted = make_eval_step(graph_of(MODEL))(params, jnp.asarray(batch), jnp.asarray(targets))
+    assert int(count) == int(counted) == (targets >= 0).sum()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)  # float32 sums in another order
+    gathered = [shape for kind, shape in found if kind == "all-gather"]
+    assert set(gathered) <= set(shapes_of(MODEL))
+    assert (mesh_text == "data=8") == (gathered == [])
+    reduced = [shape for kind, shape in found if kind != "all-gather"]
+    assert {kind for kind, _ in found} <= {"all-gather", "all-reduce"}
+    assert 0 < len(reduced) <= 4
+    assert set(reduced) == {()}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
-from jaxgpt.training.devices.mesh import make_mesh
+from jaxgpt.training.devices.mesh import batch_sharding, make_mesh
 from jaxgpt.training.model.numerics import choose_numerics
 from jaxgpt.training.model.params import graph_of, init_params
 from jaxgpt.training.step.compiled import CompiledTraining
 from jaxgpt.training.step.optimizer import make_optimizer
 from jaxgpt.training.step.state import first_state
-from jaxgpt.training.step.train_step import make_train_step
+from jaxgpt.training.step.train_step import make_eval_step, make_train_step
 
 MODEL = ModelConfig(vocab_size=128, block_size=64, n_layer=2, n_head=2, n_embd=128)
 
@@ -50,9 +50,17 @@ def test_the_step_of_several_gpus_calls_the_fused_kernel_with_no_partitioner_bet
     """Were an axis left to it, even one of a single device, XLA would ask it, and end with its error."""
     settings = TrainConfig(batch_size=4, precision="bf16")
     numerics, _ = choose_numerics(MODEL, settings, "gpu", 9.0)
-    step = CompiledTraining(MODEL, settings, make_mesh(mesh, devices), numerics).lower_step(("cuda",))
-    text = step.as_text()
-    assert "CustomSPMDPartitioning" not in text
+    compiled = CompiledTraining(MODEL, settings, make_mesh(mesh, devices), numerics)
+    text = compiled.lower_step(("cuda",)).as_text()
+    tokens = jax.ShapeDtypeStruct(
+        (4, 64), jnp.int32, sharding=batch_sharding(make_mesh(mesh, devices), axis=0, ndim=2)
+    )
+    validation = jax.jit(make_eval_step(compiled.graph, 2, make_mesh(mesh, devices), flash=True)).trace(
+        compiled.sharded_shapes().params, tokens, tokens
+    )
+    evaluated = validation.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaSoftmax" in evaluated
+    assert "CustomSPMDPartitioning" not in text + evaluated
     backward = text.count("__cudnn$fmhaSoftmaxBackward")
     assert backward >= 1
     assert text.count("__cudnn$fmhaSoftmax") > backward

@@ -1,4 +1,5 @@
 import math
+import types
 
 import pytest
 
@@ -6,7 +7,7 @@ from jaxgpt.shared.architecture import flops_per_token
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.devices.memory import free_device_bytes
-from jaxgpt.training.devices.precision import peak_flops
+from jaxgpt.training.devices.precision import compute_capability, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,17 @@ def test_rotary_positions_need_no_flops_of_wpe() -> None:
     learned = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16)
     rotary = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16, positions="rotary")
     assert math.isclose(flops_per_token(learned), flops_per_token(rotary))
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("7.5", 7.5), ("gfx90a", 0.0), (None, 0.0)])
+def test_a_capability_that_is_no_number_is_none(
+    monkeypatch: pytest.MonkeyPatch, capability: str | None, expected: float
+) -> None:
+    """CUDA's are numbers, ROCm's are names; a CPU has none."""
+    device = (
+        types.SimpleNamespace()
+        if capability is None
+        else types.SimpleNamespace(compute_capability=capability)
+    )
+    monkeypatch.setattr("jax.local_devices", lambda: [device])
+    assert compute_capability() == expected

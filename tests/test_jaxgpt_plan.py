@@ -7,8 +7,8 @@ import pytest
 from conftest import Command, assert_one_line_error
 
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.machine import SHARE_VARIABLES, allocator_share
 from jaxgpt.shared.presets import find_preset
-from jaxgpt.training.devices.memory import SHARE_VARIABLES, allocator_share
 from jaxgpt.training.devices.mesh import make_mesh
 from jaxgpt.training.model.numerics import Numerics
 from jaxgpt.training.plan import parse_memory
@@ -103,6 +103,9 @@ def test_the_share_that_jax_takes_is_what_the_environment_says(
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")
     assert allocator_share() == 0.5
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.95")
+    with pytest.raises(UserError, match="both set"):
+        allocator_share()
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
     assert allocator_share() == 0.95
     for wrong in ("most", "0", "95", "nan"):
         monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", wrong)

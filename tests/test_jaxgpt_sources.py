@@ -321,6 +321,12 @@ def test_hub_files_are_chosen_so_that_each_row_comes_once() -> None:
     assert choose_data_files(twice, "x") == ["python-codes-25k.jsonl"]
     splits = ["data/test-0.parquet", "data/train-0.parquet", "data/train-1.parquet", "extra.json"]
     assert choose_data_files(splits, "x") == ["data/train-0.parquet", "data/train-1.parquet"]
+    folders = ["default/test/0000.parquet", "default/train/0000.parquet", "default/validation/0.parquet"]
+    assert choose_data_files(folders, "x") == ["default/train/0000.parquet"]
+    assert choose_data_files(["data.jsonl", "test.jsonl", "my_dev.jsonl"], "x") == ["data.jsonl"]
+    assert choose_data_files(["latest.jsonl", "devices.jsonl"], "x") == ["latest.jsonl", "devices.jsonl"]
+    assert choose_data_files(["test.jsonl"], "x") == ["test.jsonl"]
+    assert choose_data_files(["strained.jsonl", "train25k.jsonl"], "x") == ["train25k.jsonl"]
     with pytest.raises(UserError, match="holds no"):
         choose_data_files(["README.md", "data.csv"], "x")
 

@@ -79,7 +79,7 @@ def _against_run(
       UserError: the artifact does not come from that run.
     """
     from jaxgpt_export.flax_run.checkpoint import config_hashes, read_checkpoint
-    from jaxgpt_export.parity.probe_gates import AGAINST_ROUNDED, MAX_FP32_LOGIT_DIFF
+    from jaxgpt_export.parity.probe_gates import AGAINST_ROUNDED, fp32_bound
 
     origin = certificate["origin"]
     if origin["step"] is None:
@@ -96,5 +96,6 @@ def _against_run(
     checkpoint = read_checkpoint(run, str(int(origin["step"])))
     logits = checkpoint.logits(probe.tokens, rounded)[probe.positions]
     difference = float(abs(logits - probe.logits).max())
-    text = f"Flax logits of the run, max abs difference {difference:.2e} <= {MAX_FP32_LOGIT_DIFF:.0e}"
-    return difference, {text: difference <= MAX_FP32_LOGIT_DIFF}
+    bound = fp32_bound(probe)
+    text = f"Flax logits of the run, max abs difference {difference:.2e} <= {bound:.1e}"
+    return difference, {text: difference <= bound}

@@ -3,6 +3,7 @@
 What needs the network is imported when it is used.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Piece
@@ -14,6 +15,9 @@ from jaxgpt.shared.errors import UserError
 DEFAULT_HUB_NAME = "flytech/python-codes-25k"
 HUB_TIMEOUT_S = 8.0
 HUB_SUFFIXES = (".parquet", ".jsonl", ".json")  # in order of preference
+# Words by which the hub's own loader knows the splits, in names of files and of their folders.
+TRAINING = re.compile("(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
+OTHER_SPLIT = re.compile("(?<![a-z])(test(ing)?|val(id(ation)?)?|dev|eval(uation)?)(?![a-z])", re.IGNORECASE)
 
 
 def hub_pieces(name: str) -> tuple[str, list[Piece]]:
@@ -65,11 +69,12 @@ def choose_data_files(files: Sequence[str], repository: str) -> list[str]:
     """Choose the data files of a hub repository that hold each row once.
 
     Some repositories hold the same rows in several formats (python-codes-25k as .json and .jsonl), so
-    only one kind is taken, the first that there is of .parquet, .jsonl, .json; of it, the training files
-    where names tell.
+    only one kind is taken, the first that there is of .parquet, .jsonl, .json. Of it, where names of files
+    or folders tell training files, those; else all but those of other splits.
     """
     for suffix in HUB_SUFFIXES:
         chosen = [file for file in files if file.endswith(suffix) and not file.startswith(".")]
         if chosen:
-            return [file for file in chosen if "train" in file.rpartition("/")[2]] or chosen
+            training = [file for file in chosen if TRAINING.search(file)]
+            return training or [file for file in chosen if not OTHER_SPLIT.search(file)] or chosen
     raise UserError(f"hub data set {repository!r} holds no .parquet, .jsonl or .json file")

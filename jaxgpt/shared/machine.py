@@ -9,6 +9,8 @@ import traceback
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from jaxgpt.shared.errors import UserError, quoted
+
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 # The types of this project are written out for JAX as it is without these, arrays go to devices where its
 # code says so, and checkpoints hold keys of its default generator. They are of the programs that they were
@@ -22,6 +24,9 @@ OF_OTHER_PROGRAMS = (
     "JAX_TRANSFER_GUARD_DEVICE_TO_DEVICE",
     "JAX_TRANSFER_GUARD_DEVICE_TO_HOST",
 )
+# Of a GPU's memory: JAX's own choice (docs.jax.dev, "GPU memory allocation"), and what may name another.
+ALLOCATOR_SHARE = 0.75
+SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is older
 
 
 def user_cache_folder() -> Path:
@@ -102,3 +107,23 @@ def missing_platform(error: BaseException) -> str | None:
         f"JAX finds no device for JAX_PLATFORMS={wanted!r}{f' ({said})' if said else ''}; unset it, so that "
         "JAX takes what is there, or install its plugin (for GPUs the extra cuda)"
     )
+
+
+def allocator_share() -> float:
+    """Return the share of a GPU's memory that JAX's allocator takes, which an environment variable may name.
+
+    Raises:
+      UserError: the variable holds no share, or both are set.
+    """
+    given = {name: text for name in SHARE_VARIABLES if (text := os.environ.get(name, ""))}
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are both set, which JAX refuses; leave the second out")
+    for name, text in given.items():
+        try:
+            share = float(text)
+        except ValueError:
+            share = 0.0
+        if not 0 < share <= 1:
+            raise UserError(f"{name} is {quoted(text)}; expected a share of a GPU's memory, such as 0.9")
+        return share
+    return ALLOCATOR_SHARE

@@ -21,6 +21,7 @@ import tyro
 from jaxgpt.shared.config import MAX_CPU_DEVICES, TrainConfig
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.machine import allocator_share
 from jaxgpt.shared.presets import find_preset
 from jaxgpt.training.optimizers import check_optimizer
 from jaxgpt.training.options import (
@@ -85,7 +86,6 @@ def parse_memory(text: str) -> float:
 
 def plan(options: PlanOptions) -> Result:
     """Run `jaxgpt plan`; exit code 1 when not even one sequence fits."""
-    from jaxgpt.training.devices.memory import allocator_share
     from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, use_cpu_devices
     from jaxgpt.training.step_memory import StepMemory, format_bytes
 

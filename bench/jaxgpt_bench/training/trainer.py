@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt.shared.config import ModelConfig, TrainConfig
+from jaxgpt.shared.machine import SHARE_VARIABLES
 from jaxgpt_bench.common.step_rows import step_name
 from jaxgpt_bench.common.workers import HUGE_PAGES, serve
 
@@ -158,8 +159,9 @@ def environment(trainer: Trainer, threads: int, caches: Path) -> dict[str, str]:
         # This project's trainer asks for huge pages itself, where it knows what a step takes.
         pages = HUGE_PAGES if trainer.engine == "pytorch" else {}
         return {**found, **pages, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if not any(os.environ.get(name) for name in SHARE_VARIABLES):  # JAX refuses both, and would take the CPU
+        found[SHARE_VARIABLES[0]] = "0.95"  # of a GPU; JAX stops at 0.75 by itself
     for name, value in {
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",  # of a GPU; JAX stops at 0.75 by itself
         "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "torch"),
     }.items():

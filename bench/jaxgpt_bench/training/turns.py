@@ -6,6 +6,7 @@ compile again.
 """
 
 import dataclasses
+import os
 import re
 import subprocess
 import time
@@ -127,6 +128,8 @@ def free_gpu_bytes() -> float | None:
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if first := os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]:
+        query.append(f"--id={first}")
     try:
         found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
         return float(found.split()[0]) * 2**20

@@ -35,8 +35,11 @@ def best_precision() -> Precision:
 
 
 def compute_capability() -> float:
-    """Return the CUDA compute capability of this process's devices; 0.0 where there is none."""
-    return float(getattr(jax.local_devices()[0], "compute_capability", 0.0))
+    """Return the CUDA compute capability of this process's devices; 0.0 where there is none (CPU, ROCm)."""
+    try:
+        return float(getattr(jax.local_devices()[0], "compute_capability", 0.0))
+    except ValueError:  # AMD's have names, such as gfx90a
+        return 0.0
 
 
 def peak_flops(device_kind: str, precision: Precision) -> float | None:

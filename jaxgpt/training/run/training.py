@@ -88,7 +88,7 @@ class Training:
         platform, capability = jax.default_backend(), compute_capability()
         numerics, self.attention = choose_numerics(model, train, platform, capability)
         self.compiled = CompiledTraining(model, train, mesh, numerics)
-        eval_step = make_eval_step(self.compiled.graph, train.loss_chunks)
+        eval_step = make_eval_step(self.compiled.graph, train.loss_chunks, mesh, numerics.flash)
         self._eval_step = jax.jit(eval_step, compiler_options=self.compiled.compiler_options)
         self._batches = Batches(
             dataset.train, model.block_size, train.batch_size, train.seed, dataset.train_mask

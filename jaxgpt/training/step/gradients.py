@@ -1,4 +1,4 @@
-"""Gradients over micro-batches and devices, with what the devices say to each other written out."""
+"""Gradients and losses over devices, with what these say to each other written out."""
 
 import dataclasses
 from collections.abc import Callable
@@ -89,6 +89,38 @@ def make_gradients(
         return call(params, *rest)
 
     return gradients
+
+
+def make_loss(
+    graph: nnx.GraphDef[GPT], mesh: Mesh, chunks: int, flash: bool = False
+) -> Callable[..., tuple[Array, Array]]:
+    """Return a function that sums loss and count of a batch (B, T) over devices, without gradients.
+
+    It takes (params, inputs, targets). Each device has its sequences, and gathers what it has not of the
+    parameters; chunks and `flash` are as in a training step.
+    """
+    axes = tuple(axis for axis in AXES if mesh.shape[axis] > 1)
+
+    def loss(params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]) -> tuple[Array, Array]:
+        if not axes:
+            return summed_loss(graph, params, inputs, targets, chunks=chunks)
+        specs = {name: sharding.spec for name, sharding in state_shardings(mesh, params).items()}
+        layout = _Layout(axes, mesh.size, specs)
+
+        def local(params: Params, *batch: Array) -> tuple[Array, Array]:
+            return jax.lax.psum(summed_loss(graph, _gathered(layout, params), *batch, chunks=chunks), axes)
+
+        none, batch = PartitionSpec(), PartitionSpec(axes)
+        call = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(specs, batch, batch),
+            out_specs=(none, none),
+            axis_names=set(AXES if flash else axes),
+        )
+        return call(params, inputs, targets)
+
+    return loss
 
 
 def _local_gradients(

@@ -13,7 +13,7 @@ from jaxgpt.shared.config import TrainConfig
 from jaxgpt.training.model.gpt import GPT
 from jaxgpt.training.model.loss import summed_loss
 from jaxgpt.training.model.params import Params
-from jaxgpt.training.step.gradients import make_gradients
+from jaxgpt.training.step.gradients import make_gradients, make_loss
 from jaxgpt.training.step.guard import next_guard, spikes
 from jaxgpt.training.step.state import TrainState
 
@@ -70,8 +70,19 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graph: nnx.GraphDef[GPT], chunks: int = 1) -> Callable[..., tuple[Array, Array]]:
-    """Return a function of (params, inputs, targets) that gives the summed loss and the number of targets."""
+def make_eval_step(
+    graph: nnx.GraphDef[GPT], chunks: int = 1, mesh: Mesh | None = None, flash: bool = False
+) -> Callable[..., tuple[Array, Array]]:
+    """Return a function of (params, inputs, targets) that gives the summed loss and the number of targets.
+
+    Args:
+      graph: structure of the model.
+      chunks: see summed_loss.
+      mesh: over which parameters and batch lie; None for a single device.
+      flash: attention is cuDNN's kernel.
+    """
+    if mesh is not None:
+        return make_loss(graph, mesh, chunks, flash)
 
     def eval_step(
         params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]

@@ -134,7 +134,7 @@ RECIPES = {
         tokenizer="gpt2",
         val_fraction=0.04,
         train={"preset": "gpt2", "batch_size": 128, "grad_accum_steps": 8, "dropout": 0.1,
-               "max_steps": 1000, "eval_every": 100, "checkpoint_every": 100,
+               "attn_dropout": 0.0, "max_steps": 1000, "eval_every": 100, "checkpoint_every": 100,
                "sample_every": 500},
         qat={"preset": "gpt2", "batch_size": 32, "grad_accum_steps": 2, "max_steps": 200,
              "optimizer": "adamw", "learning_rate": 1e-5, "embedding_learning_rate": 1e-5, "warmup_steps": 20,
