@@ -79,13 +79,14 @@ void jaxgpt_session::fused_qkv_attention(int layer, int rows) {
   const Matrix& matrix = model.layers[size_t(layer)].matrices[JAXGPT_C_ATTN];
   const int heads = model.heads_per_group(), pieces = model.shape.n_head / heads, tiles = 3 * matrix.qkv_tile_group;
   const int width = padded(3 * model.shape.n_embd);
+  const int cold = runs_.size() == 1 ? 1 : heads;  // heads that no head of the same piece prefetches
   model.pool.run(pieces, [&](int piece) {
     const int head = piece * heads;
     for (int t = 0; t < tiles; t++) {
       if (t == 2 * matrix.qkv_tile_group)  // keys and values are there; while queries are made, the stores reach the cache
         for (const Run& run : runs_)
           for (int h = head; h < head + heads; h++) store_kv(layer, run, h);
-      for (int h = head; h < head + heads; h++) prefetch_cache(layer, runs_[0], h, t, tiles);
+      for (int h = head; h < head + cold; h++) prefetch_cache(layer, runs_[0], h, t, tiles);
       const int tile = piece * tiles + t;
       prefetch_target(wide_.as<float>() + matrix.first_output(tile));
       store_tile(multiply_tile(*model.kernels, matrix, tile, input_, rows), matrix, tile, rows, width);

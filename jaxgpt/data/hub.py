@@ -5,6 +5,7 @@ What needs the network is imported when it is used.
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from jaxgpt.data.documents import OFFLINE_CHOICES, Document, Piece
 from jaxgpt.data.reading.columns import Columns
@@ -16,8 +17,10 @@ DEFAULT_HUB_NAME = "flytech/python-codes-25k"
 HUB_TIMEOUT_S = 8.0
 HUB_SUFFIXES = (".parquet", ".jsonl", ".json")  # in order of preference
 # Words by which the hub's own loader knows the splits, in names of files and of their folders.
-TRAINING = re.compile("(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
-OTHER_SPLIT = re.compile("(?<![a-z])(test(ing)?|val(id(ation)?)?|dev|eval(uation)?)(?![a-z])", re.IGNORECASE)
+TRAINING = re.compile("(?<![a-z])train(ing)?(set)?(?![a-z])", re.IGNORECASE)
+OTHER_SPLIT = re.compile(
+    "(?<![a-z])(test(ing|set)?|val(id(ation)?)?|dev|eval(uation)?)(?![a-z])", re.IGNORECASE
+)
 
 
 def hub_pieces(name: str) -> tuple[str, list[Piece]]:
@@ -75,6 +78,20 @@ def choose_data_files(files: Sequence[str], repository: str) -> list[str]:
     for suffix in HUB_SUFFIXES:
         chosen = [file for file in files if file.endswith(suffix) and not file.startswith(".")]
         if chosen:
-            training = [file for file in chosen if TRAINING.search(file)]
-            return training or [file for file in chosen if not OTHER_SPLIT.search(file)] or chosen
+            splits = {file: _split_of(file) for file in chosen}
+            return (
+                [file for file in chosen if splits[file] == "train"]
+                or [file for file in chosen if splits[file] is None]
+                or chosen
+            )
     raise UserError(f"hub data set {repository!r} holds no .parquet, .jsonl or .json file")
+
+
+def _split_of(file: str) -> Literal["train", "other"] | None:
+    """Tell which split a file is of, by the last part of its path that names one; None where none does."""
+    for part in reversed(file.split("/")):
+        if OTHER_SPLIT.search(part):
+            return "other"
+        if TRAINING.search(part):
+            return "train"
+    return None

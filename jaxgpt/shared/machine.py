@@ -123,7 +123,7 @@ def allocator_share() -> float:
             share = float(text)
         except ValueError:
             share = 0.0
-        if not 0 < share <= 1:
+        if not 0 < share < math.inf:  # above 1 where memory is unified
             raise UserError(f"{name} is {quoted(text)}; expected a share of a GPU's memory, such as 0.9")
         return share
     return ALLOCATOR_SHARE

@@ -64,7 +64,7 @@ def evaluate(options: EvaluateOptions) -> Result:
         check_same_data(run.config, dataset)
     model = run.config.model
     mesh = make_mesh("", options.cpu_devices)
-    eval_step = jax.jit(make_eval_step(graph_of(model)))
+    eval_step = jax.jit(make_eval_step(graph_of(model), mesh=mesh))
     with compilation_cache(), jax.default_matmul_precision("highest"):
         step, params = load_params(run, options.step)
         params = jax.device_put(params, replicated(mesh))

@@ -135,7 +135,7 @@ def _compare_layers(
     gates = {}
     if integers is not None:
         text = f"on {tokens.numel()} tokens, {integers}"
-        if isinstance(reference, ModuleModel):
+        if isinstance(reference, ModuleModel) and isinstance(model, ModuleModel):
             say(text)
         else:
             gates[text] = integers.passed
