@@ -13,13 +13,13 @@ import torch
 from conftest import python
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tensors
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
-from jaxgpt_export.format.scheme import FLOAT32, LayerScheme, Quantization, has_factors
+from jaxgpt_export.format.scheme import FLOAT32, has_factors
 from jaxgpt_export.format.tensors import to_hf_layout
 from jaxgpt_export.generation.open_session import open_session
 from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.model.build import as_arrays, build_model
 from jaxgpt_export.native.library import call_engine, instruction_sets
-from jaxgpt_export.native.native_model import NativeModel, unsupported_reason
+from jaxgpt_export.native.native_model import NativeModel
 from jaxgpt_export.native.native_session import NativeSession
 from jaxgpt_export.quantize.activation import ActivationQuant
 from jaxgpt_export.quantize.gptq import round_groups
@@ -341,46 +341,6 @@ def test_sessions_of_several_threads_do_not_mix(tmp_path: Path) -> None:
     join(*threads)
     assert all(np.array_equal(logits, expected[seed]) for (seed, _), logits in found.items())
     assert len(found) == 20
-
-
-def test_what_the_engine_cannot_do_is_one_clear_error(tmp_path: Path) -> None:
-    artifact = artifact_of("int8-dynamic", CONFIG, tmp_path / "a")
-    session = NativeSession(NativeModel(artifact, 1), slots=2)
-    for tokens, slots, words in (
-        ([300], None, "token 300 is not in a vocabulary of 300"),
-        ([-1], None, "token -1"),
-        ([1], [2], "slot 2 is not one of 2"),
-        ([1, 1, 1], [0, 1, 0], "not neighbours"),
-        ([1] * 71, None, "context of 70"),
-        ([], None, "no tokens"),
-    ):
-        with pytest.raises(UserError, match=words):
-            session.forward(tokens, slots)
-    assert session.length() == 0  # nothing was taken
-    with pytest.raises(UserError, match="cannot be cut to 5"):
-        session.truncate(5)
-    with pytest.raises(UserError, match=r"instruction set sse9 is not there; expected one of: .*portable"):
-        NativeModel(artifact, 1, "sse9")
-    with pytest.raises(UserError, match=r"threads \(999\) must lie in 0"):
-        NativeModel(artifact, 999)
-    four_bits = {**artifact.schemes, "wpe": LayerScheme(weight_bits=4, group_size=16)}
-    unknown = dataclasses.replace(artifact, quantization=Quantization("other", four_bits))
-    assert unsupported_reason(unknown) == "the rows of wpe have 4 bits, it reads rows of 8, 16 or 32"
-    with pytest.raises(UserError, match="cannot run it: the rows of wpe have 4 bits"):
-        NativeModel(unknown)
-
-
-@pytest.mark.parametrize("broken", ["int8-dynamic", "int8-static", "int4-dynamic-head", "fp32"])
-def test_a_stream_that_overflows_is_said_and_never_a_text(broken: str, tmp_path: Path) -> None:
-    """Integers hide infinity: the scale of such a row tells it on to the logits."""
-    artifact = writable(artifact_of(broken, WIDE, tmp_path / "a"))
-    layer = "h.0.mlp.c_fc.weight"
-    artifact.tensors[layer if broken == "fp32" else f"{layer}_scale"][:] = 3e38
-    for isa in instruction_sets():
-        session = NativeSession(NativeModel(artifact, 1, isa))
-        assert np.isnan(session.prefill([1, 2, 3])).all(), isa
-        with pytest.raises(UserError, match="NaN or infinity"):
-            session.greedy([4])
 
 
 def test_float_weights_run_without_pytorch_and_keep_a_float_cache(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.native.library import instruction_sets
 from jaxgpt_export.native.native_model import NativeModel
 from jaxgpt_export.native.native_session import CacheKind, NativeSession
-from test_export_engine import CONFIG, PAIRS, artifact_of, writable
+from test_export_engine import CONFIG, PAIRS, WIDE, artifact_of, writable
 
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
@@ -91,3 +91,16 @@ def test_greedy_texts_beside_one_that_holds_it_go_on(damaged: Artifact, cache: C
     assert [first.state.tokens, second.state.tokens] == alone
     assert isinstance(bad.error, UserError)
     assert "logits hold NaN or infinity" in str(bad.error)
+
+
+@pytest.mark.parametrize("broken", ["int8-dynamic", "int8-static", "int4-dynamic-head", "fp32"])
+def test_a_stream_that_overflows_is_said_and_never_a_text(broken: str, tmp_path: Path) -> None:
+    """Integers hide infinity: the scale of such a row tells it on to the logits."""
+    artifact = writable(artifact_of(broken, WIDE, tmp_path / "a"))
+    layer = "h.0.mlp.c_fc.weight"
+    artifact.tensors[layer if broken == "fp32" else f"{layer}_scale"][:] = 3e38
+    for isa in instruction_sets():
+        session = NativeSession(NativeModel(artifact, 1, isa))
+        assert np.isnan(session.prefill([1, 2, 3])).all(), isa
+        with pytest.raises(UserError, match="NaN or infinity"):
+            session.greedy([4])

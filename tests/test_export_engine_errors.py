@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import python
 from jaxgpt_export.format.artifact import Artifact, read_artifact
+from jaxgpt_export.format.scheme import LayerScheme, Quantization
 from jaxgpt_export.native.library import (
     EngineMemoryError,
     ErrorCode,
@@ -29,7 +30,7 @@ from jaxgpt_export.native.library import (
 )
 from jaxgpt_export.native.native_model import NativeModel, _Shape, unsupported_reason
 from jaxgpt_export.native.native_session import NativeSession
-from test_export_engine import artifact_of
+from test_export_engine import CONFIG, artifact_of
 from tiny_artifacts import SHAPE, tiny_artifacts
 
 from jaxgpt.shared.errors import UserError
@@ -230,3 +231,30 @@ assert library.jaxgpt_read_seconds(2**20, 2, 1, seconds) == 0
     command, environment = python(code)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_engine_cannot_do_is_one_clear_error(tmp_path: Path) -> None:
+    artifact = artifact_of("int8-dynamic", CONFIG, tmp_path / "a")
+    session = NativeSession(NativeModel(artifact, 1), slots=2)
+    for tokens, slots, words in (
+        ([300], None, "token 300 is not in a vocabulary of 300"),
+        ([-1], None, "token -1"),
+        ([1], [2], "slot 2 is not one of 2"),
+        ([1, 1, 1], [0, 1, 0], "not neighbours"),
+        ([1] * 71, None, "context of 70"),
+        ([], None, "no tokens"),
+    ):
+        with pytest.raises(UserError, match=words):
+            session.forward(tokens, slots)
+    assert session.length() == 0  # nothing was taken
+    with pytest.raises(UserError, match="cannot be cut to 5"):
+        session.truncate(5)
+    with pytest.raises(UserError, match=r"instruction set sse9 is not there; expected one of: .*portable"):
+        NativeModel(artifact, 1, "sse9")
+    with pytest.raises(UserError, match=r"threads \(999\) must lie in 0"):
+        NativeModel(artifact, 999)
+    four_bits = {**artifact.schemes, "wpe": LayerScheme(weight_bits=4, group_size=16)}
+    unknown = dataclasses.replace(artifact, quantization=Quantization("other", four_bits))
+    assert unsupported_reason(unknown) == "the rows of wpe have 4 bits, it reads rows of 8, 16 or 32"
+    with pytest.raises(UserError, match="cannot run it: the rows of wpe have 4 bits"):
+        NativeModel(unknown)

@@ -16,7 +16,7 @@ from jaxgpt.shared.errors import UserError
 DEFAULT_HUB_NAME = "flytech/python-codes-25k"
 HUB_TIMEOUT_S = 8.0
 HUB_SUFFIXES = (".parquet", ".jsonl", ".json")  # in order of preference
-# Words by which the hub's own loader knows the splits, in names of files and of their folders.
+# Words for splits in names of files and folders: the hub's own loader's, and "trainset", "testset".
 TRAINING = re.compile("(?<![a-z])train(ing)?(set)?(?![a-z])", re.IGNORECASE)
 OTHER_SPLIT = re.compile(
     "(?<![a-z])(test(ing|set)?|val(id(ation)?)?|dev|eval(uation)?)(?![a-z])", re.IGNORECASE

@@ -94,7 +94,7 @@ def make_gradients(
 def make_loss(
     graph: nnx.GraphDef[GPT], mesh: Mesh, chunks: int, flash: bool = False
 ) -> Callable[..., tuple[Array, Array]]:
-    """Return a function that sums loss and count of a batch (B, T) over devices, without gradients.
+    """Return a function that sums loss and count of a batch (B, T) over several devices, without gradients.
 
     It takes (params, inputs, targets). Each device has its sequences, and gathers what it has not of the
     parameters; chunks and `flash` are as in a training step.
@@ -102,8 +102,6 @@ def make_loss(
     axes = tuple(axis for axis in AXES if mesh.shape[axis] > 1)
 
     def loss(params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]) -> tuple[Array, Array]:
-        if not axes:
-            return summed_loss(graph, params, inputs, targets, chunks=chunks)
         specs = {name: sharding.spec for name, sharding in state_shardings(mesh, params).items()}
         layout = _Layout(axes, mesh.size, specs)
 

@@ -81,7 +81,7 @@ def make_eval_step(
       mesh: over which parameters and batch lie; None for a single device.
       flash: attention is cuDNN's kernel.
     """
-    if mesh is not None:
+    if mesh is not None and mesh.size > 1:
         return make_loss(graph, mesh, chunks, flash)
 
     def eval_step(
