@@ -74,3 +74,28 @@ def test_of_masked_tokens_an_epoch_predicts_those_that_count() -> None:
     found = [batches.at(step)[1] for step in range(batches.windows_per_epoch)]
     targets = np.concatenate(found).ravel()
     assert np.sort(targets[targets >= 0]).tolist() == [i for i in np.flatnonzero(counts) if i > 0]
+
+
+def test_of_prompts_so_large_a_share_counts_as_their_weight_says() -> None:
+    """Other ones in each epoch, the same ones whenever a step is asked for; of answers all."""
+    tokens = np.arange(20_000, dtype=np.uint16)
+    counts = np.random.default_rng(0).integers(2, size=len(tokens)).astype(bool)
+    prompts = int((~counts[1:]).sum())
+
+    def of_epoch(batches: Batches, epoch: int) -> set[int]:
+        steps = range(epoch * batches.windows_per_epoch, (epoch + 1) * batches.windows_per_epoch)
+        targets = np.concatenate([batches.at(step)[1] for step in steps]).ravel()
+        return {int(token) for token in targets[targets >= 0]}
+
+    answers = set(np.flatnonzero(counts).tolist()) - {0}
+    for weight in (0.0, 0.1, 0.7, 1.0):
+        batches = Batches(tokens, 16, 1, 0, pack_mask(counts), weight)
+        first, second = of_epoch(batches, 0), of_epoch(batches, 1)
+        assert answers <= first
+        assert answers <= second
+        # Four standard deviations of so many draws.
+        spread = 4 * (prompts * weight * (1 - weight)) ** 0.5
+        for drawn in (first - answers, second - answers):
+            assert abs(len(drawn) - prompts * weight) <= spread
+        assert (first == second) == (weight in (0.0, 1.0))
+        assert of_epoch(Batches(tokens, 16, 1, 0, pack_mask(counts), weight), 1) == second

@@ -152,6 +152,7 @@ OUTSIDE = {
     "vocab_multiple": (0, 65_537),
     "spike_guard": (-1.0,),
     "max_skipped": (-1, 2**31),
+    "prompt_loss_weight": (-0.1, 1.1),
     "seed": (-1, 2**31),
     "eval_every": (0, 2**31),
     "checkpoint_every": (0, 2**31),
@@ -182,6 +183,8 @@ def test_a_number_outside_its_bounds_is_refused_by_name(field: str, value: float
         {"beta1": 0.0, "beta2": 0.0, "momentum": 0.0},
         {"beta1": 0.999_999, "weight_decay": 0.0, "warmup_steps": 0, "spike_guard": 0.0},
         {"decay_fraction": 1.0, "final_lr_fraction": 0.0, "max_skipped": 0, "sample_every": 0},
+        {"prompt_loss_weight": 0.0},
+        {"prompt_loss_weight": 1.0},
         {"max_steps": 2**31 - 1, "seed": 2**31 - 1, "grad_clip": 1e-9},
     ],
 )

@@ -63,7 +63,8 @@ class PrepareOptions:
         of packages documentation too.
       exclude: patterns of files that are not read.
       skip_errors: leave out files and rows that are damaged; they are counted and named.
-      answers_only: of pairs (.py files, a template of several columns) the loss counts the answer alone.
+      answers_only: of pairs (.py files, a template of several columns) the loss counts the answer alone; of
+        documentation beside them everything.
       workers: processes; 0 takes one for each core that this process may use.
       special: reserved tokens, such as '<|user|>': each is one token where a document has it written out;
         bpe:N counts them in N, other tokenizers get them after their last token.

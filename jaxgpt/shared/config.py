@@ -197,6 +197,9 @@ class TrainConfig:
       spike_guard: skip steps whose loss lies so many standard deviations above its running mean; 0 for none.
         The first 100 losses are unguarded, and after a change of data or batch size the next 100.
       max_skipped: skipped steps in a row after which the training stops.
+      prompt_loss_weight: of what a data set made with --answers-only leaves out: 0 leaves it out, 1 counts it
+        like the answers; between, so large a share of its tokens counts, drawn anew in each epoch. Validation
+        leaves it out.
       seed: of initialization, data order and dropout.
       deterministic: on a GPU only kernels whose results repeat to the bit, so that a resumed training has the
         losses of one that ran through; slower. A CPU computes so anyway.
@@ -233,6 +236,7 @@ class TrainConfig:
     vocab_multiple: int = 1
     spike_guard: float = 0.0
     max_skipped: int = 20
+    prompt_loss_weight: float = 0.0
     seed: int = 0
     deterministic: bool = False
     eval_every: int = 250
@@ -279,6 +283,8 @@ class TrainConfig:
                 f"batch_size ({self.batch_size}) must be divisible by grad_accum_steps "
                 f"({self.grad_accum_steps}); give both"
             )
+        if not 0 <= self.prompt_loss_weight <= 1:
+            raise UserError(f"prompt_loss_weight ({self.prompt_loss_weight}) must lie in [0, 1]")
         if not 0 < self.decay_fraction <= 1:
             raise UserError(f"decay_fraction ({self.decay_fraction}) must lie in (0, 1]")
 

@@ -3,7 +3,8 @@
 An epoch predicts each token of the split (but the first) exactly once: the stream is cut into windows of
 block_size, beginning at an offset drawn for the epoch, and the windows are shuffled. The few positions
 before the stream's begin and after its end have target -1 and do not count, and so have tokens that the
-data set's mask leaves out (`jaxgpt prepare --answers-only`).
+data set's mask leaves out (`jaxgpt prepare --answers-only`), but for the share of them that
+prompt_loss_weight counts.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ class Batches:
       batch_size: sequences an optimizer step, all processes together.
       seed: of the order.
       mask: which tokens the loss counts, a bit each; None for all.
+      prompt_loss_weight: share of the other tokens that it counts too, drawn for each epoch.
     """
 
     tokens: Tokens | ShardedTokens
@@ -35,6 +37,7 @@ class Batches:
     batch_size: int
     seed: int
     mask: Mask | ShardedMask | None = None
+    prompt_loss_weight: float = 0.0
 
     def __post_init__(self) -> None:
         # Enough windows to cover the stream at every offset, so that epochs are equally long.
@@ -92,4 +95,8 @@ class Batches:
             inputs[low - begin : high - begin] = self.tokens[low:high]
             targets[low - begin : high - begin] = self.tokens[low + 1 : high + 1]
             if self.mask is not None:
-                targets[low - begin : high - begin][~counted(self.mask, low + 1, high + 1)] = IGNORED
+                left_out = ~counted(self.mask, low + 1, high + 1)
+                if self.prompt_loss_weight > 0:
+                    random = np.random.default_rng([self.seed, epoch, position])
+                    left_out &= random.random(len(left_out)) >= self.prompt_loss_weight
+                targets[low - begin : high - begin][left_out] = IGNORED

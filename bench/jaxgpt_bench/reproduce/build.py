@@ -240,7 +240,7 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
     if wanted != "auto":
         asked["source"], there["source"] = choose_source(wanted, recipe), manifest.get("source")
     if recipe.answers:
-        asked["answers_only"] = not recipe.learns_requests
+        asked["answers_only"] = True
         there["answers_only"] = "val.mask.bin" in manifest["files"]
     if str(manifest.get("source")).startswith("packages:"):
         for key in ("include", "exclude"):
@@ -266,4 +266,4 @@ def reading_options(recipe: Recipe, source: str, held_out: Path) -> dict[str, An
         return {**files}
     write_atomic(held_out, "".join(f"{request.text}\n" for request in REQUESTS))
     asking = {"code": "requests", "template": TEMPLATE, "held_out": held_out}
-    return {**files, **asking, "answers_only": not recipe.learns_requests}
+    return {**files, **asking, "answers_only": True}

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt.data.documents import Piece, cleaned, is_validation, place_in_split
+from jaxgpt.data.packages import DOCUMENTATION
 from jaxgpt.data.reading.pieces import piece_bytes
 from jaxgpt.data.reading.token_files import split_of, token_documents
 from jaxgpt.data.report import ReadReport
@@ -93,9 +94,11 @@ def _documents(work: Work, piece: Piece, report: ReadReport) -> Iterator[Kept]:
                 text = tokens.tobytes()
                 yield text, place_in_split(text) if fixed is None else fixed, -1
         return
+    # Nothing asks for the documentation beside pairs: it is learned from its first character on.
+    without = 0 if piece.kind in DOCUMENTATION else -1
     for document in read_piece(piece, reading_of(work.plan), report):
         text, answer = cleaned(document)
-        yield text, place_in_split(document.group), -1 if answer is None else answer
+        yield text, place_in_split(document.group), without if answer is None else answer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,12 +121,12 @@ def make_plan(
 
 
 def _opened(source: str, reading: ReadOptions, answers_only: bool) -> Source:
-    """Return a source; UserError where the loss is to count answers, and documentation has none."""
+    """Return a source; UserError where the loss is to count answers, and there is documentation alone."""
     found = open_source(source, reading)
-    plain = next((piece.group for piece in found.pieces if piece.kind in DOCUMENTATION), None)
-    if answers_only and plain is not None:
+    if answers_only and found.pieces and all(piece.kind in DOCUMENTATION for piece in found.pieces):
         raise UserError(
-            f"--answers-only needs pairs, and --include takes in {plain}, which is none; leave one out"
+            f"--answers-only needs pairs, and --include takes in none ({found.pieces[0].group} counts "
+            "as a whole beside them); take in .py files, or leave --answers-only out"
         )
     return found
 

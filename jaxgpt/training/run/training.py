@@ -74,6 +74,7 @@ class Training:
         for name, value, kind in (*given, ("mesh", mesh, Mesh)):
             require_type(name, value, kind)
         _require_fitting_data(model, dataset)
+        _require_mask(train, dataset)
         self.tokenizer = _load_tokenizer_of(dataset)
         _require_even_split(train, mesh.size)
         entry = None
@@ -91,7 +92,12 @@ class Training:
         eval_step = make_eval_step(self.compiled.graph, train.loss_chunks, mesh, numerics.flash)
         self._eval_step = jax.jit(eval_step, compiler_options=self.compiled.compiler_options)
         self._batches = Batches(
-            dataset.train, model.block_size, train.batch_size, train.seed, dataset.train_mask
+            dataset.train,
+            model.block_size,
+            train.batch_size,
+            train.seed,
+            dataset.train_mask,
+            train.prompt_loss_weight,
         )
         self.parameter_count = sum(
             math.prod(unpadded_shape(name, leaf.shape, model.vocab_size))
@@ -187,6 +193,15 @@ def _require_fitting_data(model: ModelConfig, dataset: Dataset) -> None:
         raise UserError(
             f"the training split has {len(dataset.train)} tokens, block_size is {model.block_size}; "
             "prepare more text or lower --block-size"
+        )
+
+
+def _require_mask(train: TrainConfig, dataset: Dataset) -> None:
+    """Raise UserError where prompts are to count less, and the data set does not say what they are."""
+    if train.prompt_loss_weight and dataset.train_mask is None:
+        raise UserError(
+            f"prompt_loss_weight is {train.prompt_loss_weight}, and {dataset.folder} does not tell prompts "
+            "from answers; prepare it with --answers-only, or leave the weight at 0"
         )
 
 
