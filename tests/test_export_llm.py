@@ -155,7 +155,9 @@ def test_what_is_no_text_is_one_line_in_every_call(int8_dynamic: Path, value: st
 from jaxgpt_export.llm import LLM
 llm, value = LLM.load({str(int8_dynamic)!r}), {value}
 calls = [LLM.load, llm.generate, llm.stream, llm.logprobs, lambda stop: llm.generate("a", stop=stop)]
-for name in ("seed", "top_k", "top_p") if type(value) is not int else ():
+# A number that is None leaves it to the model, but for the seed.
+names = ("seed",) if value is None else ("seed", "top_k", "top_p") if type(value) is not int else ()
+for name in names:
     calls.append(lambda number, name=name: llm.generate("a", **{{name: number}}))
 for call in calls:
     try:

@@ -67,7 +67,7 @@ def complete(state: State, **wish: object) -> httpx.Response:
 
 def seeds(model: ServedModel, **fields: object) -> list[int]:
     """The seeds of two choices of a prompt, and of the first one of the same prompt again."""
-    wish = read_wish(Fields(fields), 16, model.tokenizer.vocab_size, 0)
+    wish = read_wish(Fields(fields), model, 16, 0)
     prompt = Prompt("!", model.tokenizer.encode("!"))
     texts = [wish.text(model, prompt, n, logprobs=None, echo=False, caller=NOBODY) for n in (0, 1, 0)]
     return [text.state.sampler.sampling.seed for text in texts]
@@ -111,7 +111,7 @@ def test_a_text_whose_time_is_over_before_its_first_token_is_an_error(model: Ser
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_that_fails_ends_its_texts(model: ServedModel, stream: bool) -> None:
     async def fail() -> None:
-        wish = read_wish(Fields({"stream": stream}), 16, model.tokenizer.vocab_size, 0)
+        wish = read_wish(Fields({"stream": stream}), model, 16, 0)
         prompt = Prompt("!", [1])
         text = wish.text(model, prompt, 0, logprobs=None, echo=False, caller=NOBODY)
         job = Job([text], NOBODY)
@@ -144,7 +144,7 @@ def test_times_of_tokens_are_those_of_each_text(model: ServedModel, monkeypatch:
 
     async def deliver() -> None:
         nonlocal now
-        wish = read_wish(Fields({}), 16, model.tokenizer.vocab_size, 0)
+        wish = read_wish(Fields({}), model, 16, 0)
         settings: dict[str, Any] = {"logprobs": None, "echo": False, "caller": NOBODY}
         texts = [wish.text(model, Prompt("!", [1]), choice, **settings) for choice in range(3)]
         job = Job(texts, Caller("x", 0.0, lambda *given: told.append(given)))
@@ -227,7 +227,7 @@ def test_an_answer_in_one_piece_reads_its_updates_once(model: ServedModel) -> No
             return super().__iter__()
 
     async def whole(reply: CompletionReply | ChatReply) -> list[Any]:
-        wish = read_wish(Fields({}), 16, model.tokenizer.vocab_size, 0)
+        wish = read_wish(Fields({}), model, 16, 0)
         settings: dict[str, Any] = {"logprobs": None, "echo": False, "caller": NOBODY}
         job = Job([wish.text(model, Prompt("!", [1]), n, **settings) for n in range(3)], NOBODY)
         updates = Once(

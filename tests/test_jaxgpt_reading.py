@@ -351,6 +351,31 @@ def test_docstring_pairs_count_their_code_alone(prepared: Prepare, tmp_path: Pat
     assert {answer.strip() for answer in answers} == {pair.output}
 
 
+def test_documentation_beside_pairs_counts_as_a_whole(
+    prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = []
+    (package := tmp_path / "site" / "madeup").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for i in range(20):
+        (package / f"m{i}.py").write_text(FUNCTION.replace("one", f"{i} and {i * 7}"))
+        pages.append(f"# How to add {i}\n\nFirst one number, then {i} more of them.")
+        (package / f"page{i}.md").write_text(pages[-1])
+    monkeypatch.syspath_prepend(package.parent)
+    folder = prepared("packages:madeup", "--answers-only", "--include", "*.py", "*.md", "--workers", 1)
+    dataset, tokenizer = open_dataset(folder), load_tokenizer(folder)
+    tokens = np.array(dataset.train)
+    assert dataset.train_mask is not None
+    counts = counted(dataset.train_mask, 0, len(tokens))
+    documents = answers_in(tokens.tolist(), tokenizer)
+    answers = answers_in(tokens[counts].tolist(), tokenizer)
+    found = {text for text in documents if text.startswith("#")}
+    assert len(found) > 5
+    assert found <= set(pages)
+    (pair,) = pairs_of_source(FUNCTION)
+    assert {answer.strip() for answer in answers} == {pair.output, *found}
+
+
 def test_answers_only_of_plain_text_is_one_line(command: Command, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows(60))
     call = ("jaxgpt", "prepare", "--source", path, "--val-fraction", 0.2, "--out", tmp_path / "d")

@@ -7,10 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import python
 
 import jaxgpt
+from jaxgpt.shared.dataset import pack_mask
 from jaxgpt.shared.errors import UserError
 from jaxgpt.training.run.folder import read_metrics, read_run_config
 from jaxgpt.training.run.run_folder import RunFolder
@@ -62,6 +64,24 @@ def test_a_loop_of_one_s_own_leaves_what_the_command_leaves(run: Path, data: Pat
     assert recorded(own) == recorded(run)
     assert (own / "config.json").read_bytes() == (run / "config.json").read_bytes()
     assert [checksum_of(own, step) for step in (20, 40)] == [checksum_of(run, step) for step in (20, 40)]
+
+
+def test_of_prompts_so_much_is_learned_as_is_told(run: Path, data: Path) -> None:
+    """A data set that does not tell them from answers is refused, and what helps is named."""
+    with pytest.raises(UserError, match=r"prompt_loss_weight is 0\.1, and .* prepare it with --answers-only"):
+        training_of(run, data, prompt_loss_weight=0.1)
+    config, mesh, whole = read_run_config(run), jaxgpt.make_mesh("", 2), jaxgpt.open_dataset(data)
+    counts = np.random.default_rng(0).integers(2, size=len(whole.train)).astype(bool)
+    masked = dataclasses.replace(whole, train_mask=pack_mask(counts))
+    learned = []
+    for weight in (0.0, 0.5, 1.0):
+        train = dataclasses.replace(config.train, prompt_loss_weight=weight)
+        training = Training(config.model, train, masked, mesh)
+        learned.append(sum(int((np.asarray(training.batch(step)[1]) >= 0).sum()) for step in range(1, 9)))
+    none, half, every = learned
+    assert every == 8 * config.train.batch_size * config.model.block_size
+    assert none < half < every
+    assert half == pytest.approx((none + every) / 2, rel=0.05)
 
 
 def test_the_last_steps_are_written_down_though_nothing_was_saved(

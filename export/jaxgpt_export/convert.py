@@ -12,8 +12,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxgpt.generation.sampling import DEFAULTS, choose_sampling
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import open_dataset
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import check_replaceable, new_folder, only_writer, sha256_of
 from jaxgpt.shared.tensor_file import Arrays, write_tensor_file
 
@@ -36,6 +38,11 @@ class ConvertOptions:
       out: the artifact folder to write.
       step: best, latest, or a stored step.
       data: dataset folder whose validation split is compared on; the run's own if not given.
+      temperature: that `generate`, LLM and the server draw this model's tokens with, if they are told none;
+        so with the next three, which generation_config.json holds, as other programs read it.
+      top_k: the most probable tokens that are kept; 0 keeps all.
+      top_p: the fewest tokens are kept whose probabilities reach p.
+      min_p: tokens are kept that are at least so probable as the most probable one times this.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
     """
@@ -44,15 +51,34 @@ class ConvertOptions:
     out: Path
     step: str = "best"
     data: Path | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     overwrite: bool = False
     json: bool = False
 
 
 def convert(options: ConvertOptions) -> Result:
     """Run `jaxgpt-export convert`; exit code 1, and no artifact, when module and Flax differ."""
+    _generation(options)  # a bad value is said before anything is loaded
     check_replaceable(options.out, options.overwrite, "certificate.json", [options.run])
     with only_writer(options.out):
         return _convert(options)
+
+
+def _generation(options: ConvertOptions) -> dict[str, int | float]:
+    """Return what the artifact says of how its tokens are drawn: all four, or nothing."""
+    asked = {name: getattr(options, name) for name in DEFAULTS}
+    if all(value is None for value in asked.values()):
+        return {}
+    sampling = choose_sampling({}, 0, **asked)
+    if sampling.temperature == 0:
+        raise UserError(
+            "--temperature of an artifact must be above 0, as other programs want it; `generate "
+            "--temperature 0` writes greedy text"
+        )
+    return {name: getattr(sampling, name) for name in DEFAULTS}
 
 
 def _convert(options: ConvertOptions) -> Result:
@@ -103,7 +129,7 @@ def _write(
     }
     figures = {"parity": {**parity, "positions": probe.tokens.size, "against": "Flax fp32"}}
     with new_folder(options.out, options.overwrite, "certificate.json") as folder:
-        write_artifact(folder, checkpoint.model, None, tensors, checkpoint.tokenizer)
+        write_artifact(folder, checkpoint.model, None, tensors, checkpoint.tokenizer, _generation(options))
         write_probe(folder, probe)
         if checkpoint.fake_quantized:
             rounded = checkpoint.logits(probe.tokens, rounded=True)[probe.positions]

@@ -25,7 +25,7 @@ from jaxgpt.generation.generate import (
     generate,
     generate_many,
 )
-from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.sampling import choose_sampling
 from jaxgpt.generation.scoring import log_probabilities
 from jaxgpt.generation.session import ScoringSession
 from jaxgpt.generation.state import GenerationState
@@ -67,6 +67,7 @@ class LLM:
         self.engine = model.engine
         self.context_tokens = artifact.config.block_size
         self.folder = artifact.folder
+        self._generation = artifact.generation
         self._lies_in = artifact.folder.absolute()  # whatever folder is the current one later
         self._model = model
         self._session = model.new_session(1)
@@ -135,10 +136,10 @@ class LLM:
         prompt: str,
         *,
         max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        min_p: float = ...,
+        temperature: float | None = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        min_p: float | None = ...,
         seed: int = ...,
         stop: str | Sequence[str] = ...,
     ) -> str: ...
@@ -149,10 +150,10 @@ class LLM:
         prompt: list[str] | tuple[str, ...],
         *,
         max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        min_p: float = ...,
+        temperature: float | None = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        min_p: float | None = ...,
         seed: int = ...,
         stop: str | Sequence[str] = ...,
     ) -> list[str]: ...
@@ -162,10 +163,10 @@ class LLM:
         prompt: str | list[str] | tuple[str, ...],
         *,
         max_new_tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.05,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> str | list[str]:
@@ -174,10 +175,12 @@ class LLM:
         Args:
           prompt: text to continue, or a list of texts; an empty one starts a new document.
           max_new_tokens: tokens to generate at most.
-          temperature: divides the logits; 0 takes the most probable token.
-          top_k: keep the k most probable tokens; 0 keeps all.
-          top_p: keep the fewest tokens whose probabilities reach p.
-          min_p: keep tokens at least this share as probable as the most probable one; 0 keeps all.
+          temperature: divides the logits; 0 takes the most probable token. None: what the model's
+            generation_config.json says, else 0.8.
+          top_k: keep the k most probable tokens; 0 keeps all. None: the model's, else 0.
+          top_p: keep the fewest tokens whose probabilities reach p. None: the model's, else 1.
+          min_p: keep tokens at least this share as probable as the most probable one; 0 keeps all. None: the
+            model's, else 0.05.
           seed: of the random numbers; the same seed gives the same text.
           stop: a text, or several, that ends the generation and is not part of it.
 
@@ -188,7 +191,8 @@ class LLM:
         Raises:
           UserError: a prompt leaves no room for a token, or a value is out of range.
         """
-        sampling, stops = Sampling(temperature, top_k, top_p, seed, min_p), _as_tuple(stop)
+        asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        sampling, stops = choose_sampling(self._generation, seed, **asked), _as_tuple(stop)
         if not isinstance(prompt, str):
             _require_texts("prompt", prompt)
         if isinstance(prompt, str):
@@ -210,10 +214,10 @@ class LLM:
         prompt: str,
         *,
         max_new_tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.05,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> Iterator[str]:
@@ -238,12 +242,13 @@ class LLM:
         """
         _require_texts("prompt", (prompt,))
         pieces: list[str] = []
+        asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         state = GenerationState(
             self.tokenizer,
             prompt,
             self.context_tokens,
             max_new_tokens,
-            Sampling(temperature, top_k, top_p, seed, min_p),
+            choose_sampling(self._generation, seed, **asked),
             _as_tuple(stop),
             pieces.append,
         )

@@ -2,9 +2,9 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.sampling import Sampling, choose_sampling
 from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
 from jaxgpt.generation.session import BatchSession, Session
 from jaxgpt.generation.state import Generation, GenerationState
@@ -22,10 +22,12 @@ class PromptOptions:
     Attributes:
       prompt: text to continue; an empty one starts a new document, - reads it from stdin.
       max_new_tokens: tokens to generate at most.
-      temperature: divides the logits; 0 takes the most probable token.
-      top_k: keep the k most probable tokens; 0 keeps all.
-      top_p: keep the fewest tokens whose probabilities reach p.
+      temperature: divides the logits; 0 takes the most probable token. If not given, the one that the
+        artifact was made with (`jaxgpt-export convert --temperature`), else 0.8.
+      top_k: keep the k most probable tokens; 0 keeps all. If not given, the artifact's, else 0.
+      top_p: keep the fewest tokens whose probabilities reach p. If not given, the artifact's, else 1.
       min_p: keep the tokens that are at least so probable as the most probable one times this; 0 keeps all.
+        If not given, the artifact's, else 0.05.
       seed: of the random numbers.
       stop: texts that end the generation and are not shown.
       json: print one JSON document with text and figures on stdout instead of the text.
@@ -33,17 +35,18 @@ class PromptOptions:
 
     prompt: str | None = None
     max_new_tokens: int = 200
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.05
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     json: bool = False
 
-    def sampling(self) -> Sampling:
-        """Return how tokens are drawn; UserError for a value outside its range."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.seed, self.min_p)
+    def sampling(self, model: Mapping[str, int | float]) -> Sampling:
+        """Return how tokens are drawn from a model; see `choose_sampling`."""
+        asked = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+        return choose_sampling(model, self.seed, **asked)
 
     def prompt_text(self) -> str:
         """Return the prompt, read from stdin for "-"; UserError when that is not UTF-8."""
@@ -60,7 +63,12 @@ class PromptOptions:
 
 
 def generate_shown(
-    session: Session, tokenizer: Tokenizer, options: PromptOptions, prompt: str, draft_tokens: int = 0
+    session: Session,
+    tokenizer: Tokenizer,
+    options: PromptOptions,
+    prompt: str,
+    sampling: Sampling,
+    draft_tokens: int = 0,
 ) -> Generation:
     """Continue a prompt as a command does: the text streams to stdout, unless that is kept for JSON.
 
@@ -69,6 +77,7 @@ def generate_shown(
       tokenizer: of the model.
       options: what the command was told.
       prompt: options.prompt_text(), or what was asked for instead.
+      sampling: options.sampling(...) of the model.
       draft_tokens: see `generate`.
     """
 
@@ -77,7 +86,7 @@ def generate_shown(
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    arguments = (prompt, options.max_new_tokens, options.sampling(), options.stop, show)
+    arguments = (prompt, options.max_new_tokens, sampling, options.stop, show)
     done = generate(session, tokenizer, *arguments, draft_tokens)
     show("\n")
     return done

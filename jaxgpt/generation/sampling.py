@@ -6,7 +6,7 @@ the same logits, so that samples of two models differ only where their distribut
 
 import dataclasses
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from jaxgpt.shared.errors import UserError, quoted
 
+# How tokens are drawn where neither a user nor the model says so.
+DEFAULTS: Mapping[str, int | float] = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.05}
 SORTED_FIRST = 64  # most probable tokens that are sorted first; the whole vocabulary only if they do not do
 
 
@@ -51,6 +53,22 @@ class Sampling:
             raise UserError(f"min_p ({self.min_p}) must lie in [0, 1]")
         if self.seed < 0:
             raise UserError(f"seed ({self.seed}) must not be negative")
+
+
+def choose_sampling(model: Mapping[str, int | float], seed: int, **asked: int | float | None) -> Sampling:
+    """Return how tokens are drawn: as was asked, else as the model says, else as DEFAULTS have it.
+
+    Args:
+      model: what the model's generation_config.json says of temperature, top_k, top_p and min_p.
+      seed: of the random numbers.
+      asked: the same four; None, or one that is left out, asks for nothing.
+
+    Raises:
+      UserError: a value outside its range.
+    """
+    values: dict[str, Any] = {**DEFAULTS, **model}
+    values |= {name: value for name, value in asked.items() if value is not None}
+    return Sampling(**values, seed=seed)
 
 
 def damaged_model() -> UserError:

@@ -30,11 +30,12 @@ def sample(options: SampleOptions) -> Result:
     from jaxgpt.training.flax_session import FlaxSession
     from jaxgpt.training.run.checkpoints import load_params
 
-    options.sampling()  # a bad value is said before anything is loaded
+    sampling = options.sampling({})  # a bad value is said before anything is loaded
     prompt = options.prompt_text()
     run = open_run(options.run)
     with compilation_cache():
         step, params = load_params(run, options.step)
-        done = generate_shown(FlaxSession(run.config.model, params), run.tokenizer, options, prompt)
+        session = FlaxSession(run.config.model, params)
+        done = generate_shown(session, run.tokenizer, options, prompt, sampling)
     say(f"step {step}: {len(done.tokens)} tokens ({done.finish_reason})")
     return Result({"step": step, **dataclasses.asdict(done)})

@@ -33,8 +33,9 @@ class EvaluateOptions:
       task: what is measured; requests, and with --data docstrings and functions, if not given.
       data: dataset folder, whose validation documents the models were not trained on; if a line end stands
         behind their requests, then also behind those that are asked.
-      temperature: of requests, docstrings and human-eval; both are asked greedily too but for human-eval.
-      min_p: of requests and docstrings, as `generate` has it.
+      temperature: of requests, docstrings and human-eval; both are asked greedily too but for human-eval. If
+        not given, that of the first artifact, else 0.8, as `generate` has it.
+      min_p: of requests and docstrings; if not given, that of the first artifact, else 0.05.
       draws: times that requests and docstrings are answered at the temperature, with other random numbers.
       top_p: of human-eval.
       tokens: of a text at most; human-eval 150 unless given.
@@ -52,8 +53,8 @@ class EvaluateOptions:
     artifact: tuple[Path, ...]
     task: tuple[Task, ...] = ()
     data: Path | None = None
-    temperature: float = 0.8
-    min_p: float = 0.05
+    temperature: float | None = None
+    min_p: float | None = None
     draws: int = 1
     top_p: float = 0.95
     tokens: int | None = None
@@ -89,6 +90,7 @@ def evaluate(options: EvaluateOptions) -> Result:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} ({value}) must be at least 1")
+    options = with_sampling(options)
     tasks = options.task or ("requests", *(HELD_OUT_TASKS if options.data else ()))
     for name in ("draws", *(["samples"] if "human-eval" in tasks else [])):
         if options.temperature == 0 and (count := getattr(options, name)) > 1:
@@ -132,6 +134,25 @@ def evaluate(options: EvaluateOptions) -> Result:
     return Result(written)
 
 
+def with_sampling(options: EvaluateOptions) -> EvaluateOptions:
+    """Return options with temperature and min-p: of the first artifact where none were given, as `generate`.
+
+    Raises:
+      UserError: a value outside its range.
+    """
+    drawn = _drawn(options, options.seed)
+    return dataclasses.replace(options, temperature=drawn.temperature, min_p=drawn.min_p)
+
+
+def _drawn(options: EvaluateOptions, seed: int) -> "Sampling":
+    from jaxgpt_export.format.generation_config import read_generation_config
+
+    from jaxgpt.generation.sampling import choose_sampling
+
+    said = read_generation_config(options.artifact[0]) if options.artifact else {}
+    return choose_sampling(said, seed, temperature=options.temperature, min_p=options.min_p)
+
+
 def _answers(
     options: EvaluateOptions, tasks: tuple[Task, ...], writers: Any, samplings: "Sequence[Sampling]"
 ) -> tuple[Any, ...]:
@@ -169,8 +190,7 @@ def _samplings(options: EvaluateOptions) -> "list[Sampling]":
     """Return how prompts are answered: as often as is wanted at the temperature, and greedily."""
     from jaxgpt.generation.sampling import Sampling
 
-    seeds = [options.seed + draw * APART for draw in range(options.draws)]
-    drawn = [Sampling(options.temperature, min_p=options.min_p, seed=seed) for seed in seeds]
+    drawn = [_drawn(options, options.seed + draw * APART) for draw in range(options.draws)]
     return ([] if options.temperature == 0 else drawn) + [Sampling(0.0, seed=options.seed)]
 
 
@@ -216,6 +236,7 @@ def _human_eval(options: EvaluateOptions, writers: Any, problems: Any) -> Iterat
     from jaxgpt_bench.evaluate.tables import human_eval_table, human_eval_verdict
 
     longest = options.tokens or LONGEST_HUMAN_EVAL
+    assert options.temperature is not None
     how = (options.samples, longest, options.temperature, options.top_p, options.seed)
     rows = []
     for row in evaluate_human_eval(writers, problems, *how):

@@ -86,14 +86,14 @@ def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> tuple[Bu
         run = trained(stages, "train", options.out / "run", dict(recipe.train), dataset, saving_s)
     else:
         dataset, run = taken_run(options.run, stages)
-    fp32 = converted(stages, options.out / "fp32", run, dataset)
+    fp32 = converted(stages, options.out / "fp32", run, dataset, recipe.sampling)
     parents = {"fp32": fp32}
     if recipe.qat is not None:
         settings = {**recipe.qat, "init": run, "qat": True}
         qat = trained(
             stages, "qat", options.out / "qat", settings, dataset, 0.0 if plan is None else plan.saving_s
         )
-        parents["fp32-qat"] = converted(stages, options.out / "fp32-qat", qat, dataset)
+        parents["fp32-qat"] = converted(stages, options.out / "fp32-qat", qat, dataset, recipe.sampling)
     artifacts = [
         quantized(stages, options.out / method, method, parents[parent], dataset)
         for method, parent in QUANTIZED

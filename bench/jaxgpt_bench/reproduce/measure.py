@@ -12,7 +12,7 @@ from jaxgpt_export.native.library import library_path
 from jaxgpt.shared.console import say
 from jaxgpt.shared.files import sha256_of, write_json
 from jaxgpt_bench.common.provenance import describe_machine
-from jaxgpt_bench.evaluate.command import SETTINGS, EvaluateOptions, evaluate
+from jaxgpt_bench.evaluate.command import SETTINGS, EvaluateOptions, Task, evaluate, with_sampling
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.quality.command import QualityOptions, quality
 from jaxgpt_bench.quality.contestants import ComparedModels, open_models
@@ -98,8 +98,9 @@ def sampled(compared: ComparedModels, tokens: int) -> dict[str, Any]:
 def measure_answers(stages: Stages, out: Path, built: Built) -> None:
     """Ask float32 and INT8 the requests and held-out docstrings; writes answers.json and answers.md."""
     asked = tuple(path for path in built.artifacts if path.name in ANSWERING)
-    options = EvaluateOptions(
-        asked, ("requests", "docstrings"), built.dataset.folder, draws=DRAWS, page=out / "answers.md"
+    tasks: tuple[Task, ...] = ("requests", "docstrings")
+    options = with_sampling(
+        EvaluateOptions(asked, tasks, built.dataset.folder, draws=DRAWS, page=out / "answers.md")
     )
     requests = [dataclasses.asdict(request) for request in REQUESTS]
     stages.measured(

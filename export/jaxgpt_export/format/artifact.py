@@ -34,6 +34,7 @@ from jaxgpt.shared.tensor_file import Arrays, write_tensor_file
 from jaxgpt.shared.tokenizer import Tokenizer, load_tokenizer
 
 from jaxgpt_export.format.certificate import TRAINED_FILE, altered_files, read_certificate
+from jaxgpt_export.format.generation_config import read_generation_config, write_generation_config
 from jaxgpt_export.format.scheme import FLOAT32, LayerScheme, Quantization, read_quantization
 from jaxgpt_export.format.tensors import (
     FLOAT32_DTYPE,
@@ -57,6 +58,7 @@ class Artifact:
       quantization: None for float32.
       tensors: by module name, matrices (O, I), whatever the file's layout.
       trained: what qat.safetensors holds; empty without one.
+      generation: what generation_config.json says of temperature, top_k, top_p and min_p; often nothing.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Artifact:
     quantization: Quantization | None
     tensors: Arrays
     trained: Arrays = dataclasses.field(default_factory=dict)
+    generation: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -132,7 +135,8 @@ def read_artifact(folder: Path) -> Artifact:
         raise
     if quantization is None:
         tensors = from_hf_layout(tensors, config)
-    return Artifact(folder, config, quantization, tensors, _read_trained(folder / TRAINED_FILE, config))
+    trained = _read_trained(folder / TRAINED_FILE, config)
+    return Artifact(folder, config, quantization, tensors, trained, read_generation_config(folder))
 
 
 def _no_folder(folder: Path) -> str:
@@ -185,6 +189,7 @@ def write_artifact(
     quantization: Quantization | None,
     tensors: Arrays,
     tokenizer: Tokenizer,
+    generation: Mapping[str, int | float] | None = None,
 ) -> None:
     """Write everything but certificate and probe into a folder (a temporary one; see files.new_folder).
 
@@ -194,6 +199,7 @@ def write_artifact(
       quantization: None for float32.
       tensors: by their names in the file (see `expected_tensors`), which they must match.
       tokenizer: of the model.
+      generation: how its tokens are drawn where nobody says otherwise, if anything; see Artifact.
     """
     check_tensors(tensors, expected_tensors(config, quantization), folder / "model.safetensors")
     write_tensor_file(folder / "model.safetensors", tensors)
@@ -201,5 +207,5 @@ def write_artifact(
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.endoftext}
     value = hf_config_json(config, tokenizer.endoftext, section) | ids
     write_json(folder / "config.json", value)
-    write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+    write_generation_config(folder, ids, generation or {})
     tokenizer.save(folder, config.block_size)

@@ -13,6 +13,8 @@ from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.files import write_atomic
 
+from jaxgpt_export.format.generation_config import read_generation_config
+
 FLOAT = "fp32"
 LONGEST = 100  # characters of a licence's or data set's name
 
@@ -35,7 +37,7 @@ def write_model_card(folder: Path, config: ModelConfig, certificate: Mapping[str
         "## How far it is from its source",
         _parity(certificate),
         "## How to load it",
-        _loading(config, certificate["kind"]),
+        _loading(config, certificate["kind"], read_generation_config(folder)),
         "## Licence and data",
         licence_text(certificate["origin"]),
         "Written by jaxgpt from certificate.json and config.json.",
@@ -105,7 +107,7 @@ def _parity(certificate: Mapping[str, Any]) -> str:
     return " ".join(lines)
 
 
-def _loading(config: ModelConfig, kind: str) -> str:
+def _loading(config: ModelConfig, kind: str, generation: Mapping[str, int | float]) -> str:
     lines = [
         "```python",
         "from jaxgpt import LLM",
@@ -117,6 +119,9 @@ def _loading(config: ModelConfig, kind: str) -> str:
         "In a terminal: `jaxgpt-export generate --artifact FOLDER`. `jaxgpt-export verify --artifact FOLDER` "
         "measures the certificate anew.",
     ]
+    if generation:
+        how = ", ".join(f"{name} {value:g}" for name, value in generation.items())
+        lines.append(f"Its tokens are drawn with {how}, unless told otherwise (generation_config.json).")
     if kind == FLOAT and config.positions == "learned":
         lines.append(
             "`transformers.AutoModelForCausalLM.from_pretrained(FOLDER)` loads it too: it is a GPT-2 folder."

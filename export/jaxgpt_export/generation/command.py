@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxgpt.generation.generate import DRAFT_TOKENS, SIDE_BY_SIDE, PromptOptions, generate_shown
+from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import Tokenizer
 
 from jaxgpt_export.format.artifact import read_certified_artifact
+from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.generation.open_session import CacheOption, Engine, choose_threads, open_session
 from jaxgpt_export.generation.request_file import generate_all, read_prompts
 
@@ -58,9 +60,10 @@ class GenerateOptions(PromptOptions):
 
 def run(options: GenerateOptions) -> Result:
     """Run `jaxgpt-export generate`."""
-    options.sampling()  # a bad value is said before anything is loaded
+    # A bad value is said before anything is loaded.
+    sampling = options.sampling(read_generation_config(options.artifact))
     _check(options)
-    requests = None if options.prompts is None else read_prompts(options.prompts, options)
+    requests = None if options.prompts is None else read_prompts(options.prompts, options, sampling)
     terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     asks = options.prompt is None and requests is None and not options.json and terminal
     prompt = options.prompt_text()
@@ -74,8 +77,8 @@ def run(options: GenerateOptions) -> Result:
         return generate_all(session, tokenizer, requests, options, sys.stdout, name)
     title = f"{artifact.kind}, {name}"
     if asks:
-        return ask(lambda prompt: _one(session, tokenizer, options, prompt, title), title)
-    figures = _one(session, tokenizer, options, prompt, title)
+        return ask(lambda prompt: _one(session, tokenizer, options, prompt, sampling, title), title)
+    figures = _one(session, tokenizer, options, prompt, sampling, title)
     return Result({"kind": artifact.kind, "engine": name, **figures})
 
 
@@ -94,11 +97,16 @@ def _check(options: GenerateOptions) -> None:
 
 
 def _one(
-    session: Session, tokenizer: Tokenizer, options: GenerateOptions, prompt: str, title: str
+    session: Session,
+    tokenizer: Tokenizer,
+    options: GenerateOptions,
+    prompt: str,
+    sampling: Sampling,
+    title: str,
 ) -> dict[str, Any]:
     """Continue a prompt on stdout and say how it went; return its figures."""
     drafted = DRAFT_TOKENS if options.draft_tokens is None else options.draft_tokens
-    done = generate_shown(session, tokenizer, options, prompt, drafted)
+    done = generate_shown(session, tokenizer, options, prompt, sampling, drafted)
     rate = (len(done.tokens) - 1) / done.decode_s if len(done.tokens) > 1 else None
     speed = f", {rate:.1f} tokens/s" if rate else ""
     ahead = f", {done.accepted} of {done.guessed} draft tokens were accepted" if done.guessed else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxgpt.generation.generate import PromptOptions, Request, generate_many
+from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.session import Session
 from jaxgpt.generation.state import Generation, prompt_tokens
 from jaxgpt.shared.console import Result, say
@@ -17,8 +18,8 @@ from jaxgpt.shared.tokenizer import Tokenizer
 FIELDS = {"prompt": str, "max_new_tokens": int, "seed": int}
 
 
-def read_prompts(path: Path, options: PromptOptions) -> list[Request]:
-    """Read a .jsonl file of prompts; options say what a line does not.
+def read_prompts(path: Path, options: PromptOptions, sampling: Sampling) -> list[Request]:
+    """Read a .jsonl file of prompts; options and sampling say what a line does not.
 
     Raises:
       UserError: the file cannot be read, or a line (named) is none.
@@ -49,8 +50,8 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Request]:
         most = fields.get("max_new_tokens", options.max_new_tokens)
         if most < 1:
             raise UserError(f"{path} line {number} has max_new_tokens {most}, expected at least 1")
-        sampling = dataclasses.replace(options.sampling(), seed=fields.get("seed", options.seed))
-        requests.append(Request(fields["prompt"], most, sampling))
+        drawn = dataclasses.replace(sampling, seed=fields.get("seed", options.seed))
+        requests.append(Request(fields["prompt"], most, drawn))
     if not requests:
         raise UserError(f"{path} holds no prompts")
     return requests

@@ -21,6 +21,7 @@ from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, named_tokenizer
 from torch import Tensor
 
+from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.format.tensors import FLOAT32_DTYPE, from_hf_layout
 from jaxgpt_export.interchange.imported_model import (
     ImportedModel,
@@ -78,7 +79,8 @@ def read_hf(folder: Path, tokenizer_name: str | None = None) -> ImportedModel:
     config = dataclasses.replace(padded, vocab_size=tokenizer.vocab_size, tied=tied)
     stored = {each.hf_name: tensors[each.name] for each in parameters(config)}
     read = [folder / "config.json", *files]
-    return ImportedModel(folder, "huggingface", read, config, from_hf_layout(stored, config), tokenizer)
+    weights, generation = from_hf_layout(stored, config), read_generation_config(folder)
+    return ImportedModel(folder, "huggingface", read, config, weights, tokenizer, generation=generation)
 
 
 def _scale_queries(tensors: Arrays, config: ModelConfig) -> None:

@@ -43,6 +43,7 @@ class ImportedModel:
       tensors: by module name, matrices (O, I), float32; a tied head is left out.
       tokenizer: of the model.
       provenance: more for the certificate's origin; it may name the source otherwise.
+      generation: how its tokens are drawn where nobody says otherwise; see Artifact.
     """
 
     source: Path
@@ -52,6 +53,7 @@ class ImportedModel:
     tensors: Arrays
     tokenizer: Tokenizer
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    generation: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
 
 
 def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[npt.NDArray[np.int32], str]:
@@ -131,7 +133,8 @@ def certify_and_write(
         **model.provenance,
     }
     with new_folder(out, overwrite, "certificate.json") as folder:
-        write_artifact(folder, model.config, None, to_hf_layout(model.tensors, model.config), model.tokenizer)
+        tensors = to_hf_layout(model.tensors, model.config)
+        write_artifact(folder, model.config, None, tensors, model.tokenizer, model.generation)
         write_probe(folder, probe)
         certificate = write_certificate(folder, "fp32", origin, figures)
         write_model_card(folder, model.config, certificate)

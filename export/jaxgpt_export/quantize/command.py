@@ -253,7 +253,8 @@ def _write(
     quantization = candidate.quantization
     with new_folder(options.out, options.overwrite, "certificate.json") as folder:
         tensors = as_arrays(candidate.tensors)
-        write_artifact(folder, artifact.config, quantization, tensors, artifact.tokenizer())
+        tokenizer = artifact.tokenizer()
+        write_artifact(folder, artifact.config, quantization, tensors, tokenizer, artifact.generation)
         write_probe(folder, probe)
         certificate = write_certificate(folder, quantization.method, origin, certified)
         write_model_card(folder, artifact.config, certificate)

@@ -58,6 +58,7 @@ async function loadModels() {
   $("first").replaceChildren(...names.map((name) => new Option(name)));
   $("second").replaceChildren(new Option("none", ""), ...names.map((name) => new Option(name)));
   $("second").value = names[1] ?? "";
+  for (const [name, value] of Object.entries(models[0]?.generation_config ?? {})) $(name).value = value;
   showPanels();
   say("Ready. Models run one after the other, each with the whole processor.");
 }

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxgpt.generation.scheduling.scheduler import Scheduler
 from jaxgpt.generation.session import BatchSession, ScoringSession
 from jaxgpt.shared.tokenizer import Tokenizer
 
-from jaxgpt_export.format.artifact import read_certified_artifact
+from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.generation.open_session import CacheOption, Engine, OpenModel, open_model
 from jaxgpt_export.serve.chat_template import ChatTemplate, read_chat_template
@@ -57,6 +57,7 @@ class ServedModel:
       scheduler: of its texts; its counts and numbers may be read.
       worker: runs it.
       draft_tokens: see `jaxgpt-export generate`.
+      generation: how its tokens are drawn where a request says nothing; see Artifact.
     """
 
     name: str
@@ -69,6 +70,7 @@ class ServedModel:
     scheduler: Scheduler
     worker: Worker
     draft_tokens: int
+    generation: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
 
 
 class OneSlot:
@@ -166,7 +168,7 @@ def open_served_model(
     model = open_model(artifact, engine, threads, kv_cache)
     artifact.tensors.clear()  # what runs has its own copy
     _ = tokenizer.longest_token  # found once, and not while others wait
-    description = _describe(name, folder, artifact.kind, model.engine, artifact.config.block_size)
+    description = _describe(name, artifact, model.engine)
     session = _with_slots(model, limits)
     running = min(limits.running, session.slots)
     scheduler = Scheduler(session, running, limits.cache_bytes)
@@ -181,6 +183,7 @@ def open_served_model(
         scheduler,
         Worker(scheduler, limits.waiting),
         draft_tokens,
+        artifact.generation,
     )
 
 
@@ -196,20 +199,22 @@ def _with_slots(model: OpenModel, limits: Limits) -> BatchSession:
     return OneSlot(session)
 
 
-def _describe(name: str, folder: Path, kind: str, engine: str, block_size: int) -> dict[str, Any]:
+def _describe(name: str, artifact: Artifact, engine: str) -> dict[str, Any]:
     """Return a model's object in /v1/models: what it is and what was measured, no path of this machine."""
     said: dict[str, Any] = {
         "id": name,
         "object": "model",
         "created": int(time.time()),
         "owned_by": "jaxgpt",
-        "method": kind,
+        "method": artifact.kind,
         "engine": engine,
-        "max_model_len": block_size,
+        "max_model_len": artifact.config.block_size,
     }
-    if not (folder / "certificate.json").is_file():
+    if artifact.generation:
+        said["generation_config"] = dict(artifact.generation)
+    if not (artifact.folder / "certificate.json").is_file():
         return said
-    certificate = read_certificate(folder)
+    certificate = read_certificate(artifact.folder)
     said["sha256"] = certificate["files"].get("model.safetensors")
     figures = {
         key: value

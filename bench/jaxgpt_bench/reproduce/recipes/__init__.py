@@ -43,6 +43,7 @@ class Recipe:
       qat: options of the quantization-aware training that goes on from it; None leaves it out.
       answers: the text is made of requests and programs, those of `jaxgpt-bench evaluate` left out; they are
         asked at the end. The loss counts programs alone, if `train` has no prompt_loss_weight.
+      sampling: options of `jaxgpt-export convert`: how tokens are drawn where nobody says otherwise.
       files: which files of packages are read; options of `jaxgpt prepare`.
       fits_device: batches are cut into the largest micro-batches that fit the device, with remat where only
         that fits.
@@ -61,6 +62,7 @@ class Recipe:
     train: Mapping[str, Any]
     qat: Mapping[str, Any] | None
     answers: bool = False
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fits_device: bool = False
     quality_tokens: int = 131_072

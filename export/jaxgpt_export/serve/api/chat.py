@@ -37,7 +37,7 @@ def chat(model: ServedModel, fields: Fields, caller: Caller) -> Asked:
     for name in ("tools", "functions", *(() if wants_text else ("response_format",))):
         fields.require_absent(name, "the model writes plain text")
     messages = _read_messages(fields.get("messages"))
-    wish = read_wish(fields, MOST_TOKENS, model.tokenizer.vocab_size, least_tokens=1)
+    wish = read_wish(fields, model, MOST_TOKENS, least_tokens=1)
     require_few(model, wish.choices)  # before they are made
     logprobs = None
     if fields.boolean("logprobs"):

@@ -31,7 +31,7 @@ def complete(model: ServedModel, fields: Fields, caller: Caller) -> Asked:
     """
     fields.require_absent("suffix", "the model writes from left to right only")
     echo = fields.boolean("echo")
-    wish = read_wish(fields, DEFAULT_MAX_TOKENS, model.tokenizer.vocab_size, least_tokens=0)
+    wish = read_wish(fields, model, DEFAULT_MAX_TOKENS, least_tokens=0)
     if not wish.max_tokens and not echo:
         raise ApiError(
             400, "max_tokens is 0, which is for echo: true", param="max_tokens", code="invalid_value"

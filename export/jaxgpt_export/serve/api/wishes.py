@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import secrets
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxgpt.generation.sampling import Sampling
@@ -79,13 +80,13 @@ class Wish:
         )
 
 
-def read_wish(fields: Fields, default_max_tokens: int, vocab_size: int, least_tokens: int) -> Wish:
+def read_wish(fields: Fields, model: ServedModel, default_max_tokens: int, least_tokens: int) -> Wish:
     """Read what the routes have in common.
 
     Args:
       fields: of the request.
+      model: that is asked.
       default_max_tokens: where there is no max_tokens.
-      vocab_size: of the model.
       least_tokens: that max_tokens may be.
 
     Raises:
@@ -102,12 +103,12 @@ def read_wish(fields: Fields, default_max_tokens: int, vocab_size: int, least_to
         )
     return Wish(
         fields.whole(name, default_max_tokens, least_tokens, MOST_TOKENS),
-        _sampling(fields),
+        _sampling(fields, model.generation),
         None if seed == RANDOM_SEED else seed % 2**64,
         choices,
         fields.texts("stop", MOST_STOPS),
         LogitRules(
-            _bias(fields, vocab_size),
+            _bias(fields, model.tokenizer.vocab_size),
             fields.number("presence_penalty", 0.0, -2.0, 2.0),
             fields.number("frequency_penalty", 0.0, -2.0, 2.0),
         ),
@@ -116,14 +117,15 @@ def read_wish(fields: Fields, default_max_tokens: int, vocab_size: int, least_to
     )
 
 
-def _sampling(fields: Fields) -> Sampling:
-    top_k = fields.whole("top_k", 0, -1, MOST_TOKENS)
-    top_p = fields.number("top_p", 1.0, 0.0, 1.0)
+def _sampling(fields: Fields, said: Mapping[str, int | float]) -> Sampling:
+    """Read how tokens are drawn; what is not in the request is as the model says, else as OpenAI has it."""
+    top_k = fields.whole("top_k", int(said.get("top_k", 0)), -1, MOST_TOKENS)
+    top_p = fields.number("top_p", said.get("top_p", 1.0), 0.0, 1.0)
     return Sampling(
-        temperature=fields.number("temperature", 1.0, 0.0, 100.0),
+        temperature=fields.number("temperature", said.get("temperature", 1.0), 0.0, 100.0),
         top_k=max(top_k, 0),  # -1 is all, as in other servers
         top_p=top_p or 1e-9,  # 0: the most probable token
-        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
+        min_p=fields.number("min_p", said.get("min_p", 0.0), 0.0, 1.0),
     )
 
 
