@@ -4,12 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error
 from test_jaxgpt_processes import free_port, run_both, train_code
 
 from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.run.folder import read_metrics
+from jaxgpt.training.run.training import Training
 
 LAST = 6
 SHORT = (*TINY_SHAPE, *TINY_TRAIN, "--max-steps", LAST, "--sample-every", 0)
@@ -53,6 +55,32 @@ def test_a_stop_where_the_loss_was_to_be_measured_loses_no_validation(
     expected, found = (json.loads(path.read_text())["val_loss"] for path in stored)
     assert expected is not None
     assert found == expected
+
+
+def test_a_validation_that_finds_no_memory_costs_no_step(
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compiled when it is due first, and then takes memory that no step took."""
+    out = tmp_path / "run"
+    train = ("jaxgpt", "train", "tiny", "--data", data, "--out", out, "--cpu-devices", 2, *SHORT)
+    given = (*train, "--eval-every", 3, "--checkpoint-every", LAST)
+
+    def lacks_memory(self: Training, state: object) -> dict[str, float]:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+
+    with monkeypatch.context() as full:
+        full.setattr(Training, "evaluate", lacks_memory)
+        code, _, err = command(*given)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(
+        "error: validation after step 3 finds no memory, the step is saved"
+    )
+    assert "Traceback" not in err
+    code, _, err = command(*given, "--override", "--loss-chunks", 2)
+    assert code == 0, err
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows if "loss" in row] == [*range(1, LAST + 1)]
+    assert [row["step"] for row in rows if "val_loss" in row][-1] == LAST
 
 
 def test_a_run_whose_last_step_was_not_measured_is_measured_then(

@@ -18,6 +18,7 @@ from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.config import TrainConfig
 from jaxgpt.shared.console import Result, cpu_seconds, say
+from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_atomic, write_json
 from jaxgpt.training.devices.memory import free_device_bytes
 from jaxgpt.training.devices.mesh import replicated
@@ -113,7 +114,7 @@ class Trainer:
             run.record(step, metrics)
             stopped = self._reason_to_stop(run, step)
             due = self._due(step, stopped is not None)
-            val_loss = run.validate(state) if due.validation else None
+            val_loss = self._validate(run, state) if due.validation else None
             if due.checkpoint:
                 run.save(state, val_loss)
             if due.sample:
@@ -121,6 +122,20 @@ class Trainer:
             if stopped:
                 break
         return step, stopped
+
+    def _validate(self, run: RunFolder, state: TrainState) -> float:
+        """Return the validation loss; the steps so far are saved first where that finds no memory."""
+        try:
+            return run.validate(state)
+        except jax.errors.JaxRuntimeError as error:
+            # What validates is compiled when it is due first. Of several processes the others would not save.
+            if "RESOURCE_EXHAUSTED" not in str(error) or jax.process_count() > 1:
+                raise
+            run.save(state)
+            raise UserError(
+                f"validation after step {int(state.step)} finds no memory, the step is saved; raise "
+                "--grad-accum-steps or --loss-chunks, with --override"
+            ) from error
 
     def _lacks_validation(self, run: RunFolder, first: int) -> bool:
         """Whether the run stopped right where its loss was to be measured, and only saved."""
