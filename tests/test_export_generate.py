@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error, python
+from jaxgpt_export.generation import open_session
 
 from jaxgpt.generation.generate import generate
 from jaxgpt.generation.sampling import Sampling
@@ -136,6 +137,14 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(command: Command, int8_dynam
 )
 def test_bad_requests_are_one_line(command: Command, fp32: Path, more: tuple[object, ...], part: str) -> None:
     assert_one_line_error(command("jaxgpt-export", "generate", "--artifact", fp32, *more), part)
+
+
+def test_a_cache_of_the_engine_is_refused_where_that_does_not_run(
+    command: Command, int8_dynamic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_session, "unsupported_reason", lambda artifact: "it was not built")
+    call = ("jaxgpt-export", "generate", "--artifact", int8_dynamic, "--prompt", "a", "--kv-cache", "int8")
+    assert_one_line_error(command(*call), "kv_cache int8 is the native engine's", "because it was not built")
 
 
 def test_folder_that_is_no_artifact_is_one_line(command: Command, run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.evaluate.command import EvaluateOptions, with_sampling
+from jaxgpt_bench.evaluate.command import EvaluateOptions, _samplings, with_sampling
 from jaxgpt_bench.reproduce import artifacts
 from jaxgpt_bench.reproduce.stages import Stages
 from jaxgpt_export.format.generation_config import read_generation_config
@@ -16,7 +16,7 @@ from serving import serving
 from small_gpt2 import gpt2, run_import, save, small_tokenizer
 from transformers import GenerationConfig
 
-from jaxgpt.generation.sampling import DEFAULTS
+from jaxgpt.generation.sampling import DEFAULTS, MOST_PROBABLE
 from jaxgpt.shared.dataset import open_dataset
 
 PROMPT = "Write a function to add"
@@ -104,16 +104,16 @@ def test_the_server_draws_so_where_a_request_says_nothing(drawn: Path, fp32: Pat
 def test_an_import_keeps_what_the_source_says_where_it_draws_at_all(command: Command, tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     source = save(gpt2(tokenizer.vocab_size), tokenizer, tmp_path / "hf")
-    for place, (content, kept) in enumerate(
-        (
-            (
-                {"do_sample": True, "temperature": 0.6, "top_k": 50, "top_p": None},
-                {"temperature": 0.6, "top_k": 50},
-            ),
-            ({"do_sample": False, "temperature": 0.6}, {}),
-            ({"temperature": 0.6}, {}),
-        )
-    ):
+    # What is missing is what transformers takes; without do_sample it draws nothing.
+    missing = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+    cases: tuple[tuple[dict[str, object], dict[str, float]], ...] = (
+        ({"do_sample": True, "temperature": 0.6, "top_p": None}, {**missing, "temperature": 0.6}),
+        ({"do_sample": True, "top_k": -1, "top_p": 0}, {**missing, "top_k": 0, "top_p": MOST_PROBABLE}),
+        ({"do_sample": True}, missing),
+        ({"do_sample": False, "temperature": 0.6}, {}),
+        ({"temperature": 0.6}, {}),
+    )
+    for place, (content, kept) in enumerate(cases):
         (source / "generation_config.json").write_text(json.dumps(content))
         run_import(command, source, tmp_path / f"a{place}")
         assert read_generation_config(tmp_path / f"a{place}") == kept
@@ -125,6 +125,8 @@ def test_an_import_keeps_what_the_source_says_where_it_draws_at_all(command: Com
         ({"do_sample": True, "temperature": -1}, "temperature (-1.0) must be 0"),
         ({"do_sample": True, "top_k": 2.5}, "top_k (2.5) must be a whole number"),
         ({"do_sample": True, "min_p": "a"}, "min_p ('a') must be a number"),
+        ({"do_sample": True, "top_k": True}, "top_k (True) must be a number"),
+        ({"do_sample": True, "temperature": 10**400}, "too large"),
         ([], "holds a list, expected a JSON object"),
     ],
 )
@@ -140,8 +142,8 @@ def test_a_value_that_no_token_is_drawn_with_is_one_line(
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--temperature", 0, "--temperature of an artifact must be above 0"),
-        ("--temperature", -1, "temperature (-1.0) must be 0"),
+        ("--temperature", 0, "--temperature of an artifact (0.0) must be above 0"),
+        ("--temperature", -1, "--temperature of an artifact (-1.0) must be above 0"),
         ("--top-p", 2, "top_p (2.0) must lie in (0, 1]"),
     ],
 )
@@ -158,6 +160,8 @@ def test_answers_are_measured_as_the_first_artifact_draws(drawn: Path, fp32: Pat
     assert (options.temperature, options.min_p) == (1.7, 0.05)
     options = with_sampling(EvaluateOptions((fp32, drawn), min_p=0.1))
     assert (options.temperature, options.min_p) == (DEFAULTS["temperature"], 0.1)
+    drawn_so, greedy = _samplings(with_sampling(EvaluateOptions((drawn,))))
+    assert (drawn_so.top_k, greedy.top_k) == (3, 0)
 
 
 def test_a_reproduction_converts_and_quantizes_again_where_its_recipe_draws_otherwise(

@@ -21,6 +21,7 @@ from small_hub import Model, SmallHub, small_hub
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import sha256_of, write_json
 from jaxgpt.shared.tokenizer import Tokenizer
 
 pytest.importorskip("transformers")
@@ -154,6 +155,7 @@ def test_a_revision_that_moved_is_loaded_when_asked_to(
     hub.models["some/moving"] = Model(source)
     first = load_pretrained("some/moving", "fp32")
     moved = save(gpt2(tokenizer.vocab_size, tie_word_embeddings=False), tokenizer, tmp_path / "moved")
+    write_json(moved / "generation_config.json", {"do_sample": True, "top_k": 5})
     hub.models["some/moving"] = Model(moved, commit="b" * 40)
     assert load_pretrained("some/moving", "fp32") == first
     fresh = load_pretrained("some/moving", "fp32", refresh=True)
@@ -161,6 +163,13 @@ def test_a_revision_that_moved_is_loaded_when_asked_to(
     assert read_artifact(fresh).config.tied is False
     assert load_pretrained(f"some/moving@{'a' * 40}", "fp32") == first
     assert load_pretrained("some/moving", "fp32") == fresh
+    # As a folder that was kept before artifacts said how they are drawn.
+    write_json(fresh / "generation_config.json", {"_from_model_config": True})
+    certificate = read_certificate(fresh)
+    certificate["files"]["generation_config.json"] = sha256_of(fresh / "generation_config.json")
+    write_json(fresh / "certificate.json", certificate)
+    assert read_artifact(load_pretrained("some/moving", "fp32")).generation == {}
+    assert read_artifact(load_pretrained("some/moving", "fp32", refresh=True)).generation["top_k"] == 5
 
 
 def test_two_processes_that_load_the_same_name_make_it_once(hub: SmallHub, tmp_path: Path) -> None:

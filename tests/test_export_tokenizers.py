@@ -14,6 +14,7 @@ import torch
 from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, rows, write_jsonl
 from jaxgpt_export.format.artifact import read_artifact, read_certified_artifact
 from jaxgpt_export.format.certificate import read_certificate
+from jaxgpt_export.llm import LLM
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -249,6 +250,8 @@ def test_a_tokenizer_that_needs_tokenizers_says_so_where_it_is_not_installed(
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     call = ("--artifact", tmp_path / "a", "--prompt", "x", "--max-new-tokens", 2)
     assert_one_line_error(command("jaxgpt-export", "generate", *call), "needs tokenizers", ".[hf]")
+    with pytest.raises(UserError, match=r"a needs tokenizers, which is not installed; pip .*\.\[hf\]"):
+        LLM.load(tmp_path / "a")
 
 
 def chats(count: int) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from conftest import Command, assert_one_line_error, rows, run_command, write_js
 from jaxgpt_export.flax_run.checkpoint import read_checkpoint
 
 import jaxgpt
+from jaxgpt.shared.dataset import pack_mask
 from jaxgpt.shared.errors import UserError
 from jaxgpt.training.run.folder import read_metrics, read_run_config
 from jaxgpt.training.run.override import adapted, changes
@@ -304,11 +305,18 @@ def test_the_loss_scale_follows_the_precision_and_the_random_key_the_seed(finish
     assert np.array_equal(back.rng, jax.random.key_data(jax.random.key(0)))
 
 
-@pytest.mark.parametrize(("changed", "forgets"), [({"batch_size": 8}, True), ({"seed": 3}, False)])
+@pytest.mark.parametrize(
+    ("changed", "forgets"),
+    [({"batch_size": 8}, True), ({"prompt_loss_weight": 0.5}, True), ({"seed": 3}, False)],
+)
 def test_the_spike_guard_forgets_the_losses_of_other_batches(
-    finished: Path, data: Path, changed: dict[str, Any], forgets: bool
+    finished: Path, data: Path, changed: dict[str, Any], forgets: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it may skip each step for ever, as none that is skipped enters its mean."""
+    if "prompt_loss_weight" in changed:  # of data that tell prompts from answers
+        dataset = jaxgpt.open_dataset(data)
+        masked = dataclasses.replace(dataset, train_mask=pack_mask(np.ones(len(dataset.train), bool)))
+        monkeypatch.setattr(jaxgpt, "open_dataset", lambda folder: masked)
     training = training_of(finished, data, max_steps=12, **changed)
     for override in (True, False):  # without the option, as it was killed before it saved
         with RunFolder(finished, training, override) as run:

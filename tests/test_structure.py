@@ -40,6 +40,19 @@ EXPORT_ORDER = (
     ("format",),
 )
 
+BENCH_ORDER = (
+    ("__main__",),
+    ("cli",),
+    ("pages",),
+    ("reproduce",),
+    ("report", "evaluate", "serving"),
+    ("quality",),
+    ("speed", "training", "recipe", "prepare"),
+    ("sandbox", "peers", "profile"),
+    ("noise",),
+    ("common",),
+)
+
 # One import may go up, by name: jaxgpt.LLM is found in jaxgpt_export when it is first used.
 UPWARD = {("jaxgpt", "jaxgpt_export.llm")}
 
@@ -256,6 +269,10 @@ def test_data_and_training_do_not_know_each_other() -> None:
 
 def test_rooms_of_jaxgpt_export_import_downwards() -> None:
     assert_none(against(EXPORT_ORDER, "jaxgpt_export"))
+
+
+def test_rooms_of_jaxgpt_bench_import_downwards() -> None:
+    assert_none(against(BENCH_ORDER, "jaxgpt_bench"))
 
 
 def test_packages_import_downwards() -> None:

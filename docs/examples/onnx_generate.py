@@ -16,11 +16,16 @@ parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=Path)
 parser.add_argument("prompt")
 parser.add_argument("--max-new-tokens", type=int, default=60)
-parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+parser.add_argument(
+    "--temperature", type=float, help="0 takes the most likely token, if the folder says nothing"
+)
 parser.add_argument("--seed", type=int)
 args = parser.parse_args()
 
 config = json.loads((args.folder / "config.json").read_text(encoding="utf-8"))
+said = json.loads((args.folder / "generation_config.json").read_text(encoding="utf-8"))
+if args.temperature is None:
+    args.temperature = said.get("temperature", 1.0) if said.get("do_sample") else 0.0
 tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
 session = onnxruntime.InferenceSession(str(args.folder / "model.onnx"), providers=["CPUExecutionProvider"])
 binding = session.io_binding()
@@ -35,6 +40,10 @@ for name, array in cache.items():  # what a step reads, it writes into
 draw = np.random.default_rng(args.seed)
 ids = tokenizer.encode(args.prompt).ids or [config["bos_token_id"]]
 prompt, new, past = ids, ids, 0
+if len(ids) >= config["n_positions"]:
+    sys.exit(
+        f"the prompt has {len(ids)} tokens, the context holds {config['n_positions']}; give a shorter one"
+    )
 while len(ids) < min(len(prompt) + args.max_new_tokens, config["n_positions"]):
     given = {  # kept by this name until the step is done: a binding holds addresses, not arrays
         "input_ids": np.array([new], np.int64),

@@ -38,8 +38,9 @@ class ConvertOptions:
       out: the artifact folder to write.
       step: best, latest, or a stored step.
       data: dataset folder whose validation split is compared on; the run's own if not given.
-      temperature: that `generate`, LLM and the server draw this model's tokens with, if they are told none;
-        so with the next three, which generation_config.json holds, as other programs read it.
+      temperature: that `generate`, LLM, the server and other programs draw this model's tokens with, if they
+        are told none. One of these four given writes all of them into generation_config.json, the others as
+        0.8, 0, 1 and 0.05.
       top_k: the most probable tokens that are kept; 0 keeps all.
       top_p: the fewest tokens are kept whose probabilities reach p.
       min_p: tokens are kept that are at least so probable as the most probable one times this.
@@ -72,13 +73,14 @@ def _generation(options: ConvertOptions) -> dict[str, int | float]:
     asked = {name: getattr(options, name) for name in DEFAULTS}
     if all(value is None for value in asked.values()):
         return {}
-    sampling = choose_sampling({}, 0, **asked)
-    if sampling.temperature == 0:
+    if options.temperature is not None and options.temperature <= 0:
         raise UserError(
-            "--temperature of an artifact must be above 0, as other programs want it; `generate "
-            "--temperature 0` writes greedy text"
+            f"--temperature of an artifact ({options.temperature}) must be above 0, as other programs want "
+            "it; `generate --temperature 0` writes greedy text"
         )
-    return {name: getattr(sampling, name) for name in DEFAULTS}
+    sampling = choose_sampling({}, 0, **asked)
+    values = {name: getattr(sampling, name) for name in DEFAULTS}
+    return {name: value if name == "top_k" else float(value) for name, value in values.items()}
 
 
 def _convert(options: ConvertOptions) -> Result:

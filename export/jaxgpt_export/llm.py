@@ -29,6 +29,7 @@ from jaxgpt.generation.sampling import choose_sampling
 from jaxgpt.generation.scoring import log_probabilities
 from jaxgpt.generation.session import ScoringSession
 from jaxgpt.generation.state import GenerationState
+from jaxgpt.shared.console import missing_package
 from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.tokenizer import Tokenizer
 
@@ -118,7 +119,12 @@ class LLM:
                     f"out, or write hub:{source} for the model of that name"
                 )
         artifact = _read(folder, str(source))
-        llm = cls(artifact, artifact.tokenizer(), open_model(artifact, engine, threads, kv_cache))
+        try:
+            llm = cls(artifact, artifact.tokenizer(), open_model(artifact, engine, threads, kv_cache))
+        except ModuleNotFoundError as error:  # of a tokenizer that tiktoken does not know, of the module
+            if (wanted := missing_package(error)) is None:
+                raise
+            raise UserError(f"{folder} needs {wanted}") from None
         artifact.tensors.clear()  # what runs has its own copy
         llm._settings = {"engine": engine, "threads": threads, "kv_cache": kv_cache}
         return llm

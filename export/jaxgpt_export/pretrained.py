@@ -23,6 +23,7 @@ from jaxgpt.shared.locks import wait_for_lock
 from jaxgpt.shared.machine import user_cache_folder
 
 from jaxgpt_export.format.artifact import read_certified_artifact
+from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.interchange.hub import COMMIT, NAME, PREFIX, fetch, parse_name
 
 DEFAULT_METHOD = "int8-dynamic"
@@ -101,7 +102,7 @@ def _make(home: Path, name: str, revision: str, method: str) -> Path:
         shutil.rmtree(leftover, ignore_errors=True)
     model, source = fetch(name, revision, _last_commit(home, revision))
     folder = home / model.commit / method
-    if not _is_whole(folder):
+    if not _is_whole(folder, source):
         shutil.rmtree(folder, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=home) as scratch:
             out = folder if method == FLOAT else Path(scratch) / FLOAT
@@ -114,12 +115,13 @@ def _make(home: Path, name: str, revision: str, method: str) -> Path:
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether an artifact is there and is what its certificate was made for; says so where it is not."""
+def _is_whole(folder: Path, source: Path) -> bool:
+    """Whether an artifact is there and is what would be made of its source; says so where it is not."""
     if not (folder / "certificate.json").is_file():
         return False
     try:
-        read_certified_artifact(folder)
+        if read_certified_artifact(folder).generation != read_generation_config(source):
+            raise UserError("it does not say how its tokens are drawn, as the model does")
     except UserError as error:
         say(f"{folder} is made again: {error}")
         return False

@@ -64,7 +64,7 @@ class PrepareOptions:
       exclude: patterns of files that are not read.
       skip_errors: leave out files and rows that are damaged; they are counted and named.
       answers_only: of pairs (.py files, a template of several columns) the loss counts the answer alone; of
-        documentation beside them everything.
+        packages' documentation beside them everything.
       workers: processes; 0 takes one for each core that this process may use.
       special: reserved tokens, such as '<|user|>': each is one token where a document has it written out;
         bpe:N counts them in N, other tokenizers get them after their last token.
@@ -217,7 +217,7 @@ def _finish(work: Work, options: PrepareOptions) -> dict[str, Any]:
     """Write the data set; return its manifest."""
     counts = read_counts(work)
     manifest = write_dataset(work, options.out, options.overwrite, counts, _manifest(work))
-    answers = ", the loss counts the answers alone" if options.answers_only else ""
+    answers = ", of pairs the loss counts the answers alone" if options.answers_only else ""
     say(
         f"{options.out}: {counts['train_tokens']:,} training tokens "
         f"({counts['train_documents']:,} documents), "

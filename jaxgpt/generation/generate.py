@@ -22,12 +22,12 @@ class PromptOptions:
     Attributes:
       prompt: text to continue; an empty one starts a new document, - reads it from stdin.
       max_new_tokens: tokens to generate at most.
-      temperature: divides the logits; 0 takes the most probable token. If not given, the one that the
-        artifact was made with (`jaxgpt-export convert --temperature`), else 0.8.
-      top_k: keep the k most probable tokens; 0 keeps all. If not given, the artifact's, else 0.
-      top_p: keep the fewest tokens whose probabilities reach p. If not given, the artifact's, else 1.
+      temperature: divides the logits; 0 takes the most probable token. If not given 0.8, or what an
+        artifact's generation_config.json says; so the next three.
+      top_k: keep the k most probable tokens; 0 keeps all. If not given 0.
+      top_p: keep the fewest tokens whose probabilities reach p. If not given 1.
       min_p: keep the tokens that are at least so probable as the most probable one times this; 0 keeps all.
-        If not given, the artifact's, else 0.05.
+        If not given 0.05.
       seed: of the random numbers.
       stop: texts that end the generation and are not shown.
       json: print one JSON document with text and figures on stdout instead of the text.

@@ -16,6 +16,7 @@ from jaxgpt.shared.errors import UserError, quoted
 
 # How tokens are drawn where neither a user nor the model says so.
 DEFAULTS: Mapping[str, int | float] = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.05}
+MOST_PROBABLE = 1e-9  # a top_p that keeps one token, as others mean by 0
 SORTED_FIRST = 64  # most probable tokens that are sorted first; the whole vocabulary only if they do not do
 
 

@@ -195,7 +195,8 @@ class TrainConfig:
       vocab_multiple: the token table is padded with rows of zeros to a multiple, which tensor cores like; the
         logits of those rows count for nothing, and what is read from a checkpoint is without them.
       spike_guard: skip steps whose loss lies so many standard deviations above its running mean; 0 for none.
-        The first 100 losses are unguarded, and after a change of data or batch size the next 100.
+        The first 100 losses are unguarded, and after a change of data, batch size or prompt_loss_weight the
+        next 100.
       max_skipped: skipped steps in a row after which the training stops.
       prompt_loss_weight: of what a data set made with --answers-only leaves out: 0 leaves it out, 1 counts it
         like the answers; between, so large a share of its tokens counts, drawn anew in each epoch. Validation

@@ -145,13 +145,16 @@ def _line_for(error: Exception) -> str | None:
         return system_error_line(error)
     if not isinstance(error, ModuleNotFoundError):
         return missing_platform(error)
+    wanted = missing_package(error)
+    return None if wanted is None else f"this command needs {wanted}"
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """Return which package is missing and how it is installed; None for one that no extra brings."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRA_OF:
         return None
-    return (
-        f"this command needs {package}, which is not installed; "
-        f"pip install -c constraints.txt -e '.[{EXTRA_OF[package]}]'"
-    )
+    return f"{package}, which is not installed; pip install -c constraints.txt -e '.[{EXTRA_OF[package]}]'"
 
 
 def _usage(prog: str, about: str, commands: Mapping[str, Command]) -> str:

@@ -99,6 +99,8 @@ def _row(
         prompts=prompts,
         temperature=drawn.temperature,
         min_p=drawn.min_p,
+        top_k=drawn.top_k,
+        top_p=drawn.top_p,
         seed=drawn.seed,
         answers=tuple(answers),
         speed=speed_of(texts),

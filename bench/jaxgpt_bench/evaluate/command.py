@@ -35,7 +35,8 @@ class EvaluateOptions:
         behind their requests, then also behind those that are asked.
       temperature: of requests, docstrings and human-eval; both are asked greedily too but for human-eval. If
         not given, that of the first artifact, else 0.8, as `generate` has it.
-      min_p: of requests and docstrings; if not given, that of the first artifact, else 0.05.
+      min_p: of requests and docstrings; if not given, that of the first artifact, else 0.05. Its top-k and
+        top-p hold for them, too.
       draws: times that requests and docstrings are answered at the temperature, with other random numbers.
       top_p: of human-eval.
       tokens: of a text at most; human-eval 150 unless given.

@@ -89,6 +89,8 @@ class AnswersRow(JsonData):
       prompts: which list.
       temperature: 0 is greedy.
       min_p: as `generate` has it; nothing is cut off a greedy choice.
+      top_k: as min_p.
+      top_p: as min_p.
       seed: of the first prompt's random numbers; the others' follow.
       answers: one a prompt.
       speed: of writing.
@@ -99,6 +101,8 @@ class AnswersRow(JsonData):
     prompts: str
     temperature: float
     min_p: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
     seed: int = 0
     answers: tuple[Answer, ...]
     speed: Speed

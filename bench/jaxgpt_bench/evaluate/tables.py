@@ -32,7 +32,9 @@ def count_text(draws: Draws, what: Callable[[Answer], bool | None]) -> str:
 
 def how_drawn(row: AnswersRow) -> str:
     """Return how the tokens of a row were drawn."""
-    return f"temperature {row.temperature:g}" + (f", min-p {row.min_p:g}" if row.min_p else "")
+    cut = {"min-p": row.min_p, "top-k": row.top_k, "top-p": row.top_p if row.top_p < 1 else 0}
+    parts = [f"{name} {value:g}" for name, value in cut.items() if value]
+    return ", ".join([f"temperature {row.temperature:g}", *parts])
 
 
 def _column(title: str, what: Callable[[Answer], bool | None]) -> Column[Draws]:

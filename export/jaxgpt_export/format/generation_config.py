@@ -1,22 +1,25 @@
 """generation_config.json: the ids of special tokens, and how a model's tokens are drawn.
 
-As Hugging Face has it: temperature, top_k, top_p and min_p count where do_sample is true. What a user asks
-for goes first; what nobody says is this project's own default (`jaxgpt.generation.sampling.DEFAULTS`).
+As Hugging Face has it: temperature, top_k, top_p and min_p count where do_sample is true, and one that is
+missing is then what transformers takes. What a user asks for goes first. Without do_sample this project's own
+defaults hold (`jaxgpt.generation.sampling.DEFAULTS`), and the server's.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.generation.sampling import DEFAULTS, choose_sampling, require_number
+from jaxgpt.generation.sampling import MOST_PROBABLE, choose_sampling, require_number
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_json
 
 GENERATION_CONFIG = "generation_config.json"
+# What transformers takes where do_sample is true and nothing else is said.
+OF_TRANSFORMERS: Mapping[str, int | float] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 
 
 def read_generation_config(folder: Path) -> dict[str, int | float]:
-    """Return what a folder's file says of temperature, top_k, top_p and min_p; nothing without a file.
+    """Return temperature, top_k, top_p and min_p of a folder's file; nothing where it says nothing.
 
     Raises:
       UserError: the file is no JSON, or a value is none that tokens can be drawn with.
@@ -27,15 +30,24 @@ def read_generation_config(folder: Path) -> dict[str, int | float]:
     value = read_json(path, "generation configuration")
     if value.get("do_sample") is not True:
         return {}
-    said: dict[str, int | float] = {}
     try:
-        for name in (name for name in DEFAULTS if value.get(name) is not None):
-            require_number(name, value[name], whole=name == "top_k")
-            said[name] = int(value[name]) if name == "top_k" else float(value[name])
+        given = {name: _number(name, value[name]) for name in OF_TRANSFORMERS if value.get(name) is not None}
+        said = {**OF_TRANSFORMERS, **given}
         choose_sampling(said, 0)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    except (UserError, OverflowError) as error:
+        raise UserError(f"{path}: {error}; mend that value, or leave it out") from None
     return said
+
+
+def _number(name: str, value: object) -> int | float:
+    """Return a value; UserError unless it is a number. All tokens, or one, as others write it too."""
+    if isinstance(value, bool):
+        raise UserError(f"{name} ({value}) must be a number")
+    require_number(name, value, whole=name == "top_k")
+    assert isinstance(value, int | float)
+    if name == "top_k":
+        return max(int(value), 0)  # -1 keeps all, too
+    return float(value) or (MOST_PROBABLE if name == "top_p" else 0.0)
 
 
 def write_generation_config(

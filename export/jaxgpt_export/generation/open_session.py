@@ -88,6 +88,8 @@ def open_model(artifact: Artifact, engine: str, threads: int, cache: CacheOption
     if engine != "torch" and reason is None:
         model = NativeModel(artifact, threads, release=True)
         return OpenModel(f"jaxgpt-native ({model.isa})", lambda slots: NativeSession(model, slots, kept_as))
+    if reason is not None and cache == "int8":
+        raise UserError(f"kv_cache int8 is the native engine's, which does not run here, because {reason}")
     if reason is not None:
         say(f"the PyTorch module runs, which is slower; not the native engine, because {reason}")
     opened = _torch_model(artifact, threads, kept_as)

@@ -50,7 +50,9 @@ def read_prompts(path: Path, options: PromptOptions, sampling: Sampling) -> list
         most = fields.get("max_new_tokens", options.max_new_tokens)
         if most < 1:
             raise UserError(f"{path} line {number} has max_new_tokens {most}, expected at least 1")
-        drawn = dataclasses.replace(sampling, seed=fields.get("seed", options.seed))
+        if (seed := fields.get("seed", options.seed)) < 0:
+            raise UserError(f"{path} line {number} has seed {seed}, expected at least 0")
+        drawn = dataclasses.replace(sampling, seed=seed)
         requests.append(Request(fields["prompt"], most, drawn))
     if not requests:
         raise UserError(f"{path} holds no prompts")

@@ -4,6 +4,7 @@
 const ALTERNATIVES = 5;  // that are shown of a token, beside itself
 const LEVELS = [[0.5, "p0"], [0.2, "p1"], [0.05, "p2"], [0.01, "p3"], [0, "p4"]];  // probability: class
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"];
+const SAMPLING = NUMBERS.slice(0, 4);  // how tokens are drawn
 
 const $ = (id) => document.getElementById(id);
 let models = [];    // of /v1/models
@@ -58,9 +59,15 @@ async function loadModels() {
   $("first").replaceChildren(...names.map((name) => new Option(name)));
   $("second").replaceChildren(new Option("none", ""), ...names.map((name) => new Option(name)));
   $("second").value = names[1] ?? "";
-  for (const [name, value] of Object.entries(models[0]?.generation_config ?? {})) $(name).value = value;
+  fillSampling();
   showPanels();
   say("Ready. Models run one after the other, each with the whole processor.");
+}
+
+/** Set how tokens are drawn to what the first model says; else to what stands in playground.html. */
+function fillSampling() {
+  const said = models.find((model) => model.id === $("first").value)?.generation_config ?? {};
+  for (const name of SAMPLING) $(name).value = said[name] ?? $(name).defaultValue;
 }
 
 // ---- a run ----
@@ -337,6 +344,7 @@ $("form").addEventListener("submit", (event) => {
 });
 $("stop").addEventListener("click", () => running?.abort());
 $("key").addEventListener("change", () => models.length || loadModels());
+$("first").addEventListener("change", fillSampling);
 for (const id of ["first", "second"]) $(id).addEventListener("change", () => {
   running?.abort();
   showPanels();

@@ -77,6 +77,6 @@ def _check_pairs(documents: PartDocuments) -> None:
     plain = np.flatnonzero(documents.kept & (documents.records["answer"] < 0))
     for _, texts in documents.batches(plain[:1], 1):
         raise UserError(
-            f"--answers-only needs pairs, and {texts[0].decode()[:40]!r}... is none; give .py files, or a "
-            "table with a --template of several columns, the answer last"
+            f"--answers-only needs pairs, and {texts[0].decode()[:40]!r}... is none; give .py files "
+            "(--include '*.py'), or a table with a --template of several columns, the answer last"
         )

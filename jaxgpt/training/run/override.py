@@ -35,7 +35,7 @@ from jaxgpt.training.step.state import FIRST_LOSS_SCALE, TrainState
 # Settings of the model that are no part of its shape.
 CHANGEABLE_OF_MODEL = {"model.dropout", "model.attn_dropout"}
 # What gives the losses of batches another mean or variance.
-CHANGING_LOSSES = {"data", "train.batch_size"}
+CHANGING_LOSSES = {"data", "train.batch_size", "train.prompt_loss_weight"}
 
 
 def changes(folder: Path, training: Training) -> Differences:

@@ -201,7 +201,7 @@ def _require_mask(train: TrainConfig, dataset: Dataset) -> None:
     if train.prompt_loss_weight and dataset.train_mask is None:
         raise UserError(
             f"prompt_loss_weight is {train.prompt_loss_weight}, and {dataset.folder} does not tell prompts "
-            "from answers; prepare it with --answers-only, or leave the weight at 0"
+            "from answers; prepare it with --answers-only, or give --prompt-loss-weight 0"
         )
 
 

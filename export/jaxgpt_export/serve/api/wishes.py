@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxgpt.generation.sampling import Sampling
+from jaxgpt.generation.sampling import MOST_PROBABLE, Sampling
 from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.scheduler import Text
 from jaxgpt.generation.state import GenerationState
@@ -124,7 +124,7 @@ def _sampling(fields: Fields, said: Mapping[str, int | float]) -> Sampling:
     return Sampling(
         temperature=fields.number("temperature", said.get("temperature", 1.0), 0.0, 100.0),
         top_k=max(top_k, 0),  # -1 is all, as in other servers
-        top_p=top_p or 1e-9,  # 0: the most probable token
+        top_p=top_p or MOST_PROBABLE,  # 0, as others write it
         min_p=fields.number("min_p", said.get("min_p", 0.0), 0.0, 1.0),
     )
 
