@@ -1,8 +1,9 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,13 @@ from jaxgpt_bench.speed.random_models import placeholder_tokenizer, random_tenso
 from jaxgpt_export.format.artifact import read_artifact, write_artifact
 from jaxgpt_export.format.scheme import LayerScheme
 from jaxgpt_export.format.tensors import to_hf_layout
+from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.model.build import as_arrays
+from jaxgpt_export.native.library import instruction_sets
+from jaxgpt_export.native.native_session import NativeSession
 from jaxgpt_export.parity.metrics import Parity
 from jaxgpt_export.parity.quality import Quality, measure_quality
+from jaxgpt_export.quantize import speed as speed_module
 from jaxgpt_export.quantize.auto import choose, high_precision_layers, table_row
 from jaxgpt_export.quantize.calibration import collect_inputs
 from jaxgpt_export.quantize.command import _quality
@@ -22,6 +27,7 @@ from jaxgpt_export.quantize.layer_order import round_in_order
 from jaxgpt_export.quantize.methods import Method, find_method, uniform_schemes
 from jaxgpt_export.quantize.quantizer import Quantizer, spread_windows
 from jaxgpt_export.quantize.sensitivity import sensitivity, worst_layers
+from jaxgpt_export.quantize.speed import Speed, measure_speed
 from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
 from jaxgpt.shared.architecture import linear_layers
@@ -113,7 +119,7 @@ def test_auto_passes_over_what_costs_more_than_the_bound(
     methods: list[Method] = [CheapMethod(name) for name in ("cheapest", "dearer", "dearest")]
     costs = iter([(2.0, 2.02), (2.0, 2.005), (2.0, 2.0)])
     monkeypatch.setattr("jaxgpt_export.quantize.auto.cheapest_first", lambda _: methods)
-    monkeypatch.setattr("jaxgpt_export.quantize.auto.speed_against_float", lambda *_: 1.0)
+    monkeypatch.setattr("jaxgpt_export.quantize.auto.measure_speed", lambda *_: Speed(1.0, "native", None))
 
     def measure(_: torch.nn.Module) -> tuple[Quality, Quality]:
         before, after = next(costs)
@@ -215,6 +221,7 @@ def test_kept_layers_are_written_and_verified(
     figures = last_json(out)
     assert len(figures["kept"]) == 2
     assert figures["speed_against_float"] > 0
+    assert figures["speed_engine"] == ("native" if instruction_sets() else "torch")
     assert len(figures["sensitivity"]) == 2 + 2 * 4 - 2
     assert command("jaxgpt-export", "verify", "--artifact", tmp_path / "a")[0] == 0
     schemes = read_artifact(tmp_path / "a").quantization.layers
@@ -284,3 +291,31 @@ def test_sensitivity_without_text_leaves_no_artifact(command: Command, fp32: Pat
     arguments = ("--artifact", fp32, "--method", "int8-dynamic", "--sensitivity", "--out", tmp_path / "a")
     assert_one_line_error(command("jaxgpt-export", "quantize", *arguments), "--sensitivity", "--data")
     assert not (tmp_path / "a").exists()
+
+
+def test_speed_is_that_of_what_runs(quantizer: Quantizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native engine for both, or the module for both: never one beside the other."""
+    candidate = find_method("int8-weight-only").apply(quantizer)
+    model = candidate.model(quantizer.config)
+    used: list[str] = []
+
+    def counted(kind: type[NativeSession] | type[TorchSession]) -> Callable[..., object]:
+        plain = kind.decode
+
+        def decode(self: Any, token: int) -> object:
+            used.append(kind.__name__)
+            return plain(self, token)
+
+        return decode
+
+    for kind in (NativeSession, TorchSession):
+        monkeypatch.setattr(kind, "decode", counted(kind))
+    if instruction_sets():
+        assert measure_speed(quantizer, candidate, model)[1:] == ("native", None)
+        assert set(used) == {"NativeSession"}
+    used.clear()
+    monkeypatch.setattr(speed_module, "unsupported_reason", lambda artifact: "it was not built")
+    found = measure_speed(quantizer, candidate, model)
+    assert found[1:] == ("torch", "it was not built")
+    assert found.against_float > 0
+    assert set(used) == {"TorchSession"}

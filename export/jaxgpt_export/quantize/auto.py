@@ -3,12 +3,9 @@
 Cheapest means fewest bytes of weights a token, and of two with as many, less work a token.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxgpt.shared.architecture import matrices
 from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
@@ -18,12 +15,11 @@ from jaxgpt_export.parity.quality import Quality
 from jaxgpt_export.quantize.methods import Method, all_methods
 from jaxgpt_export.quantize.quantizer import Quantizer
 from jaxgpt_export.quantize.sensitivity import worst_layers
+from jaxgpt_export.quantize.speed import measure_speed
 from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
 # Where no method is within the bound, the worst of so many layers stays in higher precision.
 LAYERS_FOR_ONE_IN_HIGH_PRECISION = 10
-SPEED_TOKENS = 16
-SPEED_ROUNDS = 5
 # Measures a model on validation text: (of the float model, of the quantized one)
 Measure = Callable[[GPT], tuple[Quality, Quality]]
 
@@ -73,6 +69,7 @@ def table_row(
     model = candidate.model(quantizer.config)
     before, after = measure(model)
     assert after.parity is not None
+    speed = measure_speed(quantizer, candidate, model)
     return {
         "method": method.name,
         "kept": high_precision_layers(quantizer.config, method, candidate),
@@ -80,7 +77,8 @@ def table_row(
         "kl_mean": after.parity.kl_mean,
         "top1_agreement": after.parity.top1_agreement,
         "size_mb": candidate.tensor_bytes / 1e6,
-        "speed_against_float": speed_against_float(quantizer.reference, model),
+        "speed_against_float": speed.against_float,
+        "speed_engine": speed.engine,
     }
 
 
@@ -88,22 +86,3 @@ def high_precision_layers(config: ModelConfig, method: Method, candidate: Quanti
     """Return the matrices that stayed in higher precision."""
     usual, layers = method.schemes(config), candidate.quantization.layers
     return [name for name in matrices(config) if layers[name].weight_bits > usual[name].weight_bits]
-
-
-@torch.inference_mode()
-def speed_against_float(reference: GPT, model: GPT) -> float:
-    """Return a model's tokens/s over the float one's: short trials, interleaved, one text."""
-    ratios = []
-    for _ in range(SPEED_ROUNDS):
-        seconds = [_decode_seconds(each) for each in (reference, model)]
-        ratios.append(seconds[0] / seconds[1])
-    return statistics.median(ratios[1:])  # the first prepares
-
-
-def _decode_seconds(model: GPT) -> float:
-    cache = model.new_cache()
-    count = min(SPEED_TOKENS, model.config.block_size)
-    started = time.perf_counter()
-    for token in range(count):
-        model(torch.tensor([[token % model.config.vocab_size]]), cache)
-    return time.perf_counter() - started

@@ -115,7 +115,7 @@ def _quantize(options: QuantizeOptions) -> Result:
         "quantized_with": versions("torch", "safetensors"),
     }
     certificate, size = _write(options, artifact, candidate, probe, origin, certified)
-    figures["speed_against_float"] = _speed(quantizer, model, options.out)
+    figures |= _speed(quantizer, candidate, model)
     _report(options, artifact, size, certificate)
     return Result({"size_mb": size / 1e6, **figures, **certificate})
 
@@ -262,19 +262,18 @@ def _write(
     return certificate, size
 
 
-def _speed(quantizer: "Quantizer", model: "GPT", out: Path) -> float:
-    """Return the speed of the artifact's PyTorch module beside float; say it where that is what will run."""
-    from jaxgpt_export.native.native_model import unsupported_reason
-    from jaxgpt_export.quantize.auto import speed_against_float
+def _speed(quantizer: "Quantizer", candidate: "QuantizedStateDict", model: "GPT") -> dict[str, Any]:
+    """Return how fast the artifact is beside float; say it where it is slower."""
+    from jaxgpt_export.quantize.speed import measure_speed
 
-    speed = speed_against_float(quantizer.reference, model)
-    reason = unsupported_reason(read_artifact(out))
-    if speed < SLOWER and reason is not None:
+    speed = measure_speed(quantizer, candidate, model)
+    if speed.against_float < SLOWER:
+        where = f"the PyTorch module, which runs because the native engine does not: {speed.reason}"
         say(
-            f"it is slower than float on this machine: {speed:.2f} times its tokens/s, one text at a time, "
-            f"in the PyTorch module, which runs because the native engine does not: {reason}"
+            f"it is slower than float on this machine: {speed.against_float:.2f} times its tokens/s, one "
+            f"text at a time, in {'the native engine' if speed.reason is None else where}"
         )
-    return speed
+    return {"speed_against_float": speed.against_float, "speed_engine": speed.engine}
 
 
 def _report(options: QuantizeOptions, artifact: Artifact, size: int, certificate: dict[str, Any]) -> None:
