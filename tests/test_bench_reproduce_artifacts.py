@@ -58,12 +58,12 @@ def test_what_was_made_of_a_run_that_was_trained_again_is_made_again(
         return artifacts.weights_sha256(out) == certificate["origin"]["parent_sha256"]
 
     assert not is_quantized_kept()
-    artifacts.converted(log, out, run, dataset, {})
+    artifacts.converted(log, out, run, dataset)
     said = " ".join(capfd.readouterr().err.split())
     assert "has other weights than the run, which was trained again" in said
     assert (out / "model.safetensors").read_bytes() == (fp32 / "model.safetensors").read_bytes()
     assert is_quantized_kept()
-    artifacts.converted(log, out, run, dataset, {})
+    artifacts.converted(log, out, run, dataset)
     assert [(entry.stage, entry.kept) for entry in log.log] == [("convert", False), ("convert", True)]
 
 

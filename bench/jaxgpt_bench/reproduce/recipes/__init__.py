@@ -42,8 +42,8 @@ class Recipe:
       train: options of `jaxgpt train`, the preset among them.
       qat: options of the quantization-aware training that goes on from it; None leaves it out.
       answers: the text is made of requests and programs, those of `jaxgpt-bench evaluate` left out; they are
-        asked at the end. The loss counts programs alone, if `train` has no prompt_loss_weight.
-      sampling: options of `jaxgpt-export convert`: how tokens are drawn where nobody says otherwise.
+        asked at the end.
+      learns_requests: of such a text the loss counts all, not the programs alone.
       files: which files of packages are read; options of `jaxgpt prepare`.
       fits_device: batches are cut into the largest micro-batches that fit the device, with remat where only
         that fits.
@@ -62,7 +62,7 @@ class Recipe:
     train: Mapping[str, Any]
     qat: Mapping[str, Any] | None
     answers: bool = False
-    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    learns_requests: bool = False
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fits_device: bool = False
     quality_tokens: int = 131_072
@@ -111,8 +111,7 @@ RECIPES = {
         qat=None,
         answers=True,
     ),
-    # The text of `answers` and what is written for readers. Of requests a tenth of the tokens counts: half of
-    # them have invented words, which nothing can be learned of.
+    # The text of `answers` and what is written for readers, all of it learned.
     "mixed": Recipe(
         about="one to two hours on two cores: trained on requests with programs and on documentation, and "
         "asked others; 4.3 million parameters",
@@ -121,10 +120,10 @@ RECIPES = {
         val_fraction=0.02,
         train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "batch_size": 8,
                "max_steps": 4200, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
-               "warmup_steps": 60, "eval_every": 1050, "checkpoint_every": 100, "sample_every": 0,
-               "prompt_loss_weight": 0.1},
+               "warmup_steps": 60, "eval_every": 1050, "checkpoint_every": 100, "sample_every": 0},
         qat=None,
         answers=True,
+        learns_requests=True,
         files={"include": ("*.py", *DOCUMENTATION), "exclude": NOT_PROSE, "skip_errors": True},
     ),
     # The earlier project's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16, and
