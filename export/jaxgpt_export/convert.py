@@ -39,8 +39,8 @@ class ConvertOptions:
       step: best, latest, or a stored step.
       data: dataset folder whose validation split is compared on; the run's own if not given.
       temperature: that `generate`, LLM, the server and other programs draw this model's tokens with, if they
-        are told none. One of these four given writes all of them into generation_config.json, the others as
-        0.8, 0, 1 and 0.05.
+        are told none. Any of these four writes all of them into generation_config.json, and those that are
+        not given have the values of generate (0.8, 0, 1, 0.05).
       top_k: the most probable tokens that are kept; 0 keeps all.
       top_p: the fewest tokens are kept whose probabilities reach p.
       min_p: tokens are kept that are at least so probable as the most probable one times this.
