@@ -17,7 +17,7 @@ parser.add_argument("folder", type=Path)
 parser.add_argument("prompt")
 parser.add_argument("--max-new-tokens", type=int, default=60)
 parser.add_argument(
-    "--temperature", type=float, help="0 takes the most likely token, if the folder says nothing"
+    "--temperature", type=float, help="if not given the folder's, else 0: the most likely token"
 )
 parser.add_argument("--seed", type=int)
 args = parser.parse_args()

@@ -141,17 +141,18 @@ def with_sampling(options: EvaluateOptions) -> EvaluateOptions:
     Raises:
       UserError: a value outside its range.
     """
-    drawn = _drawn(options, options.seed)
+    drawn = _drawn(options)
     return dataclasses.replace(options, temperature=drawn.temperature, min_p=drawn.min_p)
 
 
-def _drawn(options: EvaluateOptions, seed: int) -> "Sampling":
+def _drawn(options: EvaluateOptions) -> "Sampling":
+    """Return how the first draw is drawn."""
     from jaxgpt_export.format.generation_config import read_generation_config
 
     from jaxgpt.generation.sampling import choose_sampling
 
     said = read_generation_config(options.artifact[0]) if options.artifact else {}
-    return choose_sampling(said, seed, temperature=options.temperature, min_p=options.min_p)
+    return choose_sampling(said, options.seed, temperature=options.temperature, min_p=options.min_p)
 
 
 def _answers(
@@ -191,7 +192,8 @@ def _samplings(options: EvaluateOptions) -> "list[Sampling]":
     """Return how prompts are answered: as often as is wanted at the temperature, and greedily."""
     from jaxgpt.generation.sampling import Sampling
 
-    drawn = [_drawn(options, options.seed + draw * APART) for draw in range(options.draws)]
+    first, seeds = _drawn(options), range(options.seed, options.seed + options.draws * APART, APART)
+    drawn = [dataclasses.replace(first, seed=seed) for seed in seeds]
     return ([] if options.temperature == 0 else drawn) + [Sampling(0.0, seed=options.seed)]
 
 

@@ -114,8 +114,8 @@ def _quantize(options: QuantizeOptions) -> Result:
         "parent_sha256": sha256_of(options.artifact / "model.safetensors"),
         "quantized_with": versions("torch", "safetensors"),
     }
-    certificate, size = _write(options, artifact, candidate, probe, origin, certified)
     figures |= _speed(quantizer, candidate, model)
+    certificate, size = _write(options, artifact, candidate, probe, origin, certified)
     _report(options, artifact, size, certificate)
     return Result({"size_mb": size / 1e6, **figures, **certificate})
 
