@@ -159,3 +159,13 @@ def test_answers_are_measured_as_the_first_artifact_draws(drawn: Path, fp32: Pat
     assert (options.temperature, options.min_p) == (DEFAULTS["temperature"], 0.1)
     drawn_so, greedy = _samplings(with_sampling(EvaluateOptions((drawn,))))
     assert (drawn_so.top_k, greedy.top_k) == (3, 0)
+
+
+def test_what_nothing_here_does_is_said_when_a_model_comes_in(command: Command, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    source = save(gpt2(tokenizer.vocab_size), tokenizer, tmp_path / "source")
+    found = {"eos_token_id": [5, tokenizer.endoftext], "repetition_penalty": 1.3, "num_beams": 1}
+    (source / "generation_config.json").write_text(json.dumps(found))
+    err = run_import(command, source, tmp_path / "a")
+    said = "not taken over, as nothing here does it: repetition_penalty 1.3, eos_token_id 5"
+    assert said in " ".join(err.split())

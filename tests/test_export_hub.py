@@ -1,5 +1,6 @@
 """Models by their name on the hub: from a small hub on the loopback interface, whole and broken."""
 
+import importlib
 import json
 import os
 import shutil
@@ -170,6 +171,25 @@ def test_a_revision_that_moved_is_loaded_when_asked_to(
     write_json(fresh / "certificate.json", certificate)
     assert read_artifact(load_pretrained("some/moving", "fp32")).generation == {}
     assert read_artifact(load_pretrained("some/moving", "fp32", refresh=True)).generation["top_k"] == 5
+
+
+@pytest.mark.usefixtures("here")
+def test_an_artifact_stays_where_making_it_again_fails(
+    hub: SmallHub, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.models["some/kept"] = Model(source)
+    kept = load_pretrained("some/kept", "fp32")
+    (kept / "generation_config.json").write_text("{}")  # another one than the certificate's
+    module = importlib.import_module("jaxgpt_export.interchange.import_hf")
+
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(module, "import_folder", missing)
+    with pytest.raises(UserError, match="torch is needed"):
+        load_pretrained("some/kept", "fp32", refresh=True)
+    assert (kept / "model.safetensors").exists()
+    monkeypatch.undo()
 
 
 def test_two_processes_that_load_the_same_name_make_it_once(hub: SmallHub, tmp_path: Path) -> None:

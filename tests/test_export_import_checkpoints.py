@@ -224,6 +224,9 @@ def test_llm_c_file_computes_what_transformers_does(
         expected = model(tokens).logits
     assert float((load(tmp_path / "a")(tokens) - expected).abs().max()) <= FLOAT32_TOLERANCE
     content = source.read_bytes()
+    source.write_bytes(content[:12] + (301).to_bytes(4, "little") + content[16:])
+    refused = command("jaxgpt-export", "import-nanogpt", *call, "--overwrite")
+    assert_one_line_error(refused, "has 301 tokens, the tokenizer 300")
     source.write_bytes(content[:-4])
     refused = command("jaxgpt-export", "import-nanogpt", *call, "--overwrite")
     assert_one_line_error(refused, "llm.c", "copy it again")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command, assert_one_line_error, python
+from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 from jaxgpt_export.model.build import load
 from jaxgpt_export.parity import (
     assert_logits_close,
@@ -242,3 +242,65 @@ def test_integers_of_two_artifacts_are_shown_and_are_no_gate(
     figures = json.loads(out)
     assert figures["integers"]["inputs"] > 0
     assert [text.split()[0] for text in figures["gates"]] == ["loss"]
+
+
+def test_compare_counts_what_the_data_set_counts_and_wants_its_tokenizer(
+    command: Command, fp32: Path, int8_dynamic: Path, data: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", rows(200))
+    call = (
+        "--source",
+        tmp_path / "rows.jsonl",
+        "--template",
+        r"{instruction}\n{output}",
+        "--val-fraction",
+        0.3,
+    )
+    for name, *more in (
+        ("masked", "--answers-only", "--tokenizer", data),
+        ("other", "--tokenizer", "bpe:300"),
+    ):
+        code, _, err = command("jaxgpt", "prepare", *call, *more, "--out", tmp_path / name)
+        assert code == 0, err
+    compare = (
+        "jaxgpt-export",
+        "compare",
+        "--reference",
+        fp32,
+        "--model",
+        int8_dynamic,
+        "--tokens",
+        256,
+        "--json",
+    )
+    refused = command(*compare, "--data", tmp_path / "other")
+    assert_one_line_error(refused, "was made with another tokenizer", "that the model was trained on")
+    _, out, _ = command(*compare, "--data", tmp_path / "masked")
+    inputs, targets = open_dataset(tmp_path / "masked").val_windows(64)
+    with torch.no_grad():
+        logits = load(fp32)(torch.from_numpy(inputs[:4]))
+    wanted = torch.from_numpy(targets[:4]).long()
+    wanted[:, -1] = -1  # the comparison takes a window's own tokens alone
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1)
+    assert (wanted >= 0).float().mean() < 0.9
+    assert json.loads(out)["reference_loss"] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_integers_are_a_gate_of_what_was_made_of_the_training_alone(
+    command: Command, qat_run: Path, int8_static_qat: Path, int8_dynamic: Path, data: Path
+) -> None:
+    for model, gated in ((int8_static_qat, True), (int8_dynamic, False)):
+        call = (
+            "compare",
+            "--reference",
+            qat_run,
+            "--model",
+            model,
+            "--data",
+            data,
+            "--tokens",
+            128,
+            "--json",
+        )
+        code, out, err = command("jaxgpt-export", *call)
+        assert (code, len(json.loads(out)["gates"])) == (0, int(gated)), err

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import Command, assert_one_line_error
 from jaxgpt_export.serve.api.answer import Answer
 from jaxgpt_export.serve.api.chat import ChatReply
 from jaxgpt_export.serve.api.completions import CompletionReply
@@ -186,6 +187,59 @@ def test_offsets_are_those_in_the_text_that_is_returned(state: State, model: Ser
         (choice,) = answer.json()["choices"]
         offsets = choice["logprobs"]["text_offset"][: len(names) + 1]
         assert [choice["text"][a:b] for a, b in itertools.pairwise(offsets)] == names
+
+
+def test_what_a_stop_text_holds_back_moves_no_offset(state: State) -> None:
+    plain = {"prompt": "def mean(values):", "logprobs": 0, "max_tokens": 24, "temperature": 0, "seed": 1}
+    (free,) = complete(state, **plain).json()["choices"]
+    beginnings = [free["text"][at : at + 6] + "\u2603" for at in range(0, 12, 3)]  # none of them comes
+    (held,) = complete(state, **plain, stop=beginnings).json()["choices"]
+    assert held["text"] == free["text"]
+    assert held["logprobs"]["text_offset"] == free["logprobs"]["text_offset"]
+    starts = [offset - len(str(plain["prompt"])) for offset in held["logprobs"]["text_offset"]]
+    assert starts[0] == 0
+    assert all(later > earlier for earlier, later in itertools.pairwise(starts))
+
+
+def test_fields_that_are_wrong_are_named(state: State, model: ServedModel, folder: Path) -> None:
+    bias = complete(state, prompt="a", logit_bias={"5": "a"}).json()["error"]
+    assert (bias["param"], "for token 5" in bias["message"]) == ("logit_bias", True)
+    talking = dataclasses.replace(
+        model, chat_template=ChatTemplate("{{ raise_exception(messages[0].role) }}", folder)
+    )
+    talking_state = dataclasses.replace(state, models={"small": talking})
+    said = {"messages": [{"role": "\ud800", "content": "x"}]}
+    refused = ask(talking_state, "POST", CHAT, content=json.dumps(said))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "template_error")
+    refused = ask(talking_state, "POST", CHAT, content=json.dumps({**said, "top_logprobs": 3}))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "top_logprobs")
+    echoing = dataclasses.replace(model, chat_template=ChatTemplate("{{ messages[0].content }}", folder))
+    long = {"messages": [{"role": "user", "content": "a " * 10_000}]}
+    refused = ask(dataclasses.replace(state, models={"small": echoing}), "POST", CHAT, json=long)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+
+
+def test_special_tokens_go_to_text_and_back(state: State, model: ServedModel) -> None:
+    tokens = ask(state, "POST", "/tokenize", json={"content": "a<|endoftext|>b"}).json()["tokens"]
+    assert model.tokenizer.endoftext in tokens
+    assert ask(state, "POST", "/detokenize", json={"tokens": tokens}).json()["content"] == "a<|endoftext|>b"
+
+
+def test_a_module_whose_bits_depend_on_a_step_s_size_shares_nothing(folder: Path) -> None:
+    limits = Limits(4, 8, 0.0, 10**6, 10**6)
+    model = open_served_model("small", folder, limits, "torch", 1, "auto", 8)
+    try:
+        assert not model.scheduler.pool.keeps
+        assert model.draft_tokens == 0
+    finally:
+        model.worker.stop()
+
+
+def test_numbers_that_the_engine_does_not_have_are_one_line(command: Command, folder: Path) -> None:
+    call = ("jaxgpt-export", "serve", "--artifact", folder, "--max-running", 3_000_000_000)
+    assert_one_line_error(command(*call), "--max-running is 3000000000, expected at most 65536")
+    call = ("jaxgpt-export", "serve", "--artifact", folder, "--api-key", " \n")
+    assert_one_line_error(command(*call), "--api-key is empty")
 
 
 def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(

@@ -1,7 +1,10 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 from jaxgpt.data.docstring_pairs import pairs_of_source
+from jaxgpt.data.sources import ReadOptions, open_source
 
 SOURCE = '''
 import os
@@ -87,3 +90,25 @@ def test_a_form_feed_moves_no_line() -> None:
     plain, shifted = list(pairs_of_source(function)), list(pairs_of_source("# page\n\x0c\n" + function))
     assert len(plain) == 1
     assert shifted == plain
+
+
+LONG = " + ".join(["x"] * 3000)
+DASH = 'f\'{x.replace("\u00a0", "-")}\''  # a no-break space, which becomes a backslash
+FUNCTION = 'def f({argument}):\n    """Add many numbers up to one."""\n    {statement}\n    return {result}\n'
+UNWRITTEN = (
+    FUNCTION.format(argument="x", statement="y = 1", result=DASH),
+    FUNCTION.format(argument="x", statement=f"raise ValueError({DASH})", result="x"),
+    FUNCTION.format(argument=f"y, x={LONG}", statement="z = 1", result="x"),
+    FUNCTION.format(argument="x", statement="y = 1", result=LONG),
+)
+
+
+@pytest.mark.parametrize("code", ["pairs", "requests"])
+@pytest.mark.parametrize("function", UNWRITTEN)
+def test_a_function_that_python_can_not_write_stops_nothing(tmp_path: Path, function: str, code: str) -> None:
+    (tmp_path / "a.py").write_text(function)
+    (tmp_path / "b.py").write_text(
+        'def add_one(number):\n    """Add one to the number."""\n    y = number + 1\n    return y\n'
+    )
+    options = ReadOptions(code=code)  # type: ignore[arg-type]
+    assert any("add_one" in each.text for each in open_source(str(tmp_path), options).documents)

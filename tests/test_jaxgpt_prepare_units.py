@@ -151,7 +151,9 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     call = ("jaxgpt", "prepare", "--source", source, *OPTIONS, "--answers-only", "--workers", 1)
     assert command(*call, "--out", tmp_path / "d")[0] == 130
     assert not (tmp_path / "d").exists()
-    (tmp_path / ".d.tmp-work" / "read" / "00001.text").write_bytes(b"")  # lost when the machine stopped
+    (Work(tmp_path / ".d.tmp-work").path("read", 1, ".text")).write_bytes(
+        b""
+    )  # lost when the machine stopped
     code, _, err = command(*call, "--out", tmp_path / "d")
     assert code == 0
     assert "going on with what was begun, 2 of" in err
@@ -170,9 +172,11 @@ def test_a_killed_preparation_takes_its_workers_along_and_goes_on(
     )
     arguments, environment = python(code)
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
-    done = tmp_path / ".d.tmp-work" / "read" / "00000.json"
+    work = tmp_path / ".d.tmp-work"
     with killed_at_end(process):
-        wait_until(lambda: done.exists() or process.poll() is not None, "the first unit")
+        wait_until(
+            lambda: any(work.glob("*/read/00000.json")) or process.poll() is not None, "the first unit"
+        )
     assert not out.exists()
     assert command("jaxgpt", *call)[0] == 0
     assert_same(out, whole)
@@ -237,7 +241,7 @@ def test_a_full_disk_leaves_what_is_done(
     assert code == 2
     assert "free some space" in err.splitlines()[-1]
     assert not out.exists()
-    assert len(list((tmp_path / ".d.tmp-work" / "read").glob("*.text"))) > 5
+    assert len(list((tmp_path / ".d.tmp-work").glob("*/read/*.text"))) > 5
     assert_goes_on(command, call, whole)
 
 
@@ -255,12 +259,12 @@ def test_what_the_system_refuses_a_worker_ends_all_and_what_they_had_begun_is_wr
     assert code == 2
     assert "File too large" in err.splitlines()[-1]
     assert "what is done is kept in" in err.splitlines()[-1]
-    work = tmp_path / ".d.tmp-work"
-    left = work / "read" / ".00000.text.tmp-99999999"  # of a worker that was killed
+    work = Work(tmp_path / ".d.tmp-work")
+    left = work.place / "read" / ".00000.text.tmp-99999999"  # of a worker that was killed
     left.write_text("half")
-    (work / "read" / "00000.json").unlink(missing_ok=True)
-    (work / "error.json").unlink()
-    assert Work(work)._do(READ, 0)
+    work.path("read", 0, ".json").unlink(missing_ok=True)
+    (work.place / "error.json").unlink()
+    assert work._do(READ, 0)
     assert not left.exists()
     assert_goes_on(command, call, whole)
 
@@ -268,13 +272,14 @@ def test_what_the_system_refuses_a_worker_ends_all_and_what_they_had_begun_is_wr
 def test_what_the_system_refuses_a_worker_is_said_and_what_is_done_is_kept(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     refused, damaged = Work(tmp_path), UserError("line 3 is no JSON")
+    refused.place.mkdir()
     refused.fail(OSError(errno.ENOSPC, "full"), "shard: full; free some space")
     with pytest.raises(KeptError, match=r"^shard: full; free some space; what is done is kept in /"):
         refused.raise_failure()
     refused.fail(damaged, str(damaged))  # the first reason stays
     with pytest.raises(KeptError):
         refused.raise_failure()
-    (tmp_path / "error.json").unlink()
+    (refused.place / "error.json").unlink()
     refused.fail(damaged, str(damaged))
     with pytest.raises(UserError, match=r"^line 3 is no JSON$") as raised:
         refused.raise_failure()
@@ -366,3 +371,14 @@ def test_bpe_is_trained_on_a_bounded_sample_and_that_is_said(
     trained_on = json.loads(printed)["tokenizer"]["trained_on"]
     assert 5_000 < trained_on["bytes"] <= 10_000 < trained_on["of_bytes"]
     assert f"bpe:384: trained on {trained_on['documents']} documents chosen by their hashes" in err
+
+
+def test_workers_import_nothing_of_the_folder_they_start_in(
+    command: Command, source: Path, tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit(7)")
+    (tmp_path / "rows.jsonl").symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    call = ("prepare", "--source", "rows.jsonl", *OPTIONS, "--answers-only", "--workers", 2, "--out", "d")
+    code, _, err = command("jaxgpt", *call)
+    assert code == 0, err

@@ -283,3 +283,12 @@ def test_a_sentence_that_does_not_tell_the_name_is_not_asked() -> None:
     (requests,) = programs(source).values()
     assert all("norm path" in request for request in requests)
     assert not programs("def test_all(values):\n    return all(values)")
+
+
+def test_rows_of_a_table_that_share_an_answer_do_not_leave_together(tmp_path: Path) -> None:
+    asked = ["Is alpha big?", "What is the capital of France?", "Is beta big?"]
+    write_jsonl(tmp_path / "a.jsonl", [{"q": each, "a": "Yes"} for each in asked])
+    (tmp_path / "held.txt").write_text("What is the capital of France?\n")
+    options = ReadOptions(template=r"{q}\n{a}", held_out=tmp_path / "held.txt")
+    source = open_source(str(tmp_path / "a.jsonl"), options)
+    assert [document.text for document in source.documents] == ["Is alpha big?\nYes", "Is beta big?\nYes"]

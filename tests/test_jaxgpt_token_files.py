@@ -76,3 +76,19 @@ def test_tokens_need_the_tokenizer_that_made_them(command: Command, tmp_path: Pa
     assert_one_line_error(command(*call, "--tokenizer", "bpe:300"), "holds tokens", "--tokenizer")
     call = ("jaxgpt", "prepare", "--source", f"tokens:{tmp_path / 'y.bin'}", "--out", tmp_path / "d")
     assert_one_line_error(command(*call), "y.bin", "names no file")
+
+
+def test_the_masks_of_a_data_set_are_no_tokens(command: Command, tmp_path: Path) -> None:
+    for name in ("train.bin", "train.mask.bin"):
+        (tmp_path / name).write_bytes(np.arange(100, dtype="<u2").tobytes())
+    call = (
+        "jaxgpt",
+        "prepare",
+        "--source",
+        f"tokens:{tmp_path}",
+        "--tokenizer",
+        "gpt2",
+        "--out",
+        tmp_path / "d",
+    )
+    assert_one_line_error(command(*call), "counts answers alone (train.mask.bin)", "prepare its text again")

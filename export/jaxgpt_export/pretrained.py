@@ -103,12 +103,13 @@ def _make(home: Path, name: str, revision: str, method: str) -> Path:
     model, source = fetch(name, revision, _last_commit(home, revision))
     folder = home / model.commit / method
     if not _is_whole(folder, source):
-        shutil.rmtree(folder, ignore_errors=True)
+        if not (folder / "certificate.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=home) as scratch:
             out = folder if method == FLOAT else Path(scratch) / FLOAT
-            done = import_folder(source, out, hub=model)
+            done = import_folder(source, out, overwrite=True, hub=model)  # one that is there stays until then
             if done.passed and method != FLOAT:
-                done = quantize(QuantizeOptions(artifact=out, method=method, out=folder))
+                done = quantize(QuantizeOptions(artifact=out, method=method, out=folder, overwrite=True))
         if not done.passed:
             raise UserError(f"{name} was not loaded: what this program computes of it differs (see above)")
     write_atomic(home / "refs" / quote(revision, safe=""), model.commit + "\n")

@@ -83,10 +83,13 @@ def parity_tokens(pytestconfig: pytest.Config) -> "Tensor":
     import torch
     from jaxgpt.shared.dataset import open_dataset, windows
 
+    from jaxgpt_export.parity.models import require_tokenizer
+
     data, model = _given(pytestconfig, "--parity-data"), _given(pytestconfig, "--parity-model")
     with _one_line("--parity-data"):
-        block_size = _block_size(model)
-        inputs, targets = windows(open_dataset(data).val, block_size)
+        block_size, dataset = _block_size(model), open_dataset(data)
+        require_tokenizer(dataset, model)
+        inputs, targets = windows(dataset.val, block_size)
     full = inputs[(targets >= 0).all(axis=1)]
     return torch.from_numpy(full[: max(pytestconfig.getoption("--parity-tokens") // block_size, 1)])
 

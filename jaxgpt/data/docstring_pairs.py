@@ -113,10 +113,10 @@ def _pair(node: Definition, lines: list[str]) -> Pair | None:
         or any(sentence in instruction for sentence in BOILERPLATE)
     ):
         return None
-    source = _source_without_docstring(node, lines)
-    if source is None or is_stub(node.body[1:]):
+    source, signature = _source_without_docstring(node, lines), _signature(node)
+    if source is None or signature is None or is_stub(node.body[1:]):
         return None
-    return Pair(instruction, _signature(node), f"```python\n{source}\n```")
+    return Pair(instruction, signature, f"```python\n{source}\n```")
 
 
 def _source_without_docstring(node: Definition, lines: list[str]) -> str | None:
@@ -152,16 +152,26 @@ def is_stub(body: list[ast.stmt]) -> bool:
             continue
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
             continue
-        if isinstance(statement, ast.Raise) and "NotImplementedError" in ast.unparse(statement):
+        if isinstance(statement, ast.Raise) and "NotImplementedError" in (unparsed(statement) or ""):
             continue
         return False
     return True
 
 
-def _signature(node: Definition) -> str:
+def unparsed(node: ast.AST) -> str | None:
+    """Return a node as source text; None where Python can't write it, as some f-strings and long sums."""
+    try:
+        return ast.unparse(node)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _signature(node: Definition) -> str | None:
     if isinstance(node, ast.ClassDef):
-        return f"{node.name}({', '.join(ast.unparse(base) for base in node.bases)})"
-    return f"{node.name}({ast.unparse(node.args)})"
+        bases = [unparsed(base) for base in node.bases]
+        return None if None in bases else f"{node.name}({', '.join(filter(None, bases))})"
+    arguments = unparsed(node.args)
+    return None if arguments is None else f"{node.name}({arguments})"
 
 
 def standard_library() -> Path:

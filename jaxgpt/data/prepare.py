@@ -153,6 +153,7 @@ def _join(options: PrepareOptions) -> Result:
     if not (folder / "plan.json").exists():
         raise UserError(f"nobody prepares {options.out} at the moment; begin without --join")
     units = 0
+    work: Work | None = None
     try:
         work = Work(folder)
         if work.plan.get("code_sha256") != code_sha256():
@@ -164,9 +165,11 @@ def _join(options: PrepareOptions) -> Result:
         with Crew(work, options.workers or usable_cores(), joins=True) as crew:
             for stage in STAGES:
                 crew.complete(stage)
-    except (StoppedError, FileNotFoundError, UserError):
-        if (folder / "plan.json").exists():
-            raise
+    except (StoppedError, FileNotFoundError, UserError) as error:
+        if work is not None and work.is_there:
+            work.raise_failure()
+            if not isinstance(error, StoppedError):
+                raise
     say(f"{options.out}: nothing more to share; the process that began it completes it")
     return Result({"joined": str(options.out), "units": units})
 

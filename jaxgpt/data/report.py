@@ -71,6 +71,8 @@ class ReadReport:
         report = cls()
         vars(report).update(found)
         report.skipped = Counter(found["skipped"])
+        report.examples = {reason: list(places) for reason, places in found["examples"].items()}
+        report.notes = list(found["notes"])
         return report
 
     def lines(self) -> list[str]:

@@ -31,6 +31,8 @@ from jaxgpt.data.tables import local_table_documents
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tokenizer import ENDOFTEXT
 
+PYTHON = ("installed", "python")  # kinds of pieces
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadOptions:
@@ -129,9 +131,11 @@ def read_piece(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterat
     documents = _read(piece, options, report)
     if options.held_out is not None:
         held_out = _held_out(options.held_out, _state(options.held_out))
-        leave_out = texts_without_held_out if piece.kind in DOCUMENTATION else without_held_out
-        documents = leave_out(documents, held_out, report)
-    if options.code == "requests" and piece.kind in ("installed", "python"):
+        if piece.kind in DOCUMENTATION:
+            documents = texts_without_held_out(documents, held_out, report)
+        else:
+            documents = without_held_out(documents, held_out, report, several=piece.kind in PYTHON)
+    if options.code == "requests" and piece.kind in PYTHON:
         documents = with_renamed(documents)
     yield from documents
 
@@ -157,7 +161,8 @@ def _read(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Do
         try:
             yield from _local(piece, options, report)
         except DamagedFileError as error:
-            report.damaged(str(error), "damaged files", piece.path)
+            reason = "damaged tables, from there on" if piece.kind == "table" else "damaged files"
+            report.damaged(str(error), reason, piece.path)
 
 
 def _python(piece: Piece, options: ReadOptions, report: ReadReport) -> Iterator[Document]:

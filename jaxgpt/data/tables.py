@@ -14,6 +14,7 @@ from jaxgpt.data.report import ReadReport
 from jaxgpt.shared.errors import UserError
 
 GUESSED_ROWS = 100  # on which the column of a .csv is guessed
+HELD_ROWS = 10_000  # that are kept back until each column of a template was seen
 HUB = "hf://"
 
 
@@ -36,7 +37,8 @@ def local_table_documents(
     report = report or ReadReport()
     chosen = Columns.one(columns) if isinstance(columns, str) else columns
     suffix = Path(uncompressed_name(path)).suffix.lower()
-    rows = read_rows(path, report, chosen.names if suffix == ".parquet" else (), begin, end)
+    names = chosen.names if suffix in (".parquet", ".arrow") else ()
+    rows = read_rows(path, report, names, begin, end)
     guess, first = suffix in (".csv", ".tsv"), not begin
     yield from table_documents(rows, chosen, str(path), report, guess, first)
 
@@ -87,7 +89,7 @@ def table_documents(
       first: whether these are the table's first rows: in a later part all may lack the column.
 
     Raises:
-      NoTableError: there is no such column.
+      NoTableError: there is no such column, in HELD_ROWS rows; no row was yielded.
       UserError: one does not hold text, and errors are not skipped.
     """
     report = report or ReadReport()
@@ -99,10 +101,13 @@ def table_documents(
         rows = itertools.chain(head, rows)
     missing, found = set(chosen.names), dict[str, None]()
     empty = ReadReport()  # is told once it is clear that the rows are of such a table
-    for place, row in rows:
+    held: list[Document] = []  # of a table that may turn out to be none
+    for number, (place, row) in enumerate(rows):
         if missing:
             missing -= row.keys()
             found |= dict.fromkeys(row)
+            if missing and first and number == HELD_ROWS:
+                break
         try:
             documents = list(chosen.documents(row))
         except NotTextError as error:
@@ -110,7 +115,11 @@ def table_documents(
             continue
         if not documents:
             empty.skip("rows without text", place)
-        yield from documents
+        if missing and first:
+            held += documents
+        else:
+            yield from [*held, *documents]
+            held.clear()
     if missing and found and first:
         name = next(name for name in chosen.names if name in missing)
         raise no_column(where, name, found)
@@ -119,7 +128,7 @@ def table_documents(
 
 def _guessed(columns: Columns, head: Sequence[Row], where: str, report: ReadReport) -> Columns:
     rows = [row for _, row in head]
-    if columns.names != (DEFAULT_COLUMN,) or not rows or any(DEFAULT_COLUMN in row for row in rows):
+    if columns != Columns.one(DEFAULT_COLUMN) or not rows or any(DEFAULT_COLUMN in row for row in rows):
         return columns
     name = guess_column(rows)
     if name is None:

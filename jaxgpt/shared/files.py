@@ -19,10 +19,15 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError, quoted, require_local_path
 from jaxgpt.shared.locks import is_locked, lock
+from jaxgpt.shared.machine import is_alive
 
 # What data sets, artifacts and models for ONNX Runtime consist of; other files there are the user's.
-WRITTEN = ("*.json", "*.bin", "*.safetensors", "*.onnx", "*.onnx.data",
-           "merges.txt", "README.md", "chat_template.jinja")  # fmt: skip
+WRITTEN = (
+    "manifest.json", "train*.bin", "val*.bin", "config.json", "generation_config.json", "certificate.json",
+    "model.safetensors", "probe.safetensors", "qat.safetensors", "model.onnx", "model.onnx.data", "README.md",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja",
+)  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TRIES, PAUSE_S = 20, 0.02  # to make a folder below one that other processes make and remove
 
@@ -185,11 +190,19 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
             return
         old = temporary.with_name(f"{temporary.name}-old")
         if target.exists():
+            _sync(temporary)  # on the disk before the old one goes
             os.replace(target, old)
         os.replace(temporary, target)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder's files to the disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequence[Path] = ()) -> None:
@@ -204,7 +217,7 @@ def check_replaceable(target: Path, overwrite: bool, marker: str, inputs: Sequen
     target = target.absolute()
     check_writable(target)
     for path in inputs:
-        if path.resolve().is_relative_to(target.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(target)):
             raise UserError(f"--out {target} is or holds {path}, which is read; choose another --out")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
@@ -372,7 +385,7 @@ def remove_leftovers(target: Path) -> None:
         return
     for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.tmp-*")):
         pid, _, old = leftover.name.rpartition(".tmp-")[2].partition("-")
-        if not pid.isdigit() or (int(pid) != os.getpid() and _is_alive(int(pid))):
+        if not pid.isdigit() or (int(pid) != os.getpid() and is_alive(int(pid))):
             continue
         if old and not target.exists():  # killed between the two renames
             os.replace(leftover, target)
@@ -384,13 +397,3 @@ def remove_leftovers(target: Path) -> None:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.tmp-{os.getpid()}")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -157,7 +157,7 @@ def _drawn(options: EvaluateOptions) -> "Sampling":
 
 def _answers(
     options: EvaluateOptions, tasks: tuple[Task, ...], writers: Any, samplings: "Sequence[Sampling]"
-) -> tuple[Any, ...]:
+) -> Iterator[Any]:
     from jaxgpt_bench.common.tables import table
     from jaxgpt_bench.evaluate.answers import (
         answer_docstrings,
@@ -168,7 +168,8 @@ def _answers(
     from jaxgpt_bench.evaluate.requests import REQUESTS
     from jaxgpt_bench.evaluate.tables import ANSWERS, draws_of, samples_markdown
 
-    longest, found = options.tokens or LONGEST, []
+    longest = options.tokens or LONGEST
+    found: list[Any] = []
     held_out = _documents(options, writers) if options.data is not None else []
     request_end = request_end_of(held_out)
     documents = spread_documents(held_out, options.texts) if "docstrings" in tasks else []
@@ -176,8 +177,10 @@ def _answers(
         for writer in writers:
             if "requests" in tasks:
                 found.append(answer_requests(writer, REQUESTS, drawn, longest, request_end))
+                yield found[-1]
             if documents:
                 found.append(answer_docstrings(writer, documents, drawn, longest))
+                yield found[-1]
     stderr.print(table(ANSWERS, draws_of(found)).terminal())
     if options.page is not None:
         parts = [
@@ -185,7 +188,6 @@ def _answers(
             for asked in dict.fromkeys(r.prompts for r in found)
         ]
         write_atomic(options.page, "\n".join(samples_markdown(part) for part in parts))
-    return tuple(found)
 
 
 def _samplings(options: EvaluateOptions) -> "list[Sampling]":

@@ -79,13 +79,13 @@ def sessions(artifact: Artifact) -> Iterator[dict[str, Callable[[], Session]]]:
 
 def agreement(options: AgreementOptions) -> Result:
     """Run `jaxgpt-bench agreement`; exit code 1 when texts part too early."""
-    from jaxgpt_export.format.artifact import read_artifact
+    from jaxgpt_export.format.artifact import read_certified_artifact
 
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.quality.samples import sample_prompts, val_documents
 
     prepare_output_file(options.out)
-    artifact, dataset = read_artifact(options.artifact), open_dataset(options.data)
+    artifact, dataset = read_certified_artifact(options.artifact), open_dataset(options.data)
     tokenizer = artifact.tokenizer()
     if dataset.tokenizer_sha256 != tokenizer.sha256:
         raise UserError(f"{options.data} was made with another tokenizer than {options.artifact}")

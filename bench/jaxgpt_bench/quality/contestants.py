@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxgpt_export.format.artifact import Artifact, read_artifact
+from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.model.build import build_model
@@ -163,7 +163,7 @@ def open_models(folders: Sequence[Path], dataset: Dataset, run: Path | None, ste
     Raises:
       UserError: two do not share tokenizer, vocabulary and context.
     """
-    artifacts = [read_artifact(folder) for folder in folders]
+    artifacts = [read_certified_artifact(folder) for folder in folders]
     if not artifacts:
         raise UserError("quality needs at least one --artifact")
     found = [

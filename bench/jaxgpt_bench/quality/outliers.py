@@ -57,7 +57,7 @@ class OutliersOptions:
 
 def outliers(options: OutliersOptions) -> Result:
     """Run `jaxgpt-bench outliers`; exit code 1 when a method does not stand it."""
-    from jaxgpt_export.format.artifact import read_artifact
+    from jaxgpt_export.format.artifact import read_certified_artifact
     from jaxgpt_export.model.build import as_arrays, as_tensors
 
     from jaxgpt.shared.dataset import open_dataset
@@ -65,7 +65,7 @@ def outliers(options: OutliersOptions) -> Result:
     from jaxgpt_bench.quality.outlier_channels import measured, with_outliers
 
     prepare_output_file(options.out)
-    artifact, dataset = read_artifact(options.artifact), open_dataset(options.data)
+    artifact, dataset = read_certified_artifact(options.artifact), open_dataset(options.data)
     if artifact.quantization is not None:
         raise UserError(f"{options.artifact} is {artifact.kind}; outliers takes the float32 artifact")
     if dataset.tokenizer_sha256 != artifact.tokenizer().sha256:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.artifact import read_certified_artifact
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
@@ -47,7 +47,7 @@ def open_programs(
       UserError: no peer has that name.
     """
     wanted = chosen_peers(True, names)
-    artifacts = [read_artifact(folder) for folder in folders]
+    artifacts = [read_certified_artifact(folder) for folder in folders]
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxgpt-bench-")))
         contestants = [

@@ -4,7 +4,8 @@
 
 This process takes namespaces of its own (user, files, network, processes), forks, and only watches the clock
 from then on. Its child sees the machine's files read-only and one empty folder in memory, no network, no
-socket of a file and no other process; it gives up every capability before the program begins. When the child
+socket of a file and no other process; it gives up every capability before the program begins. (A named pipe
+of the machine that anybody may write to stays open to it.) When the child
 ends, or its time is over, everything that it started ends with it, for it is process 1 of its namespace.
 """
 
@@ -30,12 +31,14 @@ MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE, MS_RDONLY = 0x2, 0x4, 0x4000, 0x40000, 
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, SYS_MOUNT_SETATTR = -100, 0x8000, 0x1, 442
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
 CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH = 0x20080522, 2
-# <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h>, and the numbers of socket and io_uring_setup
+# <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h>
 SECCOMP_MODE_FILTER, ALLOW, REFUSE = 2, 0x7FFF0000, 0x00050000 | errno.EPERM
-LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
-AT_NUMBER, AT_ARCHITECTURE, AT_FAMILY, X32, IO_URING_SETUP = 0, 4, 16, 0x40000000, 425
-AF_INET, AF_INET6 = 2, 10
-SOCKET_OF = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
+LOAD, EQUAL, AT_LEAST, AND, RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
+AT_NUMBER, AT_ARCHITECTURE, AT_FAMILY, AT_TYPE, X32 = 0, 4, 16, 24, 0x40000000
+AF_INET, AF_INET6, SOCK_STREAM, SOCK_TYPES = 2, 10, 1, 0xF
+# Numbers of the architecture, and of socket, socketpair, shmget, memfd_create.
+CALLS_OF = {"x86_64": (0xC000003E, 41, 53, 29, 319), "aarch64": (0xC00000B7, 198, 199, 194, 279)}
+IO_URING_SETUP, MEMFD_SECRET = 425, 447
 NOBODY = 65534
 POLL_S = 0.002
 STARTS_S = 10.0  # to put up the sandbox, on a busy machine
@@ -129,30 +132,58 @@ def become_nobody() -> None:
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
-def forbid_sockets() -> None:
-    """Let the kernel refuse sockets but those of the network, of which there is none.
+def forbid_calls() -> None:
+    """Let the kernel refuse what leads out of the sandbox, or takes memory that no limit counts.
 
-    One of a file (docker.sock) or of a hypervisor leads out of the network's namespace.
+    Sockets but those of the network, of which there is none: one of a file (docker.sock) or of a hypervisor
+    leads out of the network's namespace, and so does one end of a pair of datagram sockets, which may name a
+    file. Shared memory, which a program holds without mapping it.
     """
-    if os.uname().machine not in SOCKET_OF:
-        raise OSError(errno.ENOSYS, f"sockets can be forbidden on {' and '.join(SOCKET_OF)} alone")
-    architecture, socket = SOCKET_OF[os.uname().machine]
-    program = (
-        (LOAD, 0, 0, AT_ARCHITECTURE),
-        (EQUAL, 0, 8, architecture),  # calls of another width have other numbers
-        (LOAD, 0, 0, AT_NUMBER),
-        (AT_LEAST, 6, 0, X32),
-        (EQUAL, 5, 0, IO_URING_SETUP),
-        (EQUAL, 0, 3, socket),
-        (LOAD, 0, 0, AT_FAMILY),
-        (EQUAL, 1, 0, AF_INET),
-        (EQUAL, 0, 1, AF_INET6),
-        (RETURN, 0, 0, ALLOW),
-        (RETURN, 0, 0, REFUSE),
+    if os.uname().machine not in CALLS_OF:
+        raise OSError(errno.ENOSYS, f"sockets can be forbidden on {' and '.join(CALLS_OF)} alone")
+    architecture, socket, socketpair, *shared = CALLS_OF[os.uname().machine]
+    by_number = (
+        (AT_LEAST, "refuse", None, X32),
+        *((EQUAL, "refuse", None, number) for number in (IO_URING_SETUP, MEMFD_SECRET, *shared)),
+        (EQUAL, "pair", None, socketpair),
+        (EQUAL, None, "allow", socket),
+    )
+    program = with_jumps(
+        (LOAD, None, None, AT_ARCHITECTURE),
+        (EQUAL, None, "refuse", architecture),  # calls of another width have other numbers
+        (LOAD, None, None, AT_NUMBER),
+        *by_number,
+        (LOAD, None, None, AT_FAMILY),
+        (EQUAL, "allow", None, AF_INET),
+        (EQUAL, "allow", "refuse", AF_INET6),
+        "pair",
+        (LOAD, None, None, AT_TYPE),
+        (AND, None, None, SOCK_TYPES),
+        (EQUAL, "allow", "refuse", SOCK_STREAM),
+        "allow",
+        (RETURN, None, None, ALLOW),
+        "refuse",
+        (RETURN, None, None, REFUSE),
     )
     filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
     described = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(filters)))
     check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described, 0, 0), "seccomp")
+
+
+def with_jumps(*lines: tuple[int, str | None, str | None, int] | str) -> list[tuple[int, int, int, int]]:
+    """Return a filter's program, its labels replaced by how many instructions a jump leaves out."""
+    places: dict[str, int] = {}
+    program: list[tuple[int, str | None, str | None, int]] = []
+    for line in lines:
+        if isinstance(line, str):
+            places[line] = len(program)
+        else:
+            program.append(line)
+
+    def jump(label: str | None, place: int) -> int:
+        return 0 if label is None else places[label] - place - 1
+
+    return [(code, jump(yes, at), jump(no, at), value) for at, (code, yes, no, value) in enumerate(program)]
 
 
 def limit(task: dict[str, Any]) -> None:
@@ -201,7 +232,7 @@ def child(task: dict[str, Any], pipe: int) -> None:
         for stream in (0, 1, 2):
             os.dup2(quiet, stream)
         limit(task)
-        forbid_sockets()
+        forbid_calls()
     except OSError as error:
         report(f"{NO_SANDBOX}: {error}")
         os._exit(0)

@@ -16,6 +16,11 @@ from jaxgpt.shared.files import read_json, write_json
 GENERATION_CONFIG = "generation_config.json"
 # What transformers takes where do_sample is true and nothing else is said.
 OF_TRANSFORMERS: Mapping[str, int | float] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+# What transformers does with logits, or many texts at a time, and its value for none of it.
+NOT_DONE: Mapping[str, int | float] = {
+    "num_beams": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "penalty_alpha": 0.0,
+}  # fmt: skip
 
 
 def read_generation_config(folder: Path) -> dict[str, int | float]:
@@ -37,6 +42,25 @@ def read_generation_config(folder: Path) -> dict[str, int | float]:
     except (UserError, OverflowError) as error:
         raise UserError(f"{path}: {error}; mend that value, or leave it out") from None
     return said
+
+
+def not_taken_over(folder: Path, endoftext: int) -> list[str]:
+    """Return what a folder's file asks for beside, and this project does not do, such as num_beams 4.
+
+    Args:
+      folder: of a model.
+      endoftext: the token that ends a text here.
+    """
+    path = folder / GENERATION_CONFIG
+    value = read_json(path, "generation configuration") if path.is_file() else {}
+    found = [
+        f"{name} {value[name]}"
+        for name, without in NOT_DONE.items()
+        if value.get(name) is not None and value[name] != without
+    ]
+    ends = value.get("eos_token_id")
+    others = [each for each in (ends if isinstance(ends, list) else [ends]) if each not in (None, endoftext)]
+    return found + [f"eos_token_id {each}" for each in others]
 
 
 def _number(name: str, value: object) -> int | float:

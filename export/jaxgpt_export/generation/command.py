@@ -25,6 +25,7 @@ from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.generation.open_session import CacheOption, Engine, choose_threads, open_session
 from jaxgpt_export.generation.request_file import generate_all, read_prompts
+from jaxgpt_export.native.native_session import MOST_SLOTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,10 @@ def _check(options: GenerateOptions) -> None:
     """Raise UserError for options that can't be meant, or would do nothing."""
     if (options.draft_tokens or 0) < 0 or (options.batch is not None and options.batch < 1):
         raise UserError("--draft-tokens must not be negative, --batch must be at least 1")
+    if options.prompts is None and options.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens ({options.max_new_tokens}) must be at least 1")
+    if (options.batch or 0) > MOST_SLOTS:
+        raise UserError(f"--batch is {options.batch}, expected at most {MOST_SLOTS}")
     if options.prompts is not None and options.prompt is not None:
         raise UserError("--prompt and --prompts are both given; leave one out")
     if options.prompts is not None and options.draft_tokens:
@@ -134,6 +139,9 @@ def ask(answer: Callable[[str], object], title: str) -> Result:
         except KeyboardInterrupt:
             sys.stdout.write("\n")
             raise SystemExit(130) from None
+        except UnicodeDecodeError as error:
+            say(f"error: the line is not UTF-8 ({error})")
+            continue
         try:
             answer(prompt)
             count += 1

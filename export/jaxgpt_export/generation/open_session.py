@@ -58,10 +58,12 @@ class OpenModel:
     Attributes:
       engine: its name, such as "jaxgpt-native (avx512-vnni)" or "jaxgpt-torch".
       new_session: makes a session with so many slots; the module's has one, whatever is asked.
+      exact: logits are the same bits however tokens are split over steps.
     """
 
     engine: str
     new_session: Callable[[int], Session]
+    exact: bool = True
 
 
 def default_cache(artifact: Artifact) -> CacheKind:
@@ -115,4 +117,4 @@ def _torch_model(artifact: Artifact, threads: int, cache: CacheKind) -> OpenMode
     module = build_model(artifact)
     as_native = module.exact and cache == "fp16"  # then both give the same text
     rounded_to = torch.float16 if as_native else torch.float32
-    return OpenModel("jaxgpt-torch", lambda slots: TorchSession(module, rounded_to))
+    return OpenModel("jaxgpt-torch", lambda slots: TorchSession(module, rounded_to), module.exact)

@@ -11,7 +11,7 @@ from jaxgpt.shared.tensor_file import BFLOAT16, Array, Arrays
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jaxgpt_export.format.artifact import Artifact, read_artifact
+from jaxgpt_export.format.artifact import Artifact, read_certified_artifact
 from jaxgpt_export.format.scheme import LayerScheme, Quantization
 from jaxgpt_export.model.gpt import GPT
 from jaxgpt_export.model.int4_linear import Int4Linear
@@ -25,9 +25,10 @@ def load(folder: str | Path) -> GPT:
     """Return the module of an artifact folder; `model(tokens)` gives logits (B, T, V).
 
     Raises:
-      UserError: the folder is no artifact, or a tensor is missing, extra, wrongly shaped or not finite.
+      UserError: the folder is no artifact, a tensor is missing, extra, wrongly shaped or not finite, or a file
+        was altered.
     """
-    return build_model(read_artifact(Path(folder)))
+    return build_model(read_certified_artifact(Path(folder)))
 
 
 def build_model(artifact: Artifact) -> GPT:

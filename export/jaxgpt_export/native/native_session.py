@@ -17,6 +17,7 @@ CACHES = {"fp32": 0, "fp16": 1, "int8": 2}
 DRAWN = np.dtype(
     [("temperature", "f8"), ("top_p", "f8"), ("min_p", "f8"), ("uniform", "f8"), ("top_k", "i4")], align=True
 )
+MOST_SLOTS = 1 << 16  # as in engine.cpp
 CacheKind = Literal["fp32", "fp16", "int8"]
 
 
@@ -25,11 +26,16 @@ class NativeSession:
 
     Args:
       model: may be shared by sessions.
-      slots: texts that are generated side by side.
+      slots: texts that are generated side by side, at most MOST_SLOTS.
       cache: what keys and values are kept as.
+
+    Raises:
+      UserError: there are no so many slots.
     """
 
     def __init__(self, model: NativeModel, slots: int = 1, cache: CacheKind = "fp16") -> None:
+        if not 1 <= slots <= MOST_SLOTS:
+            raise UserError(f"slots ({slots}) must be from 1 to {MOST_SLOTS}")
         self.model = model
         self.slots = slots
         self.block_size = model.config.block_size

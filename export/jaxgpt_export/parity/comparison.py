@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from jaxgpt.shared.errors import UserError
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from jaxgpt_export.parity.comparable import Comparable
@@ -36,7 +36,11 @@ class Comparison:
 
 
 def compare_models(
-    reference: Comparable, model: Comparable, tokens: Integer[Tensor, "B T"], greedy_tokens: int = 0
+    reference: Comparable,
+    model: Comparable,
+    tokens: Integer[Tensor, "B T"],
+    greedy_tokens: int = 0,
+    counted: Bool[Tensor, "B T"] | None = None,
 ) -> Comparison:
     """Compare two models on tokens; every position but the last predicts the next token.
 
@@ -45,6 +49,7 @@ def compare_models(
       model: what is compared with it.
       tokens: (B, T), T > 1.
       greedy_tokens: also continue the first half of each row greedily with both, by so many tokens.
+      counted: of which positions the losses count the prediction, as `Dataset.val_windows` has it; all.
 
     Raises:
       UserError: the vocabularies differ, or logits are not finite.
@@ -53,7 +58,11 @@ def compare_models(
         if each.block_size is not None and tokens.shape[1] > each.block_size:
             raise UserError(f"{tokens.shape[1]} tokens a row were given, {each.name} holds {each.block_size}")
     meter, losses = ParityMeter(), [0.0, 0.0]  # of the reference, of the model
-    for row in tokens:  # one at a time: float64 copies of all logits would take gigabytes
+    wanted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
+    count = max(int(wanted[:, :-1].sum()), 1)
+    for row, kept in zip(
+        tokens, wanted[:, :-1], strict=True
+    ):  # one at a time: float64 copies of all logits would take gigabytes
         expected, found = reference.logits(row[None])[0], model.logits(row[None])[0]
         if expected.shape != found.shape:
             raise UserError(
@@ -62,7 +71,7 @@ def compare_models(
             )
         meter.add(expected, found)
         for index, logits in enumerate((expected, found)):
-            losses[index] += float(token_losses(logits[:-1], row[1:]).sum()) / tokens[:, 1:].numel()
+            losses[index] += float(token_losses(logits[:-1], row[1:])[kept].sum()) / count
     parts_at = first_divergence(reference, model, tokens, greedy_tokens) if greedy_tokens else None
     return Comparison(meter.result(), losses[0], losses[1], parts_at, greedy_tokens)
 

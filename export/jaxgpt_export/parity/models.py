@@ -5,9 +5,11 @@ from typing import Any, cast
 
 import torch
 from jaxgpt.shared.architecture import HF_PREFIX
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.dataset import Dataset
+from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json
 from jaxgpt.shared.huggingface import MODEL_TYPE, check_field_types, is_unused
+from jaxgpt.shared.tokenizer import load_tokenizer
 from torch import nn
 
 from jaxgpt_export.format.artifact import read_artifact
@@ -44,6 +46,26 @@ def open_model(subject: str | Path | nn.Module) -> Comparable:
         f"{folder} is no run folder, artifact or Hugging Face folder; expected checkpoints/, "
         "certificate.json or config.json in it"
     )
+
+
+def require_tokenizer(dataset: Dataset, *folders: Path) -> None:
+    """Check that a data set's tokens are those of runs and artifacts; of other folders nothing tells it.
+
+    Raises:
+      UserError: a model has another tokenizer.
+    """
+    for folder in folders:
+        sha256 = None
+        if (folder / "checkpoints").is_dir():
+            with damaged(folder / "config.json", "it is no run's"):
+                sha256 = read_json(folder / "config.json", "run")["data"]["tokenizer"]["sha256"]
+        elif (folder / "certificate.json").exists():
+            sha256 = load_tokenizer(folder).sha256
+        if sha256 not in (None, dataset.tokenizer_sha256):
+            raise UserError(
+                f"{dataset.folder} was made with another tokenizer ({dataset.tokenizer_sha256[:12]}...) than "
+                f"{folder} ({sha256[:12]}...); give the data set that the model was trained on"
+            )
 
 
 def transformers_model(folder: Path) -> nn.Module:

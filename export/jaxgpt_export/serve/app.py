@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -101,7 +102,7 @@ def build_app(state: State, rules: Rules) -> Guard:
         500: lambda request, error: _refuse(ApiError(500, "the server failed; its log says how")),
     }
 
-    def refuse(path: str, error: ApiError) -> JSONResponse:
+    def refuse(path: str, error: ApiError) -> Response:
         state.metrics.requests.labels(path if path in post else OTHER, str(error.status)).inc()
         return _refuse(error)
 
@@ -231,8 +232,10 @@ def _playground(path: str) -> Response:
     return Response(content, headers=headers, media_type=kind)
 
 
-def _refuse(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+def _refuse(error: ApiError) -> Response:
+    """Return an error's answer, in ASCII: it may quote what is no text."""
+    content = json.dumps(error.body())
+    return Response(content, error.status, error.headers, media_type="application/json")
 
 
 def _unknown(request: Request, error: HTTPException) -> str:

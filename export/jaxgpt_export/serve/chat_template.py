@@ -88,8 +88,8 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     path = folder / "tokenizer_config.json"
     found = read_json(path, "tokenizer settings").get("chat_template") if path.is_file() else None
     if isinstance(found, list):
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get(DEFAULT)
+        named = [each for each in found if isinstance(each, dict) and each.get("name") == DEFAULT]
+        found = named[-1].get("template") if named else None
     if found is not None and not isinstance(found, str):
         raise UserError(
             f"{path} has the chat_template {quoted(found)}, expected a text; mend it, or take it out"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxgpt_export.serve.served_model import ServedModel
 
 MEGABYTE = 2**20
+MOST_RUNNING = 1 << 16  # slots of the native engine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def serve(options: ServeOptions) -> Result:
     from jaxgpt_export.serve.guard import Rules
     from jaxgpt_export.serve.server import Server
 
-    key = options.api_key or os.environ.get("JAXGPT_API_KEY") or None
+    key = (options.api_key or os.environ.get("JAXGPT_API_KEY") or "").strip() or None  # as headers have it
     rules = Rules(options.host, key, origins, limits.body_bytes)
     address = _address(options.host, listener)
 
@@ -174,7 +175,9 @@ def _check(options: ServeOptions) -> None:
         if not getattr(options, name) >= smallest:  # nan is not either
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is {getattr(options, name)}, expected at least {smallest}")
-    if options.api_key == "":
+    if options.max_running > MOST_RUNNING:
+        raise UserError(f"--max-running is {options.max_running}, expected at most {MOST_RUNNING}")
+    if options.api_key is not None and not options.api_key.strip():
         raise UserError("--api-key is empty; give a key, or leave it out")
 
 

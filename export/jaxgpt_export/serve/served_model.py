@@ -171,7 +171,8 @@ def open_served_model(
     description = _describe(name, artifact, model.engine)
     session = _with_slots(model, limits)
     running = min(limits.running, session.slots)
-    scheduler = Scheduler(session, running, limits.cache_bytes)
+    # Where a step's size changes bits, no text takes what another left, and none is drafted.
+    scheduler = Scheduler(session, running, limits.cache_bytes if model.exact else None)
     return ServedModel(
         name,
         artifact.kind,
@@ -182,7 +183,7 @@ def open_served_model(
         description,
         scheduler,
         Worker(scheduler, limits.waiting),
-        draft_tokens,
+        draft_tokens if model.exact else 0,
         artifact.generation,
     )
 

@@ -67,16 +67,21 @@ class Columns:
         """The column of a pair's answer: the last of several."""
         return self.names[-1] if len(self.names) > 1 else None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a document is a column as it is."""
+        return self.parts == (("", self.names[0]),)
+
     def documents(self, row: Mapping[str, Any]) -> Iterator[Document]:
         """Yield a row's document; several where <|endoftext|> is written in it, none where text is missing.
 
-        Of several columns the last one must hold text that is not blank, the others may be empty.
+        The last column of a template must hold text that is not blank, the others may be empty.
 
         Raises:
           NotTextError: a column holds something else than text.
         """
         last = row.get(self.names[-1])
-        if last is None or (self.answer is not None and isinstance(last, str) and not last.strip()):
+        if last is None or (not self.is_plain and isinstance(last, str) and not last.strip()):
             return
         text, answer = "", None
         for literal, name in self.parts:

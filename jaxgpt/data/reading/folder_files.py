@@ -112,13 +112,13 @@ def source_files_of(root: Path, patterns: Patterns, report: ReadReport) -> list[
             )
         return [SourceFile(root, root.name, _kind_of_one(root, patterns))]
     paths = files_below(root, report)
-    has_tables = any(kind_of(path) == "table" and path.name not in METADATA for path in paths)
+    has_tables = any(_is_data(path, path.relative_to(root).as_posix(), patterns) for path in paths)
     chosen = []
     for path in paths:
         name = path.relative_to(root).as_posix()
         kind = kind_of(path) or ("text" if patterns.include_names(name) else None)
         reason = patterns.reason_to_skip(name) or _reason_to_skip(kind, path)
-        if reason is None and has_tables and name == "README.md":
+        if reason is None and has_tables and name == "README.md" and not patterns.include_names(name):
             reason = "data set cards"
         if reason is not None:
             report.skip(reason, name)
@@ -130,6 +130,12 @@ def source_files_of(root: Path, patterns: Patterns, report: ReadReport) -> list[
             f"{report.summary() or 'nothing'}; --include '*.xyz' reads any kind as text"
         )
     return chosen
+
+
+def _is_data(path: Path, name: str, patterns: Patterns) -> bool:
+    """Whether a file is a table that is read, beside which a README.md is a card; a .json may be anything."""
+    is_table = kind_of(path) == "table" and Path(uncompressed_name(path)).suffix.lower() != ".json"
+    return is_table and patterns.reason_to_skip(name) is None
 
 
 def _kind_of_one(path: Path, patterns: Patterns) -> Kind:
@@ -182,9 +188,9 @@ def _walk(root: Path, report: ReadReport) -> Iterator[Path]:
                 continue
             folders.remove(name)
         own = (name for name in files if not (name.startswith(".") and ".tmp-" in name))  # not our temporary
-        yield from (path for path in map(here.joinpath, own) if path.is_file())
+        yield from (path for path in map(here.joinpath, own) if os.path.isfile(path))
 
 
 def is_dataset_folder(folder: Path) -> bool:
     """Whether a folder is what `jaxgpt prepare` writes."""
-    return (folder / "manifest.json").is_file() and (folder / "val.bin").is_file()
+    return all(os.path.isfile(folder / name) for name in ("manifest.json", "val.bin"))

@@ -257,7 +257,7 @@ def _arrow_rows(
                     yield where, dict(zip(columns, row, strict=True))
     except UserError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise NoTableError(f"{path} is no readable {suffix[1:]} table: {cause}") from None
 

@@ -39,6 +39,11 @@ def token_pieces(name: str, endoftext: int) -> tuple[str, list[Piece]]:
     """
     path = Path(name.removeprefix(PREFIX))
     files = sorted(path.glob("*.bin")) if path.is_dir() else [path]
+    if masks := [file.name for file in files if file.name.endswith(".mask.bin")]:
+        raise UserError(
+            f"source {name!r} is a data set whose loss counts answers alone ({masks[0]}), and tokens do not "
+            "tell which; prepare its text again"
+        )
     if not path.exists() or not files:
         raise UserError(f"source {name!r} names no file; give a .bin file of tokens, or a folder with some")
     limit = piece_bytes(sum(file.stat().st_size for file in files))

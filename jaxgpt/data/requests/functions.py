@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jaxgpt.data.docstring_pairs import Pair, is_stub, parse_source, read_source
+from jaxgpt.data.docstring_pairs import Pair, is_stub, parse_source, read_source, unparsed
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.requests.repetition import most_repeated, words_of
 from jaxgpt.data.requests.wording import Task, request_of_name, tasks_of_sentence
@@ -151,17 +151,18 @@ def _program(
 ) -> tuple[str, bool] | None:
     """Return a function's program and whether it needs Python alone; None for one that is left out."""
     bare = ast.FunctionDef(name, node.args, list(body), [], None, None, lineno=0, col_offset=0)
-    parsed = parse_source(ast.unparse(bare))
+    source = unparsed(bare)
+    parsed = None if source is None else parse_source(source)
     if parsed is None or (name != node.name and name in _names_read(parsed)):  # _area, which calls area
         return None
     tree = _Bare(node.name, name).visit(parsed)
     free = _free_names(tree.body[0])
     used = sorted({imports[each] for each in free if each in imports})
     is_plain = _needs_python_alone(tree, free - set(imports))
-    try:
-        code = "\n".join([*used, *([""] if used else []), _with_single_brackets(ast.unparse(tree))])
-    except (ValueError, RecursionError):
+    bare_code = unparsed(tree)
+    if bare_code is None:
         return None
+    code = "\n".join([*used, *([""] if used else []), _with_single_brackets(bare_code)])
     longest = MAX_PROGRAM_CHARACTERS if is_plain else MAX_OTHER_CHARACTERS
     if len(code) > longest or not code.isascii() or "```" in code:
         return None

@@ -37,20 +37,26 @@ def read_held_out(path: Path) -> frozenset[str]:
 
 
 def without_held_out(
-    documents: Iterable[Document], held_out: frozenset[str], report: ReadReport
+    documents: Iterable[Document], held_out: frozenset[str], report: ReadReport, *, several: bool = False
 ) -> Iterator[Document]:
     """Yield the documents, but for programs of which a request is held out; those are counted in the report.
 
     A request is held out that asks for the same, or for less: whose content words are all among those of one
-    that is held out ("count words" beside "count the words in a text"). Requests of one program follow each
-    other; where one asks what is held out, the others ask for the same.
+    that is held out ("count words" beside "count the words in a text").
+
+    Args:
+      documents: pairs.
+      held_out: of `read_held_out`.
+      report: gains what is left out.
+      several: requests of one program follow each other; where one asks what is held out, the others ask for
+        the same. Of a table two rows may share an answer and nothing else.
 
     Raises:
       UserError: a document is no pair, so that nothing tells what it asks for.
     """
     words = [frozenset(each.split()) for each in held_out]
-    for _, group in itertools.groupby(documents, _answer):
-        pairs = list(group)
+    groups = (list(group) for _, group in itertools.groupby(documents, _answer))
+    for pairs in groups if several else ([pair] for pair in documents if _answer(pair) is not None):
         asked = [pair for pair in pairs if _is_held_out(_request(pair), words)]
         if not asked:
             yield from pairs

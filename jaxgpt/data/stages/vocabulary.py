@@ -34,7 +34,7 @@ def write_tokenizer(work: Work, number: int, advance: Advance) -> dict[str, Any]
             trained_on = {"documents": 0, "bytes": 0, "of_bytes": total}
         texts = _sample(work, min(BPE_BYTES / max(total, 1), 1.0), trained_on, advance)
     tokenizer = make_tokenizer(name, texts, work.plan["special"])
-    folder = work.folder / "tokenizer"
+    folder = work.place / "tokenizer"
     temporary = folder.with_name(f"tokenizer.tmp-{os.getpid()}")
     temporary.mkdir(exist_ok=True)
     tokenizer.save(temporary)
@@ -71,7 +71,7 @@ def _sample(work: Work, share: float, trained_on: dict[str, int] | None, advance
 
 @functools.lru_cache(1)
 def tokenizer_of(folder: Path, name: str, sha256: str) -> Tokenizer:
-    """Return the tokenizer in a work folder."""
+    """Return the tokenizer in a folder of work."""
     tokenizer = load_tokenizer(folder / "tokenizer", name)
     assert tokenizer.sha256 == sha256, (tokenizer.sha256, sha256)
     return tokenizer
@@ -80,7 +80,7 @@ def tokenizer_of(folder: Path, name: str, sha256: str) -> Tokenizer:
 def tokenizer_in(work: Work) -> Tokenizer:
     """Return the tokenizer with which all is encoded."""
     summary = work.summary(TOKENIZER.name, 0)
-    return tokenizer_of(work.folder, summary["name"], summary["sha256"])
+    return tokenizer_of(work.place, summary["name"], summary["sha256"])
 
 
 TOKENIZER = Stage(name="vocabulary", count=lambda work: 1, run=write_tokenizer)

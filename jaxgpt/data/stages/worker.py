@@ -27,6 +27,7 @@ def main(folder: Path, parent: int, workers: int, joins: bool = False) -> int:
       joins: whether other processes began the work.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
+    work: Work | None = None
     try:
         work = Work(folder, parent)
         for stage in STAGES:
@@ -36,7 +37,7 @@ def main(folder: Path, parent: int, workers: int, joins: bool = False) -> int:
     except StoppedError:
         return 0
     except Exception as error:  # whatever it is: the parent says it
-        if not (folder / "plan.json").exists():
+        if work is None or not work.is_there:
             return 0
         known = isinstance(error, UserError | OSError)
         line = (system_error_line(error) if isinstance(error, OSError) else str(error)) if known else None
@@ -44,7 +45,7 @@ def main(folder: Path, parent: int, workers: int, joins: bool = False) -> int:
             say(f"error: {line or repr(error)}")
             return 2
         try:
-            Work(folder).fail(error, line)
+            work.fail(error, line)
         except OSError:  # no room for that either
             say(f"error: {line or repr(error)}")
             return 2

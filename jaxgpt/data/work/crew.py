@@ -54,6 +54,7 @@ class Crew:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
             line = [
                 sys.executable,
+                "-P",  # nothing of the folder that the source is named from is imported
                 "-m",
                 WORKER,
                 str(self._work.folder),

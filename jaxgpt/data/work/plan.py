@@ -46,8 +46,9 @@ def open_work(out: Path, plan: dict[str, Any], stages: Iterable[Stage]) -> Work:
         except UserError:
             same = False
         if same:
-            (folder / "error.json").unlink(missing_ok=True)
             work = Work(folder)
+            work.place.mkdir(exist_ok=True)
+            (work.place / "error.json").unlink(missing_ok=True)
             work.forget_cut(stages)
             done = sum(work.is_done("read", number) for number in range(len(work.units)))
             say(f"{out}: going on with what was begun, {done} of {len(work.units)} units were read")
@@ -55,7 +56,9 @@ def open_work(out: Path, plan: dict[str, Any], stages: Iterable[Stage]) -> Work:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_json(folder / "plan.json", plan)
-    return Work(folder)
+    work = Work(folder)
+    work.place.mkdir()
+    return work
 
 
 def make_plan(

@@ -1,9 +1,11 @@
 """The folder that processes share while they prepare a data set: .NAME.tmp-work beside the data set NAME.
 
     plan.json               what is asked for, and the units of the source
-    STAGE/00012.json        the summary of a task; there when the task is done, its other files before it
-    STAGE/00012.lock        locked by the process that does the task; holds the bytes that it has done
-    error.json              why everybody stops
+    PLAN/STAGE/00012.json   the summary of a task; there when the task is done, its other files before it
+    PLAN/STAGE/00012.lock   locked by the process that does the task; holds the bytes that it has done
+    PLAN/error.json         why everybody stops
+
+PLAN is of plan.json's hash: a process that was left over from another plan finds its folder gone.
 
 A task is claimed by a lock on its file, which ends with its process however that ends. Where a file system
 does not lock between machines, or not at all, two may do the same task: they write the same bytes, and files
@@ -14,6 +16,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import time
@@ -70,12 +73,15 @@ class Work:
 
     Attributes:
       plan: what is asked for; see plan.py.
+      place: where files of this plan lie.
       threads: that this process may use for one task.
     """
 
     def __init__(self, folder: Path, parent: int | None = None) -> None:
         self.folder = folder
         self.plan = read_json(folder / "plan.json", "plan")
+        plan = json.dumps(self.plan, sort_keys=True).encode()
+        self.place = folder / hashlib.sha256(plan).hexdigest()[:16]
         self.threads = 1
         self._parent = parent
         self._locks = True  # what the folder's file system does, as far as known
@@ -88,7 +94,7 @@ class Work:
 
     def path(self, stage: str, number: int, suffix: str) -> Path:
         """Return the file of a task."""
-        return self.folder / stage / f"{number:05d}{suffix}"
+        return self.place / stage / f"{number:05d}{suffix}"
 
     def summary(self, stage: str, number: int) -> dict[str, Any]:
         """Return the summary of a task that is done."""
@@ -115,17 +121,25 @@ class Work:
         except (OSError, ValueError):
             return 0
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the work was neither finished nor replaced by that of another plan."""
+        return self.place.exists() and (self.folder / "plan.json").exists()
+
     def check(self) -> None:
         """Raise StoppedError where there is nothing more to do here."""
         orphaned = self._parent is not None and os.getppid() != self._parent
-        if orphaned or (self.folder / "error.json").exists() or not (self.folder / "plan.json").exists():
+        if orphaned or (self.place / "error.json").exists() or not self.is_there:
             raise StoppedError
 
     @contextlib.contextmanager
     def claim(self, stage: str, number: int) -> Iterator[Advance | None]:
         """Claim a task; None where another process has it."""
         path = self.path(stage, number, ".lock")
-        path.parent.mkdir(exist_ok=True)
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except FileNotFoundError:  # the folder of this plan is gone
+            raise StoppedError from None
         with path.open("a+") as file:
             try:
                 self._locks = take(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
@@ -179,7 +193,7 @@ class Work:
 
     def _remove_leftovers(self, stage: str, number: int) -> None:
         """Remove what a killed process had begun to write of a task that no other can do now."""
-        for path in (self.folder / stage).glob(f".{number:05}.*.tmp-*") if self._locks else ():
+        for path in (self.place / stage).glob(f".{number:05}.*.tmp-*") if self._locks else ():
             path.unlink(missing_ok=True)
 
     def _publish(self, path: Path, summary: dict[str, Any]) -> None:
@@ -190,7 +204,7 @@ class Work:
     def forget_cut(self, stages: Iterable[Stage]) -> None:
         """Forget tasks whose files are shorter than they were: the machine stopped before they were kept."""
         for stage in stages:
-            for path in (self.folder / stage.name).glob("[0-9]*.json"):
+            for path in (self.place / stage.name).glob("[0-9]*.json"):
                 number = int(path.stem)
                 try:
                     sizes = read_json(path, "summary")["sizes"]
@@ -202,15 +216,15 @@ class Work:
 
     def fail(self, error: Exception, line: str | None) -> None:
         """Tell all others to stop; the first reason stays."""
-        if not (self.folder / "error.json").exists():
+        if self.is_there and not (self.place / "error.json").exists():
             module = error.name if isinstance(error, ModuleNotFoundError) else None
             kept = isinstance(error, OSError)
             found = {"line": line, "module": module, "error": repr(error), "kept": kept}
-            write_json(self.folder / "error.json", found)
+            write_json(self.place / "error.json", found)
 
     def raise_failure(self) -> None:
         """Raise what made a worker stop, if one did."""
-        path = self.folder / "error.json"
+        path = self.place / "error.json"
         if not path.exists():
             return
         found = read_json(path, "error")

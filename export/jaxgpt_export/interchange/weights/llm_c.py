@@ -17,6 +17,7 @@ from torch import Tensor
 
 MAGIC = 20240326
 HEADER_BYTES = 1024
+TOKENS = "tokens"  # of the vocabulary, without padding
 DTYPES = {3: torch.float32, 5: torch.bfloat16}
 LAYER_PARTS = (
     "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
@@ -38,7 +39,7 @@ def read_llm_c(path: Path) -> tuple[dict[str, Tensor], dict[str, int], str]:
 
     Returns:
       Tensors by GPT-2's names, those of a padded vocabulary with the padding; what nanoGPT calls model_args,
-      without vocab_size; and where they stand.
+      without vocab_size, and the number of tokens without the padding; and where they stand.
 
     Raises:
       UserError: it is of another version, or not as long as its header says.
@@ -74,7 +75,7 @@ def read_llm_c(path: Path) -> tuple[dict[str, Tensor], dict[str, int], str]:
             tensors |= {f"h.{layer}.{name}": part for layer, part in enumerate(whole)}
         else:
             tensors[name] = whole
-    return tensors, {"n_layer": L, "n_head": H, "n_embd": C, "block_size": T}, "its header"
+    return tensors, {"n_layer": L, "n_head": H, "n_embd": C, "block_size": T, TOKENS: V}, "its header"
 
 
 def _shapes(T: int, L: int, C: int, V: int) -> dict[str, tuple[int, ...]]:

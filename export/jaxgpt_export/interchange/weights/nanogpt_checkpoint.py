@@ -28,7 +28,7 @@ from jaxgpt_export.interchange.imported_model import (
     Rows,
 )
 from jaxgpt_export.interchange.weights.inert_pickle import StandIn, attributes
-from jaxgpt_export.interchange.weights.llm_c import is_llm_c, read_llm_c
+from jaxgpt_export.interchange.weights.llm_c import TOKENS, is_llm_c, read_llm_c
 from jaxgpt_export.interchange.weights.weight_files import (
     as_float32,
     check_layout,
@@ -75,6 +75,11 @@ def read_nanogpt(path: Path, tokenizer: Tokenizer, n_head: int | None) -> Import
         state, arguments, where = read_llm_c(path) if from_llm_c else _parts(read_weights(path), path)
         tensors = as_float32(plain_names(named_tensors(state, path), path), path)
         padded = _shape(tensors, arguments, n_head, where, path)
+    if from_llm_c and arguments[TOKENS] != tokenizer.vocab_size:
+        raise UserError(
+            f"{path}: the model has {arguments[TOKENS]} tokens, the tokenizer {tokenizer.vocab_size}; "
+            "give the tokenizer of this model"
+        )
     expected = {each.name: (FLOAT32_DTYPE, each.shape) for each in parameters(padded)}
     biases = {each.name: each.shape for each in parameters(padded) if each.part == "bias"}
     if not biases.keys() & tensors.keys() and not arguments.get("bias", False):

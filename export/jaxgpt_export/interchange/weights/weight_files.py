@@ -34,6 +34,7 @@ HF_WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 # What torch.load raises where names or shapes in a pickle are not what they should be.
+MOST_PADDING = 1024  # rows of a vocabulary; others pad to a multiple of 64, 128 or so
 MISREAD = (RuntimeError, TypeError, ValueError, AttributeError)
 # What other modules put before GPT-2's names, in any order: torch.compile, DataParallel, Lightning.
 PREFIXES = ("_orig_mod.", "module.", "model.", HF_PREFIX)
@@ -167,12 +168,12 @@ def trim_vocabulary(tensors: Arrays, tokenizer: Tokenizer, path: Path) -> Arrays
     """Leave out the rows of embedding and head that are no token, and say so.
 
     Raises:
-      UserError: the tokenizer has more tokens than there are rows.
+      UserError: the tokenizer has more tokens than there are rows, or so few that the rest is no padding.
     """
     rows, wanted = len(tensors["wte.weight"]), tokenizer.vocab_size
     if rows < min(wanted, MIN_BYTE_LEVEL):
         raise UserError(f"{path}: the model has {rows} tokens, {OF_CHARACTERS}")
-    if rows < wanted:
+    if rows < wanted or rows - wanted > MOST_PADDING:
         raise UserError(
             f"{path}: the model has {rows} tokens, the tokenizer {wanted}; give the tokenizer of this model"
         )

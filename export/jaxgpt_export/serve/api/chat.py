@@ -39,10 +39,14 @@ def chat(model: ServedModel, fields: Fields, caller: Caller) -> Asked:
     messages = _read_messages(fields.get("messages"))
     wish = read_wish(fields, model, MOST_TOKENS, least_tokens=1)
     require_few(model, wish.choices)  # before they are made
-    logprobs = None
-    if fields.boolean("logprobs"):
-        logprobs = fields.whole("top_logprobs", 0, 0, MOST_LOGPROBS)
-    prompt = text_prompt(_render(model, template, messages), model)
+    logprobs: int | None = fields.whole("top_logprobs", 0, 0, MOST_LOGPROBS)
+    if not fields.boolean("logprobs"):
+        if logprobs:
+            raise ApiError(
+                400, "top_logprobs is for logprobs: true", param="top_logprobs", code="invalid_value"
+            )
+        logprobs = None
+    prompt = text_prompt(_render(model, template, messages), model, "messages")
     settings: dict[str, Any] = {"logprobs": logprobs, "echo": False, "caller": caller}
     texts = [wish.text(model, prompt, choice, **settings) for choice in range(wish.choices)]
     return Asked(texts, ChatReply(model, logprobs is not None, wish.include_usage), wish.stream)

@@ -150,6 +150,7 @@ class _Shown:
         self._prompt_tokens = prompt.tokens
         self._was_text = prompt.was_text
         self._offset = len(prompt.text)  # of the next token in prompt and text
+        self._written = TextStream(tokenizer)  # what is held back for a stop text counts, too
 
     def prompt_logprobs(self, scores: list[TokenScore]) -> "Logprobs":
         """Return the log-probabilities of the prompt's tokens; the first one has none.
@@ -174,10 +175,10 @@ class _Shown:
     def logprobs(self, tokens: list[NewToken]) -> "Logprobs":
         """Return the log-probabilities of new tokens."""
         found = Logprobs()
-        for token, text, score in tokens:
+        for token, _, score in tokens:
             if token >= 0:
                 found.add(self._tokenizer, token, score, self._offset)
-            self._offset += len(text)
+                self._offset += len(self._written.push(token))
         return found
 
 
@@ -210,12 +211,12 @@ class Logprobs:
             self.top_logprobs.append(top | {name: score.logprob})
 
     def __add__(self, other: "Logprobs") -> "Logprobs":
-        parts = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        parts = zip(vars(self).values(), vars(other).values(), strict=True)
         return Logprobs(*(ours + theirs for ours, theirs in parts))
 
 
 def _choice(index: int, text: str, logprobs: Logprobs | None, reason: str | None) -> dict[str, Any]:
-    told = None if logprobs is None else dataclasses.asdict(logprobs)
+    told = None if logprobs is None else dict(vars(logprobs))
     return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
 
 

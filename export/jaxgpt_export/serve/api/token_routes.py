@@ -18,7 +18,7 @@ def tokenize(model: ServedModel, fields: Fields) -> dict[str, Any]:
 
 
 def detokenize(model: ServedModel, fields: Fields) -> dict[str, Any]:
-    """Return the text of tokens, under both names."""
+    """Return the text of tokens, under both names; special tokens are written as `tokenize` reads them."""
     tokens = fields.get("tokens")
     fits = isinstance(tokens, list) and all(isinstance(t, int) and not isinstance(t, bool) for t in tokens)
     if (
@@ -27,7 +27,10 @@ def detokenize(model: ServedModel, fields: Fields) -> dict[str, Any]:
         or not all(0 <= t < model.tokenizer.vocab_size for t in tokens)
     ):
         raise bad_value("tokens", tokens, f"a list of ids from 0 to {model.tokenizer.vocab_size - 1}")
-    text = model.tokenizer.decode(tokens)
+    special = model.tokenizer.special_tokens
+    names = {token: name.encode() for name, token in special.items()}
+    parts = (names.get(token) or model.tokenizer.token_bytes(token) for token in tokens)
+    text = b"".join(parts).decode("utf-8", "replace")
     return {"content": text, "prompt": text}
 
 

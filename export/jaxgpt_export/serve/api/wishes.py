@@ -68,7 +68,7 @@ class Wish:
             state = GenerationState(model.tokenizer, *settings, least_tokens=0)
         except UserError as error:
             code = "context_length_exceeded"
-            raise ApiError(400, str(error), param="prompt", code=code) from None
+            raise ApiError(400, str(error), param=prompt.field, code=code) from None
         return Text(
             state,
             draft_tokens=model.draft_tokens,
@@ -136,7 +136,11 @@ def _bias(fields: Fields, vocab_size: int) -> dict[int, float]:
         is_number = name.isascii() and name.isdigit() and len(name) < MOST_DIGITS
         if not is_number or int(name) >= vocab_size:
             raise bad_value("logit_bias", name, f"ids of tokens, 0 to {vocab_size - 1}, as names")
-        bias[int(name)] = values.number(name, 0.0, -100.0, 100.0)
+        try:
+            bias[int(name)] = values.number(name, 0.0, -100.0, 100.0)
+        except ApiError:
+            expected = f"a number from -100 to 100 for token {name}"
+            raise bad_value("logit_bias", values.get(name), expected) from None
     return bias
 
 
@@ -154,11 +158,13 @@ class Prompt(NamedTuple):
       text: as it was given, or what the tokens say: nothing where one is <|endoftext|>.
       tokens: at least one.
       was_text: it was given as text, in which special tokens are written out.
+      field: of the request that it comes from.
     """
 
     text: str
     tokens: list[int]
     was_text: bool = False
+    field: str = "prompt"
 
 
 def count_prompts(value: object) -> int:
@@ -194,7 +200,7 @@ def read_prompts(value: object, model: ServedModel) -> list[Prompt]:
     return [Prompt(tokenizer.decode(tokens), tokens) for tokens in lists]
 
 
-def text_prompt(text: str, model: ServedModel) -> Prompt:
+def text_prompt(text: str, model: ServedModel, field: str = "prompt") -> Prompt:
     """Return a text as a prompt; ApiError where it is so long that it can't fit, whatever its tokens."""
     tokenizer, size = model.tokenizer, len(text.encode())
     longest = tokenizer.longest_token
@@ -203,7 +209,8 @@ def text_prompt(text: str, model: ServedModel) -> Prompt:
             400,
             f"the prompt has {size} bytes, the model's context holds {model.block_size} tokens of at most "
             f"{longest} bytes; shorten the prompt",
-            param="prompt",
+            param=field,
             code="context_length_exceeded",
         )
-    return Prompt(text, tokenizer.encode(text, special=True) or [tokenizer.endoftext], was_text=True)
+    tokens = tokenizer.encode(text, special=True) or [tokenizer.endoftext]
+    return Prompt(text, tokens, was_text=True, field=field)
