@@ -58,7 +58,7 @@ class LLM:
       tokenizer: text <-> tokens.
       kind: fp32, int8-dynamic, int4-weight-only, ...
       engine: what computes, such as "jaxgpt-native (avx512-vnni)" or "jaxgpt-torch".
-      context_tokens: how many tokens a prompt and its continuation may have together.
+      context_tokens: how many tokens the model reads: a prompt and its continuation but for the last one.
       folder: the artifact folder.
     """
 

@@ -2,6 +2,7 @@
 
 from jaxgpt_bench.common.tables import table
 from jaxgpt_bench.serving.rows import LOAD, PROMPTS, LoadRow, PromptRow, ServingFigures
+from jaxgpt_bench.serving.servers import SLOTS
 
 OURS = "jaxgpt"
 MANY = 8  # clients of which the text speaks
@@ -13,8 +14,8 @@ def markdown_block(figures: ServingFigures) -> str:
     model = f"the shape of {settings['preset']}, random weights" if settings["preset"] else "a trained model"
     first = (
         f"{model[0].upper()}{model[1:]}, INT8 dynamic, {machine.cores} cores ({machine.cpu}), prompts of "
-        f"{settings['prompt_tokens']} random tokens, texts of {settings['tokens']}, nothing drafted; medians "
-        f"of {settings['rounds']} interleaved rounds and their span."
+        f"{settings['prompt_tokens']} random tokens, texts of {settings['tokens']}, {SLOTS} side by side, "
+        f"nothing drafted; medians of {settings['rounds']} interleaved rounds and their span."
     )
     parts = [first, " ".join(_sentences(figures)), table(LOAD, figures.load).markdown()]
     if figures.prompts:
@@ -69,6 +70,6 @@ def _prompt_sentence(row: PromptRow) -> str:
     return (
         f"{row.server}: a prompt of {row.prompt_tokens} tokens has its first token after "
         f"{row.first_ms.median:.0f} ms, and after {row.again_ms.median:.0f} ms when it comes again with "
-        f"others at its end; while such prompts arrive, four running texts wait at the 99th percentile "
-        f"{row.busy_p99_ms.median / row.quiet_ms.median:.1f} times as long for a token as in the quiet."
+        f"others at its end; while such prompts arrive, the 99th percentile of four running texts' waits for "
+        f"a token is {row.busy_p99_ms.median / row.quiet_ms.median:.1f} times their median in the quiet."
     )

@@ -25,8 +25,8 @@ def load(folder: str | Path) -> GPT:
     """Return the module of an artifact folder; `model(tokens)` gives logits (B, T, V).
 
     Raises:
-      UserError: the folder is no artifact, a tensor is missing, extra, wrongly shaped or not finite, or a file
-        was altered.
+      UserError: the folder is no artifact, a file was altered, or a tensor is missing, extra, wrongly shaped
+        or not finite.
     """
     return build_model(read_certified_artifact(Path(folder)))
 

@@ -41,7 +41,7 @@ class ServeOptions:
       draft_tokens: that are drafted at most where a text is alone and repeats itself.
       max_running: texts of a model that are generated side by side.
       max_waiting: texts that may wait for a slot; more are refused.
-      max_seconds: that a text may take; then it ends as it is.
+      max_seconds: that a text may take, waiting counted; then it ends as it is. 0: any time.
       cache_mb: keys and values of past texts that a model keeps for prompts that begin as they did; the
         memory is taken while nothing runs.
       max_body_mb: size of a request.

@@ -51,7 +51,7 @@ class ServedModel:
       kind: fp32, int8-dynamic, ...
       engine: what computes.
       tokenizer: text <-> tokens.
-      block_size: tokens of a prompt and its continuation together.
+      block_size: tokens that the model reads: a prompt and its continuation but for the last one.
       chat_template: None where the model has none.
       description: its object in /v1/models.
       scheduler: of its texts; its counts and numbers may be read.
