@@ -36,6 +36,8 @@ wheel:
 	rm -rf build/lib* build/bdist* build/temp*
 	$(PYTHON) -m venv build/venv
 	build/venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	@$(PYTHON) -m zipfile -l $$(ls -t dist/*.whl | head -1) | grep -q libengine.so || \
+	  { echo "dist/*.whl holds no engine: no C++17 compiler built it" >&2; exit 1; }
 	@ls dist/*.whl
 
 lint: $(STAMP)

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from pathlib import Path
 
 import jaxgpt_bench.training.resume_proof
@@ -26,3 +27,24 @@ def test_a_folder_that_exists_is_not_touched(command: Command, data: Path, tmp_p
     arguments = ("resume-proof", "--data", data, "--out", tmp_path / "proof")
     assert_one_line_error(command("jaxgpt-bench", *arguments), "proof")
     assert [path.name for path in (tmp_path / "proof").iterdir()] == ["mine"]
+
+
+def test_trainings_that_take_too_long_are_one_line_and_end(
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = jaxgpt_bench.training.resume_proof
+    started: list[subprocess.Popen[str]] = []
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+    start = module.Training.start
+
+    def noted(training: module.Training) -> None:
+        start(training)
+        started.extend(training._running)
+
+    monkeypatch.setattr(module.Training, "start", noted)
+    call = ("jaxgpt-bench", "resume-proof", "--data", data, "--out", tmp_path / "proof", "--kills", 2)
+    code, _, err = command(*call)
+    assert code == 2
+    assert "took longer than 0 s; give fewer --kills" in err.splitlines()[-1]
+    assert started
+    assert all(process.poll() is not None for process in started)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxgpt_bench.common import provenance as provenance_module
 from jaxgpt_bench.common.json_data import JsonData
 from jaxgpt_bench.common.provenance import ROOT, commit, provenance
 from jaxgpt_bench.common.rows import (
@@ -105,6 +106,12 @@ def test_the_commit_is_that_of_the_source_tree(tmp_path: Path) -> None:
     subprocess.run([*git, "commit", "-qm", "first"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
     assert commit(tmp_path) == head[:12]
+    (tmp_path / "bench" / "peers").mkdir(parents=True)
+    (tmp_path / "bench" / "figures.json").touch()
+    assert commit(tmp_path) == head[:12]
+    (tmp_path / "bench" / "peers" / "mine.py").touch()  # a program that is found by its file
+    assert commit(tmp_path) == f"{head[:12]}-dirty"
+    (tmp_path / "bench" / "peers" / "mine.py").unlink()
     assert commit(inside) == "unknown"  # installed inside another project's checkout
     (inside / "file.txt").write_text("2")
     assert commit(tmp_path) == f"{head[:12]}-dirty"
@@ -117,3 +124,11 @@ def test_provenance_describes_this_machine() -> None:
     assert found.machine.memory_gb > 0
     assert found.command.startswith("jaxgpt-bench")
     assert found.date.endswith("+00:00")
+
+
+def test_a_tree_that_changes_under_a_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance_module, "_BEGUN", "0123456789ab")
+    monkeypatch.setattr(provenance_module, "commit", lambda: "0123456789ab")
+    assert provenance().commit == "0123456789ab"
+    monkeypatch.setattr(provenance_module, "commit", lambda: "ba9876543210")
+    assert provenance().commit == "0123456789ab-changed"

@@ -84,7 +84,7 @@ def test_the_page_says_what_many_clients_get_beside_one_and_beside_others() -> N
     )
     text = markdown_block(figures)
     assert "first token after 200 ms, and after 10 ms when it comes again" in text
-    assert "2.5 times as long for a token as in the quiet" in text
+    assert "2.5 times their median in the quiet" in text
     assert "One client gets 80% of the 125 tokens/s" in text
     assert (
         "Greedy, 8 clients together get 4.0 times as much as one, 2.50 times what llama gives them." in text

@@ -1,11 +1,13 @@
 """Processes that are measured."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import python
 from jaxgpt_bench.common.workers import Worker
+from waiting import wait_until
 
 PROGRAM = """
 import os, threading
@@ -13,6 +15,8 @@ from jaxgpt_bench.common.workers import serve
 def prepare(order):
     if "linger" in order:
         threading.Thread(target=threading.Event().wait).start()
+    if "sleep" in order:
+        threading.Event().wait()
     if "fail" in order:
         raise ValueError("two\\nlines")
     if "refuse" in order:
@@ -85,3 +89,23 @@ def test_a_worker_that_says_it_stopped_and_does_not_end_is_ended(
     monkeypatch.setattr("jaxgpt_bench.common.workers.ENDING_S", 0.2)
     with pytest.raises(RuntimeError, match=r"^a worker stopped with code -9: ValueError: two lines$"):
         Worker("a worker", "answers", {"fail": True, "linger": True}, environment)
+
+
+def test_a_worker_that_says_nothing_is_ended(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxgpt_bench.common.workers.ANSWER_S", 0.3)
+    with pytest.raises(RuntimeError, match="a worker did not answer within 0 minutes"):
+        Worker("a worker", "answers", {"sleep": True}, environment)
+
+
+def test_a_worker_ends_with_a_parent_that_is_killed(environment: dict[str, str]) -> None:
+    code = (
+        "import os, sys; from jaxgpt_bench.common.workers import Worker; "
+        f"print(Worker('a', 'answers', {{}}, {environment!r}).ask({{'number': 1}})['pid'], flush=True); "
+        "os.kill(os.getpid(), 9)"
+    )
+    line, variables = python(code)
+    done = subprocess.run(line, env=variables, stdout=subprocess.PIPE, text=True, check=False)
+    worker = int(done.stdout)
+    wait_until(lambda: not is_alive(worker), "the worker's end")

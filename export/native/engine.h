@@ -145,7 +145,7 @@ int jaxgpt_draw(jaxgpt_model* model, int rows, int columns, const float* logits,
 // For tests: the exact integer sums (rows, outputs) of a matrix of 8 bits and integers (rows, inputs).
 int jaxgpt_sums(const char* isa, const int8_t* weight, int outputs, int inputs, const int8_t* x, int rows,
                 int32_t* sums);
-// For benchmarks: reads `bytes` on huge pages with all threads of a model, `passes` times; seconds of each.
+// For benchmarks: reads `bytes` on huge pages with so many threads, `passes` times; seconds of each.
 int jaxgpt_read_seconds(int64_t bytes, int threads, int passes, double* seconds);
 
 #pragma GCC visibility pop

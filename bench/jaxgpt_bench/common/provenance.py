@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxgpt_export.native.library import library_path
+
+from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.machine import usable_cores
 from jaxgpt_bench.common.formatting import without_folders
 from jaxgpt_bench.common.rows import Machine, Noise, Provenance
@@ -15,6 +18,7 @@ from jaxgpt_bench.common.rows import Machine, Noise, Provenance
 # Of the source tree, where this package lies in one: ROOT/bench/jaxgpt_bench/common/provenance.py
 ROOT = Path(__file__).resolve().parents[3]
 
+CODE = ("jaxgpt/*.py", "export/*.py", "bench/*.py", "export/native/*")  # a star stands for slashes, too
 PACKAGES = (
     *("jax", "flax", "torch", "transformers", "numpy"),
     *("onnxruntime", "openvino", "ctranslate2", "llama-cpp-python", "torchao", "executorch"),  # peers
@@ -31,6 +35,7 @@ def describe_machine() -> Machine:
         system=platform.platform(),
         python=platform.python_version(),
         packages={name: version for name in PACKAGES if (version := _version(name))},
+        engine_sha256=sha256_of(engine) if (engine := library_path()).is_file() else None,
     )
 
 
@@ -70,14 +75,22 @@ def provenance(noise: Noise | None = None) -> Provenance:
     return Provenance(
         machine=describe_machine(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        commit=commit(),
+        commit=_commit_of_command(),
         command=without_folders(" ".join(["jaxgpt-bench", *sys.argv[1:]])),
         noise=noise,
     )
 
 
+def _commit_of_command() -> str:
+    """Return the commit with which this process began, with "-changed" where the tree is another one by now.
+
+    Then other code may have run than that of either.
+    """
+    return _BEGUN if commit() == _BEGUN else f"{_BEGUN}-changed"
+
+
 def commit(root: Path = ROOT) -> str:
-    """Return the commit of a source tree, with "-dirty" when it was changed.
+    """Return the commit of a source tree, with "-dirty" when code was changed or added.
 
     Args:
       root: its top folder.
@@ -88,13 +101,17 @@ def commit(root: Path = ROOT) -> str:
     if not (root / ".git").exists():
         return "unknown"
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        found = _git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+        added = _git(root, "ls-files", "--others", "--exclude-standard", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return f"{found}-dirty" if added and not found.endswith("-dirty") else found
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+_BEGUN = commit()  # commands import this before they measure

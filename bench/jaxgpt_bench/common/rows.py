@@ -44,6 +44,7 @@ class Machine(JsonData):
       system: kernel.
       python: version.
       packages: versions by name.
+      engine_sha256: of the native engine's library; None without one, and in files of before it was told.
     """
 
     cpu: str
@@ -53,6 +54,7 @@ class Machine(JsonData):
     system: str
     python: str
     packages: dict[str, str]
+    engine_sha256: str | None = dataclasses.field(default=None, metadata=LEFT_OUT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

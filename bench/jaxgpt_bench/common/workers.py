@@ -4,8 +4,11 @@ A process of its own gives each contestant its own threads and an honest peak of
 """
 
 import contextlib
+import ctypes
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_ERROR = 300  # characters of an error that are handed on
+ANSWER_S = 3600.0  # for the longest: compiling with everything tried
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 ENDING_S = 60.0  # in which a process ends that said that it stopped
 # glibc's malloc then asks for huge pages (madvise): reading is faster in them. Every program gets them.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -61,6 +66,9 @@ class Worker:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], ANSWER_S)[0]:
+            self.close()
+            raise RuntimeError(f"{self.name} did not answer within {ANSWER_S / 60:.0f} minutes")
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
@@ -87,6 +95,8 @@ def serve(prepare: Callable[[dict[str, Any]], Callable[[dict[str, Any]], dict[st
     Args:
       prepare: takes the order, returns what answers a question.
     """
+    if sys.platform == "linux":  # it ends with its parent, be that killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
 

@@ -141,7 +141,7 @@ def touched_bytes(path: Path) -> int:
     return sum(size for name, size in sizes.items() if name not in skipped)
 
 
-def _has_amx() -> bool:
+def has_amx() -> bool:
     """Whether weights would be laid out for AMX, where builds of today crash when they load a matrix."""
     cpu = Path("/proc/cpuinfo")
     return cpu.exists() and "amx_int8" in cpu.read_text(encoding="utf-8")
@@ -172,7 +172,7 @@ class LlamaCpp(Peer):
 
     def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> LlamaCppSession:
         """Load the file."""
-        return LlamaCppSession(path, threads, flash=True, repack=not _has_amx(), mapped=False)
+        return LlamaCppSession(path, threads, flash=True, repack=not has_amx(), mapped=False)
 
 
 PEER = LlamaCpp()

@@ -28,6 +28,8 @@ def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
         raise UserError(f"--out {options.out} is a file, expected a folder; choose another --out")
     if "other-text" in options.redo and not options.other_text:
         raise UserError("--redo other-text measures files: give them with --other-text")
+    if "answers" in options.redo and not recipe.answers:
+        raise UserError(f"--redo answers: preset {options.preset} is asked nothing; leave it out")
     others = [parse_other(given) for given in options.other_text]
     for other in others:
         other_documents(other)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import prepare_output_file, write_json
-from jaxgpt_bench.serving.options import ServingOptions
+from jaxgpt_bench.serving.options import SERVED, ServingOptions
 
 if TYPE_CHECKING:
     from jaxgpt_bench.noise.meter import NoiseMeter
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from jaxgpt_bench.serving.rows import ServingFigures
 
 OURS, LLAMA = "jaxgpt", "llama-server"  # names of the servers that it starts
-SERVED = "int8-dynamic"  # of a preset's random weights
 
 
 def serving(options: ServingOptions) -> Result:
@@ -76,6 +75,8 @@ async def _rounds(
         noise = meter.noise(accepted=options.accept_noise)
         figures = ServingFigures(**measured, **vars(provenance(noise)))
         if options.out is not None:
+            for suffix in (".svg", ".png"):  # of an earlier measurement
+                options.out.with_suffix(suffix).unlink(missing_ok=True)
             write_json(options.out, figures.to_json())
     assert figures is not None  # there is at least one round
     return figures

@@ -15,7 +15,7 @@ import numpy as np
 from jaxgpt.shared.console import say
 from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.serving.client import Streamed, load, stream
-from jaxgpt_bench.serving.options import OTHER_END, TIMES_LONGER, ServingOptions
+from jaxgpt_bench.serving.options import OTHER_END, SLOTS, TIMES_LONGER, ServingOptions
 from jaxgpt_bench.serving.rows import LoadRow, PromptRow
 
 RUNNING = 4  # texts beside which long prompts arrive
@@ -37,7 +37,7 @@ class Alone:
         from jaxgpt_export.generation.open_session import choose_threads, open_session
 
         read = read_artifact(artifact)
-        self.config = read.config
+        self.config, self.kind = read.config, read.kind
         self._session, _ = open_session(read, "native", choose_threads(0))
 
     def tokens_per_s(self, prompt: Sequence[int], count: int) -> float:
@@ -103,6 +103,7 @@ async def measure(
         long = [_prompt_row(name, options.long_prompt, each) for name, each in prompts.items() if each]
         spread = Spread.of(alone_rates) if alone_rates else None
         settings = {name: getattr(options, name) for name in SETTINGS} | {"rounds": number + 1}
+        settings |= {} if alone is None else {"kind": alone.kind, "slots": SLOTS}
         figures = {"alone_tokens_per_s": spread, "load": tuple(rows), "prompts": tuple(long)}
         yield {**figures, "settings": settings}
 

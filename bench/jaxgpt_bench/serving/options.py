@@ -8,6 +8,9 @@ from jaxgpt.shared.errors import UserError
 OTHER_END = 8  # tokens that a long prompt ends with when it comes again
 TIMES_LONGER = 4  # are the texts beside which long prompts arrive
 
+SERVED = "int8-dynamic"  # of a preset's random weights
+SLOTS = 16  # texts that a server runs side by side
+
 
 @dataclasses.dataclass(frozen=True)
 class ServingOptions:

@@ -1,8 +1,8 @@
 """What docs/serving.md says of speed."""
 
 from jaxgpt_bench.common.tables import table
+from jaxgpt_bench.serving.options import SERVED, SLOTS
 from jaxgpt_bench.serving.rows import LOAD, PROMPTS, LoadRow, PromptRow, ServingFigures
-from jaxgpt_bench.serving.servers import SLOTS
 
 OURS = "jaxgpt"
 MANY = 8  # clients of which the text speaks
@@ -13,9 +13,10 @@ def markdown_block(figures: ServingFigures) -> str:
     settings, machine = figures.settings, figures.machine
     model = f"the shape of {settings['preset']}, random weights" if settings["preset"] else "a trained model"
     first = (
-        f"{model[0].upper()}{model[1:]}, INT8 dynamic, {machine.cores} cores ({machine.cpu}), prompts of "
-        f"{settings['prompt_tokens']} random tokens, texts of {settings['tokens']}, {SLOTS} side by side, "
-        f"nothing drafted; medians of {settings['rounds']} interleaved rounds and their span."
+        f"{model[0].upper()}{model[1:]}, {settings.get('kind', SERVED)}, {machine.cores} cores "
+        f"({machine.cpu}), prompts of {settings['prompt_tokens']} random tokens, texts of "
+        f"{settings['tokens']}, {settings.get('slots', SLOTS)} side by side, nothing drafted; medians of "
+        f"{settings['rounds']} interleaved rounds and their span."
     )
     parts = [first, " ".join(_sentences(figures)), table(LOAD, figures.load).markdown()]
     if figures.prompts:

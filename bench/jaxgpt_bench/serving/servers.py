@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import usable_cores
+from jaxgpt_bench.common.workers import HUGE_PAGES
 from jaxgpt_bench.noise.meter import own_cpu_seconds
+from jaxgpt_bench.peers.llama_cpp_ import has_amx
 from jaxgpt_bench.serving import launcher
+from jaxgpt_bench.serving.options import SLOTS
 
 if TYPE_CHECKING:
     import psutil
 
-SLOTS = 16  # texts that a server runs side by side
 SECONDS_TO_START = 120
 
 
@@ -91,7 +93,8 @@ def our_server(artifact: Path) -> Iterator[str]:
 def llama_server(program: Path, artifact: Path, scratch: Path) -> Iterator[str]:
     """Serve an artifact's weights as Q8_0 with llama.cpp's server; yields the address.
 
-    Flash attention is on, all cores compute, and there are as many slots as ours has.
+    Flash attention is on, all cores compute, weights lie in memory of their own, in huge pages where there
+    are some, and there are as many slots as ours has.
 
     Raises:
       UserError: the program does not start.
@@ -107,9 +110,10 @@ def llama_server(program: Path, artifact: Path, scratch: Path) -> Iterator[str]:
     command = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-np", str(SLOTS), "-c", str(SLOTS * read.config.block_size), "-fa", "on"]
     cores = str(usable_cores())
-    command += ["-t", cores, "-tb", cores]
+    command += ["-t", cores, "-tb", cores, "--no-mmap", *(["--no-repack"] if has_amx() else [])]
+    environment = {**os.environ, **HUGE_PAGES}
     with log.open("wb") as output:
-        process = subprocess.Popen(ended_with_us(command), stdout=output, stderr=output)
+        process = subprocess.Popen(ended_with_us(command), stdout=output, stderr=output, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + SECONDS_TO_START

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 else:  # it imports PyTorch
     Artifact = Any
 
+SHAPE = (
+    "vocab_size",
+    "block_size",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "positions",
+    "tied",
+)  # of a run and an artifact
 TRIALS = 3
 CLEAR = 2.0  # times as slow: not tried again
 
@@ -149,6 +158,13 @@ def own_contestants(
         variants = [PLAIN, *([Variant(cached=False)] if uncached else [])] if module else []
         found += [contestant(TORCH, weight_bytes(artifact), variant) for variant in variants]
     if run is not None:
+        from jaxgpt.training.run.folder import open_run
+
+        model = open_run(run).config.model
+        if any(getattr(model, name) != getattr(artifacts[0].config, name) for name in SHAPE):
+            raise UserError(
+                f"--run {run} has another shape than {artifacts[0].folder}; give the run it is of"
+            )
         floats = [artifact for artifact in artifacts if artifact.quantization is None] or artifacts[:1]
         found.append(
             Contestant(
@@ -161,6 +177,17 @@ def own_contestants(
             )
         )
     return found
+
+
+def not_in_engine(artifacts: Sequence[Artifact]) -> dict[str, str]:
+    """Return why the native engine runs none of these artifacts, or not all, by the rows that are missing."""
+    from jaxgpt_export.native.native_model import unsupported_reason
+
+    found = {f"{NATIVE.engine} {each.kind}": unsupported_reason(each) for each in artifacts}
+    missing = {name: reason for name, reason in found.items() if reason is not None}
+    for name, reason in missing.items():
+        say(f"{name} is left out: {reason}")
+    return missing
 
 
 def chosen_isa() -> str:

@@ -64,7 +64,7 @@ def native(options: NativeOptions) -> Result:
             "--prompts, --batch, --draft-tokens and --rounds must be at least 1, --tokens at least 2"
         )
     import numpy as np
-    from jaxgpt_export.format.artifact import read_artifact
+    from jaxgpt_export.format.artifact import read_certified_artifact
     from jaxgpt_export.generation.open_session import choose_threads
     from jaxgpt_export.native.native_model import NativeModel
 
@@ -78,11 +78,16 @@ def native(options: NativeOptions) -> Result:
     prepare_output_file(options.out)
     threads = choose_threads(options.threads)
     dataset = open_dataset(options.data)
-    artifact, reference = read_artifact(options.artifact), read_artifact(options.reference)
+    artifact, reference = map(read_certified_artifact, (options.artifact, options.reference))
     if reference.quantization is not None or reference.config != artifact.config:
         raise UserError(f"{options.reference} is not the float32 artifact of {options.artifact}")
     if dataset.tokenizer_sha256 != artifact.tokenizer().sha256:
         raise UserError(f"{options.data} was made with another tokenizer than {options.artifact}")
+    if artifact.config.block_size < PROMPT_TOKENS + 2:
+        raise UserError(
+            f"{options.artifact} has a context of {artifact.config.block_size} tokens, at least "
+            f"{PROMPT_TOKENS + 2} are needed"
+        )
     count = min(options.tokens, artifact.config.block_size - PROMPT_TOKENS)
     starts = np.linspace(0, len(dataset.val) - PARITY_TOKENS - 1, options.prompts + 1).astype(int)
     prompts = [dataset.val[at : at + PROMPT_TOKENS].tolist() for at in starts[:-1]]

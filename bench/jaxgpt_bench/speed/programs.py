@@ -1,6 +1,7 @@
 """The project's own programs, as `jaxgpt-bench generate` measures them beside the peers."""
 
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,7 +61,9 @@ class Flax(Program):
     engine: ClassVar[str] = "jaxgpt-flax"
 
     def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
-        """Restore the checkpoint."""
+        """Restore the checkpoint; XLA takes as many threads as there are cores, so it is given so many."""
+        if hasattr(os, "sched_setaffinity"):  # Linux
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
         from jaxgpt.training.flax_session import FlaxSession
         from jaxgpt.training.run.checkpoints import load_params
         from jaxgpt.training.run.folder import open_run

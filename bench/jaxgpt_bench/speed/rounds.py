@@ -25,6 +25,7 @@ from jaxgpt_bench.noise.meter import NoiseMeter
 from jaxgpt_bench.speed.contestants import (
     Contestant,
     in_order,
+    not_in_engine,
     own_contestants,
     peer_contestants,
     with_cache,
@@ -67,9 +68,10 @@ def measure_speed(
     line_up = own_contestants(
         artifacts, options.run, options.uncached, threads, dict.fromkeys(options.isa), not options.native_only
     )
-    left_out: dict[str, str] = {}
+    left_out = not_in_engine(artifacts)
     if peers:
-        others, left_out = peer_contestants(artifacts, peers, scratch, threads)
+        others, failed = peer_contestants(artifacts, peers, scratch, threads)
+        left_out |= failed
         line_up = in_order([*line_up, *others])
     line_up = [with_cache(each, config, length + options.tokens / 2) for each in line_up]
     tokenizer = artifacts[0].tokenizer() if options.preset is None else None  # random weights write no text
@@ -94,6 +96,8 @@ def measure_speed(
     for _ in rounds.run():
         figures = _figures(rounds, settings, left_out, tokenizer)
         if options.out is not None:  # so that a run that is cut short leaves the rounds that it had
+            for suffix in (".svg", ".png"):  # of an earlier measurement
+                options.out.with_suffix(suffix).unlink(missing_ok=True)
             write_json(options.out, figures.to_json())
     assert figures is not None
     return figures

@@ -54,6 +54,8 @@ def check(options: TrainingOptions, variants: Sequence[Variant], platform: str) 
             "transformers' GPT-2 has neither qat nor rotary positions nor a head of its own, and is measured "
             "without dropout; leave those options out, or PyTorch by --alone"
         )
+    if options.alone and options.pytorch:
+        raise UserError("--alone leaves PyTorch out, --pytorch chooses among its rows; give one of them")
     for name in options.pytorch:
         if name not in TUNINGS:
             raise UserError(f"--pytorch {name}: expected some of them; {nearest(name, TUNINGS)}")

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from jaxgpt_bench.common.provenance import provenance
 SHAPE = ("--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "64", "--dropout", "0.1")
 STEPS_A_KILL = 150  # the training is long enough that all kills fall into it
 SAVE_EVERY = 40  # some kills fall between saves
-TIMEOUT_S = 300.0
+TIMEOUT_S, STEPS_IN_TIMEOUT = 300.0, 1650  # of twenty kills in two parts
 POLL_S = 0.001
 
 
@@ -96,20 +95,27 @@ class Training:
         ]
 
     def kill(self) -> None:
-        """Send SIGKILL to every process."""
+        """Send SIGKILL to every process that runs."""
         for process in self._running:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         for process in self._running:
-            process.communicate()
+            process.wait()
 
     def finish(self) -> None:
         """Wait for the end.
 
         Raises:
-          UserError: a process failed; its last line tells why.
+          UserError: a process failed, and its last line tells why; or it took too long.
         """
+        limit = TIMEOUT_S * max(1.0, self.steps / STEPS_IN_TIMEOUT)
         for process in self._running:
-            _, err = process.communicate(timeout=TIMEOUT_S)
+            try:
+                _, err = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                raise UserError(
+                    f"training in {self.run} took longer than {limit:.0f} s; give fewer --kills, or a "
+                    "machine that does less beside"
+                ) from None
             if process.returncode:
                 last = (err.strip().splitlines() or ["no message"])[-1]
                 raise UserError(f"training in {self.run} left with code {process.returncode}: {last}")
@@ -197,10 +203,20 @@ def prove(
     data = options.data.absolute()
     say(f"undisturbed training, {processes} process(es), {steps} steps")
     whole = Training(data, options.out / f"undisturbed-{processes}", processes, steps)
+    training = Training(data, options.out / f"killed-{processes}", processes, steps)
+    try:
+        return _compared(whole, training, count, moments)
+    finally:  # nothing goes on where one of two processes failed, say
+        whole.kill()
+        training.kill()
+
+
+def _compared(
+    whole: Training, training: Training, count: int, moments: random.Random
+) -> tuple[list[dict[str, Any]], bool]:
     whole.start()
     whole.finish()
-    expected = whole.rows()
-    training = Training(data, options.out / f"killed-{processes}", processes, steps)
+    expected, processes = whole.rows(), training.processes
     kills: list[dict[str, Any]] = []
     for number in range(count):
         target = STEPS_A_KILL * number + moments.randrange(1, STEPS_A_KILL)

@@ -157,7 +157,7 @@ def figures_of(
         rows.append(dataclasses.replace(row, **changes))
     return StepFigures(
         **vars(provenance(noise)),
-        settings=_settings(options, first, trainers[0].platform),
+        settings={**_settings(options, first, trainers[0].platform), "rounds": len(measured.products)},
         device=device,
         flops_per_token=flops_per_token(first.model),
         product_tflops=Spread.of([value / 1e12 for value in measured.products]),

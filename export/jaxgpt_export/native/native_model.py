@@ -40,7 +40,7 @@ class _Linear(ctypes.Structure):
 def unsupported_reason(artifact: Artifact) -> str | None:
     """Return why the engine cannot run an artifact; None where it can."""
     if not instruction_sets():
-        return "it was not built (pip install found no C++ compiler)"
+        return "it was not built: pip install found no C++17 compiler (GCC, Clang)"
     schemes = artifact.schemes
     for name in ("wpe", *(() if artifact.config.tied else ("wte",))):
         if name in schemes and schemes[name].weight_bits == 4:

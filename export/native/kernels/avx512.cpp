@@ -80,7 +80,15 @@ inline __m512 load_scales(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 
+#if defined(__clang__) || __GNUC__ >= 11
 #include "kernels/matrix_unit.inl"
+#else  // GCC knows the unit from version 11 on
+constexpr int kUnitInputs = 64, kGemmMinRows = 16, kGemm4MinRows = 32;
+bool has_matrix_unit() { return false; }
+void gemm(const uint8_t*, int, const int8_t*, ptrdiff_t, int, const int32_t*, int32_t*) {}
+void gemm4(const uint8_t*, const uint16_t*, int, int, const int8_t*, ptrdiff_t, int, const int32_t*, float*) {}
+void gemm4_factors(const uint8_t*, const int8_t*, int, int, const int8_t*, ptrdiff_t, int, const int32_t*, int32_t*) {}
+#endif
 
 // Weights of 64 outputs as they lie: 4 inputs a slice.
 struct Bytes {

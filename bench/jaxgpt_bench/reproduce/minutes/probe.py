@@ -4,15 +4,17 @@ A process of its own, so that a device's memory is free again when it ends. Its 
 and `cpu_speed`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.workers import Worker, serve
 from jaxgpt_bench.reproduce.minutes.fit import MicroBatch, candidates, estimated_bytes
 
@@ -90,7 +92,8 @@ class Probe:
     """
 
     def __init__(self, data: Path) -> None:
-        self._worker = Worker("the trial", MODULE, {"data": str(data)}, {})
+        with _one_line():
+            self._worker = Worker("the trial", MODULE, {"data": str(data)}, {})
 
     def __enter__(self) -> "Probe":
         return self
@@ -113,12 +116,20 @@ class Probe:
         return CpuSpeed(**{field.name: answer[field.name] for field in dataclasses.fields(CpuSpeed)})
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        from jaxgpt.shared.errors import UserError
-
-        answer = self._worker.ask(question)
+        with _one_line():
+            answer = self._worker.ask(question)
         if "error" in answer:
             raise UserError(answer["error"])
         return answer
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Say in one line why the process stopped."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f"{error}; try it alone: jaxgpt train") from None
 
 
 def attempt(data: Path, settings: dict[str, Any], fits_device: bool) -> dict[str, Any]:
