@@ -108,6 +108,25 @@ def test_a_reader_that_leaves_is_no_traceback(fp32: Path) -> None:
     assert "BrokenPipe" not in err
 
 
+def test_a_log_that_can_not_be_written_ends_nothing() -> None:
+    code = (
+        "import sys\nfrom jaxgpt.shared.console import say\nfrom jaxgpt.shared.entry import leave\n"
+        "for _ in range(3): say('a line')\nprint('went on', flush=True)\nleave('the end', 7)"
+    )
+    line, environment = python(code)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            line, env=environment, stdout=subprocess.PIPE, stderr=full, text=True, check=False
+        )
+    assert (done.stdout, done.returncode) == ("went on\n", 7)
+    process = subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    process.stderr.close()
+    assert (process.stdout.read(), process.wait()) == ("went on\n", 7)
+
+
 PROGRAMS = {"jaxgpt": "jaxgpt.cli", "jaxgpt-export": "jaxgpt_export.cli", "jaxgpt-bench": "jaxgpt_bench.cli"}
 
 

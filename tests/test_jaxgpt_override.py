@@ -52,8 +52,9 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def training_of(run: Path, data: Path, **changed: Any) -> Training:
     config = read_run_config(run)
+    model = dataclasses.replace(config.model, dropout=changed.pop("dropout", config.model.dropout))
     train = dataclasses.replace(config.train, **changed)
-    return Training(config.model, train, jaxgpt.open_dataset(data), jaxgpt.make_mesh("", 1), preset="tiny")
+    return Training(model, train, jaxgpt.open_dataset(data), jaxgpt.make_mesh("", 1), preset="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +308,11 @@ def test_the_loss_scale_follows_the_precision_and_the_random_key_the_seed(finish
 
 @pytest.mark.parametrize(
     ("changed", "forgets"),
-    [({"batch_size": 8}, True), ({"prompt_loss_weight": 0.5}, True), ({"seed": 3}, False)],
-)
+    [
+        ({"batch_size": 8}, True), ({"prompt_loss_weight": 0.5}, True), ({"dropout": 0.1}, True),
+        ({"seed": 3}, False),
+    ],
+)  # fmt: skip
 def test_the_spike_guard_forgets_the_losses_of_other_batches(
     finished: Path, data: Path, changed: dict[str, Any], forgets: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,9 @@ def test_what_does_not_fit_says_what_takes_less(command: Command) -> None:
     assert code == 1
     assert "not even one sequence fits into 0.75 MB" in err
     assert "fsdp" in err
+    assert "flash" not in err
+    _, _, err = command("jaxgpt", *TINY, "--memory", "1MB", "--batch-size", 2, "--precision", "bf16")
+    assert "counted without flash attention" in err
 
 
 def test_the_share_that_jax_takes_is_what_the_environment_says(

@@ -11,6 +11,7 @@ from test_jaxgpt_processes import free_port, run_both, train_code
 
 from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.run.folder import read_metrics
+from jaxgpt.training.run.recorder import Recorder
 from jaxgpt.training.run.training import Training
 
 LAST = 6
@@ -81,6 +82,45 @@ def test_a_validation_that_finds_no_memory_costs_no_step(
     rows = read_metrics(out)
     assert [row["step"] for row in rows if "loss" in row] == [*range(1, LAST + 1)]
     assert [row["step"] for row in rows if "val_loss" in row][-1] == LAST
+
+
+def test_a_last_validation_that_finds_no_memory_is_made_with_less(
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    train = ("jaxgpt", "train", "tiny", "--data", data, "--out", out, "--cpu-devices", 2, *SHORT)
+    given = (*train, "--eval-every", LAST, "--checkpoint-every", LAST)
+
+    def lacks_memory(self: Training, state: object) -> dict[str, float]:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+
+    with monkeypatch.context() as full:
+        full.setattr(Training, "evaluate", lacks_memory)
+        for _ in range(2):  # the second time nothing is left but the validation
+            code, _, err = command(*given)
+            assert code == 2
+            assert f"validation after step {LAST} finds no memory, the step is saved" in err.splitlines()[-1]
+            assert "Traceback" not in err
+    code, _, err = command(*given, "--override", "--loss-chunks", 2)
+    assert code == 0, err
+    assert [row["step"] for row in read_metrics(out) if "val_loss" in row] == [LAST]
+    assert_one_line_error(command(*given, "--override", "--learning-rate", 0.5), "give --max-steps above")
+
+
+def test_a_disk_that_is_full_for_tensorboard_alone_ends_its_files_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The thread that writes them has died: nobody reads its queue any more."""
+    recorder = Recorder(tmp_path, 0, 100, 1, None)
+    assert recorder._board is not None
+    writer = recorder._board.file_writer.event_writer
+    writer._worker.stop()
+    for step in range(1, 41):
+        recorder.step(step, {"loss": 1.0})
+    recorder.sample(41, "a text")
+    recorder.close()
+    assert len(read_metrics(tmp_path)) == 40
+    assert capfd.readouterr().err.count("TensorBoard's files can't be written any more") == 1
 
 
 def test_a_run_whose_last_step_was_not_measured_is_measured_then(

@@ -179,7 +179,8 @@ class TrainConfig:
       beta2: second-moment decay of AdamW, in [0, 1).
       momentum: momentum of Muon, in [0, 1).
       momentum_warmup_steps: steps over which it rises from 0.85; 0 for none.
-      split_qkv: Muon makes query, key and value of attention orthogonal apart, not as one matrix.
+      split_qkv: Muon makes query, key and value of attention orthogonal apart, not as one matrix; their
+        updates keep that matrix's scale, sqrt(3) times that of three matrices.
       grad_clip: largest global norm of a gradient.
       precision: of matrix products: "fp32", "bf16", or "fp16" with dynamic loss scaling; parameters,
         optimizer state and sums stay float32.

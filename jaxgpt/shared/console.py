@@ -33,7 +33,16 @@ from jaxgpt.shared.entry import INTERRUPTED, NOTHING_HALF_WRITTEN, Command
 from jaxgpt.shared.errors import UserError, nearest, require_local_paths, system_error_line
 from jaxgpt.shared.machine import leave_out_settings, missing_platform
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Stderr(Console):
+    """A console that goes quiet where its reader has left, in place of ending the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more."""
+        self.quiet = True
+
+
+stderr = _Stderr(stderr=True, highlight=False, soft_wrap=True)
 if not stderr.is_terminal:
     stderr.width = 160  # tables in a log keep their columns
 
@@ -76,8 +85,9 @@ class _Flag(NamedTuple):
 
 
 def say(text: str) -> None:
-    """Print a line of prose on stderr."""
-    stderr.print(text, markup=False, emoji=False)
+    """Print a line of prose on stderr, if that can be written: a log on a full disk, say, ends nothing."""
+    with contextlib.suppress(OSError):
+        stderr.print(text, markup=False, emoji=False)
 
 
 def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None) -> int:

@@ -10,6 +10,7 @@ Files appear whole or not at all (files.py), so a process may end at any moment.
 """
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -82,5 +83,6 @@ def leave(text: str, code: int = INTERRUPTED) -> NoReturn:
     """End the process now, if not told otherwise with the code of Ctrl-C: no thread is waited for."""
     if os.isatty(2):
         text = f"\x1b[?25h\n{text}"  # a progress display hides the cursor
-    os.write(2, f"{text}\n".encode())
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
     os._exit(code)

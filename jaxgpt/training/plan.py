@@ -87,6 +87,7 @@ def parse_memory(text: str) -> float:
 def plan(options: PlanOptions) -> Result:
     """Run `jaxgpt plan`; exit code 1 when not even one sequence fits."""
     from jaxgpt.training.devices.mesh import make_mesh, parse_mesh, use_cpu_devices
+    from jaxgpt.training.model.numerics import FLASH_CAPABILITY, choose_numerics
     from jaxgpt.training.step_memory import StepMemory, format_bytes
 
     memory, share = parse_memory(options.memory), allocator_share()
@@ -101,6 +102,8 @@ def plan(options: PlanOptions) -> Result:
         f"each of {devices} device(s) as {dict(mesh.shape)}: parameters {format_bytes(step.params_bytes)}, "
         f"gradients {format_bytes(step.params_bytes)}, optimizer {format_bytes(step.optimizer_bytes)}"
     )
+    if choose_numerics(model, train, "gpu", FLASH_CAPABILITY)[0].flash:
+        say("counted without flash attention, with which an A100 or newer needs much less for activations")
     say(f"JAX takes {share:.0%} of {format_bytes(memory)} (XLA_CLIENT_MEM_FRACTION names another share)")
     largest = step.largest(usable)
     accumulate = train.batch_size // devices // largest if largest else None

@@ -62,6 +62,9 @@ class StepMemory:
         local = self._train.batch_size // self._mesh.size
         divisors = [n for n in range(1, local + 1) if local % n == 0]
         fitting = bisect.bisect_right(divisors, memory, key=self.peak)
+        # A single micro-batch keeps no sum of gradients, and may take less than two halves.
+        if fitting == len(divisors) - 2 and self.peak(local) <= memory:
+            return local
         return divisors[fitting - 1] if fitting else 0
 
 

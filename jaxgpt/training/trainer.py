@@ -22,7 +22,13 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_atomic, write_json
 from jaxgpt.training.devices.memory import free_device_bytes
 from jaxgpt.training.devices.mesh import replicated
-from jaxgpt.training.devices.processes import CommonError, all_agree, is_main_process, on_main_process
+from jaxgpt.training.devices.processes import (
+    CommonError,
+    all_agree,
+    is_main_process,
+    of_main_process,
+    on_main_process,
+)
 from jaxgpt.training.devices.stop_signal import StopSignal
 from jaxgpt.training.flax_session import FlaxSession
 from jaxgpt.training.model.params import trim_vocabulary
@@ -71,7 +77,8 @@ class Trainer:
         with StopSignal() as self.stop:
             on_main_process(self._require_fitting_folder)
             warn(self.settings)
-            if finished_steps(self.folder) != self.settings.max_steps:  # else there is nothing left to do
+            done = of_main_process(finished_steps(self.folder) or 0)
+            if done != self.settings.max_steps:  # else there is nothing left to do
                 self._require_room()
             with RunFolder(self.folder, self.training, self.override) as run:
                 state = run.begin_or_resume()
@@ -104,9 +111,9 @@ class Trainer:
         """Train from step `first` + 1 on; return the last step, and why it was if not for max_steps."""
         step, stopped = first, None
         if first == 0 and self.training.config.init is not None:
-            run.validate(state)  # where it goes on from
+            self._validate(run, state, is_saved=True)  # where it goes on from
         if self._lacks_validation(run, first):
-            run.checkpoints.add_val_loss(first, run.validate(state))
+            run.checkpoints.add_val_loss(first, self._validate(run, state, is_saved=True))
         for step in range(first + 1, self.settings.max_steps + 1):
             state, metrics = self.training.step(state, self.training.batch(step))
             if step == first + 1:
@@ -123,7 +130,7 @@ class Trainer:
                 break
         return step, stopped
 
-    def _validate(self, run: RunFolder, state: TrainState) -> float:
+    def _validate(self, run: RunFolder, state: TrainState, is_saved: bool = False) -> float:
         """Return the validation loss; the steps so far are saved first where that finds no memory."""
         try:
             return run.validate(state)
@@ -131,7 +138,8 @@ class Trainer:
             # What validates is compiled when it is due first. Of several processes the others would not save.
             if "RESOURCE_EXHAUSTED" not in str(error) or jax.process_count() > 1:
                 raise
-            run.save(state)
+            if not is_saved:
+                run.save(state)
             raise UserError(
                 f"validation after step {int(state.step)} finds no memory, the step is saved; raise "
                 "--grad-accum-steps or --loss-chunks, with --override"
@@ -208,7 +216,7 @@ class Trainer:
         return Result({"stopped": why, "steps": step}, passed=not failed, interrupted=interrupted)
 
     def _finish(self, run: RunFolder, first: int, taken: int | None) -> Result:
-        """Write summary.json from what the checkpoints and metrics hold.
+        """Write summary.json from what the checkpoints and metrics hold; process 0 alone has the figures.
 
         Args:
           run: closed.
@@ -218,10 +226,16 @@ class Trainer:
         Raises:
           UserError: the last validation loss is not finite.
         """
+        figures: dict[str, Any] = {}
+        # What process 0 has written, another host may not see yet.
+        on_main_process(lambda: figures.update(self._summarized(run, first, taken)))
+        return Result(figures)
+
+    def _summarized(self, run: RunFolder, first: int, taken: int | None) -> dict[str, Any]:
         step, rows = self.settings.max_steps, read_metrics(self.folder)
         losses = losses_figures(rows, run.checkpoints.data_since, taken)
         if not math.isfinite(losses["val_loss"]):
-            raise CommonError(
+            raise UserError(
                 f"the training in {self.folder} diverged: its validation loss after step {step} is not "
                 "finite; begin anew in another --out with a lower --learning-rate"
             )
@@ -245,7 +259,7 @@ class Trainer:
         if first < step:
             figures["startup_s"] = round(self.startup_s, 2)
             figures["compile_s"] = round(self.training.compile_s, 2)
-        if is_main_process() and (first < step or finished_steps(self.folder) != step):
+        if first < step or finished_steps(self.folder) != step:
             write_json(self.folder / "summary.json", figures)
         say(
             f"{self.folder}: {step} steps done, validation loss {losses['val_loss']:.4f} nats/token, "
@@ -253,7 +267,7 @@ class Trainer:
             f"{losses['best_step']}, convert takes step {taken}"
             + ("" if first < step else " (nothing left to do)")
         )
-        return Result(figures)
+        return figures
 
 
 def warn(train: TrainConfig) -> None:

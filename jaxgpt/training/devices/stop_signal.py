@@ -57,9 +57,9 @@ class StopSignal:
             leave(
                 "interrupted again: nothing more was saved; the same command goes on from the last checkpoint"
             )
-        say("interrupted: saving after this step (Ctrl-C again leaves at once, without saving)")
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)
+        say("interrupted: saving after this step (Ctrl-C again leaves at once, without saving)")
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step; every process must ask at every step."""

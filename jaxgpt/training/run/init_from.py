@@ -102,7 +102,12 @@ class InitSource:
             params[WPE] = params[WPE][: model.block_size]
         if not model.qat:
             params = without_scales(params)
-        entry = {"folder": str(self.folder), "kind": self.kind, "step": step, "sha256": self.sha256}
+        entry = {
+            "folder": str(self.folder.absolute()),
+            "kind": self.kind,
+            "step": step,
+            "sha256": self.sha256,
+        }
         return params, {**entry, **more}
 
     def _require_same_shape(self, model: ModelConfig) -> None:

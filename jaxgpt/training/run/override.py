@@ -35,7 +35,9 @@ from jaxgpt.training.step.state import FIRST_LOSS_SCALE, TrainState
 # Settings of the model that are no part of its shape.
 CHANGEABLE_OF_MODEL = {"model.dropout", "model.attn_dropout"}
 # What gives the losses of batches another mean or variance.
-CHANGING_LOSSES = {"data", "train.batch_size", "train.prompt_loss_weight"}
+CHANGING_LOSSES = CHANGEABLE_OF_MODEL | {"data", "train.batch_size", "train.prompt_loss_weight"}
+# What changes the memory that a step or a validation takes: also where the last step's loss is missing.
+CHANGING_MEMORY = {"train.grad_accum_steps", "train.loss_chunks", "train.remat"}
 
 
 def changes(folder: Path, training: Training) -> Differences:
@@ -81,7 +83,8 @@ def changes(folder: Path, training: Training) -> Differences:
             f"optimizer state; {another}"
         )
     last = max(steps, default=0)
-    if found and new.train.max_steps <= last:
+    is_left = new.train.max_steps == last and found.keys() <= CHANGING_MEMORY
+    if found and new.train.max_steps <= last and not is_left:
         raise UserError(
             f"{folder} has {last} steps done and max_steps is {new.train.max_steps}, so no step is left that "
             f"--override would change; give --max-steps above {last}"

@@ -32,6 +32,7 @@ def _hidden(name: str) -> Iterator[None]:
 
 RATE_STEPS = 50  # tokens/s is the mean over so many steps
 PLAIN_LINES = 20  # lines of progress where stderr is no terminal
+QUEUE_PAUSE_S = 0.01  # between two looks whether TensorBoard's thread takes more
 SHOWN_INPUT_WAIT = 0.02  # share of the time from which on waiting for input is shown
 
 
@@ -142,16 +143,24 @@ class Recorder:
 
     def sample(self, step: int, text: str) -> None:
         """Record a sample text."""
-        if self._board is not None:
+        if self._has_board():
             self._board.add_text("sample", text, step)
+
+    def _has_board(self) -> bool:
+        """Whether TensorBoard's files can take a value now, and so without blocking."""
+        if self._board is not None and not _takes_more(self._board):
+            say("TensorBoard's files can't be written any more; metrics.jsonl holds the same figures")
+            _close(self._board)
+            self._board = None
+        return self._board is not None
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         now = time.time()
         with told_as_os_error(self._path, f"the figures of step {step}"):
             self._file.write(metrics_line({"step": step, **values, "time": round(now, 3)}))
             self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
+        for name, value in values.items():
+            if self._has_board():
                 self._board.add_scalar(name, value, step, walltime=now)
 
     def close(self) -> None:
@@ -176,14 +185,26 @@ def _open_board(folder: Path, first_step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
+def _takes_more(board: Any) -> bool:
+    """Wait until the thread that writes TensorBoard's files takes more; False where an error has ended it."""
+    writer = board.file_writer.event_writer
+    while writer._worker.is_alive() and writer._event_queue.full():
+        time.sleep(QUEUE_PAUSE_S)
+    return bool(writer._worker.is_alive())
+
+
 def _close(board: Any) -> None:
     """Close TensorBoard's files; on a full disk they stay as they are."""
+    writer = board.file_writer.event_writer
     try:
-        board.close()
+        if _takes_more(board):
+            board.close()
+            return
+        writer._event_queue.cancel_join_thread()  # what nobody reads any more
     except OSError:
-        writer = board.file_writer.event_writer
-        writer._worker.stop()
-        writer.close = lambda: None  # it would be tried again when the process ends
+        if _takes_more(board):
+            writer._worker.stop()
+    writer.close = lambda: None  # it would be tried again when the process ends
 
 
 class SilentRecorder(Recorder):
