@@ -60,7 +60,7 @@ def test_without_a_build_the_module_runs_and_says_so(
         code, _, err = command("jaxgpt-export", *arguments)
         assert code == 0
         assert "the PyTorch module runs, which is slower" in err
-        assert "no C++ compiler" in err
+        assert "no C++17 compiler" in err
         result = command("jaxgpt-export", *arguments, "--engine", "native")
         assert_one_line_error(result, "native engine cannot run it", "no C++ compiler")
     finally:

@@ -158,13 +158,7 @@ def own_contestants(
         variants = [PLAIN, *([Variant(cached=False)] if uncached else [])] if module else []
         found += [contestant(TORCH, weight_bytes(artifact), variant) for variant in variants]
     if run is not None:
-        from jaxgpt.training.run.folder import open_run
-
-        model = open_run(run).config.model
-        if any(getattr(model, name) != getattr(artifacts[0].config, name) for name in SHAPE):
-            raise UserError(
-                f"--run {run} has another shape than {artifacts[0].folder}; give the run it is of"
-            )
+        _require_same_shape(run, artifacts[0])
         floats = [artifact for artifact in artifacts if artifact.quantization is None] or artifacts[:1]
         found.append(
             Contestant(
@@ -177,6 +171,14 @@ def own_contestants(
             )
         )
     return found
+
+
+def _require_same_shape(run: Path, artifact: Artifact) -> None:
+    from jaxgpt.training.run.folder import open_run
+
+    model = open_run(run).config.model
+    if any(getattr(model, name) != getattr(artifact.config, name) for name in SHAPE):
+        raise UserError(f"--run {run} has another shape than {artifact.folder}; give the run that it is of")
 
 
 def not_in_engine(artifacts: Sequence[Artifact]) -> dict[str, str]:

@@ -12,11 +12,16 @@ values and with the cache's own.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import prepare_output_file, write_json
+
+if TYPE_CHECKING:
+    from jaxgpt_export.format.artifact import Artifact
+
+    from jaxgpt.shared.dataset import Dataset
 
 PROMPT_TOKENS = 48
 PARITY_TOKENS = 256
@@ -79,15 +84,7 @@ def native(options: NativeOptions) -> Result:
     threads = choose_threads(options.threads)
     dataset = open_dataset(options.data)
     artifact, reference = map(read_certified_artifact, (options.artifact, options.reference))
-    if reference.quantization is not None or reference.config != artifact.config:
-        raise UserError(f"{options.reference} is not the float32 artifact of {options.artifact}")
-    if dataset.tokenizer_sha256 != artifact.tokenizer().sha256:
-        raise UserError(f"{options.data} was made with another tokenizer than {options.artifact}")
-    if artifact.config.block_size < PROMPT_TOKENS + 2:
-        raise UserError(
-            f"{options.artifact} has a context of {artifact.config.block_size} tokens, at least "
-            f"{PROMPT_TOKENS + 2} are needed"
-        )
+    _require_fitting(options, artifact, reference, dataset)
     count = min(options.tokens, artifact.config.block_size - PROMPT_TOKENS)
     starts = np.linspace(0, len(dataset.val) - PARITY_TOKENS - 1, options.prompts + 1).astype(int)
     prompts = [dataset.val[at : at + PROMPT_TOKENS].tolist() for at in starts[:-1]]
@@ -128,3 +125,17 @@ def show(figures: dict[str, Any]) -> None:
     say(f"instruction set: {figures['settings']['isa']}")
     for name in ("load", "parity", "screen", "guess", "batch", "original_way", "ceiling"):
         say(f"{name}: {json.dumps(figures[name])}")
+
+
+def _require_fitting(
+    options: NativeOptions, artifact: "Artifact", reference: "Artifact", dataset: "Dataset"
+) -> None:
+    if reference.quantization is not None or reference.config != artifact.config:
+        raise UserError(f"{options.reference} is not the float32 artifact of {options.artifact}")
+    if dataset.tokenizer_sha256 != artifact.tokenizer().sha256:
+        raise UserError(f"{options.data} was made with another tokenizer than {options.artifact}")
+    if artifact.config.block_size < PROMPT_TOKENS + 2:
+        raise UserError(
+            f"{options.artifact} has a context of {artifact.config.block_size} tokens, at least "
+            f"{PROMPT_TOKENS + 2} are needed"
+        )

@@ -21,11 +21,7 @@ from jaxgpt.shared.tensor_file import Arrays
 from jaxgpt.shared.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, named_tokenizer
 from torch import Tensor
 
-from jaxgpt_export.format.generation_config import (
-    GENERATION_CONFIG,
-    not_taken_over,
-    read_generation_config,
-)
+from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.format.tensors import FLOAT32_DTYPE, from_hf_layout
 from jaxgpt_export.interchange.imported_model import (
     ImportedModel,
@@ -84,8 +80,6 @@ def read_hf(folder: Path, tokenizer_name: str | None = None) -> ImportedModel:
     stored = {each.hf_name: tensors[each.name] for each in parameters(config)}
     read = [folder / "config.json", *files]
     weights, generation = from_hf_layout(stored, config), read_generation_config(folder)
-    if ignored := not_taken_over(folder, tokenizer.endoftext):
-        say(f"{folder / GENERATION_CONFIG}: not taken over, as nothing here does it: {', '.join(ignored)}")
     return ImportedModel(folder, "huggingface", read, config, weights, tokenizer, generation=generation)
 
 

@@ -11,10 +11,11 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.shared.console import Result
+from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.files import check_replaceable, only_writer
 
 from jaxgpt_export.format.certificate import versions
+from jaxgpt_export.format.generation_config import GENERATION_CONFIG, not_taken_over
 from jaxgpt_export.interchange.hub import PREFIX, HubModel, fetch, parse_name
 
 
@@ -93,7 +94,10 @@ def import_folder(
         used = versions("torch", "safetensors")
     figures = {"probe": text}
     logits = rows_of(reference, tokens)
-    return certify_and_write(model, tokens, logits, against, used, out, overwrite, figures)
+    done = certify_and_write(model, tokens, logits, against, used, out, overwrite, figures)
+    if ignored := not_taken_over(folder, model.tokenizer.endoftext):
+        say(f"{folder / GENERATION_CONFIG}: not taken over, as nothing here does it: {', '.join(ignored)}")
+    return done
 
 
 def _provenance(hub: HubModel) -> dict[str, Any]:
