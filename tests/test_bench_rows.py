@@ -128,7 +128,22 @@ def test_provenance_describes_this_machine() -> None:
 
 def test_a_tree_that_changes_under_a_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance_module, "_BEGUN", "0123456789ab")
-    monkeypatch.setattr(provenance_module, "commit", lambda: "0123456789ab")
     assert provenance().commit == "0123456789ab"
-    monkeypatch.setattr(provenance_module, "commit", lambda: "ba9876543210")
+    monkeypatch.setattr(provenance_module, "_CODE_BEGUN", "another")
     assert provenance().commit == "0123456789ab-changed"
+
+
+def test_figures_that_a_command_writes_do_not_change_its_code(tmp_path: Path) -> None:
+    (tmp_path / "jaxgpt").mkdir()
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    code, figures = tmp_path / "jaxgpt" / "a.py", tmp_path / "bench" / "results" / "a.json"
+    code.write_text("1")
+    figures.write_text("1")
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "first")):
+        subprocess.run([*git, *words], check=True)
+    before = provenance_module._code(tmp_path)
+    figures.write_text("2")
+    assert provenance_module._code(tmp_path) == before
+    code.write_text("2")
+    assert provenance_module._code(tmp_path) != before

@@ -34,7 +34,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_ctrl_c_on_a_terminal_does_not_reach_a_worker_and_closing_ends_it(

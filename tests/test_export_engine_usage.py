@@ -62,7 +62,7 @@ def test_without_a_build_the_module_runs_and_says_so(
         assert "the PyTorch module runs, which is slower" in err
         assert "no C++17 compiler" in err
         result = command("jaxgpt-export", *arguments, "--engine", "native")
-        assert_one_line_error(result, "native engine cannot run it", "no C++ compiler")
+        assert_one_line_error(result, "native engine cannot run it", "no C++17 compiler")
     finally:
         monkeypatch.undo()
         jaxgpt_export.native.library.engine_library.cache_clear()

@@ -234,6 +234,7 @@ def without_checkpoints(run: Path) -> None:
         (("--optimizer", "muon", "--seed", 2), ("change train.optimizer was adamw, now muon:",), as_it_is),
         (("--vocab-multiple", 500), ("train.vocab_multiple was 1, now 500",), as_it_is),
         (("--learning-rate", 0.5), ("8 steps done", "give --max-steps above 8"), as_it_is),
+        (("--loss-chunks", 2), ("8 steps done", "give --max-steps above 8"), as_it_is),
         (("--max-steps", 6), ("max_steps is 6", "give --max-steps above 8"), as_it_is),
         (("--max-steps", 12), ("init was run abababababab... step 3", "give --init"), without_checkpoints),
     ],

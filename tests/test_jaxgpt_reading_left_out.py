@@ -70,13 +70,18 @@ def test_a_table_that_is_said_to_be_left_out_gives_no_row(tmp_path: Path) -> Non
     assert "1 .json files that are no table with q and a (other.json)" in source.report.summary()
 
 
-def test_a_table_without_the_column_is_none_after_many_rows(
+def test_a_column_that_comes_late_in_a_large_table_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "HELD_ROWS", 3)
-    write_jsonl(tmp_path / "a.jsonl", [{"a": "x"}] * 4 + [{"q": "y", "a": "x"}])
+    monkeypatch.setattr(tables, "HELD_CHARACTERS", 5)
+    rows = [*({"a": f"x{n}"} for n in range(9)), {"q": "y", "a": "z"}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    options = ReadOptions(template="{q}-{a}")
+    found = [document.text for document in open_source(str(tmp_path / "a.jsonl"), options).documents]
+    assert found == [*(f"-x{n}" for n in range(9)), "y-z"]
+    write_jsonl(tmp_path / "a.jsonl", rows[:-1])
     with pytest.raises(UserError, match="has no column 'q'"):
-        list(open_source(str(tmp_path / "a.jsonl"), ReadOptions(template="{q} {a}")).documents)
+        list(open_source(str(tmp_path / "a.jsonl"), options).documents)
 
 
 def test_a_cut_table_is_said_to_be_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -125,7 +130,8 @@ def test_a_folder_that_can_not_be_entered_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "closed").mkdir()
-    (tmp_path / "a.txt").write_text("a text")
+    for name in ("a.txt", "closed/b.txt"):
+        (tmp_path / name).write_text("a text")
     stat = os.stat
 
     def refusing(path: object, *args: object, **more: object) -> os.stat_result:
@@ -134,7 +140,10 @@ def test_a_folder_that_can_not_be_entered_is_left_out(
         return stat(path, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "stat", refusing)
-    assert texts(tmp_path) == ["a text"]
+    source = open_source(str(tmp_path))
+    assert source.report.summary() == "1 files that can not be read (closed/b.txt)"
+    monkeypatch.undo()
+    assert [document.text for document in source.documents] == ["a text"]
 
 
 def test_what_was_left_out_is_named_once(command: Command, tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ def _join(options: PrepareOptions) -> Result:
             for stage in STAGES:
                 crew.complete(stage)
     except (StoppedError, FileNotFoundError, UserError) as error:
+        if work is None and (folder / "plan.json").exists():
+            raise
         if work is not None and work.is_there:
             work.raise_failure()
             if not isinstance(error, StoppedError):

@@ -14,7 +14,7 @@ from jaxgpt.data.report import ReadReport
 from jaxgpt.shared.errors import UserError
 
 GUESSED_ROWS = 100  # on which the column of a .csv is guessed
-HELD_ROWS = 10_000  # that are kept back until each column of a template was seen
+HELD_CHARACTERS = 2**24  # of rows that are kept back until each column of a template was seen
 HUB = "hf://"
 
 
@@ -89,7 +89,7 @@ def table_documents(
       first: whether these are the table's first rows: in a later part all may lack the column.
 
     Raises:
-      NoTableError: there is no such column, in HELD_ROWS rows; no row was yielded.
+      NoTableError: there is no such column; of a table of less than HELD_CHARACTERS no row was yielded.
       UserError: one does not hold text, and errors are not skipped.
     """
     report = report or ReadReport()
@@ -102,12 +102,11 @@ def table_documents(
     missing, found = set(chosen.names), dict[str, None]()
     empty = ReadReport()  # is told once it is clear that the rows are of such a table
     held: list[Document] = []  # of a table that may turn out to be none
-    for number, (place, row) in enumerate(rows):
+    room = HELD_CHARACTERS if first else 0
+    for place, row in rows:
         if missing:
             missing -= row.keys()
             found |= dict.fromkeys(row)
-            if missing and first and number == HELD_ROWS:
-                break
         try:
             documents = list(chosen.documents(row))
         except NotTextError as error:
@@ -115,7 +114,8 @@ def table_documents(
             continue
         if not documents:
             empty.skip("rows without text", place)
-        if missing and first:
+        room -= sum(len(document.text) for document in documents)
+        if missing and room > 0:
             held += documents
         else:
             yield from [*held, *documents]

@@ -216,7 +216,7 @@ class Trainer:
         return Result({"stopped": why, "steps": step}, passed=not failed, interrupted=interrupted)
 
     def _finish(self, run: RunFolder, first: int, taken: int | None) -> Result:
-        """Write summary.json from what the checkpoints and metrics hold; process 0 alone has the figures.
+        """Write summary.json from what checkpoints and metrics hold; other processes than 0 give the steps.
 
         Args:
           run: closed.
@@ -226,7 +226,7 @@ class Trainer:
         Raises:
           UserError: the last validation loss is not finite.
         """
-        figures: dict[str, Any] = {}
+        figures: dict[str, Any] = {"steps": self.settings.max_steps}
         # What process 0 has written, another host may not see yet.
         on_main_process(lambda: figures.update(self._summarized(run, first, taken)))
         return Result(figures)

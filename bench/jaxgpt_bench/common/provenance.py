@@ -1,5 +1,6 @@
 """What machine, date, commit and command a figure comes from."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -86,7 +87,7 @@ def _commit_of_command() -> str:
 
     Then other code may have run than that of either.
     """
-    return _BEGUN if commit() == _BEGUN else f"{_BEGUN}-changed"
+    return _BEGUN if _code() == _CODE_BEGUN else f"{_BEGUN}-changed"
 
 
 def commit(root: Path = ROOT) -> str:
@@ -114,4 +115,15 @@ def _git(root: Path, *words: str) -> str:
     ).stdout.strip()
 
 
-_BEGUN = commit()  # commands import this before they measure
+def _code(root: Path = ROOT) -> str:
+    """Return what tells a source tree's code from another: its commit, and what was changed beside it."""
+    if not (root / ".git").exists():
+        return "unknown"
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        changed = _git(root, "diff", "HEAD", "--", *CODE)
+        added = _git(root, "ls-files", "--others", "--exclude-standard", *CODE)
+        return f"{_git(root, 'rev-parse', 'HEAD')} {changed} {added}"
+    return "unknown"
+
+
+_BEGUN, _CODE_BEGUN = commit(), _code()  # commands import this before they measure

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,13 +64,20 @@ class Flax(Program):
     def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
         """Restore the checkpoint; XLA takes as many threads as there are cores, so it is given so many."""
         if hasattr(os, "sched_setaffinity"):  # Linux
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0), key=_cores_first)[:threads])
         from jaxgpt.training.flax_session import FlaxSession
         from jaxgpt.training.run.checkpoints import load_params
         from jaxgpt.training.run.folder import open_run
 
         run = open_run(path)
         return FlaxSession(run.config.model, load_params(run, "best")[1])
+
+
+def _cores_first(cpu: int) -> tuple[int, int]:
+    """Order CPUs so that each core comes once before any comes twice."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    siblings = [int(each) for each in re.findall(r"\d+", path.read_text())] if path.exists() else [cpu]
+    return (sorted(siblings).index(cpu) if cpu in siblings else 0, cpu)
 
 
 NATIVE, TORCH, FLAX = Native(), Torch(), Flax()

@@ -88,7 +88,8 @@ def compare_command(options: CompareOptions) -> Result:
     }
     few = tokens[:LAYER_ROWS]
     figures["greedy_parts_at"] = _greedy_parts_at(reference, model, few, options.greedy_tokens)
-    layers, gates = _compare_layers(reference, model, few, _is_made_of_training(options.model))
+    is_trained = any(map(_is_made_of_training, (options.reference, options.model)))
+    layers, gates = _compare_layers(reference, model, few, is_trained)
     gates |= _bounds(options, found)
     for text, passed in gates.items():
         say(f"{'pass' if passed else 'FAIL'}  {text}")
@@ -124,7 +125,12 @@ def _greedy_parts_at(
 def _is_made_of_training(folder: Path) -> bool:
     """Whether an artifact rounds with the scales of a quantization-aware training."""
     path = folder / "certificate.json"
-    return path.is_file() and read_json(path, "certificate").get("method") == TRAINED_METHOD
+    if not path.is_file():
+        return False
+    from jaxgpt_export.quantize.methods import find_method
+
+    method = read_json(path, "certificate").get("method")
+    return method in (TRAINED_METHOD, *find_method(TRAINED_METHOD).aliases)
 
 
 def _compare_layers(
@@ -148,7 +154,7 @@ def _compare_layers(
     gates = {}
     if integers is not None:
         text = f"on {tokens.numel()} tokens, {integers}"
-        if not is_trained or isinstance(reference, ModuleModel):
+        if not is_trained or (isinstance(reference, ModuleModel) and isinstance(model, ModuleModel)):
             say(text)
         else:
             gates[text] = integers.passed

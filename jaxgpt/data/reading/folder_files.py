@@ -9,6 +9,7 @@ whatever its name ends in.
 import dataclasses
 import fnmatch
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -188,7 +189,16 @@ def _walk(root: Path, report: ReadReport) -> Iterator[Path]:
                 continue
             folders.remove(name)
         own = (name for name in files if not (name.startswith(".") and ".tmp-" in name))  # not our temporary
-        yield from (path for path in map(here.joinpath, own) if os.path.isfile(path))
+        for path in map(here.joinpath, own):
+            try:
+                is_file = stat.S_ISREG(path.stat().st_mode)
+            except FileNotFoundError:  # a link to nowhere
+                continue
+            except OSError:
+                report.skip("files that can not be read", path.relative_to(root).as_posix())
+                continue
+            if is_file:
+                yield path
 
 
 def is_dataset_folder(folder: Path) -> bool:

@@ -37,11 +37,11 @@ def main(folder: Path, parent: int, workers: int, joins: bool = False) -> int:
     except StoppedError:
         return 0
     except Exception as error:  # whatever it is: the parent says it
-        if work is None or not work.is_there:
+        if not (folder / "plan.json").exists() or (work is not None and not work.is_there):
             return 0
         known = isinstance(error, UserError | OSError)
         line = (system_error_line(error) if isinstance(error, OSError) else str(error)) if known else None
-        if joins:
+        if joins or work is None:
             say(f"error: {line or repr(error)}")
             return 2
         try:

@@ -17,7 +17,7 @@ from jaxgpt.data.reading import pieces as cutting
 from jaxgpt.data.reading.token_files import PREFIX, token_pieces
 from jaxgpt.data.report import ReadReport
 from jaxgpt.data.sources import ReadOptions, open_source
-from jaxgpt.data.work.work_folder import Stage, Work
+from jaxgpt.data.work.work_folder import Stage, Work, place_of
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError, brief
 from jaxgpt.shared.files import read_json, sha256_of, write_json
@@ -54,11 +54,9 @@ def open_work(out: Path, plan: dict[str, Any], stages: Iterable[Stage]) -> Work:
             say(f"{out}: going on with what was begun, {done} of {len(work.units)} units were read")
             return work
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    place_of(folder, plan).mkdir(parents=True)
     write_json(folder / "plan.json", plan)
-    work = Work(folder)
-    work.place.mkdir()
-    return work
+    return Work(folder)
 
 
 def make_plan(

@@ -64,6 +64,11 @@ class Stage:
     title: str = ""
 
 
+def place_of(folder: Path, plan: dict[str, Any]) -> Path:
+    """Return the folder of a plan in a work folder."""
+    return folder / hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Work:
     """A work folder.
 
@@ -80,8 +85,7 @@ class Work:
     def __init__(self, folder: Path, parent: int | None = None) -> None:
         self.folder = folder
         self.plan = read_json(folder / "plan.json", "plan")
-        plan = json.dumps(self.plan, sort_keys=True).encode()
-        self.place = folder / hashlib.sha256(plan).hexdigest()[:16]
+        self.place = place_of(folder, self.plan)
         self.threads = 1
         self._parent = parent
         self._locks = True  # what the folder's file system does, as far as known

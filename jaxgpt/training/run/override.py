@@ -25,6 +25,7 @@ from jaxgpt.training.run.folder import (
     RunConfig,
     differences,
     in_words,
+    read_metrics,
     read_run_config,
     stored_steps,
 )
@@ -83,13 +84,19 @@ def changes(folder: Path, training: Training) -> Differences:
             f"optimizer state; {another}"
         )
     last = max(steps, default=0)
-    is_left = new.train.max_steps == last and found.keys() <= CHANGING_MEMORY
+    is_left = (
+        new.train.max_steps == last and found.keys() <= CHANGING_MEMORY and not _is_measured(folder, last)
+    )
     if found and new.train.max_steps <= last and not is_left:
         raise UserError(
             f"{folder} has {last} steps done and max_steps is {new.train.max_steps}, so no step is left that "
             f"--override would change; give --max-steps above {last}"
         )
     return found
+
+
+def _is_measured(folder: Path, step: int) -> bool:
+    return any(row["step"] == step and "val_loss" in row for row in read_metrics(folder))
 
 
 def _changing_state(found: Differences, old: RunConfig, new: RunConfig) -> list[str]:
