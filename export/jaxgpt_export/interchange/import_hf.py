@@ -15,7 +15,6 @@ from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.files import check_replaceable, only_writer
 
 from jaxgpt_export.format.certificate import versions
-from jaxgpt_export.format.generation_config import GENERATION_CONFIG, not_taken_over
 from jaxgpt_export.interchange.hub import PREFIX, HubModel, fetch, parse_name
 
 
@@ -75,6 +74,7 @@ def import_folder(
       hub: the model of the hub that the folder was downloaded from, for the certificate.
       tokenizer: gpt2 or a folder, where the folder holds none.
     """
+    from jaxgpt_export.format.generation_config import GENERATION_CONFIG, not_taken_over
     from jaxgpt_export.interchange.float64_gpt import Float64GPT
     from jaxgpt_export.interchange.hf_folder import read_hf, transformers_reference
     from jaxgpt_export.interchange.imported_model import Reference, certify_and_write, choose_tokens, rows_of
