@@ -273,6 +273,10 @@ def test_compare_counts_what_the_data_set_counts_and_wants_its_tokenizer(
         256,
         "--json",
     )
+    cut = shutil.copytree(int8_dynamic, tmp_path / "cut")
+    (cut / "certificate.json").write_text("{")
+    refused = command(*compare, "--data", data, "--model", cut)
+    assert_one_line_error(refused, "certificate.json is not JSON")
     refused = command(*compare, "--data", tmp_path / "other")
     assert_one_line_error(refused, "was made with another tokenizer", "that the model was trained on")
     _, out, _ = command(*compare, "--data", tmp_path / "masked")

@@ -15,6 +15,10 @@ from jaxgpt.data.sources import ReadOptions, open_source
 from jaxgpt.shared.errors import UserError
 
 
+def preparing(source: Path) -> tuple[object, ...]:
+    return ("jaxgpt", "prepare", "--source", source, "--tokenizer", "gpt2", "--val-fraction", 0.3)
+
+
 def test_a_blank_answer_is_no_answer_and_blank_rows_are_told(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     lines = [f"question {n},{'' if n % 3 else f'answer {n}'}" for n in range(60)]
@@ -148,16 +152,7 @@ def test_a_folder_that_can_not_be_entered_is_left_out(
 
 def test_what_was_left_out_is_named_once(command: Command, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [*rows(30), {"text": 1}])
-    call = (
-        "jaxgpt",
-        "prepare",
-        "--source",
-        tmp_path / "a.jsonl",
-        "--tokenizer",
-        "gpt2",
-        "--val-fraction",
-        0.3,
-    )
+    call = preparing(tmp_path / "a.jsonl")
     _, out, _ = command(*call, "--skip-errors", "--json", "--out", tmp_path / "d")
     (found,) = json.loads(out)["left_out"].values()
     assert found["count"] == len(found["first"]) == 1
@@ -165,31 +160,13 @@ def test_what_was_left_out_is_named_once(command: Command, tmp_path: Path) -> No
 
 def test_a_link_to_itself_is_one_line(command: Command, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    call = (
-        "jaxgpt",
-        "prepare",
-        "--source",
-        tmp_path / "loop",
-        "--tokenizer",
-        "gpt2",
-        "--out",
-        tmp_path / "d",
-    )
-    assert_one_line_error(command(*call), "loop")
+    call = preparing(tmp_path / "loop")
+    assert_one_line_error(command(*call, "--out", tmp_path / "d"), "loop")
 
 
 def test_a_file_of_the_user_s_in_a_data_set_stays(command: Command, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", rows(30))
-    call = (
-        "jaxgpt",
-        "prepare",
-        "--source",
-        tmp_path / "a.jsonl",
-        "--tokenizer",
-        "gpt2",
-        "--val-fraction",
-        0.3,
-    )
+    call = preparing(tmp_path / "a.jsonl")
     assert command(*call, "--out", tmp_path / "d")[0] == 0
     (tmp_path / "d" / "notes.json").write_text("{}")
     refused = command(*call, "--out", tmp_path / "d", "--overwrite")

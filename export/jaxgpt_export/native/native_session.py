@@ -30,7 +30,7 @@ class NativeSession:
       cache: what keys and values are kept as.
 
     Raises:
-      UserError: there are no so many slots.
+      UserError: no session has so many slots.
     """
 
     def __init__(self, model: NativeModel, slots: int = 1, cache: CacheKind = "fp16") -> None:

@@ -64,6 +64,7 @@ def compare_command(options: CompareOptions) -> Result:
     _check(options)
     dataset = open_dataset(options.data)
     require_tokenizer(dataset, options.reference, options.model)
+    is_trained = any(map(_is_made_of_training, (options.reference, options.model)))
     reference, model = open_model(options.reference), open_model(options.model)
     held = [each.block_size for each in (reference, model) if each.block_size is not None]
     block_size = min(held, default=DEFAULT_BLOCK_SIZE) if options.block_size is None else options.block_size
@@ -88,7 +89,6 @@ def compare_command(options: CompareOptions) -> Result:
     }
     few = tokens[:LAYER_ROWS]
     figures["greedy_parts_at"] = _greedy_parts_at(reference, model, few, options.greedy_tokens)
-    is_trained = any(map(_is_made_of_training, (options.reference, options.model)))
     layers, gates = _compare_layers(reference, model, few, is_trained)
     gates |= _bounds(options, found)
     for text, passed in gates.items():

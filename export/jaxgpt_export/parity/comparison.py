@@ -60,9 +60,8 @@ def compare_models(
     meter, losses = ParityMeter(), [0.0, 0.0]  # of the reference, of the model
     wanted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
     count = max(int(wanted[:, :-1].sum()), 1)
-    for row, kept in zip(
-        tokens, wanted[:, :-1], strict=True
-    ):  # one at a time: float64 copies of all logits would take gigabytes
+    # One row at a time: float64 copies of all logits would take gigabytes.
+    for row, kept in zip(tokens, wanted[:, :-1], strict=True):
         expected, found = reference.logits(row[None])[0], model.logits(row[None])[0]
         if expected.shape != found.shape:
             raise UserError(
