@@ -89,7 +89,8 @@ def claim(machines: Mapping[str, SpeedFigures]) -> str:
     sentences = (
         f"A GPT-2 of 124M parameters (random weights) writes **{rate_text(ours)} tokens/s** on "
         f"{figures.settings.threads} cores of an {cpu}.",
-        f"{NAMES[best.engine]} writes {rate_text(_rate(best))}, PyTorch's quantize_dynamic {rate_text(torch)}.",
+        f"{NAMES[best.engine]} writes {rate_text(_rate(best))}, PyTorch's quantize_dynamic "
+        f"{rate_text(torch)}.",
         *(_against_best(*other) for other in others),
         f"The INT8 file is {sizes[0]:.0f} MB, the float32 one {sizes[1]:.0f} MB.",
     )
