@@ -173,7 +173,7 @@ def rounds_of(tokens: list[int]) -> list[dict[str, object]]:
     return [
         {
             "tokens": tokens, "prefill_s": 0.1, "decode_s": (len(tokens) - 1) / rate, "read_gb_s": read,
-            "long_prefill_s": 1.0, "environment": {}, "peak_rss_bytes": 1,
+            "long_prefill_s": 1.0, "settings": {}, "peak_rss_bytes": 1,
         }
         for rate, read in measured
     ]  # fmt: skip

@@ -121,11 +121,18 @@ def test_the_chart_of_speed_and_quality_has_every_program_of_its_files() -> None
         for row in speed
         if row["cached"] and not row.get("isa")
     }
-    expected = {
-        (row["loss_increase"], row["difference_error"], rates[row["name"]])
+    settings = {f"{row['engine']} {row['precision']}": row["settings"] for row in speed}
+    alike = [
+        row
         for row in quality
         if row["name"] in rates
-    }
+        and all(
+            settings[row["name"]].get(key) == value
+            for key, value in (row.get("settings") or {}).items()
+            if key in ("dynamic_quantization_group_size", "delegated")
+        )
+    ]
+    expected = {(row["loss_increase"], row["difference_error"], rates[row["name"]]) for row in alike}
     figures = blocks._quality_and_speed(ROOT / RESULTS)
     points = quality_speed.points(*figures[:2])
     assert {(point.nats, point.error, point.rate) for point in points} == expected
@@ -136,6 +143,34 @@ def test_the_chart_of_speed_and_quality_has_every_program_of_its_files() -> None
     assert "ExecuTorch" in words
     table = quality_speed.markdown_block(*figures)
     assert all(f"| {row['name']} | " in table for row in quality if " " in row["name"])
+    otherwise = rates.keys() & {row["name"] for row in quality} - {row["name"] for row in alike}
+    assert otherwise
+    assert all(f"{name} (dynamic_quantization_group_size" in table for name in otherwise)
+
+
+def test_of_a_program_s_settings_the_chart_has_the_one_that_its_speed_was_measured_with() -> None:
+    quality, speed, cpu = blocks._quality_and_speed(ROOT / RESULTS)
+    name, key = "openvino int8-weight-only", "dynamic_quantization_group_size"
+    row = next(each for each in quality.rows if each.name == name)
+    costs = {0: 0.25, 32: 0.5}
+    several = [
+        dataclasses.replace(row, name=f"{name}, {key} {group}", settings={key: group}, loss_increase=nats)
+        for group, nats in costs.items()
+    ]
+    measured = next(each for each in speed.rows if each.name == name)
+    for group, nats in costs.items():
+        rows = [dataclasses.replace(measured, settings={key: group})]
+        found = dataclasses.replace(quality, rows=(*quality.rows[:1], *several))
+        (point,) = quality_speed.points(found, dataclasses.replace(speed, rows=tuple(rows)))
+        assert (point.nats, point.rate) == (nats, measured.decode_tokens_per_s.median)
+        table = quality_speed.markdown_block(found, dataclasses.replace(speed, rows=tuple(rows)), cpu)
+        assert "Not in the chart" not in table
+        lines = {
+            each: next(x for x in table.splitlines() if f"| {name}, {key} {each} |" in x) for each in costs
+        }
+        assert {each: line.endswith(" |  |") for each, line in lines.items()} == {
+            each: each != group for each in costs
+        }
 
 
 def test_the_claim_names_the_fastest_other_program_of_each_machine() -> None:
@@ -178,7 +213,8 @@ def test_ratios_are_those_of_the_files_with_every_other_program_in_them() -> Non
     row = next(line for line in busy.splitlines() if line.startswith("| ONNX Runtime, 8 bits |"))
     assert row.split(" | ")[1:] == [*expected[:-1], f"{expected[-1]} |"]
     assert [line.split(":")[0] for line in tables.splitlines() if "times as fast" in line] == [
-        "| generation", "| prompts", "| generation beside two busy processes",
+        "| generation", "| generation, had memory been read equally fast", "| prompts",
+        "| generation beside two busy processes",
     ]  # fmt: skip
 
 

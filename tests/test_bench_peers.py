@@ -23,6 +23,7 @@ from jaxgpt_export.format.tensors import to_hf_layout
 from jaxgpt_export.interchange.blocks import block_size_for, pack_pairs, round_blocks
 from jaxgpt_export.model.build import as_arrays, load
 
+from jaxgpt.generation.session import Session
 from jaxgpt.shared.config import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=384, block_size=32, n_layer=2, n_head=2, n_embd=64)
@@ -92,7 +93,12 @@ def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
     assert 0 < made.bytes_per_token <= made.file_bytes
     tokens, logits = reference(folder, 12)
     assert len(set(tokens)) > 4
-    engine = PEERS[name].open(made.path, precision, 1)
+    for settings in PEERS[name].settings_tried(precision):
+        engine = PEERS[name].open(made.path, precision, 1, settings=settings)
+        check_logits(name, precision, engine, tokens, logits)
+
+
+def check_logits(name: str, precision: str, engine: Session, tokens: list[int], logits: np.ndarray) -> None:
     assert engine.block_size == CONFIG.block_size
     for _ in range(2):  # the second time after a text: start forgets it
         theirs = [np.array(engine.prefill(PROMPT))]
@@ -114,7 +120,7 @@ def test_a_peer_gives_the_module_s_logits_and_greedy_tokens(
 @pytest.mark.parametrize("precision", PEERS["torchao"].precisions)
 def test_torchao_compiled_gives_the_module_s_logits(precision: str, folder: Path, tmp_path: Path) -> None:
     made = prepared("torchao", precision, folder, tmp_path)
-    assert set(made.settings) == {"max_autotune"}
+    assert {each.settings["max_autotune"] for each in PEERS["torchao"].choices(precision)} == {False, True}
     tokens, logits = reference(folder, 20)  # past the first step by which what is read of the cache grows
     engine = PEERS["torchao"].open(made.path, precision, 1)
     theirs = [np.array(engine.prefill(PROMPT)), *(np.array(engine.decode(token)) for token in tokens[:-1])]
@@ -143,7 +149,7 @@ def test_what_is_not_installed_or_fails_is_left_out_in_a_line(
 
 
 ECHO = """
-from jaxgpt_bench.peers.peer import PLAIN, Peer, Prepared
+from jaxgpt_bench.peers.peer import NO_SETTINGS, PLAIN, Peer, Prepared
 
 
 class EchoSession:
@@ -168,7 +174,7 @@ class Echo(Peer):
         (scratch / "model").write_text("x")
         return Prepared(scratch, 1000)
 
-    def open(self, path, precision, threads, variant=PLAIN):
+    def open(self, path, precision, threads, variant=PLAIN, settings=NO_SETTINGS):
         return EchoSession()
 
 

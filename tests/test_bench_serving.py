@@ -41,6 +41,8 @@ def test_servers_are_measured_side_by_side(command: Command, int8_dynamic: Path,
     ]
     assert all(row.tokens_per_s.min > 0 and row.first_token_ms.min > 0 for row in figures.load)
     assert figures.alone_tokens_per_s is not None
+    assert figures.noise is not None
+    assert figures.noise.probe_spread is not None
     assert "tokens/s" in err
     text = markdown_block(figures)
     assert "3 clients" not in text  # of 8 it speaks where 8 were measured

@@ -1,7 +1,8 @@
 """Rounds of `jaxgpt-bench generate` that do not come to their end, and line-ups that can't be measured."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from conftest import Command, assert_one_line_error
 from jaxgpt_bench.common.rows import Spread
 from jaxgpt_bench.common.workers import Worker
 from jaxgpt_bench.peers import find_peers
+from jaxgpt_bench.peers.peer import Choice, Peer, Variant
 from jaxgpt_bench.speed.contestants import Contestant, weight_bytes
 from jaxgpt_bench.speed.native_rounds import WAYS, Counts, NativeRounds, continued, rate_of
 from jaxgpt_bench.speed.options import SpeedOptions
 from jaxgpt_bench.speed.programs import NATIVE
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer
-from jaxgpt_bench.speed.rounds import Rounds, speed_row
+from jaxgpt_bench.speed.rounds import BESIDE_OTHERS, Rounds, speed_row
+from jaxgpt_bench.speed.trials import TRIALS, Entrant, close, fastest, started
 from jaxgpt_export.format.artifact import read_artifact
 from tiny_artifacts import SHAPE, tiny_artifacts
 
@@ -59,7 +62,9 @@ def rounds_of(monkeypatch: pytest.MonkeyPatch, **questions: int) -> tuple[Rounds
     workers = {
         each.name: Scripted(each.name, count) for each, count in zip(line_up, questions.values(), strict=True)
     }
-    monkeypatch.setattr(Contestant, "start", lambda self, prompt, count: (workers[self.name], {}))
+    monkeypatch.setattr(
+        "jaxgpt_bench.speed.rounds.started", lambda of, warm_up: [Entrant(workers[of.name], Choice())]
+    )
     monkeypatch.setattr("jaxgpt_bench.speed.rounds.read_bandwidth", lambda size, threads: 10.0)
     return Rounds(line_up, [1, 2], [1, 2, 3], SpeedOptions(tokens=4, rounds=3), 1), workers
 
@@ -67,7 +72,7 @@ def rounds_of(monkeypatch: pytest.MonkeyPatch, **questions: int) -> tuple[Rounds
 def test_a_peer_that_stops_in_a_round_is_left_out_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rounds, workers = rounds_of(monkeypatch, ours=100, peer=1 + 3 + 1)  # the second round's warm-up
+    rounds, workers = rounds_of(monkeypatch, ours=100, peer=3 + 1)  # the second round's warm-up
     assert len(list(rounds.run())) == 3
     ours, peer = rounds.answers
     assert len(rounds.answers[ours]) == 3
@@ -78,12 +83,145 @@ def test_a_peer_that_stops_in_a_round_is_left_out_and_the_others_go_on(
 def test_this_project_s_own_program_that_stops_ends_the_rounds_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rounds, workers = rounds_of(monkeypatch, ours=1 + 3)
+    rounds, workers = rounds_of(monkeypatch, ours=3)
     running = rounds.run()
     next(running)
     with pytest.raises(UserError, match="stopped with code -9; --out has the rounds before it"):
         next(running)
     assert all(worker.closed for worker in workers.values())
+
+
+class TwoWays(Peer):
+    """A program whose two ways are each the fastest at something."""
+
+    engine = "two-ways"
+    modules = ()
+    precisions = ("fp32",)
+    environments = ({}, {"OMP_WAIT_POLICY": "PASSIVE"})
+
+
+class Timed(Worker):
+    """A worker that says how long it took: `times` are of a token, of a prompt, of a token beside others."""
+
+    busy = False
+
+    def __init__(self, name: str, times: tuple[float, float, float], stops: bool = False) -> None:
+        self.name, self.closed, self.asked, self._times, self._stops = name, False, 0, times, stops
+
+    def ask(self, question: Any) -> dict[str, Any]:
+        if self._stops and Timed.busy:
+            raise RuntimeError(f"{self.name} stopped with code -9")
+        self.asked += 1
+        token, prompt, beside = self._times
+        each = beside if Timed.busy else token
+        count = question["count"]
+        return {
+            "decode_s": (count - 1) * each,
+            "prefill_s": prompt,
+            "tokens": [1] * count,
+            "peak_rss_bytes": 1,
+        }
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[Timed]:
+    """Processes start as `Timed`, spinning ones fast until others compute; all that were started."""
+    all_started: list[Timed] = []
+
+    def process(contestant: Contestant, choice: Choice) -> Timed:
+        spins = not choice.environment
+        times = (0.01, 2.0, 1.0) if spins else (0.02, 1.0, 0.04)
+        all_started.append(Timed(contestant.name, times, stops=contestant.variant.every_logit))
+        return all_started[-1]
+
+    @contextlib.contextmanager
+    def busy(count: int) -> Iterator[None]:
+        Timed.busy = count > 0
+        yield
+        Timed.busy = False
+
+    monkeypatch.setattr("jaxgpt_bench.speed.trials._process", process)
+    monkeypatch.setattr("jaxgpt_bench.speed.rounds.busy_processes", busy)
+    monkeypatch.setattr("jaxgpt_bench.speed.rounds.read_bandwidth", lambda size, threads: 10.0)
+    return all_started
+
+
+def two_ways(every_logit: bool = False) -> Contestant:
+    variant = Variant(every_logit=every_logit)
+    return Contestant(
+        program=TwoWays(), precision="fp32", path=Path(), threads=1, variant=variant, bytes_per_token=1000,
+        file_bytes=1,
+    )  # fmt: skip
+
+
+def test_a_program_generates_takes_prompts_and_runs_beside_others_each_in_its_fastest_way(
+    machine: list[Timed],
+) -> None:
+    contestant = two_ways()
+    rounds = Rounds([contestant], [1, 2], [1, 2, 3], SpeedOptions(tokens=5, rounds=2, busy=1), 1)
+    assert len(list(rounds.run())) == 3  # two free, one that adds what is left beside others
+    row = speed_row(contestant, rounds.answers[contestant.name], 512, None)
+    assert row.decode_tokens_per_s.median == pytest.approx(1 / 0.01)
+    assert row.prefill_tokens_per_s.median == pytest.approx(512 / 1.0)
+    assert row.busy_tokens_per_s is not None
+    assert row.busy_tokens_per_s.median == pytest.approx(1 / 0.04)
+    assert row.busy_share == pytest.approx(0.01 / 0.04)
+    assert (row.settings, row.prompt_settings) == ({}, {"OMP_WAIT_POLICY": "PASSIVE"})
+    assert row.busy_settings == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert all(worker.closed for worker in machine)
+    same = speed_row(
+        contestant, [{**each, "prompt_settings": {}} for each in rounds.answers[row.name]], 512, None
+    )
+    assert same.prompt_settings is None
+    assert "prompt_settings" not in same.to_json()
+
+
+def test_a_program_that_stops_beside_others_keeps_its_free_figures(machine: list[Timed]) -> None:
+    stops, other = two_ways(every_logit=True), two_ways()
+    rounds = Rounds([stops, other], [1, 2], [1, 2, 3], SpeedOptions(tokens=5, rounds=2, busy=1), 1)
+    assert len(list(rounds.run())) == 3
+    assert list(rounds.failed) == [stops.name + BESIDE_OTHERS]
+    rows = [speed_row(each, rounds.answers[each.name], 512, None) for each in (stops, other)]
+    assert [row.busy_tokens_per_s is None for row in rows] == [True, False]
+    assert all(worker.closed for worker in machine)
+
+
+def test_a_way_that_does_not_start_is_passed_over_and_one_that_is_twice_as_slow_not_tried_again(
+    machine: list[Timed],
+) -> None:
+    contestant = two_ways()
+
+    def no_spinning(worker: Worker) -> None:
+        if worker is machine[0]:
+            raise RuntimeError("it needs more cores")
+
+    (only,) = started(contestant, no_spinning)
+    assert only.choice.environment == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert [worker.closed for worker in machine] == [True, False]
+
+    def never(worker: Worker) -> None:
+        raise RuntimeError("it needs more memory")
+
+    with pytest.raises(RuntimeError, match="more memory"):
+        started(contestant, never)
+    assert [worker.closed for worker in machine] == [True, False, True, True]
+    machine.clear()
+    both = started(contestant, lambda worker: None)
+    for ratio, tries in ((1.9, TRIALS), (2.0, 1)):
+        for worker in machine:
+            worker.asked = 0
+
+        def seconds(worker: Any, ratio: float = ratio) -> float:
+            worker.asked += 1
+            return ratio if worker is machine[0] else 1.0
+
+        assert fastest(both, seconds) is both[1]
+        assert [worker.asked for worker in machine] == [tries, tries]
+    close(both, but=both[:1])
+    assert [worker.closed for worker in machine] == [False, True]
 
 
 def test_a_row_is_of_each_round_s_own_figures() -> None:
@@ -98,7 +236,7 @@ def test_a_row_is_of_each_round_s_own_figures() -> None:
     answers = [
         {
             "tokens": [1] * 5, "prefill_s": prefill, "decode_s": decode, "long_prefill_s": long,
-            "read_gb_s": 8.0, "peak_rss_bytes": 1, "environment": {},
+            "read_gb_s": 8.0, "peak_rss_bytes": 1, "settings": {},
         }
         for prefill, decode, long in times
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from jaxgpt_export.native.bandwidth import read_bandwidth as engine_read_bandwid
 from jaxgpt_export.native.library import instruction_sets
 
 READ_PASSES = 15
-SMALLEST_BUFFER = 1 << 20
+SMALLEST_BUFFER, LARGE_BUFFER = 1 << 20, 1_000_000_000  # bytes
 
 
 def read_bandwidth(buffer_bytes: int, threads: int) -> float:

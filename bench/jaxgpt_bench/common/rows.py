@@ -72,7 +72,7 @@ class Noise(JsonData):
       pressure_some: share of the time in which some thread waited for a core, one of ours or another's.
       pressure_full: in which all did.
       probe_spread: (largest - least) / median of the rate that was measured in every round: of reading
-        memory, or of a matrix product.
+        memory, or of a matrix product. Of generation the median row's, where that is more.
       accepted: somebody takes the figures however busy it was.
     """
 
@@ -107,12 +107,16 @@ class SpeedRound(JsonData):
     Attributes:
       tokens_per_s: after the first.
       read_gb_s: read bandwidth right before and after, their mean.
+      read_before_gb_s: the former.
+      read_after_gb_s: the latter.
       ceiling_tokens_per_s: that this bandwidth allows.
       ceiling_share: of it that was reached.
     """
 
     tokens_per_s: float
     read_gb_s: float
+    read_before_gb_s: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    read_after_gb_s: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     ceiling_tokens_per_s: float
     ceiling_share: float
 
@@ -142,7 +146,9 @@ class SpeedRow(JsonData):
       peak_rss_mb: of the process.
       busy_tokens_per_s: beside busy processes.
       busy_share: of the free rate that remains then.
-      settings: that were chosen on this machine.
+      settings: that were fastest on this machine.
+      prompt_settings: those that took the long prompt fastest, where they are others.
+      busy_settings: those that were fastest beside busy processes, where they are others.
       greedy_agrees: tokens before the first that differs from those of the first float32 row.
       greedy_tokens: that were generated.
     """
@@ -167,6 +173,8 @@ class SpeedRow(JsonData):
     busy_tokens_per_s: Spread | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     busy_share: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     settings: dict[str, Any]
+    prompt_settings: dict[str, Any] | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    busy_settings: dict[str, Any] | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     greedy_agrees: int | None
     greedy_tokens: tuple[int, ...]
 

@@ -23,6 +23,8 @@ NAMES = {
     QUANTIZE_DYNAMIC: "PyTorch quantize_dynamic",
     LLAMA_CPP: "llama.cpp",
 }
+# What of their INT8 files is float32: quantize_dynamic rounds when it is loaded.
+NO_INT8 = {QUANTIZE_DYNAMIC: " (float32)", "executorch": " (embedding float32)"}
 PRECISIONS = {
     "fp32": "float32",
     "int8-dynamic": "INT8",
@@ -114,7 +116,7 @@ def summary(figures: SpeedFigures, quality: QualityFigures) -> str:
         _best_other(float32_rows(figures), "float32"),
     ]
     cells = [
-        (label(row), rate_text(_rate(row)), f"{row.ceiling_share:.0%}", f"{row.file_mb:.0f}") for row in shown
+        (label(row), rate_text(_rate(row)), f"{row.ceiling_share:.0%}", _file_text(row)) for row in shown
     ]
     first = tuple(f"<b>{cell}</b>" for cell in cells[0])  # Markdown's own stars are escaped in tables
     titles = ("program", "tokens/s", "of what the memory allows", "file, MB")
@@ -129,6 +131,11 @@ def summary(figures: SpeedFigures, quality: QualityFigures) -> str:
         f"The file shrinks from {before.size_mb:.1f} to {after.size_mb:.1f} MB.",
     )
     return f"{speeds}\n\n{' '.join(sentences)}"
+
+
+def _file_text(row: SpeedRow) -> str:
+    """Return MB of what is loaded, and what of it is no INT8."""
+    return f"{row.file_mb:.0f}{NO_INT8.get(row.engine, '') if row.precision.startswith('int8') else ''}"
 
 
 def picture(figures: SpeedFigures) -> str:

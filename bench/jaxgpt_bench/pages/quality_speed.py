@@ -2,15 +2,16 @@
 
 Nats are those of `jaxgpt-bench quality --peers` on a small trained model, tokens a second those of
 `jaxgpt-bench generate` at GPT-2's size, where weights are random and a loss says nothing. A program in a
-precision has the same name in both and is converted the same way, but for a setting that it tried on each
-model; the table names those that change what is computed.
+precision has the same name in both and is converted the same way. Where a setting changes what it computes,
+quality has a row for each, and the one that speed was measured with is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxgpt_bench.common.formatting import rate_text
 from jaxgpt_bench.common.plots import Point, points_chart
-from jaxgpt_bench.common.rows import QualityFigures, QualityRow, SpeedFigures
+from jaxgpt_bench.common.rows import QualityFigures, QualityRow, SpeedFigures, SpeedRow
 from jaxgpt_bench.common.tables import DIFFERENCE, KL_MEAN, KL_TAIL, RMS_CHANGE, SIZE, TOP1, Column, table
 from jaxgpt_bench.pages.headline import NAMES
 from jaxgpt_bench.speed.programs import own_engines
@@ -33,19 +34,38 @@ def programs(quality: QualityFigures) -> list[QualityRow]:
 
 
 def points(quality: QualityFigures, speed: SpeedFigures) -> list[Point]:
-    """Return a point for each program and precision that both files have, this project's first."""
-    costs = {row.name: row for row in programs(quality)}
+    """Return a point for each program and precision that both files have set alike, this project's first."""
+    costs = programs(quality)
+    pairs = [
+        (row, cost)
+        for row in sorted(speed.rows, key=lambda row: row.engine not in own_engines())
+        for cost in costs
+        if _is_of(cost, row) and _is_set_alike(cost, row)
+    ]
     return [
         Point(
             program=NAMES.get(row.engine, row.engine),
             group=group(row.precision),
-            nats=costs[row.name].loss_increase,
-            error=costs[row.name].difference_error,
+            nats=cost.loss_increase,
+            error=cost.difference_error,
             rate=row.decode_tokens_per_s.median,
         )
-        for row in sorted(speed.rows, key=lambda row: row.engine not in own_engines())
-        if row.name in costs
+        for row, cost in pairs
     ]
+
+
+def _is_of(cost: QualityRow, row: SpeedRow) -> bool:
+    """Tell whether a row of quality is of a row of speed; those of several settings name theirs."""
+    return cost.name.partition(", ")[0] == row.name
+
+
+def _is_set_alike(cost: QualityRow, row: SpeedRow) -> bool:
+    """Tell whether a program was set alike in both, but for what changes only its speed."""
+    return all(row.settings.get(key, value) == value for key, value in _of_values(cost.settings or {}))
+
+
+def _of_values(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in settings.items() if key not in OF_SPEED]
 
 
 def picture(quality: QualityFigures, speed: SpeedFigures, cpu: str) -> str:
@@ -67,7 +87,12 @@ def markdown_block(quality: QualityFigures, speed: SpeedFigures, cpu: str) -> st
       speed: of GPT-2's shape.
       cpu: the name of the processor that speed is of.
     """
-    rates = {row.name: row.decode_tokens_per_s.median for row in speed.rows}
+    rates = {
+        cost.name: row.decode_tokens_per_s.median
+        for cost in programs(quality)
+        for row in speed.rows
+        if _is_of(cost, row) and _is_set_alike(cost, row)
+    }
     order = list(BITS.values())
     rows = sorted(
         programs(quality),
@@ -89,12 +114,16 @@ def markdown_block(quality: QualityFigures, speed: SpeedFigures, cpu: str) -> st
 
 
 def _set_otherwise(rows: Sequence[QualityRow], speed: SpeedFigures) -> str:
-    """Name the programs that chose another setting for the model whose speed is given."""
-    there = {row.name: row.settings for row in speed.rows}
-    found = [
-        f"{row.name}, {key} {value} here and {there[row.name][key]} there"
-        for row in rows
-        for key, value in (row.settings or {}).items()
-        if key not in OF_SPEED and there.get(row.name, {}).get(key, value) != value
+    """Name the programs whose speed was measured with a setting that their quality was not."""
+    measured = [
+        row
+        for row in speed.rows
+        if any(_is_of(cost, row) for cost in rows)
+        and not any(_is_of(cost, row) and _is_set_alike(cost, row) for cost in rows)
     ]
-    return f" Set otherwise where its speed was measured: {'; '.join(found)}." if found else ""
+    found = [
+        f"{row.name} ({', '.join(f'{key} {value}' for key, value in _of_values(row.settings))})"
+        for row in measured
+    ]
+    said = "Not in the chart and without tokens/s, as their quality was measured with other settings"
+    return f" {said}: {'; '.join(found)}." if found else ""

@@ -37,6 +37,11 @@ def generation(row: SpeedRow) -> float:
     return row.decode_tokens_per_s.median
 
 
+def at_equal_bandwidth(row: SpeedRow) -> float:
+    """Return the rate at one byte a second: what generation would be, had memory been read equally fast."""
+    return row.ceiling_share / row.bytes_per_token
+
+
 def prompts(row: SpeedRow) -> float:
     """Return a long prompt's tokens a second."""
     return row.prefill_tokens_per_s.median
@@ -56,6 +61,7 @@ def markdown_block(machines: Mapping[str, SpeedFigures], busy: Mapping[str, Spee
     """
     tables = (
         ratio_table("generation", generation, machines),
+        ratio_table("generation, had memory been read equally fast", at_equal_bandwidth, machines),
         ratio_table("prompts", prompts, machines),
         ratio_table("generation beside two busy processes", beside_others, busy),
     )

@@ -29,7 +29,6 @@ def prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]
             "path": str(made.path),
             "bytes_per_token": made.bytes_per_token,
             "file_bytes": made.file_bytes,
-            "settings": made.settings,
         }
 
     return answer

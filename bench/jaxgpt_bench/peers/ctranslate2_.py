@@ -11,7 +11,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgpt_bench.peers.peer import PLAIN, Artifact, Floats, Peer, Prepared, Variant, weight_bytes
+from jaxgpt_bench.peers.peer import (
+    NO_SETTINGS,
+    PLAIN,
+    Artifact,
+    Floats,
+    Peer,
+    Prepared,
+    Settings,
+    Variant,
+    weight_bytes,
+)
 
 COMPUTE = {"fp32": "float32", "int8-dynamic": "int8_float32"}
 
@@ -78,6 +88,8 @@ class CTranslate2(Peer):
     modules: ClassVar[tuple[str, ...]] = ("ctranslate2", "transformers")
     install: ClassVar[str] = "ctranslate2 transformers"
     precisions: ClassVar[tuple[str, ...]] = tuple(COMPUTE)
+    # By itself it takes MKL on Intel's processors alone.
+    environments: ClassVar[tuple[dict[str, str], ...]] = ({}, {"CT2_USE_MKL": "1"})
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
         """Convert the Hugging Face folder."""
@@ -102,7 +114,14 @@ class CTranslate2(Peer):
 
         return Prepared(scratch, weight_bytes(artifact, matrix_bytes))
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> CTranslate2Session:
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> CTranslate2Session:
         """Load the folder."""
         return CTranslate2Session(path, precision, threads)
 

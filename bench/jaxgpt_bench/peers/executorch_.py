@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxgpt_bench.peers.peer import (
-    CHOSEN,
+    NO_SETTINGS,
     PLAIN,
     Artifact,
     Peer,
     Prepared,
+    Settings,
     Variant,
-    fastest,
     weight_bytes,
 )
 
@@ -171,10 +171,11 @@ class Executorch(Peer):
     engine: ClassVar[str] = "executorch"
     modules: ClassVar[tuple[str, ...]] = ("executorch",)
     install: ClassVar[str] = "executorch"
+    changes_values: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]] = tuple(BITS)
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
-        """Compile it in two ways, and keep the faster one."""
+        """Compile it in two ways."""
         if BITS[precision] == 4 and artifact.config.n_embd % GROUP:
             channels = artifact.config.n_embd
             raise RuntimeError(f"its 4 bits take inputs in {GROUP}s, this model has {channels} channels")
@@ -182,28 +183,34 @@ class Executorch(Peer):
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            paths = {}
             for delegated in (MATRICES, ALL):
-                paths[delegated] = scratch / f"{delegated}.pte"
-                paths[delegated].write_bytes(_program(artifact, precision, delegated))
-        trial = {delegated: ExecutorchSession(path, threads) for delegated, path in paths.items()}
-        found = fastest(trial, scratch, SETTING)
-        folder = scratch / "model"
-        folder.mkdir()
-        paths[found[SETTING]].rename(folder / "model.pte")
-        for path in (*paths.values(), scratch / CHOSEN):
-            path.unlink(missing_ok=True)
+                _file(scratch, delegated).write_bytes(_program(artifact, precision, delegated))
 
         def matrix_bytes(matrix: Any) -> float:
             O, I = matrix.shape
             scales = {8: 4.0 * O, 4: 2.0 * O * I / GROUP}
             return O * I * BITS[precision] / 8 + scales.get(BITS[precision], 0.0)
 
-        return Prepared(folder / "model.pte", weight_bytes(artifact, matrix_bytes), found)
+        return Prepared(scratch, weight_bytes(artifact, matrix_bytes), _file(scratch, MATRICES))
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> ExecutorchSession:
+    def settings_tried(self, precision: str) -> tuple[Settings, ...]:
+        """Give XNNPACK the matrices alone, or whatever it can compute."""
+        return tuple({SETTING: delegated} for delegated in (MATRICES, ALL))
+
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> ExecutorchSession:
         """Load the program."""
-        return ExecutorchSession(path, threads)
+        return ExecutorchSession(_file(path, settings.get(SETTING, MATRICES)), threads)
+
+
+def _file(folder: Path, delegated: str) -> Path:
+    return folder / f"{delegated}.pte"
 
 
 PEER = Executorch()

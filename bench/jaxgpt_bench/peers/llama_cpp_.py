@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Artifact, Peer, Prepared, Variant
+from jaxgpt_bench.peers.peer import NO_SETTINGS, OPENMP, PLAIN, Artifact, Peer, Prepared, Settings, Variant
 
 if TYPE_CHECKING:
     from jaxgpt_export.interchange.gguf_file import FileType
@@ -170,7 +170,14 @@ class LlamaCpp(Peer):
             (scratch / "float32.gguf").unlink()
         return Prepared(path, touched_bytes(path))
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> LlamaCppSession:
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> LlamaCppSession:
         """Load the file."""
         return LlamaCppSession(path, threads, flash=True, repack=not has_amx(), mapped=False)
 

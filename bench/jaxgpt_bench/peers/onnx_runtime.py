@@ -9,14 +9,14 @@ from jaxgpt_export.interchange.onnx.precision import BITS, Precision
 from jaxgpt_export.interchange.onnx.session import OnnxSession
 
 from jaxgpt_bench.peers.peer import (
+    NO_SETTINGS,
     PLAIN,
     Artifact,
     Peer,
     Prepared,
+    Settings,
     Variant,
     arrays,
-    chosen,
-    fastest,
     weight_bytes,
 )
 
@@ -59,15 +59,22 @@ class OnnxRuntime(Peer):
                 return float(O * I * BITS[precision] / 8 + 4 * O * I / block)
             return float(4 * O * I if precision == "fp32" else O * I + 4 * O)
 
-        trial = {spinning: self._open(scratch, threads, spinning) for spinning in (False, True)}
-        return Prepared(scratch, weight_bytes(artifact, matrix_bytes), fastest(trial, scratch, SETTING))
+        return Prepared(scratch, weight_bytes(artifact, matrix_bytes))
 
-    def _open(self, path: Path, threads: int, spinning: bool) -> OnnxSession:
-        return OnnxSession(path, session_options(threads, spinning))
+    def settings_tried(self, precision: str) -> tuple[Settings, ...]:
+        """Let its threads spin between two operators, or sleep."""
+        return tuple({SETTING: spinning} for spinning in (True, False))
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> OnnxSession:
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> OnnxSession:
         """Open a session."""
-        return self._open(path, threads, chosen(path, SETTING, True))
+        return OnnxSession(path, session_options(threads, settings.get(SETTING, True)))
 
 
 PEER = OnnxRuntime()

@@ -8,14 +8,14 @@ import numpy as np
 from jaxgpt_export.interchange.blocks import block_size_for, round_blocks
 
 from jaxgpt_bench.peers.peer import (
+    NO_SETTINGS,
     PLAIN,
     Artifact,
     Peer,
     Prepared,
+    Settings,
     Variant,
     arrays,
-    chosen,
-    fastest,
     head_weight,
     weight_bytes,
 )
@@ -194,7 +194,7 @@ class OpenVinoSession:
         return out[0][0, 0]
 
 
-def settings(threads: int, group: int) -> dict[str, Any]:
+def plugin_settings(threads: int, group: int) -> dict[str, Any]:
     """Return the settings; `group` inputs share a scale when they are rounded, 0 rounds none."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
@@ -212,6 +212,7 @@ class OpenVino(Peer):
     engine: ClassVar[str] = "openvino"
     modules: ClassVar[tuple[str, ...]] = ("openvino",)
     install: ClassVar[str] = "openvino"
+    changes_values: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8-weight-only", "int4-weight-only")
 
     def convert(self, artifact: Artifact, precision: str, scratch: Path, threads: int) -> Prepared:
@@ -222,22 +223,28 @@ class OpenVino(Peer):
         ov.save_model(model, scratch / "model.xml", compress_to_fp16=False)
         (scratch / "context").write_text(str(artifact.config.block_size), encoding="utf-8")
 
-        found = {}
-        if precision != "fp32":
-            trial = {group: OpenVinoSession(scratch, settings(threads, group)) for group in GROUPS}
-            found = fastest(trial, scratch, SETTING)
-
         def matrix_bytes(matrix: Any) -> float:
             O, I = matrix.shape
             if precision == "int4-weight-only":
                 return O * I / 2 + 4.0 * O * I / block_size_for(I, INT4_BLOCK)
             return 4.0 * O * I if precision == "fp32" else O * I + 4.0 * O
 
-        return Prepared(scratch, weight_bytes(artifact, matrix_bytes), found)
+        return Prepared(scratch, weight_bytes(artifact, matrix_bytes))
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> OpenVinoSession:
+    def settings_tried(self, precision: str) -> tuple[Settings, ...]:
+        """Round the inputs of quantized weights in groups, or not."""
+        return tuple({SETTING: group} for group in GROUPS) if precision != "fp32" else (NO_SETTINGS,)
+
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> OpenVinoSession:
         """Compile the model."""
-        return OpenVinoSession(path, settings(threads, chosen(path, SETTING, 0)))
+        return OpenVinoSession(path, plugin_settings(threads, settings.get(SETTING, 0)))
 
 
 PEER = OpenVino()

@@ -2,10 +2,9 @@
 
 import dataclasses
 import importlib.util
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,8 +22,26 @@ else:  # it imports PyTorch, which a peer's process would carry in its peak of m
 OPENMP: tuple[dict[str, str], ...] = ({}, {"OMP_WAIT_POLICY": "PASSIVE"})
 Floats = npt.NDArray[np.float32]
 
-CHOSEN = "chosen.json"
-TRIAL_STEPS = 30
+Settings = Mapping[str, Any]  # that a program is opened with
+NO_SETTINGS: Settings = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of the ways to run a program of which each machine has its own fastest.
+
+    Attributes:
+      environment: variables of its process, beside those that every program gets.
+      settings: that it is opened with.
+    """
+
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    settings: Settings = dataclasses.field(default_factory=dict)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What a row says of it."""
+        return {**self.settings, **self.environment}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +51,20 @@ class Prepared:
     Attributes:
       path: file or folder.
       bytes_per_token: of the weights that one token reads, at the width they have in memory.
-      settings: that a trial chose on this machine; `open` reads them from the folder.
+      one_of: of a folder with a file for each setting, one of these files; None for all others.
     """
 
     path: Path
     bytes_per_token: int
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    one_of: Path | None = None
 
     @property
     def file_bytes(self) -> int:
         """Size of the file, or of all files of the folder."""
-        if self.path.is_file():
-            return self.path.stat().st_size
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        path = self.one_of or self.path
+        if path.is_file():
+            return path.stat().st_size
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +91,7 @@ class Program:
 
     Attributes:
       engine: its name in the rows.
-      environments: variables of its process, beside those that every program gets: each is tried, the
-        fastest taken.
+      environments: variables of its process, beside those that every program gets, that are tried.
       kv_bytes: of a number in its KV cache: 4 for float32, 2 for float16.
 
     A session may have `generate_greedily(prompt, count)`, which is timed in place of single steps (see
@@ -89,7 +106,26 @@ class Program:
         """Return the bytes of a number in the KV cache, beside weights of a precision."""
         return self.kv_bytes
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
+    def settings_tried(self, precision: str) -> tuple[Settings, ...]:
+        """Return the settings of `open` that are tried, what it takes without any first."""
+        return (NO_SETTINGS,)
+
+    def choices(self, precision: str) -> tuple[Choice, ...]:
+        """Return the ways to run it that are tried: for each use the fastest is taken."""
+        return tuple(
+            Choice(environment, settings)
+            for environment in self.environments
+            for settings in self.settings_tried(precision)
+        )
+
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> Session:
         """Load a model.
 
         Args:
@@ -97,6 +133,7 @@ class Program:
           precision: the row's.
           threads: CPU threads; setting them is up to the program.
           variant: one of those that it has.
+          settings: one of `settings_tried`.
         """
         raise NotImplementedError
 
@@ -124,12 +161,14 @@ class Peer(Program):
     Attributes:
       modules: Python modules that must be there.
       install: what to give to pip for them.
+      changes_values: its settings change what is computed, not only how fast.
       precisions: its rows, the float32 one first where there is one.
       variants: ways in which each of them is measured.
     """
 
     modules: ClassVar[tuple[str, ...]]
     install: ClassVar[str]
+    changes_values: ClassVar[bool] = False
     precisions: ClassVar[tuple[str, ...]]
     variants: ClassVar[tuple[Variant, ...]] = (PLAIN,)
 
@@ -151,34 +190,6 @@ class Peer(Program):
           threads: that it will run with.
         """
         raise NotImplementedError
-
-
-def fastest(opened: Mapping[Any, Session], folder: Path, name: str) -> dict[str, Any]:
-    """Try settings whose order differs between machines, write the fastest into a folder and return it.
-
-    Args:
-      opened: a session for each value of the setting.
-      folder: where `chosen` finds it.
-      name: of the setting.
-    """
-    times: dict[Any, list[float]] = {value: [] for value in opened}
-    for session in opened.values():
-        session.prefill([0])
-    for _ in range(min(TRIAL_STEPS, *(session.block_size - 1 for session in opened.values()))):
-        for value, session in opened.items():
-            started = time.perf_counter()
-            session.decode(0)
-            times[value].append(time.perf_counter() - started)
-    # Sums, not medians: what a stolen core costs comes in few, long steps.
-    found = {name: min(times, key=lambda value: sum(times[value]))}
-    (folder / CHOSEN).write_text(json.dumps(found), encoding="utf-8")
-    return found
-
-
-def chosen(folder: Path, name: str, otherwise: Any) -> Any:
-    """Return what `fastest` wrote, or a value where no trial was made."""
-    path = folder / CHOSEN
-    return json.loads(path.read_text(encoding="utf-8"))[name] if path.exists() else otherwise
 
 
 def arrays(artifact: Artifact) -> dict[str, Floats]:

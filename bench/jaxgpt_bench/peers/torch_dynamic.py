@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import ClassVar
 
-from jaxgpt_bench.peers.peer import PLAIN, Artifact, Prepared, Variant, weight_bytes
+from jaxgpt_bench.peers.peer import NO_SETTINGS, PLAIN, Artifact, Prepared, Settings, Variant, weight_bytes
 from jaxgpt_bench.peers.transformers_ import Transformers, TransformersSession
 
 
@@ -26,7 +26,14 @@ class TorchQuantizeDynamic(Transformers):
             weight_bytes(artifact, lambda matrix: float(matrix.size)),
         )
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> TransformersSession:
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> TransformersSession:
         """Load the folder and round its weights."""
         import torch
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxgpt_bench.peers.peer import (
+    NO_SETTINGS,
     OPENMP,
     PLAIN,
     Artifact,
+    Choice,
     Peer,
     Prepared,
+    Settings,
     Variant,
-    chosen,
-    fastest,
     weight_bytes,
 )
 
@@ -189,31 +190,33 @@ class Torchao(Peer):
         folder.mkdir()
         for file in artifact.folder.resolve().iterdir():
             (folder / file.name).symlink_to(file)
-        found = {}
-        if self.compiled:
-            import torch
-
-            torch.set_num_threads(threads)
-            trial = {
-                tuned: TorchaoSession(folder, precision, scratch / "compiled", tuned)
-                for tuned in (False, True)
-            }
-            found = fastest(trial, folder, SETTING)
 
         def matrix_bytes(matrix: Any) -> float:
             O, I = matrix.shape
             scales = {8: 4.0 * O, 4: 4.0 * O * I / GROUP}  # 4 bits: a scale and a zero point in 16 each
             return O * I * BITS[precision] / 8 + scales.get(BITS[precision], 0.0)
 
-        return Prepared(folder, weight_bytes(artifact, matrix_bytes), found)
+        return Prepared(folder, weight_bytes(artifact, matrix_bytes))
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> TorchaoSession:
+    def choices(self, precision: str) -> tuple[Choice, ...]:
+        """Try each alone: every one compiles anew, and holds gigabytes."""
+        tuned = (Choice(settings={SETTING: True}),) if self.compiled else ()
+        return (*(Choice(environment, {SETTING: False}) for environment in self.environments), *tuned)
+
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> TorchaoSession:
         """Quantize and compile."""
         import torch
 
         torch.set_num_threads(threads)
         cache = path.parent / "compiled" if self.compiled else None
-        return TorchaoSession(path, precision, cache, chosen(path, SETTING, False))
+        return TorchaoSession(path, precision, cache, settings.get(SETTING, False))
 
 
 PEER = Torchao()

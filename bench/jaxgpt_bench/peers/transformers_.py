@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Artifact, Peer, Prepared, Variant, float_bytes
+from jaxgpt_bench.peers.peer import (
+    NO_SETTINGS,
+    OPENMP,
+    PLAIN,
+    Artifact,
+    Peer,
+    Prepared,
+    Settings,
+    Variant,
+    float_bytes,
+)
 
 
 class TransformersSession:
@@ -64,7 +74,14 @@ class Transformers(Peer):
         """Give the artifact's own folder."""
         return Prepared(artifact.folder / "model.safetensors", float_bytes(artifact))
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> TransformersSession:
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> TransformersSession:
         """Load the folder."""
         import torch
 

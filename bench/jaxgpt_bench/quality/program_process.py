@@ -20,7 +20,8 @@ from jaxgpt_bench.speed.programs import find_programs
 def prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Open what `Contestant.order` says; return what answers {"texts": [[...], ...], "out": FILE}."""
     program, variant = find_programs()[order["engine"]], Variant(**order["variant"])
-    session = program.open(Path(order["path"]), order["precision"], order["threads"], variant)
+    path, settings = Path(order["path"]), order["settings"]
+    session = program.open(path, order["precision"], order["threads"], variant, settings)
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         """Write the logits (texts, T, V), float32, as a .npy file."""

@@ -16,7 +16,7 @@ from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.workers import Worker
-from jaxgpt_bench.peers.peer import PLAIN
+from jaxgpt_bench.peers.peer import NO_SETTINGS, PLAIN, Peer, Settings
 from jaxgpt_bench.quality.contestants import ComparedModel
 from jaxgpt_bench.speed.contestants import (
     Contestant,
@@ -58,29 +58,40 @@ def open_programs(
         peers, left_out = peer_contestants(artifacts, wanted, scratch, THREADS)
         contestants += [peer for peer in peers if peer.variant == PLAIN]
         models: list[ComparedModel] = []
-        for contestant in contestants:
+        for contestant, settings in _with_settings(contestants):
+            name = ", ".join([contestant.name, *(f"{key} {value}" for key, value in settings.items())])
             try:
-                program = stack.enter_context(_started(contestant, scratch / "logits.npy"))
+                program = stack.enter_context(_started(contestant, settings, scratch / "logits.npy"))
             except RuntimeError as error:
-                left_out[contestant.name] = str(error)
-                say(f"{contestant.name} is left out: {error}")
+                left_out[name] = str(error)
+                say(f"{name} is left out: {error}")
                 continue
             size_mb = contestant.file_bytes / 1e6
-            settings = contestant.settings or None
-            name = contestant.name
             if name in [model.name for model in models]:  # float32 weights of another training
                 name += f" ({contestant.path.name})"
             engine = contestant.program.engine
             models.append(
-                ComparedModel(name, program.forward, None, size_mb, settings=settings, engine=engine)
+                ComparedModel(
+                    name, program.forward, None, size_mb, settings=dict(settings) or None, engine=engine
+                )
             )
         yield models, left_out
 
 
+def _with_settings(contestants: Sequence[Contestant]) -> Iterator[tuple[Contestant, Settings]]:
+    """Yield each with every setting that changes what it computes; such a setting is not chosen by speed."""
+    for contestant in contestants:
+        program = contestant.program
+        several = isinstance(program, Peer) and program.changes_values
+        for settings in program.settings_tried(contestant.precision) if several else (NO_SETTINGS,):
+            yield contestant, settings
+
+
 @contextlib.contextmanager
-def _started(contestant: Contestant, exchanged: Path) -> "Iterator[RunningProgram]":
+def _started(contestant: Contestant, settings: Settings, exchanged: Path) -> "Iterator[RunningProgram]":
     environment = shared_environment(contestant.threads)
-    worker = Worker(contestant.name, "jaxgpt_bench.quality.program_process", contestant.order, environment)
+    order = contestant.order(settings)
+    worker = Worker(contestant.name, "jaxgpt_bench.quality.program_process", order, environment)
     program = RunningProgram(worker, exchanged)
     try:
         program.logits([[0, 0]])  # what crashes at its first tokens is left out, not the others with it

@@ -66,13 +66,18 @@ async def _rounds(
     options: ServingOptions, servers: Mapping[str, str], alone: "Alone | None", meter: "NoiseMeter"
 ) -> "ServingFigures":
     """Measure; --out has what all rounds so far say, so that the next one loses none of it."""
+    from jaxgpt_export.generation.open_session import choose_threads
+
+    from jaxgpt_bench.common.bandwidth import LARGE_BUFFER, read_bandwidth
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.serving.measure import measure
     from jaxgpt_bench.serving.rows import ServingFigures
 
     figures = None
+    bandwidths: list[float] = []
     async for measured in measure(options, servers, alone):
-        noise = meter.noise(accepted=options.accept_noise)
+        bandwidths.append(read_bandwidth(LARGE_BUFFER, choose_threads(0)))
+        noise = meter.noise(bandwidths, accepted=options.accept_noise)
         figures = ServingFigures(**measured, **vars(provenance(noise)))
         if options.out is not None:
             for suffix in (".svg", ".png"):  # of an earlier measurement

@@ -6,7 +6,7 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxgpt_bench.serving.rows import LoadRow, PromptRow
 
 RUNNING = 4  # texts beside which long prompts arrive
 QUIET_SHARE = 4  # one in so many of their tokens comes before the first long prompt
+WARMUP_TOKENS = 4  # of texts that are not timed
 LONG_PROMPTS = 3  # that arrive beside them at most
 TOO_EARLY = (
     "the texts of {} tokens beside them ended too early; give more --tokens where the context holds them, or "
@@ -81,10 +82,14 @@ async def measure(
         say(f"round {number + 1} of {options.rounds}")
         if alone is not None:
             alone_rates.append(alone.tokens_per_s(prompt(options.prompt_tokens), options.tokens))
-        for clients, temperature, shared in conditions:
+        for index, (clients, temperature, shared) in enumerate(conditions):
             beginning = prompt(shared)
             asked = [[*beginning, *prompt(options.prompt_tokens)] for _ in range(clients * options.requests)]
-            for name, address in servers.items():
+            for name in _in_turn(servers, number + index):
+                address = servers[name]
+                # The first request after a change of the number of clients may wait, for what is made anew.
+                short = [_body(prompt(options.prompt_tokens), WARMUP_TOKENS, temperature)] * clients
+                await load(address, short, clients)
                 bodies = [_body(each, options.tokens, temperature, seed) for seed, each in enumerate(asked)]
                 cpu = time.process_time()
                 seconds, answers = await load(address, bodies, clients)
@@ -99,13 +104,23 @@ async def measure(
             else:
                 prompts[name] = None
                 say(f"{name}: long prompts are left out: {TOO_EARLY.format(longest)}")
-        rows = [_load_row(*condition, found) for condition, found in loads.items()]
+        rows = [
+            _load_row(name, *condition, loads[name, *condition])
+            for condition in conditions
+            for name in servers
+        ]
         long = [_prompt_row(name, options.long_prompt, each) for name, each in prompts.items() if each]
         spread = Spread.of(alone_rates) if alone_rates else None
         settings = {name: getattr(options, name) for name in SETTINGS} | {"rounds": number + 1}
         settings |= {} if alone is None else {"kind": alone.kind, "slots": SLOTS}
         figures = {"alone_tokens_per_s": spread, "load": tuple(rows), "prompts": tuple(long)}
         yield {**figures, "settings": settings}
+
+
+def _in_turn(names: Iterable[str], first: int) -> list[str]:
+    """Return names in their order, begun with another one each time."""
+    every = list(names)
+    return [every[(first + index) % len(every)] for index in range(len(every))]
 
 
 def _body(prompt: Sequence[int], tokens: int, temperature: float, seed: int = 0) -> dict[str, Any]:

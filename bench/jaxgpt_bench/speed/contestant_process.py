@@ -19,7 +19,9 @@ from jaxgpt_bench.speed.programs import find_programs
 def prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Open what `Contestant.order` says; return what answers {"prompt": [...], "count": N}."""
     program, variant = find_programs()[order["engine"]], Variant(**order["variant"])
-    session = program.open(Path(order["path"]), order["precision"], order["threads"], variant)
+    session = program.open(
+        Path(order["path"]), order["precision"], order["threads"], variant, order["settings"]
+    )
     return lambda question: timed_generation(session, question["prompt"], question["count"])
 
 

@@ -15,7 +15,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.rows import speed_name
 from jaxgpt_bench.common.workers import HUGE_PAGES, Worker
 from jaxgpt_bench.peers import find_peers
-from jaxgpt_bench.peers.peer import PLAIN, Peer, Program, Variant
+from jaxgpt_bench.peers.peer import NO_SETTINGS, PLAIN, Peer, Program, Settings, Variant
 from jaxgpt_bench.speed.programs import FLAX, NATIVE, TORCH
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ SHAPE = (
     "positions",
     "tied",
 )  # of a run and an artifact
-TRIALS = 3
-CLEAR = 2.0  # times as slow: not tried again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +46,6 @@ class Contestant:
       variant: in what way.
       bytes_per_token: that a token reads: weights as they lie in memory, and what `with_cache` adds.
       file_bytes: of what is loaded.
-      settings: that a peer chose on this machine.
     """
 
     program: Program
@@ -58,7 +55,6 @@ class Contestant:
     variant: Variant = PLAIN
     bytes_per_token: int
     file_bytes: int
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -70,49 +66,16 @@ class Contestant:
         """Whether it is another program than this project's."""
         return isinstance(self.program, Peer)
 
-    @property
-    def order(self) -> dict[str, Any]:
-        """What its process is told, as JSON."""
+    def order(self, settings: Settings = NO_SETTINGS) -> dict[str, Any]:
+        """Return what its process is told, as JSON; the settings are those of `Program.open`."""
         return {
             "engine": self.program.engine,
             "precision": self.precision,
             "path": str(self.path),
             "threads": self.threads,
             "variant": dataclasses.asdict(self.variant),
+            "settings": dict(settings),
         }
-
-    def start(self, prompt: Sequence[int], count: int) -> tuple[Worker, dict[str, str]]:
-        """Start its process, in the environment in which it is fastest, and let it generate a little.
-
-        Args:
-          prompt: tokens.
-          count: tokens to generate, for warming up and then in each of up to TRIALS trials.
-
-        Returns:
-          The process, warm, and the variables that were chosen.
-        """
-        shared, environments = shared_environment(self.threads), self.program.environments
-        question = {"prompt": prompt, "count": count}
-        workers: list[Worker] = []
-        try:
-            for environment in environments:
-                variables = {**shared, **environment}
-                workers.append(
-                    Worker(self.name, "jaxgpt_bench.speed.contestant_process", self.order, variables)
-                )
-                workers[-1].ask(question)
-            times = [worker.ask(question)["decode_s"] for worker in workers]
-            for _ in range(TRIALS - 1 if max(times) < CLEAR * min(times) else 0):
-                for index, worker in enumerate(workers):
-                    times[index] += worker.ask(question)["decode_s"]
-        except BaseException:
-            for worker in workers:
-                worker.close()
-            raise
-        best = times.index(min(times))
-        for worker in workers[:best] + workers[best + 1 :]:
-            worker.close()
-        return workers[best], environments[best]
 
 
 def own_contestants(
@@ -266,7 +229,6 @@ def _converted(
                     variant=variant,
                     bytes_per_token=answer["bytes_per_token"],
                     file_bytes=answer["file_bytes"],
-                    settings=answer["settings"],
                 )
                 for variant in peer.variants
             ]

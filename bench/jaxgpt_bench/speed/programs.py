@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from jaxgpt.generation.session import Session
 from jaxgpt_bench.peers import find_peers
-from jaxgpt_bench.peers.peer import OPENMP, PLAIN, Floats, Program, Variant
+from jaxgpt_bench.peers.peer import NO_SETTINGS, OPENMP, PLAIN, Floats, Program, Settings, Variant
 
 
 class Native(Program):
@@ -21,7 +21,14 @@ class Native(Program):
         """Return 4 beside float32 weights, else 2."""
         return 4 if precision == "fp32" else 2
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> Session:
         """Read and pack the artifact."""
         from jaxgpt_export.format.artifact import read_artifact
         from jaxgpt_export.generation.open_session import default_cache
@@ -45,7 +52,14 @@ class Torch(Program):
     engine: ClassVar[str] = "jaxgpt-torch"
     environments: ClassVar[tuple[dict[str, str], ...]] = OPENMP
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> Session:
         """Load the artifact."""
         import torch
         from jaxgpt_export.generation.torch_session import TorchSession, UncachedTorchSession
@@ -61,7 +75,14 @@ class Flax(Program):
 
     engine: ClassVar[str] = "jaxgpt-flax"
 
-    def open(self, path: Path, precision: str, threads: int, variant: Variant = PLAIN) -> Session:
+    def open(
+        self,
+        path: Path,
+        precision: str,
+        threads: int,
+        variant: Variant = PLAIN,
+        settings: Settings = NO_SETTINGS,
+    ) -> Session:
         """Restore the checkpoint; XLA takes as many threads as there are cores, so it is given so many."""
         if hasattr(os, "sched_setaffinity"):  # Linux
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0), key=_cores_first)[:threads])

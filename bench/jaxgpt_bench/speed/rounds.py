@@ -16,7 +16,7 @@ from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import write_json
 from jaxgpt.shared.tokenizer import Tokenizer
-from jaxgpt_bench.common.bandwidth import read_bandwidth
+from jaxgpt_bench.common.bandwidth import LARGE_BUFFER, read_bandwidth
 from jaxgpt_bench.common.provenance import provenance
 from jaxgpt_bench.common.rows import Noise, SpeedFigures, SpeedRound, SpeedRow, SpeedSettings, Spread
 from jaxgpt_bench.common.timing import agreeing
@@ -31,14 +31,15 @@ from jaxgpt_bench.speed.contestants import (
     with_cache,
 )
 from jaxgpt_bench.speed.options import SpeedOptions
+from jaxgpt_bench.speed.trials import Entrant, close, fastest, started
 
 PROMPT_TOKENS = 16
 
 # Beside busy processes three times what takes a second when free is generated (16 tokens at least): one
 # second holds few of the scheduler's turns.
 BUSY_SECONDS, BUSY_TOKENS, BUSY_PASSES = 1.0, 16, 3
-WARMUP_TOKENS = 8
-BANDWIDTH_BUFFER_BYTES = 1_000_000_000
+BESIDE_OTHERS = ", beside busy processes"
+WARMUP_TOKENS, TRIAL_TOKENS = 8, 30
 BUSY = """
 import os
 parent = os.getppid()
@@ -156,8 +157,8 @@ class Rounds:
         self._line_up = {each.name: each for each in line_up}
         self._prompt, self._long_prompt, self._options = prompt, long_prompt, options
         self._threads = threads
-        self._workers: list[Worker] = []
-        self._environments: dict[str, dict[str, str]] = {}
+        self._decoding: dict[str, Entrant] = {}  # by row name, who generates; and who takes prompts
+        self._prompted: dict[str, Entrant] = {}
 
     @property
     def line_up(self) -> list[Contestant]:
@@ -165,84 +166,138 @@ class Rounds:
         return list(self._line_up.values())
 
     def run(self) -> Iterator[None]:
-        """Start all, yield after each round, end all; a peer that stops is left out.
+        """Start all, yield after each round, end all; then once more beside busy processes, if so many are.
+
+        A peer that stops is left out.
 
         Raises:
           UserError: one of this project's programs stopped.
         """
         try:
-            for contestant in self._line_up.values():
+            for contestant in self.line_up:
                 self._start(contestant)
             meter = NoiseMeter()
             for number in range(self._options.rounds):
-                self.bandwidths.append(read_bandwidth(BANDWIDTH_BUFFER_BYTES, self._threads))
-                for worker in list(self._workers):
-                    with self._left_out_if_it_stops(worker):
-                        answer = self._timed(worker)
-                        self.answers[worker.name].append(answer)
+                self.bandwidths.append(read_bandwidth(LARGE_BUFFER, self._threads))
+                for name in list(self._decoding):
+                    with self._left_out_if_it_stops(name):
+                        answer = self._timed(name)
+                        self.answers[name].append(answer)
                         rate = (self._options.tokens - 1) / answer["decode_s"]
-                        say(f"round {number + 1}/{self._options.rounds}  {worker.name}: {rate:.1f} tokens/s")
-                with busy_processes(self._options.busy):
-                    for worker in list(self._workers) if self._options.busy else []:
-                        if self._line_up[worker.name].variant.cached:
-                            # Without a cache later tokens take longer, so that fewer tell nothing.
-                            with self._left_out_if_it_stops(worker):
-                                self._timed_beside_others(worker)
-                self.noise = meter.noise(self.bandwidths, self._options.accept_noise)
+                        say(f"round {number + 1}/{self._options.rounds}  {name}: {rate:.1f} tokens/s")
+                noise = meter.noise(self.bandwidths, self._options.accept_noise)
+                self.noise = dataclasses.replace(noise, probe_spread=self._probe_spread())
+                yield
+            if self._options.busy:
+                self._close()
+                self._run_beside_others()
                 yield
         finally:
-            for worker in self._workers:
-                worker.close()
+            self._close()
 
-    def _warmup(self) -> dict[str, Any]:
-        return {"prompt": self._prompt, "count": min(WARMUP_TOKENS, self._options.tokens)}
+    def _probe_spread(self) -> float:
+        """Return how far the readings lay apart: of the large buffer, or those of most rows, if further."""
+        rows = [[answer["read_gb_s"] for answer in answers] for answers in self.answers.values() if answers]
+        spreads = [(max(each) - min(each)) / statistics.median(each) for each in (self.bandwidths, *rows)]
+        return max(spreads[0], statistics.median(spreads[1:]))
+
+    def _close(self) -> None:
+        close([*self._decoding.values(), *self._prompted.values()])
+        self._decoding.clear()
+        self._prompted.clear()
+
+    def _warm_up(self, worker: Worker) -> None:
+        worker.ask({"prompt": self._prompt, "count": min(WARMUP_TOKENS, self._options.tokens)})
 
     def _start(self, contestant: Contestant) -> None:
-        """Start a process and let it warm up; a peer that can't is left out."""
-        say(f"loading {contestant.name}")
-        question = self._warmup()
-        with self._left_out_if_it_stops(contestant):
-            worker, environment = contestant.start(question["prompt"], question["count"])
-            self._environments[contestant.name] = environment
-            self._workers.append(worker)
-            worker.ask({"prompt": self._long_prompt, "count": 1})
+        """Start it in every way; keep the one that generates fastest, and the one that takes prompts so."""
+        name = contestant.name
+        say(f"loading {name}")
+        trial = {"prompt": self._prompt, "count": min(TRIAL_TOKENS, self._options.tokens)}
+        prompt = {"prompt": self._long_prompt, "count": 1}
+
+        def warm_up(worker: Worker) -> None:
+            self._warm_up(worker)
+            worker.ask(prompt)
+
+        with self._left_out_if_it_stops(name):
+            entrants = started(contestant, warm_up)
+            decoding = fastest(entrants, lambda worker: float(worker.ask(trial)["decode_s"]))
+            prompted = fastest(entrants, lambda worker: float(worker.ask(prompt)["prefill_s"]))
+            close(entrants, but=(decoding, prompted))
+            self._decoding[name], self._prompted[name] = decoding, prompted
 
     @contextlib.contextmanager
-    def _left_out_if_it_stops(self, of: Contestant | Worker) -> Iterator[None]:
+    def _left_out_if_it_stops(self, name: str, of: str = "") -> Iterator[None]:
+        """Leave out a peer that stops, or where `of` says so, that figure of it."""
         try:
             yield
         except RuntimeError as error:
-            if not self._line_up[of.name].is_peer:
+            if not self._line_up[name].is_peer:
                 raise UserError(f"{error}; --out has the rounds before it") from None
-            self.failed[of.name] = str(error)
-            for worker in [worker for worker in self._workers if worker.name == of.name]:
-                worker.close()
-                self._workers.remove(worker)
-            say(f"{of.name} is left out: {error}")
+            self.failed[f"{name}{of}"] = str(error)
+            for entrants in (self._decoding, self._prompted):
+                if name in entrants:
+                    entrants.pop(name).worker.close()
+            say(f"{name}{of} is left out: {error}")
 
-    def _timed(self, worker: Worker) -> Answer:
+    def _timed(self, name: str) -> Answer:
         """Time one text and the long prompt, between two readings of a buffer of the contestant's size."""
-        size = self._line_up[worker.name].bytes_per_token
+        size, decoding, prompted = (
+            self._line_up[name].bytes_per_token,
+            self._decoding[name],
+            self._prompted[name],
+        )
         before = read_bandwidth(size, self._threads)
-        worker.ask(self._warmup())
-        answer = worker.ask({"prompt": self._prompt, "count": self._options.tokens})
+        self._warm_up(decoding.worker)
+        answer = decoding.worker.ask({"prompt": self._prompt, "count": self._options.tokens})
         after = read_bandwidth(size, self._threads)
-        prefilled = worker.ask({"prompt": self._long_prompt, "count": 1})
+        if prompted.worker is not decoding.worker:
+            self._warm_up(prompted.worker)
+        prefilled = prompted.worker.ask({"prompt": self._long_prompt, "count": 1})
         return {
             **answer,
             "long_prefill_s": prefilled["prefill_s"],
-            "environment": self._environments[worker.name],
+            "settings": decoding.choice.said,
+            "prompt_settings": prompted.choice.said,
             "read_gb_s": (before + after) / 2,
+            "read_before_gb_s": before,
+            "read_after_gb_s": after,
         }
 
-    def _timed_beside_others(self, worker: Worker) -> None:
-        """Time the contestant once more while other processes compete for the cores."""
-        free = self.answers[worker.name][-1]
-        rate = (self._options.tokens - 1) / free["decode_s"]
+    def _run_beside_others(self) -> None:
+        """Time all once more in each round while other processes compete for the cores.
+
+        Without a KV cache later tokens take longer, so that the few that are made here would tell nothing.
+        """
+        for contestant in self.line_up:
+            if contestant.variant.cached and self.answers[contestant.name]:
+                self._start_beside_others(contestant)
+        for number in range(self._options.rounds):
+            with busy_processes(self._options.busy):
+                for name in list(self._decoding):
+                    with self._left_out_if_it_stops(name, BESIDE_OTHERS):
+                        answer = self.answers[name][number]
+                        answer["busy_rate"] = self._rate_beside_others(self._decoding[name].worker)
+                        answer["busy_settings"] = self._decoding[name].choice.said
+                        say(f"round {number + 1}, beside others  {name}: {answer['busy_rate']:.1f} tokens/s")
+
+    def _start_beside_others(self, contestant: Contestant) -> None:
+        """Start it in every way again, and keep the one that is fastest beside busy processes."""
+        with self._left_out_if_it_stops(contestant.name, BESIDE_OTHERS):
+            entrants = started(contestant, self._warm_up)
+            with busy_processes(self._options.busy if len(entrants) > 1 else 0):
+                chosen = fastest(entrants, lambda worker: 1 / self._rate_beside_others(worker, passes=1))
+            close(entrants, but=(chosen,))
+            self._decoding[contestant.name] = chosen
+
+    def _rate_beside_others(self, worker: Worker, passes: int = BUSY_PASSES) -> float:
+        """Return tokens a second while others compute, of so many passes of BUSY_SECONDS when free."""
+        free = statistics.median(answer["decode_s"] for answer in self.answers[worker.name])
+        rate = (self._options.tokens - 1) / free
         count = min(max(int(rate * BUSY_SECONDS), BUSY_TOKENS), self._options.tokens)
         question = {"prompt": self._prompt, "count": count}
-        seconds = sum(worker.ask(question)["decode_s"] for _ in range(BUSY_PASSES))
-        free["busy_rate"] = BUSY_PASSES * (count - 1) / seconds
+        return passes * (count - 1) / sum(worker.ask(question)["decode_s"] for _ in range(passes))
 
 
 def speed_row(
@@ -268,6 +323,8 @@ def speed_row(
     tokens = answers[0]["tokens"]
     busy = [answer["busy_rate"] for answer in answers if "busy_rate" in answer]
     whole = len(busy) == len(answers)
+    settings = answers[0]["settings"]
+    otherwise = {use: answers[0].get(f"{use}_settings", settings) for use in ("prompt", "busy")}
     return SpeedRow(
         engine=contestant.program.engine,
         precision=contestant.precision,
@@ -285,10 +342,10 @@ def speed_row(
         file_mb=contestant.file_bytes / 1e6,
         peak_rss_mb=max(answer["peak_rss_bytes"] for answer in answers) / 1e6,
         busy_tokens_per_s=Spread.of(busy) if whole else None,
-        busy_share=statistics.median(slow / free for slow, free in zip(busy, rates, strict=True))
-        if whole
-        else None,
-        settings={**contestant.settings, **answers[0]["environment"]},
+        busy_share=statistics.median(busy) / statistics.median(rates) if whole else None,
+        settings=settings,
+        prompt_settings=otherwise["prompt"] if otherwise["prompt"] != settings else None,
+        busy_settings=otherwise["busy"] if otherwise["busy"] != settings else None,
         greedy_agrees=None if reference is None else agreeing(reference, tokens),
         greedy_tokens=tuple(tokens),
     )
@@ -305,6 +362,8 @@ def speed_round(answer: Answer, size: int) -> SpeedRound:
     return SpeedRound(
         tokens_per_s=rate,
         read_gb_s=answer["read_gb_s"],
+        read_before_gb_s=answer.get("read_before_gb_s"),
+        read_after_gb_s=answer.get("read_after_gb_s"),
         ceiling_tokens_per_s=ceiling,
         ceiling_share=rate / ceiling,
     )
