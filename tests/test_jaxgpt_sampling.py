@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -53,7 +56,16 @@ def test_same_seed_same_draws_other_seed_other_draws() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}],
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_k": -(10**5000)},  # of more digits than Python writes out
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": -(10**5000)},
+    ],
 )
 def test_impossible_settings_are_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):
@@ -64,6 +76,25 @@ def test_impossible_settings_are_refused_by_name(setting: dict[str, float]) -> N
 def test_a_temperature_near_0_takes_one_of_the_largest(temperature: float) -> None:
     sampler = Sampler(Sampling(temperature=temperature))
     assert {sampler.draw(LOGITS) for _ in range(50)} == {1, 4}
+
+
+def test_whole_numbers_that_no_float_holds_are_refused_or_draw() -> None:
+    # In a process of its own: where shapes are checked, types are too, and no whole number is a float.
+    program = """
+import numpy, sys
+from jaxgpt.generation.sampling import Sampler, Sampling
+from jaxgpt.shared.errors import UserError
+logits = numpy.array([0.0, 2.0], numpy.float32)
+for name in ("temperature", "top_p", "min_p"):
+    for value in (10**400, -(10**400), 10**5000):
+        try:
+            print(Sampler(Sampling(**{name: value})).draw(logits))
+        except UserError as error:
+            assert str(error).startswith(name), error
+Sampler(Sampling(temperature=int(sys.float_info.max), top_k=10**400, seed=10**400)).draw(logits)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -6,6 +6,7 @@ the same logits, so that samples of two models differ only where their distribut
 
 import dataclasses
 import numbers
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxgpt.shared.errors import UserError, quoted
 # How tokens are drawn where neither a user nor the model says so.
 DEFAULTS: Mapping[str, int | float] = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.05}
 MOST_PROBABLE = 1e-9  # a top_p that keeps one token, as others mean by 0
+LARGEST_FLOAT = sys.float_info.max  # a whole number beyond it divides no logits
 SORTED_FIRST = 64  # most probable tokens that are sorted first; the whole vocabulary only if they do not do
 
 
@@ -44,16 +46,19 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_k", "top_p", "seed", "min_p"):
             require_number(name, getattr(self, name), whole=name in ("top_k", "seed"))
-        if not 0.0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature ({self.temperature}) must be 0 (greedy) or a positive number")
+        if not 0.0 <= self.temperature <= LARGEST_FLOAT:
+            got = quoted(self.temperature)
+            raise UserError(
+                f"temperature ({got}) must be 0 (greedy) or a positive number up to {LARGEST_FLOAT:g}"
+            )
         if self.top_k < 0:
-            raise UserError(f"top_k ({self.top_k}) must be 0 (all tokens) or more")
+            raise UserError(f"top_k ({quoted(self.top_k)}) must be 0 (all tokens) or more")
         if not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"top_p ({self.top_p}) must lie in (0, 1]")
+            raise UserError(f"top_p ({quoted(self.top_p)}) must lie in (0, 1]")
         if not 0.0 <= self.min_p <= 1.0:
-            raise UserError(f"min_p ({self.min_p}) must lie in [0, 1]")
+            raise UserError(f"min_p ({quoted(self.min_p)}) must lie in [0, 1]")
         if self.seed < 0:
-            raise UserError(f"seed ({self.seed}) must not be negative")
+            raise UserError(f"seed ({quoted(self.seed)}) must not be negative")
 
 
 def choose_sampling(model: Mapping[str, int | float], seed: int, **asked: int | float | None) -> Sampling:

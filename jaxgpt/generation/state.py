@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxgpt.generation.sampling import Sampler, Sampling, require_number
 from jaxgpt.generation.text_stream import TextStream
-from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.errors import UserError, quoted
 from jaxgpt.shared.tokenizer import Tokenizer
 
 FinishReason = Literal["length", "stop", "endoftext", "context", "time"]
@@ -80,7 +80,7 @@ class GenerationState:
             require_room(self.prompt, block_size)
         require_number("max_new_tokens", max_new_tokens, whole=True)
         if max_new_tokens < least_tokens:
-            raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least {least_tokens}")
+            raise UserError(f"max_new_tokens ({quoted(max_new_tokens)}) must be at least {least_tokens}")
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.sampler = Sampler(sampling)

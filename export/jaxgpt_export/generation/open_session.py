@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from jaxgpt.generation.sampling import require_number
 from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import say
-from jaxgpt.shared.errors import UserError, nearest
+from jaxgpt.shared.errors import UserError, nearest, quoted
 from jaxgpt.shared.machine import usable_cores
 from jaxgpt.shared.tensor_file import require_unchanged
 
@@ -32,7 +32,7 @@ def choose_threads(count: int) -> int:
     cores = usable_cores()
     if not 0 <= count <= cores:
         raise UserError(
-            f"threads ({count}) must lie in 0 (all) to {cores}, the cores that this process may use"
+            f"threads ({quoted(count)}) must lie in 0 (all) to {cores}, the cores that this process may use"
         )
     return count or cores
 
