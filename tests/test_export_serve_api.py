@@ -242,6 +242,18 @@ def test_numbers_that_the_engine_does_not_have_are_one_line(command: Command, fo
     assert_one_line_error(command(*call), "--api-key is empty")
 
 
+def test_a_key_that_no_header_carries_is_one_line_that_does_not_tell_it(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("jaxgpt-export", "serve", "--artifact", folder, "--port", -1)  # which is looked at later
+    for key in ("schlüssel", "of two\nlines"):
+        done = command(*call, "--api-key", key)
+        assert_one_line_error(done, "--api-key can't be sent in a header", "printable ASCII", "another key")
+        assert key not in done[2]
+    monkeypatch.setenv("JAXGPT_API_KEY", "キー")
+    assert_one_line_error(command(*call), "JAXGPT_API_KEY can't be sent", "character 1 is")
+
+
 def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(
     state: State, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

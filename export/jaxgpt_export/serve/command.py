@@ -69,6 +69,7 @@ def serve(options: ServeOptions) -> Result:
     """Run `jaxgpt-export serve` until SIGTERM (exit code 0) or Ctrl-C (130)."""
     folders = _named(options.artifact)
     _check(options)
+    key = _key(options.api_key)
     origins = tuple(_origin(page) for page in options.cors)
     from jaxgpt_export.generation.open_session import choose_threads
     from jaxgpt_export.serve.served_model import Limits, open_served_model
@@ -91,7 +92,6 @@ def serve(options: ServeOptions) -> Result:
     from jaxgpt_export.serve.guard import Rules
     from jaxgpt_export.serve.server import Server
 
-    key = (options.api_key or os.environ.get("JAXGPT_API_KEY") or "").strip() or None  # as headers have it
     rules = Rules(options.host, key, origins, limits.body_bytes)
     address = _address(options.host, listener)
 
@@ -177,8 +177,21 @@ def _check(options: ServeOptions) -> None:
             raise UserError(f"{flag} is {getattr(options, name)}, expected at least {smallest}")
     if options.max_running > MOST_RUNNING:
         raise UserError(f"--max-running is {options.max_running}, expected at most {MOST_RUNNING}")
-    if options.api_key is not None and not options.api_key.strip():
+
+
+def _key(given: str | None) -> str | None:
+    """Return the key that clients send, as headers have it; UserError where no header can carry it."""
+    name = "JAXGPT_API_KEY" if given is None else "--api-key"
+    key = (os.environ.get(name, "") if given is None else given).strip()
+    if given is not None and not key:
         raise UserError("--api-key is empty; give a key, or leave it out")
+    wrong = next((place for place, sign in enumerate(key, 1) if not " " <= sign <= "~"), None)
+    if wrong is not None:
+        raise UserError(
+            f"{name} can't be sent in a header: its character {wrong} is not printable ASCII, as all are "
+            "expected to be; give another key"
+        )
+    return key or None
 
 
 def _origin(page: str) -> str:
