@@ -5,14 +5,18 @@ import dataclasses
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error
+from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.generation.torch_session import TorchSession
+from jaxgpt_export.model.build import build_model
 from jaxgpt_export.serve.api.answer import Answer
 from jaxgpt_export.serve.api.chat import ChatReply
 from jaxgpt_export.serve.api.completions import CompletionReply
@@ -23,7 +27,7 @@ from jaxgpt_export.serve.chat_template import ChatTemplate
 from jaxgpt_export.serve.command import _origin
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
-from jaxgpt_export.serve.served_model import Limits, ServedModel, open_served_model
+from jaxgpt_export.serve.served_model import Limits, OneSlot, ServedModel, open_served_model
 from jaxgpt_export.serve.worker import Caller, Job, Update
 from tiny_artifacts import tiny_artifact
 
@@ -31,6 +35,7 @@ from jaxgpt.generation.scheduling.scheduler import NewToken
 from jaxgpt.shared.errors import UserError
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+HEADS_ROUNDING = 1e-5  # of a float32 product, whose sums have another order for other numbers of rows
 NOBODY = Caller("x", 0.0, lambda *_: None)
 
 
@@ -233,6 +238,30 @@ def test_a_module_whose_bits_depend_on_a_step_s_size_shares_nothing(folder: Path
         assert model.draft_tokens == 0
     finally:
         model.worker.stop()
+
+
+def test_a_module_computes_the_head_of_the_last_token_alone_where_no_other_is_wanted(folder: Path) -> None:
+    class Counted(TorchSession):
+        rows = 0
+
+        def forward(self, tokens: Sequence[int], *, all_logits: bool = False) -> np.ndarray:
+            logits = super().forward(tokens, all_logits=all_logits)
+            self.rows = len(logits)
+            return logits
+
+    session = Counted(build_model(read_artifact(folder)))
+    slot, tokens = OneSlot(session), [3, 1, 4, 1, 5]
+    after_last = session.prefill(tokens)
+    after_each = np.concatenate([session.prefill(tokens[: count + 1])[None] for count in range(5)])
+    for wanted, rows in (("00001", 1), ("00000", 1), ("01000", 5), ("10001", 5), ("11111", 5)):
+        slot.truncate(0, 0)
+        chosen = np.array([digit == "1" for digit in wanted])
+        logits = slot.forward(tokens, [0] * 5, wanted=chosen)
+        assert session.rows == rows
+        assert logits.shape == (chosen.sum(), after_each.shape[1])
+        np.testing.assert_allclose(logits, after_each[chosen], atol=HEADS_ROUNDING)
+        if wanted == "00001":
+            assert logits[0].tobytes() == after_last.tobytes()  # as `generate` has them
 
 
 def test_numbers_that_the_engine_does_not_have_are_one_line(command: Command, folder: Path) -> None:

@@ -93,9 +93,13 @@ class OneSlot:
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Take tokens; see BatchSession."""
-        logits = self._session.forward(tokens, all_logits=all_logits or wanted is not None)
+        if wanted is not None:
+            all_logits = bool(wanted[:-1].any())
+        logits = self._session.forward(tokens, all_logits=all_logits)
         self._length += len(tokens)
-        return logits if wanted is None else logits[wanted]
+        if wanted is None:
+            return logits
+        return logits[wanted[-len(logits) :]]  # without all_logits there is the last row alone
 
     def greedy(
         self,
