@@ -185,7 +185,7 @@ class Panel {
 
   /** Strike out what is generated, but not in the text: a stop text, or its beginning while it may be one. */
   strike(textLength) {
-    for (const token of this.tokens.slice(-40)) {
+    for (const token of this.tokens) {  // of all, as one read may bring any number
       const begin = token.end - token.text.length;
       const inside = Math.max(0, Math.min(textLength - begin, token.text.length));
       if (token.end === undefined || inside === token.inside) continue;

@@ -1,0 +1,76 @@
+"""The playground's script, run by node with a page of stand-ins: answers that come in odd ways."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+JS = (ROOT / "export" / "jaxgpt_export" / "serve" / "playground.js").read_text("utf-8")
+SECONDS = 60  # that node takes at most, on a busy machine
+# What the script needs of a browser.
+PAGE = r"""
+class Stand {
+  constructor() {
+    Object.assign(this, {children: [], found: {}, heard: {}, style: {}, value: "", defaultValue: ""});
+    Object.assign(this, {className: "", hidden: false, scrollHeight: 0, scrollTop: 0, clientHeight: 0});
+    this.classList = {add: (name) => { this.className += ` ${name}`; }};
+  }
+  get textContent() { return this.children.map((child) => child.textContent ?? child).join(""); }
+  set textContent(text) { this.children = [text]; }
+  get content() { return {cloneNode: () => ({firstElementChild: new Stand()})}; }
+  querySelector(selector) { return this.found[selector] ??= new Stand(); }
+  append(child) { this.children.push(child); }
+  prepend(child) { this.children.unshift(child); }
+  replaceChildren(...children) { this.children = children; }
+  addEventListener(kind, listener) { this.heard[kind] = listener; }
+  insertRow() { return this.insertCell(); }
+  insertCell() { this.append(new Stand()); return this.children.at(-1); }
+  getClientRects() { return [{left: 0, top: 0, bottom: 0}]; }
+  setAttribute() {}
+  focus() {}
+}
+const page = new Stand(), ids = {};
+globalThis.document = Object.assign(page, {
+  getElementById: (id) => ids[id] ??= new Stand(),
+  createElement: () => new Stand(),
+  querySelector: () => null,
+  activeElement: new Stand(),
+});
+globalThis.addEventListener = (kind, listener) => page.addEventListener(kind, listener);
+globalThis.Option = class { constructor(name) { this.name = name; } };
+globalThis.innerWidth = globalThis.innerHeight = 1000;
+globalThis.fetch = () => new Promise(() => {});
+const model = (id) => ({id, method: "fp32", engine: "e", max_model_len: 9});
+const tell = (value) => console.log(JSON.stringify(value));
+"""
+
+
+def told_by(test: str) -> list[Any]:
+    """What a test in JavaScript tells, which follows the script in the same module."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("there is no node")
+    call = [node, "--input-type=module"]
+    done = subprocess.run(
+        call, input=PAGE + JS + test, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_held_token_is_shown_whole_however_many_tokens_one_read_brings() -> None:
+    first, struck, last = told_by("""
+        const panel = new Panel(model("a"));
+        const token = () => ({text: "xy", logprob: null});
+        const add = (count) => panel.add(Array.from({length: count}, token), false);
+        const left = () => panel.tokens.filter((token) => token.span.children.length > 1).length;
+        const end = () => panel.tokens.forEach((token, i) => { token.end = 2 * i + 2; });
+        add(3), end(), panel.strike(1), tell(left());
+        tell(panel.tokens[0].span.children.map((child) => child.textContent ?? child));
+        add(100), end(), panel.strike(206), tell(left());
+    """)
+    assert (first, struck, last) == (3, ["x", "y"], 0)
