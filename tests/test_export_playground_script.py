@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 JS = (ROOT / "export" / "jaxgpt_export" / "serve" / "playground.js").read_text("utf-8")
 SECONDS = 60  # that node takes at most, on a busy machine
-# What the script needs of a browser.
+# What the script needs of a browser. A test answers what was asked for, and sees which timers are set.
 PAGE = r"""
 class Stand {
   constructor() {
@@ -33,7 +33,7 @@ class Stand {
   setAttribute() {}
   focus() {}
 }
-const page = new Stand(), ids = {};
+const page = new Stand(), ids = {}, asked = [], timers = new Map();
 globalThis.document = Object.assign(page, {
   getElementById: (id) => ids[id] ??= new Stand(),
   createElement: () => new Stand(),
@@ -43,7 +43,15 @@ globalThis.document = Object.assign(page, {
 globalThis.addEventListener = (kind, listener) => page.addEventListener(kind, listener);
 globalThis.Option = class { constructor(name) { this.name = name; } };
 globalThis.innerWidth = globalThis.innerHeight = 1000;
-globalThis.fetch = () => new Promise(() => {});
+globalThis.setTimeout = (call) => timers.set(timers.size + 1, call) && timers.size;
+globalThis.clearTimeout = (timer) => timers.delete(timer);
+globalThis.fetch = (path) => new Promise((resolve) => asked.push({path, resolve}));
+
+const settled = () => new Promise((resolve) => setImmediate(resolve));
+const answer = async (request, status, body) => {
+  request.resolve(new Response(JSON.stringify(body), {status}));
+  for (let i = 0; i < 5; i++) await settled();
+};
 const model = (id) => ({id, method: "fp32", engine: "e", max_model_len: 9});
 const tell = (value) => console.log(JSON.stringify(value));
 """
@@ -74,3 +82,27 @@ def test_a_held_token_is_shown_whole_however_many_tokens_one_read_brings() -> No
         add(100), end(), panel.strike(206), tell(left());
     """)
     assert (first, struck, last) == (3, ["x", "y"], 0)
+
+
+def test_models_that_load_are_asked_for_by_one_timer_and_taken_once() -> None:
+    timers_set, selected, kept, timers_left, status = told_by("""
+        const loading = {error: {code: "loading", message: "they load"}};
+        run(), run();  // while the script's own first request goes on
+        for (const request of asked.splice(0)) await answer(request, 503, loading);
+        tell(timers.size);
+        run(), run();
+        const [first, second] = asked.splice(0);
+        await answer(first, 200, {data: [model("a"), model("b")]});
+        const [panel] = panels;
+        tell($("second").value);
+        $("second").value = "";  // as a user chooses
+        await answer(second, 200, {data: [model("a"), model("b")]});
+        tell([$("second").value, panels[0] === panel]);
+        tell(timers.size);
+        loadModels();
+        await answer(asked.pop(), 503, loading);
+        tell([$("status").textContent.slice(0, 6), timers.size]);
+    """)
+    assert timers_set == 1
+    assert (selected, kept) == ("b", ["", True])
+    assert (timers_left, status) == (0, ["Ready.", 0])

@@ -10,6 +10,7 @@ const $ = (id) => document.getElementById(id);
 let models = [];    // of /v1/models
 let panels = [];    // one a chosen model
 let running = null; // AbortController of what runs
+let again = null;   // timer that asks again for models that load
 
 // ---- the server ----
 
@@ -49,12 +50,19 @@ async function* readEvents(answer) {
 }
 
 async function loadModels() {
+  let found;
   try {
-    models = (await (await ask("/v1/models")).json()).data;
+    found = (await (await ask("/v1/models")).json()).data;
   } catch (error) {
-    if (error.code === "loading") setTimeout(loadModels, 500);
-    return error.code === "loading" ? say(`${error.message} …`) : say("", error.message);
+    if (models.length) return;  // another call has them
+    if (error.code !== "loading") return say("", error.message);
+    clearTimeout(again);
+    again = setTimeout(loadModels, 500);
+    return say(`${error.message} …`);
   }
+  clearTimeout(again);
+  if (models.length) return;
+  models = found;
   const names = models.map((model) => model.id);
   $("first").replaceChildren(...names.map((name) => new Option(name)));
   $("second").replaceChildren(new Option("none", ""), ...names.map((name) => new Option(name)));
