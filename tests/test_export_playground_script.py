@@ -106,3 +106,47 @@ def test_models_that_load_are_asked_for_by_one_timer_and_taken_once() -> None:
     assert timers_set == 1
     assert (selected, kept) == ("b", ["", True])
     assert (timers_left, status) == (0, ["Ready.", 0])
+
+
+def test_an_answer_that_breaks_off_is_told_and_no_other_is() -> None:
+    broke_off = "the answer broke off; does the server still run?"
+    expected = {
+        "whole": ["Done.", ""],
+        "whole, then a broken connection": ["Done.", ""],
+        "closed": ["", broke_off],
+        "closed within an event": ["", broke_off],
+        "closed before any": ["", broke_off],
+        "a broken connection": ["", broke_off],
+        "an error of the model": ["", "it failed"],
+        "stopped by the user": ["Stopped.", ""],
+    }
+    told = told_by("""
+        await answer(asked.pop(), 200, {data: [model("a")]});
+        $("first").value = "a";
+        const text = 'data: {"choices": [{"text": "x", "finish_reason": null}]}\\n\\n';
+        const failed = 'data: {"error": {"message": "it failed"}}\\n\\n';
+        const done = "data: [DONE]\\n\\n";
+        const broken = new TypeError("network error");
+        const stop = () => { running.abort(); return running.signal.reason; };
+        for (const [how, parts, end] of [
+          ["whole", [text, done]],
+          ["whole, then a broken connection", [text, done], () => broken],
+          ["closed", [text, text]],
+          ["closed within an event", [text, text.slice(0, 20)]],
+          ["closed before any", []],
+          ["a broken connection", [text], () => broken],
+          ["an error of the model", [text, failed]],
+          ["stopped by the user", [text], stop],
+        ]) {
+          const over = run();
+          let body;
+          asked.pop().resolve(new Response(new ReadableStream({start(controller) { body = controller; }})));
+          for (const part of parts) body.enqueue(new TextEncoder().encode(part));
+          for (let i = 0; i < 20; i++) await settled();
+          if (end) body.error(end());
+          else body.close();
+          await over;
+          tell([how, $("status").textContent, $("error").textContent]);
+        }
+    """)
+    assert {how: said for how, *said in told} == expected

@@ -36,16 +36,21 @@ async function ask(path, body, signal) {
 }
 
 /** Yield the events of a stream of server-sent events, as lists: what one read brought. */
-async function* readEvents(answer) {
+async function* readEvents(answer, signal) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let rest = "", ended = false;
   for (;;) {
-    const {done, value} = await reader.read();
-    if (done) return;
+    const {done, value} = await reader.read().catch((error) => {
+      if (signal.aborted) throw error;
+      return {done: true};  // the connection broke
+    });
+    if (done && ended) return;
+    if (done) throw new Error("the answer broke off; does the server still run?");
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
-    const data = parts.map((part) => part.replace(/^data: /, "")).filter((part) => part !== "[DONE]");
-    yield data.map((part) => JSON.parse(part));
+    const data = parts.map((part) => part.replace(/^data: /, ""));
+    ended ||= data.includes("[DONE]");
+    yield data.filter((part) => part !== "[DONE]").map((part) => JSON.parse(part));
   }
 }
 
@@ -148,7 +153,7 @@ class Panel {
     let first = null, last = null, early = 0, tokens = 0, text = "", named = 0, reason = null, usage = null;
     let echo = body.echo;
     const answer = await ask("/v1/completions", {...body, model: this.model.id}, signal);
-    for await (const events of readEvents(answer)) {
+    for await (const events of readEvents(answer, signal)) {
       const atEnd = this.output.scrollHeight - this.output.scrollTop - this.output.clientHeight < 30;
       for (const event of events) {
         if (event.error) throw new Error(event.error.message);
