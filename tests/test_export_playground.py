@@ -106,6 +106,12 @@ def test_texts_have_contrast_in_both_schemes() -> None:
             assert (light + 0.05) / (dark + 0.05) >= LEAST_CONTRAST, (text, back)
 
 
+def test_a_token_without_a_place_to_break_breaks_wherever_it_is_shown() -> None:
+    rules = dict(re.findall(r"^([^{}\n]+) \{([^}]*)\}", CSS, re.M))
+    for shows_tokens in ("p", ".output", "#popup td"):  # "The models part at token 3: ..." is a p
+        assert "overflow-wrap: anywhere" in rules[shows_tokens], shows_tokens
+
+
 # ---- with one ----
 
 
