@@ -114,6 +114,12 @@ def test_a_text_whose_time_is_over_before_its_first_token_is_an_error(model: Ser
     assert (echoed.status_code, echoed.json()["choices"][0]["text"]) == (200, "!")
 
 
+def test_no_proxy_is_to_hold_a_stream_back(state: State) -> None:
+    headers = complete(state, prompt="a", max_tokens=2, stream=True).headers
+    assert headers["content-type"].startswith("text/event-stream")
+    assert (headers["x-accel-buffering"], headers["cache-control"]) == ("no", "no-cache")
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_that_fails_ends_its_texts(model: ServedModel, stream: bool) -> None:
     async def fail() -> None:

@@ -111,7 +111,11 @@ class Answer:
         await send({"type": "http.response.body", "body": body})
 
     async def _send_stream(self, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),  # nginx would hold the text back
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for events in self._events():
             await send({"type": "http.response.body", "body": events, "more_body": True})
