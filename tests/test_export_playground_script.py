@@ -150,3 +150,16 @@ def test_an_answer_that_breaks_off_is_told_and_no_other_is() -> None:
         }
     """)
     assert {how: said for how, *said in told} == expected
+
+
+def test_scrolling_moves_the_alternatives_that_are_shown_and_shows_none_again() -> None:
+    hidden = told_by("""
+        const span = new Stand();
+        span.token = {name: "x", top: {x: -0.1}};
+        const moved = () => { page.heard.scroll(); tell($("popup").hidden); };
+        document.activeElement = span;
+        showAlternatives(span), moved();
+        page.heard.keydown({key: "Escape"}), moved();
+        showAlternatives(span), document.activeElement = new Stand(), moved();
+    """)
+    assert hidden == [False, True, True]

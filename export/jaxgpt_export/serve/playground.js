@@ -330,6 +330,7 @@ for (const kind of ["mouseover", "focusin"]) {
 $("panels").addEventListener("mouseout", hide);
 $("panels").addEventListener("focusout", hide);
 addEventListener("scroll", () => {
+  if ($("popup").hidden) return;  // Escape hid it
   if (document.activeElement.token) showAlternatives(document.activeElement);
   else hide();
 }, true);
