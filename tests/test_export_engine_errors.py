@@ -54,6 +54,40 @@ def address_space(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+# Throws as the engine does, and lets no memory be had from then on.
+NO_MEMORY_LEFT = r"""
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+
+#include "runtime/errors.h"
+
+static bool none_left = false;
+
+void* operator new(size_t bytes) {
+  void* memory = none_left ? nullptr : malloc(bytes);
+  return memory ? memory : throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { free(memory); }
+void operator delete(void* memory, size_t) noexcept { free(memory); }
+
+template <typename Error>
+void tell(const Error& error) {
+  const int code = guarded([&] {
+    none_left = true;
+    throw error;
+  });
+  none_left = false;
+  printf("%d %s\n", code, error_message());
+}
+
+int main() {
+  tell(std::bad_alloc());
+  tell(EngineError(JAXGPT_BAD_STATE, "a message that is longer than a small string"));
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return read_artifact(tiny_artifacts(tmp_path_factory.mktemp("engine"))["int8-dynamic"])
@@ -142,6 +176,21 @@ def test_memory_that_the_system_does_not_lend_is_a_memory_error_of_one_line(arti
     assert isinstance(caught.value, MemoryError)
     assert isinstance(caught.value, UserError)
     assert NativeSession(NativeModel(artifact, 1)).prefill([1]).shape == (300,)  # and all is well after it
+
+
+def test_an_error_is_told_where_there_is_no_memory_for_its_message(tmp_path: Path) -> None:
+    compiler = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler (g++, clang++ or c++)")
+    (tmp_path / "tell.cpp").write_text(NO_MEMORY_LEFT)
+    native, program = ROOT / "export" / "native", tmp_path / "tell"
+    sources = [str(tmp_path / "tell.cpp"), str(native / "runtime" / "errors.cpp")]
+    subprocess.run([compiler, "-std=c++17", f"-I{native}", *sources, "-o", str(program)], check=True)
+    told = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == [
+        f"{ErrorCode.OUT_OF_MEMORY:d} there is not enough memory",
+        f"{ErrorCode.BAD_STATE:d} a message that is longer than a small string",
+    ]
 
 
 def reserved_bytes() -> int:
