@@ -23,6 +23,7 @@ class Model:
       folder: its files.
       commit: what its revision main is.
       card: license, datasets.
+      name: what it is called now; empty for the name that it is asked by.
       status: answered to every request instead, such as 401.
       other_bytes: files whose content is sent altered, in the right length.
       cut: files of which half is sent before the connection ends.
@@ -32,6 +33,7 @@ class Model:
     folder: Path
     commit: str = "a" * 40
     card: dict[str, object] = dataclasses.field(default_factory=dict)
+    name: str = ""
     status: int = 200
     other_bytes: tuple[str, ...] = ()
     cut: tuple[str, ...] = ()
@@ -142,4 +144,10 @@ def _info(name: str, model: Model) -> dict[str, object]:
         if file.suffix in LARGE:
             entry["lfs"] = {"sha256": _hash(file), "size": file.stat().st_size, "pointerSize": 130}
         siblings.append(entry)
-    return {"id": name, "sha": model.commit, "siblings": siblings, "cardData": model.card, "private": False}
+    return {
+        "id": model.name or name,
+        "sha": model.commit,
+        "siblings": siblings,
+        "cardData": model.card,
+        "private": False,
+    }

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from conftest import Command, python, rows
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.certificate import read_certificate
+from jaxgpt_export.interchange.hub import fetch, parse_name
 from jaxgpt_export.native.library import instruction_sets
 from jaxgpt_export.pretrained import load_pretrained
 from small_gpt2 import gpt2, save
@@ -28,6 +29,7 @@ from jaxgpt.shared.tokenizer import Tokenizer
 pytest.importorskip("transformers")
 
 TEXT = "def"
+NOBODY = "http://127.0.0.1:9"  # where nobody listens
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,7 @@ def hub(source: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFac
         weights = ("model.safetensors",)
         server.models = {
             "some/gpt2": Model(source, card={"license": "mit", "datasets": ["some/text"]}),
+            "some/earlier": Model(source, name="some/gpt2"),
             "some/scaled": Model(save(scaled, tokenizer, scratch / "scaled")),
             "some/pickled": Model(pickled),
             "some/bert": Model(other),
@@ -66,7 +69,7 @@ def hub(source: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFac
 
 
 def environment_of(hub: SmallHub | None, scratch: Path) -> dict[str, str]:
-    address = "http://127.0.0.1:9" if hub is None else hub.address  # 9: nobody listens
+    address = NOBODY if hub is None else hub.address
     own = {"HF_ENDPOINT": address, "HF_HOME": str(scratch / "hf"), "JAXGPT_CACHE": str(scratch / "cache")}
     return {**python("")[1], **own, "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -221,6 +224,43 @@ def test_a_scaled_model_is_imported_and_computes_what_transformers_does(
     assert certificate["parity"]["max_abs_logit_diff"] < 1e-5
     assert certificate["origin"]["source"] == "hub:some/scaled"
     assert json.loads((out / "config.json").read_text())["scale_attn_by_inverse_layer_idx"] is False
+
+
+@pytest.fixture
+def no_hub(here: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Takes the small hub away from this process."""
+    from huggingface_hub import constants
+
+    def take_away() -> None:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, NOBODY)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
+
+    return take_away
+
+
+@pytest.mark.parametrize("asked", ["some/gpt2", "some/earlier", f"some/gpt2@{'a' * 40}"])
+def test_what_was_fetched_once_is_found_without_the_hub(
+    no_hub: Callable[[], None], capsys: pytest.CaptureFixture[str], asked: str
+) -> None:
+    model, folder = fetch(*parse_name(asked))
+    assert model.name == "some/gpt2"
+    no_hub()
+    again, same = fetch(*parse_name(asked))
+    assert (again.commit, same) == ("a" * 40, folder)
+    assert "the connection failed" in capsys.readouterr().err
+
+
+def test_a_branch_that_moved_is_what_it_was_until_the_new_commit_is_there_whole(
+    hub: SmallHub, source: Path, no_hub: Callable[[], None]
+) -> None:
+    hub.models["some/half"] = Model(source)
+    fetch("some/half", "main")
+    hub.models["some/half"] = Model(source, commit="b" * 40, unlisted=("model.safetensors",))
+    with pytest.raises(UserError, match=r"model\.safetensors was asked of"):
+        fetch("some/half", "main")
+    no_hub()
+    assert fetch("some/half", "main")[0].commit == "a" * 40
 
 
 @pytest.mark.parametrize(

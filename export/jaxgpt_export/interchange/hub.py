@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import read_json, sha256_of
+from jaxgpt.shared.files import read_json, sha256_of, write_atomic
 from jaxgpt.shared.huggingface import MODEL_TYPE
 
 PREFIX = "hub:"
@@ -115,15 +115,21 @@ def find_model(name: str, revision: str) -> HubModel:
     )
 
 
-def download(model: HubModel) -> Path:
+def download(model: HubModel, asked: str | None = None) -> Path:
     """Bring a model's files into the hub's cache and check them; return their folder.
 
-    The configuration comes first: the weights of what is no GPT-2 are never fetched.
+    The configuration comes first: the weights of what is no GPT-2 are never fetched. At the end the cache is
+    told which commit the revision is, so that both are found there without the hub.
+
+    Args:
+      model: of the hub.
+      asked: the name that the cache is to know it by, where it was asked for by an earlier one.
 
     Raises:
       UserError: it is no GPT-2, a file could not be fetched, or is not the one that the hub names.
     """
-    folder = _fetch(model, "config.json").parent
+    asked = asked or model.name
+    folder = _fetch(model, "config.json", asked).parent
     kind = read_json(folder / "config.json", "model configuration").get("model_type")
     if kind != MODEL_TYPE:
         raise UserError(
@@ -131,15 +137,25 @@ def download(model: HubModel) -> Path:
             "GPT-2s only"
         )
     for file in model.hashes:
-        _fetch(model, file)
+        _fetch(model, file, asked)
+    _keep_revision(folder, model)
     return folder
 
 
-def _fetch(model: HubModel, file: str) -> Path:
+def _keep_revision(folder: Path, model: HubModel) -> None:
+    """Write which commit a branch or tag is, as huggingface_hub does where it downloads by such a name."""
+    ref = folder.parent.parent / "refs" / model.revision
+    if COMMIT.fullmatch(model.revision) or (ref.is_file() and ref.read_text("utf-8") == model.commit):
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(ref, model.commit)
+
+
+def _fetch(model: HubModel, file: str, asked: str) -> Path:
     import huggingface_hub
 
     with _asking_for(f"{model.name}@{model.revision}: {file}"):
-        path = Path(huggingface_hub.hf_hub_download(model.name, file, revision=model.commit))
+        path = Path(huggingface_hub.hf_hub_download(asked, file, revision=model.commit))
     expected = model.hashes[file]
     if expected and _content_hash(path, len(expected)) != expected:
         path.resolve().unlink(missing_ok=True)  # else the damaged file would be found again the next time
@@ -259,7 +275,7 @@ def fetch(name: str, revision: str, last_commit: str | None = None) -> tuple[Hub
             raise
         say(f"{error}; what its cache holds is used: {folder}")
         return HubModel(name, revision, folder.name, {}), folder
-    return model, download(model)
+    return model, download(model, name)
 
 
 def _cached_folder(name: str, revision: str) -> Path | None:
