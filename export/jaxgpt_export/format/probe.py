@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxgpt.shared.architecture import parameters
 from jaxgpt.shared.config import ModelConfig
-from jaxgpt.shared.dataset import Tokens, windows
+from jaxgpt.shared.dataset import Tokens, count_windows, windows
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tensor_file import read_tensor_file, write_tensor_file
 
@@ -39,10 +39,10 @@ class Probe:
 
 def probe_tokens(val: Tokens, block_size: int) -> npt.NDArray[np.int32]:
     """Choose windows (B, T) of the validation split, evenly spread; at most 4."""
-    inputs, targets = windows(val, block_size)
-    full = inputs[(targets >= 0).all(axis=1)]
-    chosen = np.linspace(0, len(full) - 1, min(PROBE_SEQUENCES, len(full))).round().astype(int)
-    return full[chosen]
+    count_windows(val, block_size)  # refuses a split without a full one
+    full = (len(val) - 1) // block_size
+    chosen = np.linspace(0, full - 1, min(PROBE_SEQUENCES, full)).round().astype(int)
+    return np.concatenate([windows(val, block_size, None, at, at + 1)[0] for at in chosen.tolist()])
 
 
 def probe_positions(tokens: int, config: ModelConfig) -> npt.NDArray[np.int32]:

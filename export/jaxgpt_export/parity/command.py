@@ -54,9 +54,8 @@ class CompareOptions:
 
 def compare_command(options: CompareOptions) -> Result:
     """Run `jaxgpt-export compare`."""
-    import numpy as np
     import torch
-    from jaxgpt.shared.dataset import open_dataset, windows
+    from jaxgpt.shared.dataset import open_dataset
 
     from jaxgpt_export.parity.comparison import compare_models
     from jaxgpt_export.parity.models import open_model, require_tokenizer
@@ -68,10 +67,9 @@ def compare_command(options: CompareOptions) -> Result:
     reference, model = open_model(options.reference), open_model(options.model)
     held = [each.block_size for each in (reference, model) if each.block_size is not None]
     block_size = min(held, default=DEFAULT_BLOCK_SIZE) if options.block_size is None else options.block_size
-    inputs, targets = windows(dataset.val, block_size)
-    taken = np.flatnonzero((targets >= 0).all(axis=1))[: max(options.tokens // block_size, 1)]
-    tokens = torch.from_numpy(inputs[taken])
-    counted = torch.from_numpy(dataset.val_windows(block_size)[1][taken] >= 0)
+    full = (len(dataset.val) - 1) // block_size
+    inputs, targets = dataset.val_windows(block_size, 0, min(max(options.tokens // block_size, 1), full))
+    tokens, counted = torch.from_numpy(inputs), torch.from_numpy(targets >= 0)
     found = compare_models(reference, model, tokens, counted=counted)
     parity = found.parity
     say(

@@ -166,6 +166,13 @@ def _open_dataset(options: QuantizeOptions, artifact: Artifact) -> Dataset | Non
             f"{options.data} was made with another tokenizer ({dataset.tokenizer_sha256[:12]}...) than the "
             f"artifact's ({tokenizer.sha256[:12]}...); give the data set that the model was trained on"
         )
+    T = artifact.config.block_size
+    if len(dataset.val) <= T:
+        raise UserError(
+            f"{options.data}: the validation split has {len(dataset.val)} tokens, the loss is measured on "
+            f"whole contexts of the model, at least {T + 1}; prepare more text, or more of it for validation "
+            "(jaxgpt prepare --val-fraction)"
+        )
     return dataset
 
 
@@ -294,9 +301,8 @@ def _quality(reference: "GPT", model: "GPT", dataset: Dataset) -> tuple["Quality
     from jaxgpt_export.parity.quality import batches, measure_quality
 
     T = reference.config.block_size
-    inputs, targets = dataset.val_windows(T)
-    rows = max(QUALITY_TOKENS // T, 1)
-    parts = batches(inputs[:rows], targets[:rows], rows=4)
+    inputs, targets = dataset.val_windows(T, 0, max(QUALITY_TOKENS // T, 1))
+    parts = batches(inputs, targets, rows=4)
     quality = measure_quality({"float": reference, "quantized": model}, parts)
     return quality["float"], quality["quantized"]
 
