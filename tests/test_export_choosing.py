@@ -119,7 +119,7 @@ def test_auto_passes_over_what_costs_more_than_the_bound(
     methods: list[Method] = [CheapMethod(name) for name in ("cheapest", "dearer", "dearest")]
     costs = iter([(2.0, 2.02), (2.0, 2.005), (2.0, 2.0)])
     monkeypatch.setattr("jaxgpt_export.quantize.auto.cheapest_first", lambda _: methods)
-    monkeypatch.setattr("jaxgpt_export.quantize.auto.measure_speed", lambda *_: Speed(1.0, "native", None))
+    monkeypatch.setattr("jaxgpt_export.quantize.auto.try_speed", lambda *_: Speed(1.0, "native", None))
 
     def measure(_: torch.nn.Module) -> tuple[Quality, Quality]:
         before, after = next(costs)

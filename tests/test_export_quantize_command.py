@@ -1,6 +1,7 @@
 """What `jaxgpt-export quantize` reads, when it refuses, and what it leaves: on a random model, untrained."""
 
 import dataclasses
+import json
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error, rows, run_command, write_jsonl
+from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.probe import probe_tokens
+from jaxgpt_export.native.library import EngineMemoryError
 from jaxgpt_export.quantize import command as quantize_module
+from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.quantizer import Quantizer
 from tiny_artifacts import tiny_artifact
 
@@ -124,3 +128,39 @@ def test_a_comparison_makes_the_windows_that_it_compares(
     assert code == 0, err
     assert "on 64 tokens" in err
     assert made == [2]
+
+
+@pytest.mark.parametrize("method", ["int8-weight-only", "auto"])
+def test_a_trial_of_speed_that_fails_leaves_the_artifact_and_no_figure(
+    command: Command,
+    fp32: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    def full(*_: object) -> float:
+        raise EngineMemoryError("out of memory; give it more")
+
+    monkeypatch.setattr("jaxgpt_export.quantize.speed._decode_seconds", full)
+    only = [find_method("int8-weight-only")]
+    monkeypatch.setattr("jaxgpt_export.quantize.auto.cheapest_first", lambda quantizer: only)
+    more = ("--data", text, "--max-loss", 100) if method == "auto" else ()
+    code, out, err = quantize(command, fp32, tmp_path / "a", "--method", method, "--json", *more)
+    assert code == 0, err
+    assert "its speed beside float was not measured: out of memory" in err
+    figures = json.loads(out.strip().splitlines()[-1])
+    assert not {"speed_against_float", "speed_engine"} & {*figures, *figures.get("tried", [{}])[0]}
+    assert len(figures.get("tried", [])) == (method == "auto")
+    assert read_artifact(tmp_path / "a").kind == "int8-weight-only"
+
+
+def test_what_is_no_mistake_of_the_user_ends_the_trial_and_leaves_nothing(
+    command: Command, fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxgpt_export.quantize.speed._decode_seconds", stopped)
+    assert quantize(command, fp32, tmp_path / "a", "--method", "fp16")[0] != 0
+    assert not (tmp_path / "a").exists()

@@ -15,7 +15,7 @@ from jaxgpt_export.parity.quality import Quality
 from jaxgpt_export.quantize.methods import Method, all_methods
 from jaxgpt_export.quantize.quantizer import Quantizer
 from jaxgpt_export.quantize.sensitivity import worst_layers
-from jaxgpt_export.quantize.speed import measure_speed
+from jaxgpt_export.quantize.speed import speed_figures, try_speed
 from jaxgpt_export.quantize.state_dict import QuantizedStateDict
 
 # Where no method is within the bound, the worst of so many layers stays in higher precision.
@@ -65,11 +65,10 @@ def choose(
 def table_row(
     quantizer: Quantizer, method: Method, candidate: QuantizedStateDict, measure: Measure
 ) -> dict[str, Any]:
-    """Return what a table of methods shows of one."""
+    """Return what a table of methods shows of one; without its speed where that could not be measured."""
     model = candidate.model(quantizer.config)
     before, after = measure(model)
     assert after.parity is not None
-    speed = measure_speed(quantizer, candidate, model)
     return {
         "method": method.name,
         "kept": high_precision_layers(quantizer.config, method, candidate),
@@ -77,8 +76,7 @@ def table_row(
         "kl_mean": after.parity.kl_mean,
         "top1_agreement": after.parity.top1_agreement,
         "size_mb": candidate.tensor_bytes / 1e6,
-        "speed_against_float": speed.against_float,
-        "speed_engine": speed.engine,
+        **speed_figures(try_speed(quantizer, candidate, model)),
     }
 
 

@@ -270,17 +270,17 @@ def _write(
 
 
 def _speed(quantizer: "Quantizer", candidate: "QuantizedStateDict", model: "GPT") -> dict[str, Any]:
-    """Return how fast the artifact is beside float; say it where it is slower."""
-    from jaxgpt_export.quantize.speed import measure_speed
+    """Return how fast the artifact is beside float, if that can be measured; say it where it is slower."""
+    from jaxgpt_export.quantize.speed import speed_figures, try_speed
 
-    speed = measure_speed(quantizer, candidate, model)
-    if speed.against_float < SLOWER:
+    speed = try_speed(quantizer, candidate, model)
+    if speed is not None and speed.against_float < SLOWER:
         where = f"the PyTorch module, which runs because the native engine does not: {speed.reason}"
         say(
             f"it is slower than float on this machine: {speed.against_float:.2f} times its tokens/s, one "
             f"text at a time, in {'the native engine' if speed.reason is None else where}"
         )
-    return {"speed_against_float": speed.against_float, "speed_engine": speed.engine}
+    return speed_figures(speed)
 
 
 def _report(options: QuantizeOptions, artifact: Artifact, size: int, certificate: dict[str, Any]) -> None:
@@ -330,7 +330,7 @@ def choice_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['kl_mean']:.1e}",
             f"{row['top1_agreement']:.2%}",
             f"{row['size_mb']:.2f}",
-            f"{row['speed_against_float']:.2f} x",
+            f"{row['speed_against_float']:.2f} x" if "speed_against_float" in row else "-",
         )
     return table
 

@@ -2,9 +2,11 @@
 
 import statistics
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxgpt.generation.session import Session
+from jaxgpt.shared.console import say
+from jaxgpt.shared.errors import UserError
 
 from jaxgpt_export.format.artifact import Artifact
 from jaxgpt_export.generation.open_session import default_cache
@@ -33,6 +35,19 @@ class Speed(NamedTuple):
     reason: str | None
 
 
+def try_speed(quantizer: Quantizer, candidate: QuantizedStateDict, model: GPT) -> Speed | None:
+    """Time a candidate as measure_speed does; None, and a line, where its engine can't run here.
+
+    Both models take memory beside what rounding took, and JAXGPT_ISA may name what this machine lacks: that
+    is no reason to throw away what was rounded.
+    """
+    try:
+        return measure_speed(quantizer, candidate, model)
+    except UserError as error:
+        say(f"its speed beside float was not measured: {error}")
+        return None
+
+
 def measure_speed(quantizer: Quantizer, candidate: QuantizedStateDict, model: GPT) -> Speed:
     """Time a candidate against float: short trials, interleaved.
 
@@ -40,6 +55,9 @@ def measure_speed(quantizer: Quantizer, candidate: QuantizedStateDict, model: GP
       quantizer: of the float model.
       candidate: what was rounded.
       model: its module.
+
+    Raises:
+      UserError: the engine has too little memory, or JAXGPT_ISA asks for what it can't do.
     """
     tensors = as_arrays(candidate.tensors)
     artifact = Artifact(quantizer.artifact.folder, quantizer.config, candidate.quantization, tensors)
@@ -56,6 +74,11 @@ def measure_speed(quantizer: Quantizer, candidate: QuantizedStateDict, model: GP
         ratios.append(of_float / of_model)
     ratio = statistics.median(ratios[1:])  # the first prepares
     return Speed(ratio, "torch" if reason else "native", reason)
+
+
+def speed_figures(speed: Speed | None) -> dict[str, Any]:
+    """Return what a trial gave, under the names of figures; nothing where there was none."""
+    return {} if speed is None else {"speed_against_float": speed.against_float, "speed_engine": speed.engine}
 
 
 def _decode_seconds(session: Session, vocab_size: int) -> float:
