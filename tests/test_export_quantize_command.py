@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error, rows, run_command, write_jsonl
 from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.format.probe import probe_tokens
 from jaxgpt_export.native.library import EngineMemoryError
 from jaxgpt_export.quantize import command as quantize_module
@@ -19,6 +21,8 @@ from jaxgpt_export.quantize.quantizer import Quantizer
 from tiny_artifacts import tiny_artifact
 
 from jaxgpt.shared.dataset import open_dataset, windows
+from jaxgpt.shared.files import sha256_of
+from jaxgpt.shared.tokenizer import load_tokenizer
 
 MANY_TOKENS = 4_000_000  # of a split of which a few windows are used; 8 MB, in int32 windows five times that
 FEW_BYTES = 2_000_000  # that those windows take
@@ -164,3 +168,25 @@ def test_what_is_no_mistake_of_the_user_ends_the_trial_and_leaves_nothing(
     monkeypatch.setattr("jaxgpt_export.quantize.speed._decode_seconds", stopped)
     assert quantize(command, fp32, tmp_path / "a", "--method", "fp16")[0] != 0
     assert not (tmp_path / "a").exists()
+
+
+def test_an_artifact_names_the_parent_that_was_rounded_whatever_lies_there_by_then(
+    command: Command, fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding may take hours; somebody converts another run into the parent's folder meanwhile."""
+    parent = shutil.copytree(fp32, tmp_path / "parent")
+    plain = quantize_module._round
+
+    def replaced(*arguments: Any) -> Any:
+        found = plain(*arguments)
+        for name in ("model.safetensors", "tokenizer.json", "vocab.json", "merges.txt"):
+            (parent / name).unlink()
+            (parent / name).write_text("of another run")
+        return found
+
+    monkeypatch.setattr(quantize_module, "_round", replaced)
+    code, _, err = quantize(command, parent, tmp_path / "a", "--method", "fp16")
+    assert code == 0, err
+    origin = read_certificate(tmp_path / "a")["origin"]
+    assert origin["parent_sha256"] == sha256_of(fp32 / "model.safetensors")
+    assert load_tokenizer(tmp_path / "a").sha256 == load_tokenizer(fp32).sha256

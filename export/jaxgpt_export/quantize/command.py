@@ -15,7 +15,8 @@ from jaxgpt.shared.architecture import matrices
 from jaxgpt.shared.console import Result, say, stderr
 from jaxgpt.shared.dataset import Dataset, open_dataset
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import check_replaceable, new_folder, only_writer, sha256_of
+from jaxgpt.shared.files import check_replaceable, new_folder, only_writer
+from jaxgpt.shared.tokenizer import Tokenizer
 from rich.table import Table
 
 from jaxgpt_export.format.artifact import Artifact, read_artifact, write_artifact
@@ -88,7 +89,8 @@ def _quantize(options: QuantizeOptions) -> Result:
     from jaxgpt_export.quantize.sensitivity import sensitivity
 
     artifact, parent = _open_parent(options.artifact)
-    probe, dataset = read_probe(artifact), _open_dataset(options, artifact)
+    probe, tokenizer = read_probe(artifact), artifact.tokenizer()
+    dataset = _open_dataset(options, artifact, tokenizer)
     quantizer = Quantizer(artifact, dataset)
     candidate, figures = _round(options, quantizer, dataset)
     if candidate is None:
@@ -111,11 +113,11 @@ def _quantize(options: QuantizeOptions) -> Result:
     origin = {
         **parent["origin"],
         "parent": str(options.artifact),
-        "parent_sha256": sha256_of(options.artifact / "model.safetensors"),
+        "parent_sha256": parent["files"]["model.safetensors"],  # it was held against it
         "quantized_with": versions("torch", "safetensors"),
     }
     figures |= _speed(quantizer, candidate, model)
-    certificate, size = _write(options, artifact, candidate, probe, origin, certified)
+    certificate, size = _write(options, artifact, tokenizer, candidate, probe, origin, certified)
     _report(options, artifact, size, certificate)
     return Result({"size_mb": size / 1e6, **figures, **certificate})
 
@@ -156,8 +158,7 @@ def _open_parent(folder: Path) -> tuple[Artifact, dict[str, Any]]:
     return artifact, parent
 
 
-def _open_dataset(options: QuantizeOptions, artifact: Artifact) -> Dataset | None:
-    tokenizer = artifact.tokenizer()
+def _open_dataset(options: QuantizeOptions, artifact: Artifact, tokenizer: Tokenizer) -> Dataset | None:
     if options.data is None:
         return None
     dataset = open_dataset(options.data)
@@ -249,6 +250,7 @@ def _probe_of(
 def _write(
     options: QuantizeOptions,
     artifact: Artifact,
+    tokenizer: Tokenizer,
     candidate: "QuantizedStateDict",
     probe: Probe,
     origin: dict[str, Any],
@@ -260,7 +262,6 @@ def _write(
     quantization = candidate.quantization
     with new_folder(options.out, options.overwrite, "certificate.json") as folder:
         tensors = as_arrays(candidate.tensors)
-        tokenizer = artifact.tokenizer()
         write_artifact(folder, artifact.config, quantization, tensors, tokenizer, artifact.generation)
         write_probe(folder, probe)
         certificate = write_certificate(folder, quantization.method, origin, certified)
