@@ -4,22 +4,28 @@ import dataclasses
 import json
 import shutil
 import tracemalloc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Command, assert_one_line_error, rows, run_command, write_jsonl
+from jaxgpt_bench.speed.random_models import random_tensors
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.format.probe import probe_tokens
 from jaxgpt_export.native.library import EngineMemoryError
 from jaxgpt_export.quantize import command as quantize_module
+from jaxgpt_export.quantize import layer_order
+from jaxgpt_export.quantize.layer_order import _sum
 from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.quantizer import Quantizer
 from tiny_artifacts import tiny_artifact
 
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.dataset import open_dataset, windows
 from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tokenizer import load_tokenizer
@@ -190,3 +196,39 @@ def test_an_artifact_names_the_parent_that_was_rounded_whatever_lies_there_by_th
     origin = read_certificate(tmp_path / "a")["origin"]
     assert origin["parent_sha256"] == sha256_of(fp32 / "model.safetensors")
     assert load_tokenizer(tmp_path / "a").sha256 == load_tokenizer(fp32).sha256
+
+
+@pytest.mark.parametrize("channels", [6, 8, 24])
+@pytest.mark.parametrize("windows", [1, 15, 16, 17, 33, 300])
+def test_the_head_s_moments_are_one_sum_of_all_windows(channels: int, windows: int) -> None:
+    """The bits of what PyTorch gives of all of them at once, in one thread as by vectors of any width."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        scale = torch.logspace(-3, 3, windows, dtype=torch.float64)[:, None, None]
+        parts = scale * torch.randn(
+            windows, channels, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
+        assert torch.equal(_sum(iter(parts), channels), parts.sum(dim=0))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_few_products_of_the_head_s_inputs_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(vocab_size=50, block_size=8, n_layer=1, n_head=1, n_embd=8)
+    alive: set[int] = set()
+    most: list[int] = []
+    plain = layer_order._product
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        made = plain(x)
+        alive.add(id(made))
+        weakref.finalize(made, alive.discard, id(made))
+        most.append(len(alive))
+        return made
+
+    monkeypatch.setattr(layer_order, "_product", counted)
+    tokens = torch.zeros(40, 8, dtype=torch.int32)
+    layer_order.round_in_order(config, random_tensors(config), tokens, lambda name, weight, moments: weight)
+    assert len(most) == 5 * 40
+    assert max(most) <= 3

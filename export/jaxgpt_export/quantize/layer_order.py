@@ -1,7 +1,7 @@
 """Rounding layer after layer, each on the inputs that rounded ones made."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import torch
@@ -16,6 +16,7 @@ from jaxgpt_export.model.gpt import GPT, Block
 
 # Takes a layer's name, weight and the second moments of its inputs; returns the weights to go on with.
 RoundLayer = Callable[[str, Tensor, Tensor], Tensor]
+FAN_IN, LEVELS, WHOLE_VECTORS = 16, 4, 8  # of a sum by cascade
 
 
 @torch.inference_mode()
@@ -46,7 +47,7 @@ def round_in_order(
             layer.weight = nn.Parameter(round_layer(name, layer.weight, moments), requires_grad=False)
         stream = _run_block(block, stream)
     head = linear_layers(config)[HEAD].matrix
-    moments = torch.stack([_product(model.ln_f(row)) for row in stream]).sum(dim=0)
+    moments = _sum((_product(model.ln_f(row)) for row in stream), config.n_embd)
     round_layer(head, tensors[f"{head}.weight"], _finite(moments, HEAD))
 
 
@@ -78,6 +79,25 @@ def _second_moments(layer: nn.Module, run: Callable[[], Tensor], name: str) -> F
 def _product(x: Float[Tensor, "*N I"]) -> Float64[Tensor, "I I"]:
     x = x.flatten(0, -2)
     return (x.t() @ x).double()
+
+
+def _sum(parts: Iterable[Float64[Tensor, "I I"]], width: int) -> Float64[Tensor, "I I"]:
+    """Add matrices (width, width) by cascade (16, then 16 of those sums, ...), holding one and four sums.
+
+    That is the order of `torch.stack(parts).sum(dim=0)`, whose bits the moments of the head have always had;
+    where rows are no whole vectors, which no large model has, PyTorch adds what is left over in another one.
+    """
+    if width % WHOLE_VECTORS:
+        return torch.stack(list(parts)).sum(dim=0)
+    sums = [torch.zeros(width, width, dtype=torch.float64) for _ in range(LEVELS)]
+    for count, part in enumerate(parts, 1):
+        sums[0] += part
+        for level in range(1, LEVELS):
+            if count % FAN_IN**level:
+                break
+            sums[level] += sums[level - 1]
+            sums[level - 1].zero_()
+    return functools.reduce(torch.add, sums)
 
 
 def _finite(moments: Float64[Tensor, "I I"], name: str) -> Float64[Tensor, "I I"]:
