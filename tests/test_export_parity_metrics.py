@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from jaxgpt_export.parity.metrics import Parity, ParityMeter, compare
+from jaxgpt_export.parity.metrics import Parity, ParityMeter, Scores, compare
+from jaxgpt_export.parity.quality import measure_quality
 
 from jaxgpt.shared.errors import UserError
 
@@ -126,3 +127,64 @@ def test_logits_that_are_no_numbers_are_refused(value: float, side: str) -> None
     logits[side][1, 2] = value
     with pytest.raises(UserError, match="NaN or infinity"):
         compare(logits["reference"], logits["other"])
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Takes of how many positions each float64 copy is."""
+    sizes: list[int] = []
+    plain = Scores.__init__
+
+    def counted(self: Scores, logits: torch.Tensor) -> None:
+        sizes.append(len(logits))
+        plain(self, logits)
+
+    monkeypatch.setattr(Scores, "__init__", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("positions", [511, 512, 513, 1300])
+def test_many_positions_are_compared_in_pieces_with_the_figures_of_all(
+    held: list[int], positions: int
+) -> None:
+    reference, other = drawn(positions, 31, 0.5)
+    found, expected = compare(float32(reference), float32(other)), by_formula(reference, other)
+    for name in FIGURES:
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=FLOAT64), name
+    assert max(held) <= 512
+    assert sum(held) == 2 * positions
+    assert 1 not in held  # a sum over one position alone may be formed in another order
+
+
+def test_the_quality_of_long_windows_is_measured_in_pieces(held: list[int]) -> None:
+    """Three windows of 700 tokens, of which the second predicts nothing and the third not all."""
+    T, V = 700, 31
+    tables = {
+        name: float32(logits).reshape(3, T, V) for name, logits in zip("fqp", drawn_three(), strict=True)
+    }
+    targets = torch.from_numpy(np.random.default_rng(1).integers(0, V, (3, T)))
+    targets[1], targets[2, 50:] = -1, -1
+    models = {"float": lambda _: tables["f"], "parent": lambda _: tables["p"], "model": lambda _: tables["q"]}
+    found = measure_quality(models, [(torch.zeros(3, T), targets)], {"model": "parent"})["model"]
+    assert max(held) <= 512
+    assert found.parity is not None
+    assert found.parent is not None
+    assert found.changes is not None
+    counted = (targets >= 0).numpy()
+    theirs, own, parent = (tables[name].double().numpy()[counted] for name in "fqp")
+    for figures, expected in (
+        (found.parity, by_formula(theirs, own)),
+        (found.parent, by_formula(parent, own)),
+    ):
+        for name in FIGURES:
+            assert getattr(figures, name) == pytest.approx(getattr(expected, name), rel=FLOAT64), name
+    right = [log_softmax(each)[np.arange(len(each)), targets.numpy()[counted]] for each in (own, theirs)]
+    assert found.window_losses == pytest.approx([-right[0][:T].sum(), 0.0, -right[0][T:].sum()], rel=FLOAT64)
+    assert found.changes.probability == pytest.approx(np.exp(right[0]) - np.exp(right[1]), abs=FLOAT64)
+    assert found.changes.kl == pytest.approx(kl(theirs, own), abs=FLOAT64)
+    assert (found.changes.same_top == (theirs.argmax(-1) == own.argmax(-1))).all()
+
+
+def drawn_three() -> tuple[Logits, Logits, Logits]:
+    reference, other = drawn(2100, 31, 0.5)
+    return reference, other, drawn(2100, 31, 0.2)[1]

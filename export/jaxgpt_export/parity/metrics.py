@@ -2,12 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxgpt.shared.errors import UserError
 from jaxtyping import Bool, Float, Float64, Integer
 from torch import Tensor
 from torch.nn import functional as F
+
+MAX_POSITIONS = 512  # of whose logits float64 copies are held at a time: 0.2 GB each with GPT-2's vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,39 @@ class Scores:
         return F.nll_loss(self.log_probs, targets.long(), reduction="none")
 
 
+class Differences(NamedTuple):
+    """What differs between the scores of some positions and those of a reference.
+
+    Attributes:
+      kl: (N,), KL(reference || other), nats.
+      same_top: (N,), whether both have the same most probable token.
+      largest: |difference| of a logit.
+      total: the sum of |differences|.
+      logits: N V, how many were compared.
+    """
+
+    kl: Float64[Tensor, "N"]
+    same_top: Bool[Tensor, "N"]
+    largest: float
+    total: float
+    logits: int
+
+
+def differences(reference: Scores, other: Scores) -> Differences:
+    """Compare the scores of the same positions."""
+    diff = (reference.logits.double() - other.logits.double()).abs()
+    kl = (reference.probs * (reference.log_probs - other.log_probs)).sum(dim=-1)
+    same_top = reference.top == other.top
+    return Differences(kl, same_top, float(diff.max()), float(diff.sum()), diff.numel())
+
+
+def pieces(positions: int) -> Iterator[slice]:
+    """Cut so many positions into pieces of at most MAX_POSITIONS, alike in size."""
+    count = max(-(-positions // MAX_POSITIONS), 1)
+    for index in range(count):
+        yield slice(positions * index // count, positions * (index + 1) // count)
+
+
 class ParityMeter:
     """Gathers `Parity` over several batches of positions."""
 
@@ -68,7 +105,7 @@ class ParityMeter:
         self._logits = self._positions = self._agree = 0
 
     def add(self, reference: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> None:
-        """Take the logits of some positions; computed in float64.
+        """Take the logits of some positions; computed in float64, piece by piece.
 
         Args:
           reference: (N, V), N > 0.
@@ -77,21 +114,21 @@ class ParityMeter:
         Raises:
           UserError: NaN or infinity, which would pass every comparison.
         """
-        self.add_scores(Scores(reference), Scores(other))
+        self.add_differences(
+            [differences(Scores(reference[piece]), Scores(other[piece])) for piece in pieces(len(reference))]
+        )
 
-    def add_scores(self, reference: Scores, other: Scores) -> tuple[Float64[Tensor, "N"], Bool[Tensor, "N"]]:
-        """Take the scores of some positions.
+    def add_differences(self, found: Sequence[Differences]) -> tuple[Float64[Tensor, "N"], Bool[Tensor, "N"]]:
+        """Take what differs at a batch of positions, in pieces one after the other.
 
         Returns:
           kl: KL(reference || other) of each position, nats.
           same_top: whether both have the same most probable token there.
         """
-        diff = (reference.logits.double() - other.logits.double()).abs()
-        kl = (reference.probs * (reference.log_probs - other.log_probs)).sum(dim=-1)
-        same_top = reference.top == other.top
-        self._max = max(self._max, float(diff.max()))
-        self._sum += float(diff.sum())
-        self._logits += diff.numel()
+        kl, same_top = torch.cat([each.kl for each in found]), torch.cat([each.same_top for each in found])
+        self._max = max(self._max, *(each.largest for each in found))
+        self._sum += sum(each.total for each in found)
+        self._logits += sum(each.logits for each in found)
         self._kl_sum += float(kl.sum())
         self._kl_max = max(self._kl_max, float(kl.max()))
         self._agree += int(same_top.sum())

@@ -10,7 +10,7 @@ import torch
 from jaxgpt.shared.errors import UserError
 from torch import Tensor
 
-from jaxgpt_export.parity.metrics import Parity, ParityMeter, Scores
+from jaxgpt_export.parity.metrics import Parity, ParityMeter, Scores, differences, pieces
 
 Int32Array = npt.NDArray[np.int32]
 Float64Array = npt.NDArray[np.float64]
@@ -126,10 +126,14 @@ def measure_quality(
             for each in gathered.values():
                 each.losses += [0.0] * len(targets)
             continue
-        kept: dict[str, Scores] = {}
+        kept: dict[str, Tensor] = {}
         for name in list(gathered):
             try:
-                scores = Scores(models[name](tokens)[counted])
+                logits = models[name](tokens)
+                compared = None if name == reference else kept[reference]
+                gathered[name].add(
+                    targets, logits, compared, kept[parents[name]] if name in parents else None
+                )
             except UserError as error:
                 if left_out is None or name in needed:
                     raise
@@ -137,9 +141,7 @@ def measure_quality(
                 del gathered[name]
                 continue
             if name in needed:
-                kept[name] = scores
-            parent = kept[parents[name]] if name in parents else None
-            gathered[name].add(targets, scores, None if name == reference else kept[reference], parent)
+                kept[name] = logits
     return {
         name: found.quality(counts, name != reference, name in parents) for name, found in gathered.items()
     }
@@ -153,20 +155,44 @@ class _Gathered:
         self._meter, self._parent_meter = ParityMeter(), ParityMeter()
         self._changes: list[Changes] = []
 
-    def add(self, targets: Tensor, scores: Scores, reference: Scores | None, parent: Scores | None) -> None:
-        """Take the scores (N, V) where targets (B, T) predict something; None where nothing is compared."""
-        counted = targets >= 0
-        wanted = targets[counted]
-        right = scores.losses(wanted)
-        found = torch.zeros(targets.shape, dtype=torch.float64)
-        found[counted] = right
-        self.losses += found.sum(dim=1).tolist()
+    def add(self, targets: Tensor, logits: Tensor, reference: Tensor | None, parent: Tensor | None) -> None:
+        """Take the logits (B, T, V) of targets (B, T), of which some predict something.
+
+        Args:
+          targets: -1 where nothing is predicted.
+          logits: float64 copies are made of some positions at a time.
+          reference: logits to compare with; None where nothing is compared.
+          parent: the same.
+
+        Raises:
+          UserError: logits that count hold NaN or infinity.
+        """
+        where = (targets.flatten() >= 0).nonzero().flatten()
+        wanted = targets.flatten()[where]
+        losses, reference_losses, changed, parent_changed = [], [], [], []
+
+        def scores_of(logits: Tensor, piece: slice) -> Scores:
+            return Scores(logits.flatten(0, 1)[where[piece]])
+
+        for piece in pieces(len(where)):
+            scores = scores_of(logits, piece)
+            losses.append(scores.losses(wanted[piece]))
+            if reference is not None:
+                theirs = scores_of(reference, piece)
+                reference_losses.append(theirs.losses(wanted[piece]))
+                changed.append(differences(theirs, scores))
+            if parent is not None:
+                parent_changed.append(differences(scores_of(parent, piece), scores))
+        right = torch.cat(losses)
+        found = torch.zeros(targets.numel(), dtype=torch.float64)
+        found[where] = right
+        self.losses += found.reshape(targets.shape).sum(dim=1).tolist()
         if reference is not None:
-            kl, same_top = self._meter.add_scores(reference, scores)
-            change = (-right).exp() - (-reference.losses(wanted)).exp()
+            kl, same_top = self._meter.add_differences(changed)
+            change = (-right).exp() - (-torch.cat(reference_losses)).exp()
             self._changes.append(Changes(kl.numpy(), change.numpy(), same_top.numpy()))
         if parent is not None:
-            self._parent_meter.add_scores(parent, scores)
+            self._parent_meter.add_differences(parent_changed)
 
     def quality(self, counts: Sequence[int], is_compared: bool, has_parent: bool) -> Quality:
         """Return what was gathered over windows that predict so many tokens."""
