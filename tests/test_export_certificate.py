@@ -7,11 +7,15 @@ import pytest
 import torch
 from conftest import Command, assert_one_line_error
 from jaxgpt_export.format.artifact import read_artifact
+from jaxgpt_export.format.certificate import read_certificate
 from jaxgpt_export.format.model_card import write_model_card
 from jaxgpt_export.format.probe import probe_positions
 from safetensors.torch import load_file, save_file
+from tiny_artifacts import tiny_artifact
 
 from jaxgpt.shared.config import ModelConfig
+from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import write_json
 
 
 def verify(command: Command, folder: Path, *more: object) -> tuple[int, dict[str, object]]:
@@ -180,3 +184,15 @@ def test_a_card_written_elsewhere_cannot_add_to_the_model_card(int8_dynamic: Pat
     assert "- x\n- '2020-01-01'\n- script\n- y z\n" in front
     assert "<" not in body
     assert "![" not in body
+
+
+@pytest.mark.parametrize("step", ["abc", "40", 1.5, True, [1]])
+def test_a_step_that_is_no_whole_number_is_damage(tmp_path: Path, step: object) -> None:
+    path = tiny_artifact(tmp_path) / "certificate.json"
+    certificate = json.loads(path.read_text())
+    for good in (None, 40):
+        write_json(path, {**certificate, "origin": {"step": good}})
+        assert read_certificate(path.parent)["origin"]["step"] == good
+    write_json(path, {**certificate, "origin": {"step": step}})
+    with pytest.raises(UserError, match=r"is damaged .*expected a whole number or null"):
+        read_certificate(path.parent)

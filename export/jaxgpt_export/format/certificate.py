@@ -82,7 +82,9 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{folder / 'certificate.json'} lacks {', '.join(missing)}; convert the run again")
     with damaged(folder / "certificate.json", "convert the run again"):
-        certificate["origin"]["step"], certificate["files"].items()
+        step, _ = certificate["origin"]["step"], certificate["files"].items()
+        if step is not None and type(step) is not int:
+            raise ValueError(f"step {quoted(step)}, expected a whole number or null")
         if not all(math.isfinite(certificate["parity"][name]) for name in PARITY_FIGURES):
             raise ValueError("figures that are not finite")
     return certificate
