@@ -196,3 +196,22 @@ def test_a_step_that_is_no_whole_number_is_damage(tmp_path: Path, step: object) 
     write_json(path, {**certificate, "origin": {"step": step}})
     with pytest.raises(UserError, match=r"is damaged .*expected a whole number or null"):
         read_certificate(path.parent)
+
+
+@pytest.mark.parametrize("name", ["verify", "quantize", "onnx", "program"])
+def test_a_gpt2_without_a_certificate_is_told_the_way_in(command: Command, tmp_path: Path, name: str) -> None:
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+    folder = tiny_artifact(tmp_path)
+    for file in ("certificate.json", "probe.safetensors", "qat.safetensors"):
+        (folder / file).unlink()
+    out = () if name == "verify" else ("--out", tmp_path / "out.pt2")
+    more = ("--method", "fp16") if name == "quantize" else ()
+    found = command("jaxgpt-export", name, "--artifact", folder, *out, *more)
+    assert_one_line_error(
+        found, f"{folder}/certificate.json is missing", f"import-hf --source {folder} --out"
+    )
+    path = folder / "config.json"  # of one that import-hf does not take, as a quantized artifact's
+    write_json(path, {**json.loads(path.read_text()), "model_type": "jaxgpt_gpt2", "positions": "rotary"})
+    with pytest.raises(UserError, match="is missing; check the path"):
+        read_certificate(folder)

@@ -144,6 +144,19 @@ def _model_type(value: Mapping[str, Any]) -> Any:
     return value.get("model_type")
 
 
+def model_type_of(path: Path, what: str) -> Any:
+    """Return the model_type of a config.json, of which nothing else is checked; see read_hf_config.
+
+    Args:
+      path: the file.
+      what: its role, for messages.
+
+    Raises:
+      UserError: it is missing or damaged, or two of its names contradict each other.
+    """
+    return _model_type(_under_own_names(read_json(path, what), path))
+
+
 def read_hf_config(path: Path, what: str, may_scale_by_layer: bool = False) -> HfConfig:
     """Read and check a config.json.
 

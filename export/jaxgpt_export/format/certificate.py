@@ -22,6 +22,7 @@ from typing import Any
 
 from jaxgpt.shared.errors import UserError, damaged, quoted
 from jaxgpt.shared.files import read_json, sha256_of, write_json
+from jaxgpt.shared.huggingface import MODEL_TYPE, model_type_of
 
 CERTIFICATE_FORMAT_VERSION = 1
 TRAINED_FILE = "qat.safetensors"  # what a quantization-aware training leaves besides its weights
@@ -71,7 +72,8 @@ def write_certificate(
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
-    """Read certificate.json; UserError when it is missing or of another version."""
+    """Read certificate.json; UserError when it is missing, damaged or of another version."""
+    require_certificate(folder)
     certificate = read_json(folder / "certificate.json", "certificate")
     if certificate.get("format_version") != CERTIFICATE_FORMAT_VERSION:
         raise UserError(
@@ -88,6 +90,18 @@ def read_certificate(folder: Path) -> dict[str, Any]:
         if not all(math.isfinite(certificate["parity"][name]) for name in PARITY_FIGURES):
             raise ValueError("figures that are not finite")
     return certificate
+
+
+def require_certificate(folder: Path) -> None:
+    """Raise UserError for the folder of a float32 GPT-2 without a certificate, as other programs save it."""
+    config = folder / "config.json"
+    if os.path.lexists(folder / "certificate.json") or not config.is_file():
+        return
+    if model_type_of(config, "artifact configuration") == MODEL_TYPE:
+        raise UserError(
+            f"{folder / 'certificate.json'} is missing: {folder} is a GPT-2 as other programs save it; bring "
+            f"it in with: jaxgpt-export import-hf --source {folder} --out ARTIFACT"
+        )
 
 
 def altered_files(folder: Path, certificate: dict[str, Any]) -> list[str]:

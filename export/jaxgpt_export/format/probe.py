@@ -20,6 +20,7 @@ from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.tensor_file import read_tensor_file, write_tensor_file
 
 from jaxgpt_export.format.artifact import Artifact
+from jaxgpt_export.format.certificate import require_certificate
 
 PROBE_SEQUENCES = 4
 MAX_PROBE_BYTES = 8_000_000  # a GPT-2 vocabulary takes 0.2 MB a position
@@ -66,6 +67,7 @@ def read_probe(artifact: Artifact) -> Probe:
     """Read probe.safetensors; UserError when it is missing, damaged or of another model."""
     path = artifact.folder / "probe.safetensors"
     if not path.exists():
+        require_certificate(artifact.folder)
         raise UserError(f"{path} is missing; convert the run again")
     try:
         fields = read_tensor_file(path)
