@@ -19,7 +19,9 @@ from jaxgpt.shared.files import read_json, sha256_of, write_atomic
 from jaxgpt.shared.huggingface import MODEL_TYPE
 
 PREFIX = "hub:"
-NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+# As huggingface_hub has it, which refuses others as it refuses a network: up to 96 characters, no -- or ..
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+NAME = re.compile(rf"(?!.*(?:--|\.\.|\.git\Z))(?:{_PART}/)?{_PART}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_S = 10.0
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
