@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 LARGE = (".safetensors", ".bin")  # files that the real hub keeps in LFS, under their sha256
 
 
@@ -65,6 +67,15 @@ def small_hub() -> Iterator[SmallHub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def ask_there(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Let huggingface_hub ask an address, in this process and until the test ends."""
+    from huggingface_hub import constants
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
 
 
 class _Handler(BaseHTTPRequestHandler):

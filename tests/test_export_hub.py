@@ -19,7 +19,7 @@ from jaxgpt_export.interchange.hub import fetch, parse_name
 from jaxgpt_export.native.library import instruction_sets
 from jaxgpt_export.pretrained import load_pretrained
 from small_gpt2 import gpt2, save
-from small_hub import Model, SmallHub, small_hub
+from small_hub import Model, SmallHub, ask_there, small_hub
 
 from jaxgpt.data.make_tokenizer import make_tokenizer
 from jaxgpt.shared.errors import UserError
@@ -114,9 +114,7 @@ def here(hub: SmallHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """This process asks the small hub and has caches of its own, as one with environment_of has."""
     from huggingface_hub import constants
 
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    ask_there(monkeypatch, hub.address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setenv("JAXGPT_CACHE", str(tmp_path / "cache"))
 
@@ -229,14 +227,7 @@ def test_a_scaled_model_is_imported_and_computes_what_transformers_does(
 @pytest.fixture
 def no_hub(here: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Takes the small hub away from this process."""
-    from huggingface_hub import constants
-
-    def take_away() -> None:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, NOBODY)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
-
-    return take_away
+    return lambda: ask_there(monkeypatch, NOBODY)
 
 
 @pytest.mark.parametrize("asked", ["some/gpt2", "some/earlier", f"some/gpt2@{'a' * 40}"])

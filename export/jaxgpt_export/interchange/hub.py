@@ -15,8 +15,8 @@ from typing import Any
 
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
-from jaxgpt.shared.files import read_json, sha256_of, write_atomic
-from jaxgpt.shared.huggingface import MODEL_TYPE
+from jaxgpt.shared.files import sha256_of, write_atomic
+from jaxgpt.shared.huggingface import MODEL_TYPE, model_type_of
 
 PREFIX = "hub:"
 # As huggingface_hub has it, which refuses others as it refuses a network: up to 96 characters, no -- or ..
@@ -132,7 +132,7 @@ def download(model: HubModel, asked: str | None = None) -> Path:
     """
     asked = asked or model.name
     folder = _fetch(model, "config.json", asked).parent
-    kind = read_json(folder / "config.json", "model configuration").get("model_type")
+    kind = model_type_of(folder / "config.json", "model configuration")
     if kind != MODEL_TYPE:
         raise UserError(
             f"{model.name} on the hub has model_type {kind!r}, expected {MODEL_TYPE!r}; this program runs "
