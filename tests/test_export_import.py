@@ -276,3 +276,30 @@ def test_prepare_refuses_a_folder_without_a_tokenizer(command: Command, tmp_path
     for name, part in ((tmp_path / "empty", "can't be read"), (tmp_path / "none", "is unknown")):
         call = ("--source", lines, "--tokenizer", name, "--out", tmp_path / "data")
         assert_one_line_error(command("jaxgpt", "prepare", *call), part)
+
+
+def test_the_tokenizer_that_was_given_is_named_to_prepare_with(
+    command: Command, source: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    lines = write_jsonl(tmp_path / "rows.jsonl", rows(60))
+    prepare = (
+        "--source",
+        lines,
+        "--val-fraction",
+        0.2,
+        "--tokenizer",
+        "bpe:290",
+        "--out",
+        tmp_path / "other",
+    )
+    assert command("jaxgpt", "prepare", *prepare)[0] == 0
+    call = ("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "a")
+    data = ("--data", tmp_path / "other")
+    assert_one_line_error(command(*call, *data), f"jaxgpt prepare --tokenizer {source}")
+    given = tmp_path / "given"
+    given.mkdir()
+    tokenizer.save(given)
+    for name in ("vocab.json", "merges.txt"):
+        (source / name).unlink()
+    found = command(*call, "--tokenizer", given, *data)
+    assert_one_line_error(found, f"jaxgpt prepare --tokenizer {given}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, assert_one_line_error, rows
+from conftest import Command, assert_one_line_error, rows, write_jsonl
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.probe import read_probe
 from jaxgpt_export.interchange.import_nanogpt import ImportNanogptOptions, import_nanogpt
@@ -213,3 +213,33 @@ def test_gpt2_vocabulary_of_nanogpt_is_trimmed_from_50304(tmp_path: Path) -> Non
     path = checkpoint(model, tmp_path / "ckpt.pt", n_head=2, n_embd=8, block_size=4)
     assert import_nanogpt(ImportNanogptOptions(path, "gpt2", tmp_path / "a")).passed
     assert read_artifact(tmp_path / "a").config.vocab_size == 50257
+
+
+def test_data_of_another_tokenizer_names_the_one_that_was_given(
+    command: Command, tokenizer: Tokenizer, tokens_folder: Path, tmp_path: Path
+) -> None:
+    lines = write_jsonl(tmp_path / "rows.jsonl", rows(60))
+    prepare = (
+        "--source",
+        lines,
+        "--val-fraction",
+        0.2,
+        "--tokenizer",
+        "bpe:290",
+        "--out",
+        tmp_path / "other",
+    )
+    assert command("jaxgpt", "prepare", *prepare)[0] == 0
+    source = checkpoint(nanogpt(tokenizer.vocab_size), tmp_path / "ckpt.pt")
+    call = (
+        "--source",
+        source,
+        "--tokenizer",
+        tokens_folder,
+        "--data",
+        tmp_path / "other",
+        "--out",
+        tmp_path / "a",
+    )
+    found = command("jaxgpt-export", "import-nanogpt", *call)
+    assert_one_line_error(found, f"prepare it with: jaxgpt prepare --tokenizer {tokens_folder}")

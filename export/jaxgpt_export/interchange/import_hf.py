@@ -83,7 +83,7 @@ def import_folder(
     model = read_hf(folder, tokenizer)
     if hub is not None:
         model = dataclasses.replace(model, provenance=_provenance(hub))
-    tokens, text = choose_tokens(model, data)
+    tokens, text = choose_tokens(model, data, tokenizer or folder)
     if importlib.util.find_spec("transformers") is not None:
         reference: Reference = transformers_reference(folder, model.config.vocab_size)
         against = "transformers fp32"

@@ -57,7 +57,7 @@ def _import(options: ImportNanogptOptions) -> Result:
     from jaxgpt_export.model.build import as_tensors
 
     model = read_nanogpt(options.source, named_tokenizer(options.tokenizer), options.n_head)
-    tokens, text = choose_tokens(model, options.data)
+    tokens, text = choose_tokens(model, options.data, options.tokenizer)
     tanh, erf = (
         rows_of(Float64GPT(as_tensors(model.tensors), model.config.n_head, gelu), tokens)
         for gelu in ("tanh", "erf")

@@ -56,8 +56,15 @@ class ImportedModel:
     generation: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
 
 
-def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[npt.NDArray[np.int32], str]:
+def choose_tokens(
+    model: ImportedModel, data: Path | None, tokenizer: str | Path
+) -> tuple[npt.NDArray[np.int32], str]:
     """Choose what is compared on: windows of a validation split, else random tokens.
+
+    Args:
+      model: whose tokens they are.
+      data: dataset folder; None for random ones.
+      tokenizer: by which name `jaxgpt prepare` finds the model's tokenizer, for messages.
 
     Returns:
       Tokens, and where they are from, in words.
@@ -76,7 +83,7 @@ def choose_tokens(model: ImportedModel, data: Path | None) -> tuple[npt.NDArray[
     if dataset.tokenizer_sha256 != model.tokenizer.sha256:
         raise UserError(
             f"{data} was made with another tokenizer ({dataset.tokenizer_sha256[:12]}...) than the model's "
-            f"({model.tokenizer.sha256[:12]}...); prepare it with: jaxgpt prepare --tokenizer {model.source}"
+            f"({model.tokenizer.sha256[:12]}...); prepare it with: jaxgpt prepare --tokenizer {tokenizer}"
         )
     return probe_tokens(dataset.val, T)[:rows], f"the validation split of {data}"
 
