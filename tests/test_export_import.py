@@ -303,3 +303,17 @@ def test_the_tokenizer_that_was_given_is_named_to_prepare_with(
         (source / name).unlink()
     found = command(*call, "--tokenizer", given, *data)
     assert_one_line_error(found, f"jaxgpt prepare --tokenizer {given}")
+
+
+def test_the_bound_that_was_passed_is_said_with_its_digits(
+    command: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxgpt_export.interchange import hf_folder
+
+    def mistaken(folder: Path, vocab_size: int) -> Callable[[Tensor], Tensor]:
+        return lambda tokens: torch.full((len(tokens), vocab_size), 16.0)
+
+    monkeypatch.setattr(hf_folder, "transformers_reference", mistaken)
+    code, _, err = command("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "a")
+    assert code == 1
+    assert "at most 1.6e-04 is allowed" in err

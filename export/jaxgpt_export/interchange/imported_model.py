@@ -127,7 +127,7 @@ def certify_and_write(
     if difference > bound:
         say(
             f"FAIL  logits of {model.source} read by this program differ from those of {against} by "
-            f"{difference:.2e}, at most {bound:.0e} is allowed; no artifact was written"
+            f"{difference:.2e}, at most {bound:.1e} is allowed; no artifact was written"
         )
         return Result(figures, passed=False)
     origin = {
