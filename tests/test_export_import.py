@@ -278,6 +278,32 @@ def test_prepare_refuses_a_folder_without_a_tokenizer(command: Command, tmp_path
         assert_one_line_error(command("jaxgpt", "prepare", *call), part)
 
 
+def test_of_a_long_context_the_tokens_of_a_probe_are_compared_and_no_more(
+    command: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxgpt_export.interchange.imported_model.PROBE_TOKENS", 10)
+    said = run_import(command, source, tmp_path / "a")
+    assert "on 10 positions" in said
+    probe = read_probe(read_artifact(tmp_path / "a"))
+    assert probe.tokens.shape == (1, 10)
+    assert probe.positions.tolist() == list(range(10))
+    assert command("jaxgpt-export", "verify", "--artifact", tmp_path / "a")[0] == 0
+
+
+def test_the_bound_that_was_passed_is_said_with_its_digits(
+    command: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxgpt_export.interchange import hf_folder
+
+    def mistaken(folder: Path, vocab_size: int) -> Callable[[Tensor], Tensor]:
+        return lambda tokens: torch.full((len(tokens), vocab_size), 16.0)
+
+    monkeypatch.setattr(hf_folder, "transformers_reference", mistaken)
+    code, _, err = command("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "a")
+    assert code == 1
+    assert "at most 1.6e-04 is allowed" in err
+
+
 def test_the_tokenizer_that_was_given_is_named_to_prepare_with(
     command: Command, source: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -303,17 +329,3 @@ def test_the_tokenizer_that_was_given_is_named_to_prepare_with(
         (source / name).unlink()
     found = command(*call, "--tokenizer", given, *data)
     assert_one_line_error(found, f"jaxgpt prepare --tokenizer {given}")
-
-
-def test_the_bound_that_was_passed_is_said_with_its_digits(
-    command: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jaxgpt_export.interchange import hf_folder
-
-    def mistaken(folder: Path, vocab_size: int) -> Callable[[Tensor], Tensor]:
-        return lambda tokens: torch.full((len(tokens), vocab_size), 16.0)
-
-    monkeypatch.setattr(hf_folder, "transformers_reference", mistaken)
-    code, _, err = command("jaxgpt-export", "import-hf", "--source", source, "--out", tmp_path / "a")
-    assert code == 1
-    assert "at most 1.6e-04 is allowed" in err

@@ -94,6 +94,7 @@ def import_folder(
         used = versions("torch", "safetensors")
     figures = {"probe": text}
     logits = rows_of(reference, tokens)
+    del reference  # all its weights
     done = certify_and_write(model, tokens, logits, against, used, out, overwrite, figures)
     if ignored := not_taken_over(folder, model.tokenizer.endoftext):
         say(f"{folder / GENERATION_CONFIG}: not taken over, as nothing here does it: {', '.join(ignored)}")

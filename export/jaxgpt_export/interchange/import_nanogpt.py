@@ -63,6 +63,7 @@ def _import(options: ImportNanogptOptions) -> Result:
         for gelu in ("tanh", "erf")
     )
     gelu = gelu_figures(tokens, tanh, erf)
+    del erf  # as large as the others, which are compared
     if model.format == "nanogpt":
         _say_gelu(gelu, text)
     figures = {"probe": text, "gelu": gelu}

@@ -67,12 +67,12 @@ def choose_tokens(
       tokenizer: by which name `jaxgpt prepare` finds the model's tokenizer, for messages.
 
     Returns:
-      Tokens, and where they are from, in words.
+      Tokens (B, T), B T at most PROBE_TOKENS, and where they are from, in words.
 
     Raises:
       UserError: the data set was made with another tokenizer.
     """
-    T = model.config.block_size
+    T = min(model.config.block_size, PROBE_TOKENS)
     rows = min(max(PROBE_TOKENS // T, 1), PROBE_SEQUENCES)
     if data is None:
         generator = torch.Generator().manual_seed(0)
@@ -121,7 +121,9 @@ def certify_and_write(
     module = float_model(model.config, as_tensors(model.tensors))
     positions = probe_positions(tokens.size, model.config)
     parity = dataclasses.asdict(compare_rows(module, tokens, reference))
-    probe = Probe(tokens, positions, np.concatenate(reference).astype(np.float32)[positions])
+    T = tokens.shape[1]
+    kept = [logits[positions[positions // T == row] % T] for row, logits in enumerate(reference)]
+    probe = Probe(tokens, positions, np.concatenate(kept).astype(np.float32))
     difference, bound = parity["max_abs_logit_diff"], fp32_bound(probe)
     figures = {"parity": {**parity, "positions": tokens.size, "against": against}, **figures}
     if difference > bound:
