@@ -41,8 +41,11 @@ class Served(NamedTuple):
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
     def metric(self, name: str) -> float:
+        """The sum over the models of a metric, which /metrics has."""
         lines = httpx.get(f"{self.address}/metrics", timeout=SECONDS).text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"jaxgpt_{name}{{"))
+        found = [float(line.split()[-1]) for line in lines if line.startswith(f"jaxgpt_{name}{{")]
+        assert found, f"/metrics has no jaxgpt_{name}"
+        return sum(found)
 
 
 @contextlib.contextmanager

@@ -22,13 +22,14 @@ from jaxgpt_export.serve.api.chat import ChatReply
 from jaxgpt_export.serve.api.completions import CompletionReply
 from jaxgpt_export.serve.api.request_fields import Fields
 from jaxgpt_export.serve.api.wishes import Prompt, read_wish, seed_of_choice
-from jaxgpt_export.serve.app import LONG_BODY, State, build_app
+from jaxgpt_export.serve.app import LEFT, LONG_BODY, State, _counting, build_app
 from jaxgpt_export.serve.chat_template import ChatTemplate
 from jaxgpt_export.serve.command import _origin
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, OneSlot, ServedModel, open_served_model
 from jaxgpt_export.serve.worker import Caller, Job, Update
+from serving import SECONDS
 from tiny_artifacts import tiny_artifact
 
 from jaxgpt.generation.scheduling.scheduler import NewToken
@@ -140,6 +141,35 @@ def test_an_answer_that_fails_ends_its_texts(model: ServedModel, stream: bool) -
         assert text.cancelled
 
     asyncio.run(fail())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_texts(
+    model: ServedModel, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No text ends by itself here: the worker gets none."""
+    monkeypatch.setattr(model.worker, "submit", lambda job: None)
+    statuses: list[int] = []
+
+    async def leave() -> None:
+        prompt = Prompt("!", [1])
+        wish = read_wish(Fields({"stream": stream}), model, 16, 0)
+        texts = [wish.text(model, prompt, n, logprobs=None, echo=False, caller=NOBODY) for n in range(3)]
+        reply = CompletionReply(model, [prompt], 3, False, False, False)
+        answer = Answer(model, Job(texts, NOBODY), reply, stream)
+
+        async def gone() -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: object) -> None:
+            await asyncio.get_running_loop().create_future()  # nobody reads it
+
+        # A task that waits for nothing: seconds are for a busy machine.
+        await asyncio.wait_for(_counting(answer, statuses.append)({}, gone, send), SECONDS)
+        assert all(text.cancelled for text in texts)
+
+    asyncio.run(leave())
+    assert statuses == [200 if stream else LEFT]  # a stream begins before its first token
 
 
 def test_a_server_that_is_about_to_end_says_so_to_those_who_look(state: State) -> None:

@@ -46,7 +46,7 @@ def open_request(server: Served, **body: object) -> socket.socket:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_its_texts(server: Served, stream: bool) -> None:
+def test_clients_that_leave_hold_nobody_up(server: Served, stream: bool) -> None:
     before = server.metric("new_tokens_total")
     bias = {"0": -100.0}  # no bursts: steps of one token
     wish = {"prompt": "a", "max_tokens": 10**6, "n": 3, "stream": stream, "logit_bias": bias}
