@@ -144,15 +144,22 @@ def test_the_kernel_of_a_shape_is_exact_for_it(shape: tuple[int, int]) -> None:
         assert torch.equal(product(q.float()), (q @ weight.long().t()).float())
 
 
+def fbgemm_product(weight: torch.Tensor, lowest: int, highest: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """FBGEMM's product: unsigned bytes q + 128 by signed ones, in pairs that are clipped to these bounds."""
+
+    def product(q: torch.Tensor) -> torch.Tensor:
+        products = (q.int() + 128)[:, None, :] * weight[None].int()
+        pairs = products.reshape(len(q), len(weight), -1, 2).sum(-1)
+        return (pairs.clamp(lowest, highest).sum(-1) - 128 * weight.int().sum(-1)).float()
+
+    return product
+
+
 def test_a_saturating_kernel_is_noticed() -> None:
-    def make(weight: torch.Tensor):
-        def product(q: torch.Tensor) -> torch.Tensor:
-            pairs = (q[:, None, :].int() * weight[None].int()).reshape(len(q), len(weight), -1, 2).sum(-1)
-            return pairs.clamp(-32768, 32767).sum(-1).float()  # what vpmaddubsw does with u8 x s8
-
-        return product
-
-    assert not is_exact(lambda weight: lambda q: make(weight)(q * 2))
+    int16, int32 = torch.iinfo(torch.int16), torch.iinfo(torch.int32)
+    assert is_exact(lambda weight: fbgemm_product(weight, int32.min, int32.max))
+    # vpmaddubsw adds two products in 16 bits: 2 * 255 * 127 does not fit.
+    assert not is_exact(lambda weight: fbgemm_product(weight, int16.min, int16.max))
 
 
 def test_kernels_give_the_same_integers() -> None:
