@@ -88,6 +88,19 @@ def test_matrices_alone_or_stacked_follow_the_formula(split_qkv: bool, dtype: An
         assert np.abs(np.asarray(found[name]) - expected).max() < tolerance, name
 
 
+def test_a_step_of_the_thirds_is_scaled_by_the_shape_of_the_whole_matrix() -> None:
+    """sqrt(O / I), here sqrt(3), of query, key and value side by side; no matrix is scaled down."""
+    config, given = dataclasses.replace(CONFIG, split_qkv=True, weight_decay=0.0), random_matrices(6)
+    optimizer, params = matrices(config, optax.constant_schedule(1.0)), in_float32(random_matrices(0))
+    found, _ = optimizer.update(in_float32(given), optimizer.init(params), params)
+    for name, gradient in given.items():
+        fused = "c_attn" in name
+        parts = np.split(gradient, 3, axis=1) if fused else [gradient]
+        expected = -np.sqrt(3 if fused else 1) * np.concatenate([by_formula(part) for part in parts], axis=1)
+        # FLOAT32_TOLERANCE is that of values of about 1, these are up to sqrt(3) times as large.
+        assert np.abs(np.asarray(found[name]) - expected).max() < FLOAT32_TOLERANCE * np.sqrt(3), name
+
+
 @pytest.mark.parametrize("devices", [2, 3])
 def test_devices_of_a_cpu_take_a_share_each_and_find_the_same_bits(devices: int) -> None:
     given, mesh = in_float32(random_matrices(4)), make_mesh("", devices)
