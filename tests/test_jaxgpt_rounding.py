@@ -173,6 +173,22 @@ class NumpyModel:
         return self.linear("lm_head", self.norm("ln_f", x), table)
 
 
+class FloatModel(NumpyModel):
+    """The same in float64 throughout; it keeps what enters each layer."""
+
+    def __init__(self, model: ModelConfig, params: dict[str, np.ndarray]) -> None:
+        super().__init__(model, params)
+        self.seen: dict[str, list[np.ndarray]] = {}
+
+    def linear(self, name: str, x: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+        self.seen.setdefault(name, []).append(x)
+        weight = self.params[f"{name}.kernel"].T if weight is None else weight
+        return x @ weight.T.astype(np.float64) + self.params.get(f"{name}.bias", 0.0)
+
+    def embedding(self, name: str) -> np.ndarray:
+        return self.params[f"{name}.embedding"].astype(np.float64)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_computes_what_the_artifact_s_arithmetic_says(tied: bool) -> None:
     model = dataclasses.replace(MODEL, tied=tied)
@@ -239,11 +255,16 @@ def test_each_layer_s_first_step_has_the_least_squared_error_of_the_float_model_
         f"{layer}.input_scale"
         for layer in ("h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.0.mlp.c_proj", "lm_head")
     }
-    x = params["wte.embedding"][sequences] + params["wpe.embedding"][None]
-    x = NumpyModel(model, params).norm("h.0.ln_1", x)
-    steps = np.abs(x).max() / 127 * np.array(CLIPPING_SHARES)
-    errors = [((np.clip(np.round(x / s), -127, 127) * s - x) ** 2).sum() for s in steps]
-    assert scales["h.0.attn.c_attn.input_scale"] == pytest.approx(steps[np.argmin(errors)], rel=1e-5)
+    reference = FloatModel(model, params)
+    for row in sequences:
+        reference.logits(row)
+    assert {f"{layer}.input_scale" for layer in reference.seen} == scales.keys()
+    for layer, parts in reference.seen.items():
+        x = np.concatenate(parts)
+        steps = np.abs(x).max() / 127 * np.array(CLIPPING_SHARES)
+        errors = [((np.clip(np.round(x / s), -127, 127) * s - x) ** 2).sum() for s in steps]
+        # The largest input in float32, after a block's sums.
+        assert scales[f"{layer}.input_scale"] == pytest.approx(steps[np.argmin(errors)], rel=1e-5), layer
 
 
 def test_a_head_of_its_own_is_drawn_padded_and_trimmed() -> None:
