@@ -20,7 +20,7 @@ from jaxgpt_export.native.native_session import CacheKind, NativeSession
 from jaxgpt_export.quantize.activation import ActivationQuant
 from jaxgpt_export.quantize.methods import find_method
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
-from waiting import SECONDS, join
+from waiting import SECONDS, join, wait_until
 
 from jaxgpt.generation.sampling import Sampler, Sampling, draws_in_numpy, top_of_row
 from jaxgpt.shared.architecture import linear_layers
@@ -350,7 +350,8 @@ def test_models_share_their_threads(pairs: Artifact, odd: Artifact) -> None:
         assert np.array_equal(NativeSession(NativeModel(odd, TWO_THREADS)).forward(text), expected[1])
     join(*workers)
     assert not wrong
-    assert len(os.listdir("/proc/self/task")) == threads
+    # A joined thread's task may be there a moment longer.
+    wait_until(lambda: len(os.listdir("/proc/self/task")) <= threads, "the end of all other threads")
 
 
 FORKED = """
