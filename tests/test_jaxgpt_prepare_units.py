@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import Command, assert_one_line_error, python, rows, write_jsonl
 from waiting import killed_at_end, wait_until
 
 from jaxgpt.data.reading import pieces
 from jaxgpt.data.stages import duplicates, finish, overlap, read, shards, vocabulary
+from jaxgpt.data.stages.order import STAGES
 from jaxgpt.data.stages.read import READ
 from jaxgpt.data.work.work_folder import KeptError, Stage, Work
 from jaxgpt.shared.dataset import open_dataset
@@ -161,6 +163,14 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     assert_same(tmp_path / "d", whole)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; without a parent it may stay a zombie, where no init takes it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_a_killed_preparation_takes_its_workers_along_and_goes_on(
     command: Command, source: Path, whole: Path, tmp_path: Path, small_units: None
 ) -> None:
@@ -177,6 +187,10 @@ def test_a_killed_preparation_takes_its_workers_along_and_goes_on(
         wait_until(
             lambda: any(work.glob("*/read/00000.json")) or process.poll() is not None, "the first unit"
         )
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+    wait_until(lambda: all(map(has_ended, workers)), "the end of the workers")
+    assert not any(work.glob(f"*/{STAGES[-1].name}/*.json"))  # the work did not end them
     assert not out.exists()
     assert command("jaxgpt", *call)[0] == 0
     assert_same(out, whole)
