@@ -98,6 +98,17 @@ def test_greedy_texts_part_at_the_first_token_that_differs(agreed: int, parts_at
     assert compare_models(model, reference, rows, greedy_tokens=5).greedy_parts_at == parts_at
 
 
+def test_more_loss_than_is_allowed_is_refused_without_a_bound_on_kl() -> None:
+    row = torch.arange(8, dtype=torch.int32)[None]
+    reference, model = open_model(Counting(100)), open_model(Counting(4))
+    increase = 3 / 7  # nats: a logit of 1 is missing from 3 of the 7 tokens that follow
+    found = assert_quantization_loss(reference, model, row, max_increase=1.01 * increase)
+    assert found.loss_increase == pytest.approx(increase, rel=1e-6)
+    for bound in (0.99 * increase, float("nan")):
+        with pytest.raises(AssertionError, match=r"loses \+0\.4286 nats a token"):
+            assert_quantization_loss(reference, model, row, max_increase=bound)
+
+
 @pytest.mark.parametrize("kind", ["fp32", "int8_dynamic", "int8_static"])
 @pytest.mark.parametrize(
     ("change", "layer"), [("swapped", "h.1.attn.c_attn"), ("transposed", "h.1.attn.c_proj")]
@@ -227,6 +238,20 @@ def test_compare_shows_both_and_gates(command: Command, run: Path, int8_dynamic:
     code, _, err = command("jaxgpt-export", *arguments, "--max-loss-increase", -1.0)
     assert code == 1
     assert "FAIL" in err
+
+
+def test_compare_holds_the_largest_logit_difference_to_its_bound(
+    command: Command, fp32: Path, int8_dynamic: Path, data: Path
+) -> None:
+    arguments = ("compare", "--reference", fp32, "--model", int8_dynamic, "--data", data, "--tokens", 256)
+    call = ("jaxgpt-export", *arguments, "--json")
+    largest = json.loads(command(*call)[1])["parity"]["max_abs_logit_diff"]
+    assert largest > 0
+    for share, passed in ((1.01, True), (0.99, False)):
+        code, out, _ = command(*call, "--max-logit-diff", share * largest)
+        assert (code, list(json.loads(out)["gates"].values())) == (int(not passed), [passed])
+    for bound in ("--max-logit-diff", "--max-loss-increase"):
+        assert_one_line_error(command(*call, bound, "nan"), "a bound (nan) must be a finite number")
 
 
 def test_integers_of_two_artifacts_are_shown_and_are_no_gate(
