@@ -1,8 +1,11 @@
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from conftest import Command, assert_one_line_error
+from jaxgpt_bench.quality import outlier_channels
 from jaxgpt_bench.quality.outlier_channels import with_outliers
 from jaxgpt_bench.speed.random_models import random_tensors
 from jaxgpt_export.model.build import float_model
@@ -45,6 +48,45 @@ def test_outliers_says_who_stands_it(command: Command, fp32: Path, data: Path, t
     assert rows["naive"]["kl_mean"] > 20 * rows["static"]["kl_mean"]
     assert rows["naive"]["kl_mean"] > 20 * rows["dynamic"]["kl_mean"]
     assert "naive static" in err
+
+
+# What each gate is held to: nats that the float loss moves, and that a method loses with outliers.
+PLAIN = {"float": 0.0, "dynamic": 0.01, "static": 0.0001, "naive": 0.01}
+INSIDE = {"float": 0.99e-4, "dynamic": 0.0199, "static": 0.0019, "naive": 0.0201}
+
+
+def measured_figures(losses: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """What `measured` returns, the float model's loss 1 and so much more."""
+    shared = {"tokens": 9, "kl_mean": 0.0, "observer": None}
+    return {
+        name: {"loss": 1 + loss, "loss_increase": 0.0 if name == "float" else loss, **shared}
+        for name, loss in losses.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"float": -0.99e-4},
+        {"float": 1.01e-4},
+        {"float": -1.01e-4},
+        {"dynamic": 0.0201},  # twice what it loses without outliers is allowed
+        {"static": 0.0021},  # 0.002 is, where that is more
+        {"naive": 0.0199},  # it is to fail
+    ],
+    ids=str,
+)
+def test_outliers_gates_are_held_to_their_bounds(
+    changed: dict[str, float], command: Command, fp32: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([measured_figures(PLAIN), measured_figures(INSIDE | changed)])
+    monkeypatch.setattr(outlier_channels, "measured", lambda *_: next(found))
+    code, out, _ = command("jaxgpt-bench", "outliers", "--artifact", fp32, "--data", data, "--json")
+    failed = changed.keys() if changed != {"float": -0.99e-4} else ()
+    gates = json.loads(out)["gates"]
+    assert list(gates.values()) == [name not in failed for name in INSIDE]
+    assert code == (1 if failed else 0)
 
 
 def test_outliers_takes_a_float_artifact_of_the_data(
