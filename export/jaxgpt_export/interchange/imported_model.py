@@ -93,6 +93,13 @@ def rows_of(reference: Reference, tokens: npt.NDArray[np.int32]) -> Rows:
     return [reference(row).numpy() for row in torch.from_numpy(tokens)]
 
 
+def _probe(tokens: npt.NDArray[np.int32], reference: Rows, config: ModelConfig) -> Probe:
+    """Return tokens (B, T) with the logits of a probe's positions, each taken from its row."""
+    T, positions = tokens.shape[1], probe_positions(tokens.size, config)
+    kept = [logits[positions[positions // T == row] % T] for row, logits in enumerate(reference)]
+    return Probe(tokens, positions, np.concatenate(kept).astype(np.float32))
+
+
 def certify_and_write(
     model: ImportedModel,
     tokens: npt.NDArray[np.int32],
@@ -119,11 +126,8 @@ def certify_and_write(
       The certificate; not passed, and no artifact, when the logits differ by more than rounding.
     """
     module = float_model(model.config, as_tensors(model.tensors))
-    positions = probe_positions(tokens.size, model.config)
     parity = dataclasses.asdict(compare_rows(module, tokens, reference))
-    T = tokens.shape[1]
-    kept = [logits[positions[positions // T == row] % T] for row, logits in enumerate(reference)]
-    probe = Probe(tokens, positions, np.concatenate(kept).astype(np.float32))
+    probe = _probe(tokens, reference, model.config)
     difference, bound = parity["max_abs_logit_diff"], fp32_bound(probe)
     figures = {"parity": {**parity, "positions": tokens.size, "against": against}, **figures}
     if difference > bound:
