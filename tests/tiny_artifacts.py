@@ -43,9 +43,9 @@ def tiny_artifacts(scratch: Path) -> dict[str, Path]:
     return {kind: _write(scratch / kind, kind, config) for kind, config in configs.items()}
 
 
-def tiny_artifact(scratch: Path) -> Path:
+def tiny_artifact(scratch: Path, config: ModelConfig = SHAPE) -> Path:
     """Write the float32 one alone, which takes less time."""
-    return _write(scratch / "fp32", "fp32", SHAPE)
+    return _write(scratch / "fp32", "fp32", config)
 
 
 def _write(folder: Path, kind: str, config: ModelConfig) -> Path:
