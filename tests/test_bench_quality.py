@@ -19,6 +19,7 @@ from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.format.scheme import FLOAT32, Quantization
 from jaxgpt_export.generation.torch_session import TorchSession
 from jaxgpt_export.model.build import build_model
+from jaxgpt_export.native.library import instruction_sets
 from jaxgpt_export.native.native_session import NativeSession
 from jaxgpt_export.parity.quality import measure_quality
 from rich.console import Console
@@ -26,6 +27,7 @@ from tiny_artifacts import SHAPE, tiny_artifacts
 
 from jaxgpt.shared.errors import UserError
 
+needs_engine = pytest.mark.skipif(not instruction_sets(), reason="no C++ compiler built the engine")
 EXACT = ("int8-dynamic", "int8-static")
 
 
@@ -34,6 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return tiny_artifacts(tmp_path_factory.mktemp("quality"))
 
 
+@needs_engine
 @pytest.mark.parametrize("kind", EXACT)
 def test_the_engine_gives_the_module_s_logits_and_samples_to_the_bit(
     kind: str, folders: dict[str, Path]
