@@ -9,7 +9,7 @@ import torch
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 from jaxgpt_bench.speed.random_models import random_tensors
 from jaxgpt_export.format.artifact import read_artifact
-from jaxgpt_export.model.arithmetic import quantize_rows
+from jaxgpt_export.model.arithmetic import pack_int4, quantize_rows, scale_of
 from jaxgpt_export.model.build import as_array, as_tensors, build_model, float_model
 from jaxgpt_export.quantize.activation import (
     STRENGTHS,
@@ -20,7 +20,9 @@ from jaxgpt_export.quantize.activation import (
 )
 from jaxgpt_export.quantize.calibration import LayerInput, collect_inputs
 from jaxgpt_export.quantize.command import QUALITY_TOKENS
+from jaxgpt_export.quantize.gptq import round_groups
 from jaxgpt_export.quantize.methods import find_method
+from jaxgpt_export.quantize.quantizer import CALIBRATION_TOKENS, spread_windows
 from jaxgpt_export.quantize.smoothing import fold_smoothing
 from jaxgpt_export.quantize.state_dict import quantized_state_dict
 
@@ -210,6 +212,49 @@ def test_the_certified_quality_is_what_both_artifacts_give_on_the_validation_tex
     kl = float((before.exp() * (before - after)).sum(dim=1).mean())
     assert quality["against_float"]["kl_mean"] == pytest.approx(kl, rel=1e-3)
     assert kl > 100 * MEASURED_AGAIN**2
+
+
+def test_an_observer_that_is_named_is_taken_and_certified(
+    command: Command, fp32: Path, data: Path, tmp_path: Path
+) -> None:
+    parent = read_artifact(fp32)
+    tensors = as_tensors(parent.tensors)
+    for method, observer, *more in (
+        ("int8-static", "min-max", "--data", data),
+        ("int4-weight-only", "nearest"),
+    ):
+        arguments = ("--artifact", fp32, "--method", method, "--observer", observer, *more)
+        assert command("jaxgpt-export", "quantize", *arguments, "--out", tmp_path / method)[0] == 0
+        certificate = json.loads((tmp_path / method / "certificate.json").read_text())
+        assert certificate["calibration"] == {"observer": observer}
+    T = parent.config.block_size
+    text = spread_windows(open_dataset(data).train, T, CALIBRATION_TOKENS // T, 0)
+    found = read_artifact(tmp_path / "int8-static").tensors
+    for name, layer in collect_inputs(float_model(parent.config, tensors), text).items():
+        assert found[f"{name}.input_scale"] == as_array(scale_of(layer.largest.max())), name
+    found = read_artifact(tmp_path / "int4-weight-only").tensors
+    q, _, _ = round_groups(tensors["h.0.mlp.c_fc.weight"], 32)
+    assert np.array_equal(found["h.0.mlp.c_fc.weight_packed"], as_array(pack_int4(q)))
+
+
+def test_an_observer_that_no_method_has_is_one_line(
+    command: Command, fp32: Path, data: Path, tmp_path: Path
+) -> None:
+    for method, observer, more, words in (
+        ("int8-static", "best", (), ("int8-static has no observer 'best'", "min-max, clipped, ")),
+        ("fp16", "min-max", (), ("'min-max'", "expected none at all")),
+        ("auto", "min-max", (), ("--observer", "--method is auto")),
+        (
+            "int8-static",
+            "min-max",
+            ("--high-precision-layers", 1),
+            ("--observer and --high-precision-layers",),
+        ),
+    ):
+        arguments = ("--artifact", fp32, "--data", data, "--method", method, "--observer", observer, *more)
+        refused = command("jaxgpt-export", "quantize", *arguments, "--out", tmp_path / "a")
+        assert_one_line_error(refused, *words)
+    assert os.listdir(tmp_path) == []
 
 
 def test_int8_artifact_can_not_be_quantized_again(
