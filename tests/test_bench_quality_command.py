@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, assert_one_line_error
 from jaxgpt_bench.common.rows import ParseCount, QualityFigures, QualityRow, WrittenText
 from jaxgpt_bench.common.tables import computed_by
 from jaxgpt_bench.peers import find_peers
@@ -84,7 +84,9 @@ def test_windows_are_spread_over_the_whole_split_and_the_differences_have_paired
     assert spread_evenly(10, 4).tolist() == [0, 3, 6, 9]
     assert spread_evenly(3, 9).tolist() == [0, 1, 2]
     block_size = read_artifact(fp32).config.block_size
-    call = ("quality", "--artifact", fp32, int8_static, "--data", data, "--samples", 0)
+    page = tmp_path / "page.md"
+    page.write_text("before <!-- quality: begin -->\nolder\n<!-- quality: end --> after\n")
+    call = ("quality", "--artifact", fp32, int8_static, "--data", data, "--samples", 0, "--table", page)
     code, _, said = command(
         "jaxgpt-bench", *call, "--tokens", 3 * block_size, "--out", tmp_path / "quality.json"
     )
@@ -112,6 +114,9 @@ def test_windows_are_spread_over_the_whole_split_and_the_differences_have_paired
     expected = math.sqrt(3 / 2 * (spread**2).sum()) / counts.sum()
     assert second["difference_error"] == pytest.approx(expected, rel=1e-3)
     table = markdown_block(QualityFigures.from_json(figures))
+    assert page.read_text() == f"before <!-- quality: begin -->\n{table}\n<!-- quality: end --> after\n"
+    page.write_text("<!-- quality: begin -->")
+    assert_one_line_error(command("jaxgpt-bench", *call), "page.md has no <!-- quality: begin --> ...")
     assert "held-out tokens, spread evenly over the validation split" in table
     assert f"{second['loss_increase']:+.5f} ± {second['difference_error']:.5f}" in table
 
