@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from jaxgpt_export.serve.command import _origin
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, OneSlot, ServedModel, open_served_model
-from jaxgpt_export.serve.worker import Caller, Job, Update
+from jaxgpt_export.serve.worker import Caller, Job, Update, Worker
 from serving import SECONDS
 from tiny_artifacts import tiny_artifact
 
@@ -217,6 +218,42 @@ def test_what_is_refused_before_the_routes_is_counted(state: State) -> None:
         f'jaxgpt_requests_total{{route="{route}",status="{status}"}} 1.0'
         for route, status in ((COMPLETIONS, 401), (COMPLETIONS, 403), (COMPLETIONS, 413), ("other", 401))
     ]
+
+
+def test_metrics_tell_what_a_request_took(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    state.metrics.observe(list(state.models.values()))
+
+    def figures() -> dict[str, float]:
+        lines = ask(state, "GET", "/metrics").text.splitlines()
+        named = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return {name.removeprefix("jaxgpt_"): float(value) for name, _, value in named}
+
+    def of_model(name: str) -> str:
+        return f'{name}{{model="small"}}'
+
+    before, began = figures(), time.perf_counter()
+    usage = complete(state, prompt="def mean(values):", max_tokens=9, temperature=0).json()["usage"]
+    passed, after = time.perf_counter() - began, figures()
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    tokens = {name: grown[of_model(f"{name}_tokens_total")] for name in ("prompt", "cached", "new")}
+    assert tokens["new"] == usage["completion_tokens"] == 9
+    assert tokens["prompt"] + tokens["cached"] == usage["prompt_tokens"] > 0
+    assert 0 < grown[of_model("steps_total")] <= tokens["prompt"] + tokens["new"]
+    assert grown[f'requests_total{{route="{COMPLETIONS}",status="200"}}'] == 1
+    assert grown["first_token_seconds_count"] == 1
+    assert 1 <= grown["between_tokens_seconds_count"] <= 8  # tokens of one step are told together
+    for name in ("first_token", "between_tokens"):
+        assert 0 < grown[f"{name}_seconds_sum"] < passed
+        assert grown[f'{name}_seconds_bucket{{le="+Inf"}}'] == grown[f"{name}_seconds_count"]
+    assert (after[of_model("running")], after[of_model("waiting")], after[of_model("slots")]) == (0, 0, 4)
+    assert after[of_model("cache_bytes")] == state.models["small"].scheduler.pool.kept_bytes
+    state.metrics.on_tokens(8.0, 1, True)
+    state.metrics.on_tokens(6.0, 4, False)
+    monkeypatch.setattr(Worker, "load", (3, 7))
+    busy = figures()
+    assert (busy[of_model("running")], busy[of_model("waiting")]) == (3, 7)
+    sums = [busy[name] - after[name] for name in ("first_token_seconds_sum", "between_tokens_seconds_sum")]
+    assert sums == pytest.approx([8.0, 6.0 / 4])  # the second is a token's share
 
 
 def test_offsets_are_those_in_the_text_that_is_returned(state: State, model: ServedModel) -> None:
