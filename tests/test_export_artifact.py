@@ -151,7 +151,7 @@ def test_fp32_artifact_has_the_tokenizer_that_transformers_reads(fp32: Path) -> 
     ours = read_artifact(fp32).tokenizer()
     text = "Write a function to add the total by the count ```python\ndef f(x):\n    return x  # 日本\n```"
     assert theirs(text)["input_ids"] == ours.encode(text)
-    assert theirs.eos_token_id in (ours.endoftext, None)
+    assert theirs.eos_token_id == ours.endoftext
 
 
 def test_other_loaders_refuse_an_int8_artifact(int8_dynamic: Path) -> None:
