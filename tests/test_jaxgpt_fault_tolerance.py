@@ -64,7 +64,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     again = start(*arguments(data, out, "--sample-every", 0))
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
-    assert done == 40 or f"resuming after step {done}" in err
+    assert f"resuming after step {done}" in err
     assert losses(out) == losses(run_alone)
 
 
