@@ -14,7 +14,7 @@ from jaxgpt_bench.common.workers import Worker
 from jaxgpt_bench.peers import find_peers
 from jaxgpt_bench.peers.peer import Choice, Peer, Variant
 from jaxgpt_bench.speed.contestants import Contestant, weight_bytes
-from jaxgpt_bench.speed.native_rounds import WAYS, Counts, NativeRounds, continued, rate_of
+from jaxgpt_bench.speed.native.rounds import WAYS, Counts, NativeRounds, continued, rate_of
 from jaxgpt_bench.speed.options import SpeedOptions
 from jaxgpt_bench.speed.programs import NATIVE
 from jaxgpt_bench.speed.random_models import placeholder_tokenizer

@@ -30,7 +30,7 @@ COMMANDS = {
         "Measure generation speed, batch 1, greedy.",
     ),
     "native": Command(
-        "jaxgpt_bench.speed.native:NativeOptions:native",
+        "jaxgpt_bench.speed.native.command:NativeOptions:native",
         "Measure the native engine on a trained model.",
     ),
     "serving": Command(

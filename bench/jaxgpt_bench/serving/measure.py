@@ -86,14 +86,7 @@ async def measure(
             beginning = prompt(shared)
             asked = [[*beginning, *prompt(options.prompt_tokens)] for _ in range(clients * options.requests)]
             for name in _in_turn(servers, number + index):
-                address = servers[name]
-                # The first request after a change of the number of clients may wait, for what is made anew.
-                short = [_body(prompt(options.prompt_tokens), WARMUP_TOKENS, temperature)] * clients
-                await load(address, short, clients)
-                bodies = [_body(each, options.tokens, temperature, seed) for seed, each in enumerate(asked)]
-                cpu = time.process_time()
-                seconds, answers = await load(address, bodies, clients)
-                found = _Load(seconds, answers, time.process_time() - cpu)
+                found = await _loaded(servers[name], asked, options.tokens, temperature, clients)
                 loads.setdefault((name, clients, temperature, shared), []).append(found)
         for name, address in servers.items() if options.long_prompt else ():
             earlier = prompts.setdefault(name, [])
@@ -134,6 +127,21 @@ class _Load:
     seconds: float
     answers: list[Streamed]
     cpu_seconds: float
+
+
+async def _loaded(
+    address: str, asked: Sequence[list[int]], tokens: int, temperature: float, clients: int
+) -> _Load:
+    """Time requests, after a short one of each client: what a change of their number costs is not timed.
+
+    The short one's prompt begins otherwise, so that no beginning is known afterwards.
+    """
+    short = _body(asked[0][::-1], WARMUP_TOKENS, temperature)
+    await load(address, [short] * clients, clients)
+    bodies = [_body(each, tokens, temperature, seed) for seed, each in enumerate(asked)]
+    cpu = time.process_time()
+    seconds, answers = await load(address, bodies, clients)
+    return _Load(seconds, answers, time.process_time() - cpu)
 
 
 def _load_row(name: str, clients: int, temperature: float, shared: int, rounds: Sequence[_Load]) -> LoadRow:

@@ -77,8 +77,8 @@ def native(options: NativeOptions) -> Result:
     from jaxgpt_bench.common.provenance import provenance
     from jaxgpt_bench.noise.meter import NoiseMeter
     from jaxgpt_bench.noise.verdict import warn
-    from jaxgpt_bench.speed.native_figures import load_figures, parity_figures
-    from jaxgpt_bench.speed.native_rounds import NativeRounds
+    from jaxgpt_bench.speed.native.figures import load_figures, parity_figures
+    from jaxgpt_bench.speed.native.rounds import NativeRounds
 
     prepare_output_file(options.out)
     threads = choose_threads(options.threads)

@@ -1,0 +1,1 @@
+"""What the engine gains on trained weights: drafts, the screen of the head, several texts at once."""
