@@ -1,6 +1,7 @@
 """Rounds of `jaxgpt-bench generate` that do not come to their end, and line-ups that can't be measured."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.common.rows import Spread
+from jaxgpt_bench.common.rows import Noise, Spread
 from jaxgpt_bench.common.workers import Worker
+from jaxgpt_bench.noise.meter import NoiseMeter
 from jaxgpt_bench.peers import find_peers
 from jaxgpt_bench.peers.peer import Choice, Peer, Variant
 from jaxgpt_bench.speed.contestants import Contestant, weight_bytes
@@ -104,12 +106,13 @@ class Timed(Worker):
     """A worker that says how long it took: `times` are of a token, of a prompt, of a token beside others."""
 
     busy = False
+    stop_at_once = False
 
     def __init__(self, name: str, times: tuple[float, float, float], stops: bool = False) -> None:
         self.name, self.closed, self.asked, self._times, self._stops = name, False, 0, times, stops
 
     def ask(self, question: Any) -> dict[str, Any]:
-        if self._stops and Timed.busy:
+        if self.stop_at_once or (self._stops and Timed.busy):
             raise RuntimeError(f"{self.name} stopped with code -9")
         self.asked += 1
         token, prompt, beside = self._times
@@ -186,7 +189,63 @@ def test_a_program_that_stops_beside_others_keeps_its_free_figures(machine: list
     assert list(rounds.failed) == [stops.name + BESIDE_OTHERS]
     rows = [speed_row(each, rounds.answers[each.name], 512, None) for each in (stops, other)]
     assert [row.busy_tokens_per_s is None for row in rows] == [True, False]
+    assert [row.busy_settings is None for row in rows] == [True, False]
     assert all(worker.closed for worker in machine)
+
+
+def test_a_program_that_stopped_in_a_round_is_not_started_again_beside_others(machine: list[Timed]) -> None:
+    stops, other = two_ways(every_logit=True), two_ways()
+    rounds = Rounds([stops, other], [1, 2], [1, 2, 3], SpeedOptions(tokens=5, rounds=3, busy=1), 1)
+    running = rounds.run()
+    next(running)
+    for worker in machine:
+        if worker.name == stops.name:
+            worker.stop_at_once = True
+    assert len(list(running)) == 3  # two more that are free, one beside others
+    assert list(rounds.failed) == [stops.name]
+    assert len(rounds.answers[stops.name]) == 1
+    assert rounds.answers[other.name][2]["busy_rate"] == pytest.approx(1 / 0.04)
+
+
+def test_noise_is_listened_to_until_the_end_also_where_nobody_answers(
+    machine: list[Timed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    noise = NoiseMeter.noise
+
+    def counted(self: NoiseMeter, probes: Sequence[float] = (), accepted: bool = False) -> Noise:
+        heard.append(len(probes))
+        return noise(self, probes, accepted)
+
+    monkeypatch.setattr(NoiseMeter, "noise", counted)
+    asked = SpeedOptions(tokens=5, rounds=2, busy=1)
+    assert len(list(Rounds([two_ways()], [1, 2], [1, 2, 3], asked, 1).run())) == 3
+    assert heard == [1, 2, 2]
+    nobody = Rounds([two_ways()], [1, 2], [1, 2, 3], dataclasses.replace(asked, busy=0), 1)
+    monkeypatch.setattr("jaxgpt_bench.speed.trials._process", stopped_at_its_start)
+    assert len(list(nobody.run())) == 2
+    assert nobody.noise is not None
+    assert nobody.noise.probe_spread == 0.0
+    assert list(nobody.failed) == [two_ways().name]
+
+
+def stopped_at_its_start(contestant: Contestant, choice: Choice) -> Timed:
+    raise RuntimeError(f"{contestant.name} stopped with code 1")
+
+
+def test_a_way_that_can_t_be_opened_is_passed_over(
+    machine: list[Timed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(contestant: Contestant, choice: Choice) -> Timed:
+        if choice.environment:
+            raise RuntimeError("this build has no such threads")
+        machine.append(Timed(contestant.name, (1.0, 1.0, 1.0)))
+        return machine[-1]
+
+    monkeypatch.setattr("jaxgpt_bench.speed.trials._process", opened)
+    (only,) = started(two_ways(), lambda worker: None)
+    assert not only.choice.environment
+    assert not machine[0].closed
 
 
 def test_a_way_that_does_not_start_is_passed_over_and_one_that_is_twice_as_slow_not_tried_again(

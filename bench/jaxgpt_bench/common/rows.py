@@ -283,7 +283,7 @@ class QualityRow(JsonData):
       parse_share: share of samples that are Python.
       parse_cut: samples cut at the length limit.
       size_mb: of the file.
-      settings: that a program chose on this machine, if any.
+      settings: of the program, where they change what it computes.
       engine: the program that computed its logits: jaxgpt-native, jaxgpt-torch, jaxgpt-flax or a peer's name;
         None in files of earlier versions.
     """

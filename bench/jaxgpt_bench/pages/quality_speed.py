@@ -96,7 +96,10 @@ def markdown_block(quality: QualityFigures, speed: SpeedFigures, cpu: str) -> st
     order = list(BITS.values())
     rows = sorted(
         programs(quality),
-        key=lambda row: (order.index(group(row.name.partition(" ")[2])), row.loss_increase),
+        key=lambda row: (
+            order.index(group(row.name.partition(", ")[0].partition(" ")[2])),
+            row.loss_increase,
+        ),
     )
     columns = (
         Column[QualityRow]("program", lambda row: row.name),

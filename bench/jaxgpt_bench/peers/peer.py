@@ -133,7 +133,7 @@ class Program:
           precision: the row's.
           threads: CPU threads; setting them is up to the program.
           variant: one of those that it has.
-          settings: one of `settings_tried`.
+          settings: of one of its `choices`.
         """
         raise NotImplementedError
 

@@ -42,7 +42,7 @@ class ComparedModel:
       session: to sample with; None for what writes no samples.
       size_mb: of its file.
       parent: row of the float32 artifact that it was made of, where that is not the first row.
-      settings: that a program chose on this machine, if any.
+      settings: of the program, where they change what it computes.
       engine: what computes: jaxgpt-native, jaxgpt-torch, jaxgpt-flax or a peer's name.
     """
 

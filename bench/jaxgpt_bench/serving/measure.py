@@ -99,7 +99,7 @@ async def measure(
                 say(f"{name}: long prompts are left out: {TOO_EARLY.format(longest)}")
         rows = [
             _load_row(name, *condition, loads[name, *condition])
-            for condition in conditions
+            for condition in dict.fromkeys(conditions)
             for name in servers
         ]
         long = [_prompt_row(name, options.long_prompt, each) for name, each in prompts.items() if each]
@@ -136,7 +136,7 @@ async def _loaded(
 
     The short one's prompt begins otherwise, so that no beginning is known afterwards.
     """
-    short = _body(asked[0][::-1], WARMUP_TOKENS, temperature)
+    short = _body(asked[0][::-1], min(WARMUP_TOKENS, tokens), temperature)
     await load(address, [short] * clients, clients)
     bodies = [_body(each, tokens, temperature, seed) for seed, each in enumerate(asked)]
     cpu = time.process_time()

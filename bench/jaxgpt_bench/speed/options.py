@@ -19,9 +19,9 @@ class SpeedOptions:
       rounds: in each of which everyone generates once.
       isa: the native engine also with these instruction sets (avx2, portable, ...).
       uncached: also without KV cache (slow: every token runs the whole text again).
-      busy: so many other processes compete for the cores in one more pass of each round; in it programs
-        with a KV cache generate three times what takes them a second when free, never more at once than
-        by --tokens; 0 leaves it out.
+      busy: after the rounds everyone with a KV cache is started again, set as is fastest beside so many other
+        processes that compete for the cores; in as many rounds it generates three times what takes it a
+        second when free, never more at once than by --tokens. 0 leaves it out.
       prefill: tokens of a prompt that is timed as well in each round; a shorter context bounds it.
       peers: also every other program that is installed, with the same float32 weights: see the folder peers.
         transformers' GPT-2 runs with its cache, without, and without and with the logits of every

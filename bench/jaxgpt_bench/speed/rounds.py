@@ -185,21 +185,25 @@ class Rounds:
                         self.answers[name].append(answer)
                         rate = (self._options.tokens - 1) / answer["decode_s"]
                         say(f"round {number + 1}/{self._options.rounds}  {name}: {rate:.1f} tokens/s")
-                noise = meter.noise(self.bandwidths, self._options.accept_noise)
-                self.noise = dataclasses.replace(noise, probe_spread=self._probe_spread())
+                self._listen(meter)
                 yield
             if self._options.busy:
                 self._close()
                 self._run_beside_others()
+                self._listen(meter)
                 yield
         finally:
             self._close()
 
-    def _probe_spread(self) -> float:
-        """Return how far the readings lay apart: of the large buffer, or those of most rows, if further."""
+    def _listen(self, meter: NoiseMeter) -> None:
+        """Note the noise; readings are as far apart as those of the large buffer, or of most rows if further."""
         rows = [[answer["read_gb_s"] for answer in answers] for answers in self.answers.values() if answers]
-        spreads = [(max(each) - min(each)) / statistics.median(each) for each in (self.bandwidths, *rows)]
-        return max(spreads[0], statistics.median(spreads[1:]))
+        first, *others = (
+            (max(each) - min(each)) / statistics.median(each) for each in (self.bandwidths, *rows)
+        )
+        spread = max(first, statistics.median(others or [first]))
+        noise = meter.noise(self.bandwidths, self._options.accept_noise)
+        self.noise = dataclasses.replace(noise, probe_spread=spread)
 
     def _close(self) -> None:
         close([*self._decoding.values(), *self._prompted.values()])
@@ -271,7 +275,7 @@ class Rounds:
         Without a KV cache later tokens take longer, so that the few that are made here would tell nothing.
         """
         for contestant in self.line_up:
-            if contestant.variant.cached and self.answers[contestant.name]:
+            if contestant.variant.cached and contestant.name not in self.failed:
                 self._start_beside_others(contestant)
         for number in range(self._options.rounds):
             with busy_processes(self._options.busy):
@@ -345,7 +349,7 @@ def speed_row(
         busy_share=statistics.median(busy) / statistics.median(rates) if whole else None,
         settings=settings,
         prompt_settings=otherwise["prompt"] if otherwise["prompt"] != settings else None,
-        busy_settings=otherwise["busy"] if otherwise["busy"] != settings else None,
+        busy_settings=otherwise["busy"] if whole and otherwise["busy"] != settings else None,
         greedy_agrees=None if reference is None else agreeing(reference, tokens),
         greedy_tokens=tuple(tokens),
     )

@@ -42,7 +42,11 @@ def started(contestant: Contestant, warm_up: Callable[[Worker], object]) -> list
     failed: list[RuntimeError] = []
     try:
         for choice in contestant.program.choices(contestant.precision):
-            found.append(Entrant(_process(contestant, choice), choice))
+            try:
+                found.append(Entrant(_process(contestant, choice), choice))
+            except RuntimeError as error:
+                failed.append(error)
+                continue
             try:
                 warm_up(found[-1].worker)
             except RuntimeError as error:

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +149,9 @@ def _keep_revision(folder: Path, model: HubModel) -> None:
     ref = folder.parent.parent / "refs" / model.revision
     if COMMIT.fullmatch(model.revision) or (ref.is_file() and ref.read_text("utf-8") == model.commit):
         return
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(ref, model.commit)
+    with suppress(OSError):  # a cache that can only be read: it is a note for later alone
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(ref, model.commit)
 
 
 def _fetch(model: HubModel, file: str, asked: str) -> Path:
