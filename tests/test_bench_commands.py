@@ -24,6 +24,9 @@ from jaxgpt_export.native.library import instruction_sets
 from jaxgpt.shared.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+# Five times what was measured, 1.8e-6: another processor trains another model, which rounding costs about as
+# much.
+MAX_KL = 1e-5
 NAMES = ["flax-fp32", "torch-fp32", "int8-dynamic", "int8-static"]
 
 
@@ -89,7 +92,7 @@ def test_quality_table_measures_every_model_on_the_whole_split(quality: Path, ru
     assert abs(rows["flax-fp32"]["val_bits_per_byte"] - summary["val_bits_per_byte"]) < 1e-5
     assert rows["torch-fp32"]["max_abs_logit_diff"] <= 1e-4
     assert abs(rows["torch-fp32"]["loss_increase"]) < 1e-6
-    assert 0 < rows["int8-dynamic"]["kl_mean"] < 1e-3
+    assert 0 < rows["int8-dynamic"]["kl_mean"] <= MAX_KL
     assert rows["int8-dynamic"]["size_mb"] < rows["torch-fp32"]["size_mb"]
     assert all(0.9 < row["top1_agreement"] <= 1.0 for row in rows.values())
     assert set(figures["machine"]) >= {"cpu", "cores", "packages"}

@@ -73,6 +73,7 @@ def test_losses_and_greedy_texts_are_compared(fp32: Path, int8_dynamic: Path, to
     expected = -log_p.gather(-1, tokens[:, 1:].long()[..., None]).mean()
     assert found.reference_loss == pytest.approx(float(expected), abs=1e-5)
     assert 0 < abs(found.loss_increase) < 0.05
+    assert 0 < found.parity.kl_mean <= MAX_KL
     assert compare_models(reference, reference, tokens, greedy_tokens=8).greedy_parts_at is None
 
 

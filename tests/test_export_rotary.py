@@ -27,6 +27,9 @@ from jaxgpt.training.model.params import graph_of, init_params, merge
 
 CONFIG = ModelConfig(97, 24, 2, 2, 32, positions="rotary")
 FLOAT32_TOLERANCE = 1e-5  # single products and sums of values near 1
+# Nats, five times what was measured, 3.4e-6 (dynamic) and 4.2e-6 (static): another processor trains another
+# model, which rounding costs about as much.
+MAX_KL = 2e-5
 
 
 def turned(x: np.ndarray, first: int) -> np.ndarray:
@@ -130,7 +133,7 @@ def test_every_artifact_is_near_flax_and_generates(
     assert command("jaxgpt-export", "quantize", *arguments)[0] == 0
     code, out, _ = command("jaxgpt-export", "verify", "--artifact", tmp_path / "q", "--json")
     assert code == 0
-    assert json.loads(out)["parity"]["kl_mean"] < 1e-3
+    assert json.loads(out)["parity"]["kl_mean"] <= MAX_KL
     assert read_artifact(tmp_path / "q").config.positions == "rotary"
     generated = ("generate", "--artifact", tmp_path / "q", "--prompt", "def", "--max-new-tokens", 8)
     code, out, _ = command("jaxgpt-export", *generated)
