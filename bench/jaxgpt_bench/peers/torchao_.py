@@ -199,7 +199,7 @@ class Torchao(Peer):
         return Prepared(folder, weight_bytes(artifact, matrix_bytes))
 
     def choices(self, precision: str) -> tuple[Choice, ...]:
-        """Tune with spinning threads alone: each way compiles anew and holds gigabytes while all are tried."""
+        """Tune with spinning threads alone: each way compiles anew, and holds gigabytes during the trial."""
         tuned = (Choice(settings={SETTING: True}),) if self.compiled else ()
         return (*(Choice(environment, {SETTING: False}) for environment in self.environments), *tuned)
 

@@ -196,7 +196,7 @@ class Rounds:
             self._close()
 
     def _listen(self, meter: NoiseMeter) -> None:
-        """Note the noise; readings are as far apart as those of the large buffer, or of most rows if further."""
+        """Note the noise; readings are as far apart as the large buffer's, or as most rows' if further."""
         rows = [[answer["read_gb_s"] for answer in answers] for answers in self.answers.values() if answers]
         first, *others = (
             (max(each) - min(each)) / statistics.median(each) for each in (self.bandwidths, *rows)
