@@ -14,13 +14,10 @@ from jaxgpt_bench.common.plots import Point, points_chart
 from jaxgpt_bench.common.rows import QualityFigures, QualityRow, SpeedFigures, SpeedRow
 from jaxgpt_bench.common.tables import DIFFERENCE, KL_MEAN, KL_TAIL, RMS_CHANGE, SIZE, TOP1, Column, table
 from jaxgpt_bench.pages.headline import NAMES
-from jaxgpt_bench.speed.programs import own_engines
+from jaxgpt_bench.speed.programs import find_programs, own_engines
 
 # Beginnings of precisions, in the order of the table.
 BITS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "8 bits", "int4": "4 bits"}
-
-# Settings that change how fast a program is, not what it computes.
-OF_SPEED = frozenset({"spinning", "max_autotune"})
 
 
 def group(precision: str) -> str:
@@ -61,11 +58,13 @@ def _is_of(cost: QualityRow, row: SpeedRow) -> bool:
 
 def _is_set_alike(cost: QualityRow, row: SpeedRow) -> bool:
     """Tell whether a program was set alike in both, but for what changes only its speed."""
-    return all(row.settings.get(key, value) == value for key, value in _of_values(cost.settings or {}))
+    return all(row.settings.get(key, value) == value for key, value in _of_values(row, cost.settings or {}))
 
 
-def _of_values(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in settings.items() if key not in OF_SPEED]
+def _of_values(row: SpeedRow, settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the settings that change what the row's program computes."""
+    program = find_programs().get(row.engine)
+    return list(settings.items()) if program is not None and program.changes_values else []
 
 
 def picture(quality: QualityFigures, speed: SpeedFigures, cpu: str) -> str:
@@ -125,7 +124,7 @@ def _set_otherwise(rows: Sequence[QualityRow], speed: SpeedFigures) -> str:
         and not any(_is_of(cost, row) and _is_set_alike(cost, row) for cost in rows)
     ]
     found = [
-        f"{row.name} ({', '.join(f'{key} {value}' for key, value in _of_values(row.settings))})"
+        f"{row.name} ({', '.join(f'{key} {value}' for key, value in _of_values(row, row.settings))})"
         for row in measured
     ]
     said = "Not in the chart and without tokens/s, as their quality was measured with other settings"

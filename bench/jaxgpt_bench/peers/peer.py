@@ -93,6 +93,7 @@ class Program:
       engine: its name in the rows.
       environments: variables of its process, beside those that every program gets, that are tried.
       kv_bytes: of a number in its KV cache: 4 for float32, 2 for float16.
+      changes_values: its settings change what is computed, not only how fast.
 
     A session may have `generate_greedily(prompt, count)`, which is timed in place of single steps (see
     common/timing.py). No program imports PyTorch, JAX or a peer's library at the head of its file.
@@ -101,6 +102,7 @@ class Program:
     engine: ClassVar[str]
     environments: ClassVar[tuple[dict[str, str], ...]] = ({},)
     kv_bytes: ClassVar[int] = 4
+    changes_values: ClassVar[bool] = False
 
     def kv_bytes_beside(self, precision: str) -> int:
         """Return the bytes of a number in the KV cache, beside weights of a precision."""
@@ -161,14 +163,12 @@ class Peer(Program):
     Attributes:
       modules: Python modules that must be there.
       install: what to give to pip for them.
-      changes_values: its settings change what is computed, not only how fast.
       precisions: its rows, the float32 one first where there is one.
       variants: ways in which each of them is measured.
     """
 
     modules: ClassVar[tuple[str, ...]]
     install: ClassVar[str]
-    changes_values: ClassVar[bool] = False
     precisions: ClassVar[tuple[str, ...]]
     variants: ClassVar[tuple[Variant, ...]] = (PLAIN,)
 

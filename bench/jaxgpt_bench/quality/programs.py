@@ -16,7 +16,7 @@ from jaxgpt_export.format.artifact import read_certified_artifact
 from jaxgpt.shared.console import say
 from jaxgpt.shared.errors import UserError
 from jaxgpt_bench.common.workers import Worker
-from jaxgpt_bench.peers.peer import NO_SETTINGS, PLAIN, Peer, Settings
+from jaxgpt_bench.peers.peer import NO_SETTINGS, PLAIN, Settings
 from jaxgpt_bench.quality.contestants import ComparedModel
 from jaxgpt_bench.speed.contestants import (
     Contestant,
@@ -82,8 +82,8 @@ def _with_settings(contestants: Sequence[Contestant]) -> Iterator[tuple[Contesta
     """Yield each with every setting that changes what it computes; such a setting is not chosen by speed."""
     for contestant in contestants:
         program = contestant.program
-        several = isinstance(program, Peer) and program.changes_values
-        for settings in program.settings_tried(contestant.precision) if several else (NO_SETTINGS,):
+        tried = program.settings_tried(contestant.precision) if program.changes_values else (NO_SETTINGS,)
+        for settings in tried:
             yield contestant, settings
 
 
