@@ -204,6 +204,14 @@ def test_ratios_are_those_of_the_files_with_every_other_program_in_them() -> Non
             rate for row, rate in rates.items() if row.startswith("onnxruntime int8")
         )  # fmt: skip
         assert re.search(rf"\| ONNX Runtime, 8 bits \|.* {ours / best:.2f} \(", tables)
+        rounds = {
+            f"{row['engine']} {row['precision']}": [each["tokens_per_s"] for each in row.get("by_round", ())]
+            for row in rows
+        }
+        if each_other := rounds.get("executorch int8-dynamic"):
+            own = rounds["jaxgpt-native int8-dynamic"]
+            found = sorted(one / other for one, other in zip(own, each_other, strict=True))
+            assert f" ({found[0]:.2f}-{found[-1]:.2f}; " in tables
         for engine in {row["engine"] for row in rows if row["precision"].startswith("int8")}:
             shown = f"| {NAMES[engine]}, 8 bits |" in tables
             assert shown == (not engine.startswith("jaxgpt"))
@@ -227,10 +235,10 @@ def test_ratios_are_those_of_the_files_with_every_other_program_in_them() -> Non
 def test_a_program_that_was_not_measured_is_a_user_s_error() -> None:
     found = results("generate_gpt2.json")
     figures = SpeedFigures.from_json(found)
-    rows = tuple(row for row in figures.rows if row.engine != "torch-quantize-dynamic")
+    rows = tuple(row for row in figures.rows if row.engine != "jaxgpt-native")
     from dataclasses import replace
 
-    with pytest.raises(UserError, match="no row of torch-quantize-dynamic"):
+    with pytest.raises(UserError, match="no row of jaxgpt-native"):
         headline.claim({"Intel Xeon": replace(figures, rows=rows)})
     whole = SpeedFigures.from_json(results(blocks.MACHINES[blocks.NEWEST]))
     alone = tuple(row for row in figures.rows if row.engine.startswith("jaxgpt"))

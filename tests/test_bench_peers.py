@@ -120,7 +120,10 @@ def check_logits(name: str, precision: str, engine: Session, tokens: list[int], 
 @pytest.mark.parametrize("precision", PEERS["torchao"].precisions)
 def test_torchao_compiled_gives_the_module_s_logits(precision: str, folder: Path, tmp_path: Path) -> None:
     made = prepared("torchao", precision, folder, tmp_path)
-    assert {each.settings["max_autotune"] for each in PEERS["torchao"].choices(precision)} == {False, True}
+    choices = PEERS["torchao"].choices(precision)
+    assert {(each.settings["max_autotune"], *each.environment.values()) for each in choices} == {
+        (True,), (True, "PASSIVE"), (False,)
+    }  # fmt: skip
     tokens, logits = reference(folder, 20)  # past the first step by which what is read of the cache grows
     engine = PEERS["torchao"].open(made.path, precision, 1)
     theirs = [np.array(engine.prefill(PROMPT)), *(np.array(engine.decode(token)) for token in tokens[:-1])]

@@ -23,8 +23,14 @@ NAMES = {
     QUANTIZE_DYNAMIC: "PyTorch quantize_dynamic",
     LLAMA_CPP: "llama.cpp",
 }
-# What of their INT8 files is float32: quantize_dynamic rounds when it is loaded.
-NO_INT8 = {QUANTIZE_DYNAMIC: " (float32)", "executorch": " (embedding float32)"}
+# What of their INT8 files is float32: PyTorch's programs round when they are loaded.
+NO_INT8 = {
+    QUANTIZE_DYNAMIC: " (float32)",
+    "torchao": " (float32)",
+    "executorch": " (embedding float32)",
+    "onnxruntime": " (embedding float32)",
+}
+OTHERS = 4  # other programs in the README's table
 PRECISIONS = {
     "fp32": "float32",
     "int8-dynamic": "INT8",
@@ -68,10 +74,10 @@ def _of(engine: str, rows: Iterable[SpeedRow]) -> SpeedRow:
     raise UserError(f"the speed figures have no row of {engine}; measure it with `jaxgpt-bench generate`")
 
 
-def _best_other(rows: Iterable[SpeedRow], precision: str = "INT8") -> SpeedRow:
-    for row in rows:
-        if row.engine not in own_engines():
-            return row
+def _others(rows: Iterable[SpeedRow], precision: str = "INT8") -> list[SpeedRow]:
+    """Return the rows of other programs, at least one, in their order."""
+    if found := [row for row in rows if row.engine not in own_engines()]:
+        return found
     raise UserError(
         f"the speed figures have no {precision} of another program; measure it with `jaxgpt-bench generate`"
     )
@@ -85,14 +91,16 @@ def claim(machines: Mapping[str, SpeedFigures]) -> str:
     """
     (cpu, figures), *others = machines.items()
     rows = int8_rows(figures)
-    best = _best_other(rows)
-    ours, torch = (_rate(_of(engine, rows)) for engine in (NATIVE.engine, QUANTIZE_DYNAMIC))
+    ours, theirs = _rate(_of(NATIVE.engine, rows)), _others(rows)
     sizes = [_of(NATIVE.engine, each).file_mb for each in (rows, float32_rows(figures))]
     sentences = (
         f"A GPT-2 of 124M parameters (random weights) writes **{rate_text(ours)} tokens/s** on "
         f"{figures.settings.threads} cores of an {cpu}.",
-        f"{NAMES[best.engine]} writes {rate_text(_rate(best))}, PyTorch's quantize_dynamic "
-        f"{rate_text(torch)}.",
+        ", ".join(
+            f"{NAMES[each.engine]}{verb} {rate_text(_rate(each))}"
+            for each, verb in zip(theirs, (" writes", ""), strict=False)
+        )
+        + ".",
         *(_against_best(*other) for other in others),
         f"The INT8 file is {sizes[0]:.0f} MB, the float32 one {sizes[1]:.0f} MB.",
     )
@@ -101,19 +109,17 @@ def claim(machines: Mapping[str, SpeedFigures]) -> str:
 
 def _against_best(cpu: str, figures: SpeedFigures) -> str:
     rows = int8_rows(figures)
-    best, ours = _best_other(rows), _rate(_of(NATIVE.engine, rows))
+    best, ours = _others(rows)[0], _rate(_of(NATIVE.engine, rows))
     return f"On an {cpu} it is {rate_text(ours)} against {NAMES[best.engine]}'s {rate_text(_rate(best))}."
 
 
 def summary(figures: SpeedFigures, quality: QualityFigures) -> str:
     """Return the README's table of speed, and a line on what INT8 costs a trained model."""
     rows = int8_rows(figures)
-    others = (LLAMA_CPP, QUANTIZE_DYNAMIC)
     shown = [
         _of(NATIVE.engine, rows),
-        _best_other(rows),
-        *sorted((_of(engine, rows) for engine in others), key=_rate, reverse=True),
-        _best_other(float32_rows(figures), "float32"),
+        *_others(rows)[:OTHERS],
+        _others(float32_rows(figures), "float32")[0],
     ]
     cells = [
         (label(row), rate_text(_rate(row)), f"{row.ceiling_share:.0%}", _file_text(row)) for row in shown

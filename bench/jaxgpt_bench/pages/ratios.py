@@ -71,7 +71,7 @@ def markdown_block(machines: Mapping[str, SpeedFigures], busy: Mapping[str, Spee
 def ratio_table(
     title: str, quantity: Callable[[SpeedRow], float | None], machines: Mapping[str, SpeedFigures]
 ) -> Table:
-    """Return a table of ratios; those of generation have both programs' shares of the ceiling beside them."""
+    """Return a table of ratios; beside those of generation stand the rounds' and shares of the ceiling."""
     rows = []
     for weights in WEIGHTS:
         pairs = [_pairs(weights, quantity, figures.rows) for figures in machines.values()]
@@ -107,4 +107,12 @@ def _cell(quantity: Callable[[SpeedRow], float | None], ours: SpeedRow, theirs: 
     ratio = f"{_value(quantity, ours) / _value(quantity, theirs):.2f}"
     if quantity is not generation:
         return ratio
-    return f"{ratio} ({ours.ceiling_share:.0%} : {theirs.ceiling_share:.0%} of the ceiling)"
+    shares = f"{ours.ceiling_share:.0%} : {theirs.ceiling_share:.0%} of the ceiling"
+    return f"{ratio} ({'; '.join([*_rounds_text(ours, theirs), shares])})"
+
+
+def _rounds_text(ours: SpeedRow, theirs: SpeedRow) -> list[str]:
+    """Return the smallest and the largest ratio of a round, where a file has its rounds."""
+    rounds = zip(ours.by_round or (), theirs.by_round or (), strict=False)
+    found = [one.tokens_per_s / other.tokens_per_s for one, other in rounds]
+    return [f"{min(found):.2f}-{max(found):.2f}"] if found else []

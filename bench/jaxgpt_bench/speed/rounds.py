@@ -39,7 +39,7 @@ PROMPT_TOKENS = 16
 # second holds few of the scheduler's turns.
 BUSY_SECONDS, BUSY_TOKENS, BUSY_PASSES = 1.0, 16, 3
 BESIDE_OTHERS = ", beside busy processes"
-WARMUP_TOKENS, TRIAL_TOKENS = 8, 30
+WARMUP_TOKENS, TRIAL_TOKENS = 8, 60
 BUSY = """
 import os
 parent = os.getppid()

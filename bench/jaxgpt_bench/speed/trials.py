@@ -5,13 +5,14 @@ threads that spin are quickest on free cores and slowest beside busy processes.
 """
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from jaxgpt_bench.common.workers import Worker
 from jaxgpt_bench.peers.peer import Choice
 from jaxgpt_bench.speed.contestants import Contestant, shared_environment
 
-TRIALS = 3
+TRIALS = 5
 CLEAR = 2.0  # times as slow: not tried again
 
 
@@ -67,7 +68,7 @@ def _process(contestant: Contestant, choice: Choice) -> Worker:
 
 
 def fastest(entrants: Sequence[Entrant], seconds: Callable[[Worker], float]) -> Entrant:
-    """Return the one that takes the least time, in turn with the others.
+    """Return the one whose median time is the least, in turn with the others.
 
     Args:
       entrants: of one contestant.
@@ -79,14 +80,15 @@ def fastest(entrants: Sequence[Entrant], seconds: Callable[[Worker], float]) -> 
     if len(entrants) == 1:
         return entrants[0]
     try:
-        times = [seconds(each.worker) for each in entrants]
-        for _ in range(TRIALS - 1 if max(times) < CLEAR * min(times) else 0):
-            for index, each in enumerate(entrants):
-                times[index] += seconds(each.worker)
+        times = [[seconds(each.worker)] for each in entrants]
+        for _ in range(TRIALS - 1 if max(times)[0] < CLEAR * min(times)[0] else 0):
+            for own, each in zip(times, entrants, strict=True):
+                own.append(seconds(each.worker))
     except BaseException:
         close(entrants)
         raise
-    return entrants[times.index(min(times))]
+    medians = [statistics.median(own) for own in times]
+    return entrants[medians.index(min(medians))]
 
 
 def close(entrants: Iterable[Entrant], but: Sequence[Entrant] = ()) -> None:
