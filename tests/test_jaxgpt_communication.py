@@ -105,6 +105,7 @@ def test_devices_of_a_cpu_gather_the_matrices_that_each_made_orthogonal_and_noth
     assert {kind for kind, _ in found} == {"all-gather", "all-reduce"}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(
     ("mesh", "parts", "grad_accum_steps", "model"),
     [
@@ -116,9 +117,17 @@ def test_devices_of_a_cpu_gather_the_matrices_that_each_made_orthogonal_and_noth
     ],
 )
 def test_fsdp_gathers_parameters_and_never_activations(
-    mesh: str, parts: int, grad_accum_steps: int, model: ModelConfig
+    mesh: str, parts: int, grad_accum_steps: int, model: ModelConfig, optimizer: str
 ) -> None:
-    found = communication(mesh, grad_accum_steps, model)
+    found = communication(mesh, grad_accum_steps, model, optimizer=optimizer, split_qkv=optimizer == "muon")
+    exchanged = [shape for kind, shape in found if kind == "all-to-all"]
+    found = [each for each in found if each[0] != "all-to-all"]
+    # Muon exchanges rows of matrices for whole ones: no device sends more than a part of each, four times
+    # (to rows, to matrices, and both back); stacks are padded to one matrix a device.
+    blocks = sum(math.prod(shape) for name, shape in named_shapes(model).items() if ".kernel" in name)
+    padded = blocks / model.n_layer * max(model.n_layer, parts)
+    assert (sum(map(math.prod, exchanged)) > 0) == (optimizer == "muon")
+    assert sum(map(math.prod, exchanged)) <= 4 * padded / parts
     parameters = shapes_of(model)
     shards = {
         tuple(n // parts if i == axis else n for i, n in enumerate(shape))

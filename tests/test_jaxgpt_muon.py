@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from jaxgpt.shared.config import Precision, TrainConfig
-from jaxgpt.training.devices.mesh import make_mesh, replicated
+from jaxgpt.training.devices.mesh import make_mesh, replicated, state_shardings
 from jaxgpt.training.optimizers.muon import COEFFICIENTS, matrices, orthogonalize_all, scale_by_muon
 
 CONFIG = TrainConfig(optimizer="muon", momentum=0.9, weight_decay=0.3)
@@ -116,6 +116,33 @@ def test_devices_of_a_cpu_take_a_share_each_and_find_the_same_bits(devices: int)
     found, alone = compiled(jax.device_put(given, replicated(mesh))), orthogonal(given, True, None)
     for name in SHAPES:
         assert np.array_equal(found[name], alone[name]), name
+
+
+@pytest.mark.parametrize(("mesh_text", "dtype"), [("fsdp=4", None), ("data=2,fsdp=2", jnp.bfloat16)])
+def test_devices_that_hold_parts_of_matrices_exchange_them_for_whole_ones(mesh_text: str, dtype: Any) -> None:
+    """Each iterates its share, and gets the values of one device that iterates all."""
+    mesh = make_mesh(mesh_text, 4)
+    given, coefficients = in_float32(random_matrices(4)), jnp.asarray(COEFFICIENTS)
+
+    def compiled_for(arrays: dict[str, jax.Array]) -> jax.stages.Compiled:
+        lies = state_shardings(mesh, arrays)
+        shared = jax.jit(
+            lambda arrays: orthogonalize_all(arrays, coefficients, True, dtype, mesh), out_shardings=lies
+        )
+        return shared.lower(jax.device_put(arrays, lies)).compile()
+
+    text = compiled_for(given).as_text()
+    share = -(-5 // mesh.shape["fsdp"])  # of query, key, value and two projections
+    assert set(re.findall(r"= \S+\[(\d+),8,8\]\S* dot\(", text)) == {str(share)}
+    assert "all-to-all" in text
+    assert not re.search("all-reduce|all-gather", text)
+    given["odd"] = jnp.ones((9, 8)).at[0, 0].set(5.0)  # its rows can't be shared
+    found = compiled_for(given)(jax.device_put(given, state_shardings(mesh, given)))
+    alone = orthogonal(given, True, dtype)
+    # The same products; XLA may sum the norm of a stack of another size in another order.
+    tolerance = 1e-5 if dtype is None else BF16_TOLERANCE
+    for name in given:
+        assert np.abs(np.asarray(found[name]) - alone[name]).max() < tolerance, name
 
 
 def test_query_key_and_value_become_orthogonal_apart() -> None:

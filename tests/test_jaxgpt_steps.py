@@ -59,7 +59,7 @@ def losses(
     """Losses of 50 steps of jit over a mesh."""
     model = dataclasses.replace(MODEL, dropout=rate)
     mesh = make_mesh(mesh_text, devices)
-    state, optimizer = start(train, dtype, mesh if on_cpu else None)
+    state, optimizer = start(train, dtype, mesh if on_cpu or mesh.shape["fsdp"] > 1 else None)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
     state = jax.device_put(state, shardings)
     graph = graph_of(model, Numerics(dtype, dtype, on_cpu=on_cpu))
@@ -131,6 +131,14 @@ def test_fifty_steps_of_muon_lose_the_same_where_devices_of_a_cpu_share_its_matr
             found = losses(devices, "", jnp.float64, train, on_cpu=True)
             assert np.abs(found - plain).max() <= FLOAT64_TOLERANCE
         assert plain[-1] < plain[0] - 0.5
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=4"])
+def test_fifty_steps_of_muon_lose_the_same_where_devices_hold_parts_of_its_matrices(mesh: str) -> None:
+    train = dataclasses.replace(TRAIN, optimizer="muon", learning_rate=0.02, split_qkv=True)
+    with jax.enable_x64(True):
+        plain = losses(1, "", jnp.float64, train)
+        assert np.abs(losses(8, mesh, jnp.float64, train) - plain).max() <= FLOAT64_TOLERANCE
 
 
 def test_micro_batches_count_by_their_tokens() -> None:

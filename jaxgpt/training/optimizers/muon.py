@@ -1,8 +1,9 @@
 """Muon: momentum whose matrices are made orthogonal by Newton-Schulz iterations.
 
 In bfloat16 and float16 matrices of equal shape are stacked, so that a GPU starts one product for all of them;
-on a CPU in float32, too, where what lies between the products costs as much as they do. Else each is iterated
-by itself. The state is optax.contrib.muon's, which checkpoints hold.
+on a CPU in float32, too, where what lies between the products costs as much as they do, and over `fsdp`,
+where each device gets whole matrices of the stack for its parts of all of them. Else each is iterated by
+itself. The state is optax.contrib.muon's, which checkpoints hold.
 
 Source: Jordan et al. 2024, Muon, https://kellerjordan.github.io/posts/muon (and optax.contrib.muon).
 """
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxgpt.shared.config import TrainConfig
@@ -26,6 +27,7 @@ ITERATIONS = 5
 EPSILON = 1e-8
 FIRST_MOMENTUM = 0.85  # where momentum rises
 FUSED = ".attn.c_attn.kernel"  # (C, 3 C): query, key and value side by side
+ROWS, STACKED_ROWS = PartitionSpec("fsdp", None), PartitionSpec(None, "fsdp", None)
 ITERATED_IN = {"fp32": None, "bf16": jnp.bfloat16, "fp16": jnp.float16}  # None: the gradients' dtype
 
 Matrices = dict[str, Any]  # by the parameters' names; optax.MaskedNode for what other optimizers train
@@ -103,19 +105,21 @@ def orthogonalize_all(
       coefficients: of the iteration.
       split_qkv: take query, key and value of c_attn apart.
       dtype: of the products' operands, and then equal shapes are stacked; None for the gradients' own.
-      mesh: devices that share the cores of a CPU. Where they all hold the gradients, equal shapes are
-        stacked, and each device takes a part of a stack. (GPUs would have to wait for each other.)
+      mesh: devices that share the work: those of `fsdp`, which hold parts of the gradients, or of a CPU,
+        which share its cores. Equal shapes are stacked, and each device takes some matrices of a stack. (Of
+        `data` alone GPUs would have to wait for what the others made.)
 
     Returns:
       Matrices of the same names, shapes and dtypes, with singular values of about 0.7 to 1.2.
     """
-    mesh = None if mesh is None or mesh.shape["fsdp"] > 1 else mesh
     stacked = dtype is not None or mesh is not None
     names = [name for name, leaf in gradients.items() if not isinstance(leaf, optax.MaskedNode)]
     parts: dict[str, list[Array]] = {}
     for name in names:
-        split = split_qkv and name.endswith(FUSED)
-        parts[name] = jnp.split(gradients[name], 3, axis=1) if split else [gradients[name]]
+        split, gradient = split_qkv and name.endswith(FUSED), gradients[name]
+        if mesh is not None and _rows_divide(gradient, mesh):
+            gradient = jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, ROWS))
+        parts[name] = jnp.split(gradient, 3, axis=1) if split else [gradient]
     places = [(name, index) for name in names for index in range(len(parts[name]))]
     stacks: dict[Any, list[tuple[str, int]]] = {}
     for place in places:
@@ -136,19 +140,47 @@ def _on_devices(
     change: Callable[[Float[Array, "N I O"]], Float[Array, "N I O"]],
     mesh: Mesh | None,
 ) -> Float[Array, "N I O"]:
-    """Change the matrices of a stack, each device of the mesh its share."""
+    """Change the matrices of a stack, each device of the mesh its share.
+
+    Written out: the partitioner would split the matrices of the stack, and move their parts and products.
+    """
     if mesh is None or mesh.size == 1:
         return change(stack)
+    if mesh.shape["fsdp"] > 1:
+        return _by_exchange(stack, change, mesh) if _rows_divide(stack, mesh) else change(stack)
     N = stack.shape[0]
     share = -(-N // mesh.size)
     even = jnp.pad(stack, ((0, share * mesh.size - N), (0, 0), (0, 0)))
 
-    # Written out: the partitioner would split the matrices of the stack, and move their parts.
     def own(whole: Float[Array, "N2 I O"]) -> Float[Array, "N3 I O"]:
         return change(jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index("data") * share, share))
 
     found = jax.shard_map(own, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec("data"))(even)
     return jax.lax.with_sharding_constraint(found, replicated(mesh))[:N]
+
+
+def _rows_divide(matrices: Array, mesh: Mesh) -> bool:
+    """Whether each device of `fsdp` can hold as many rows of a matrix, or of each of a stack."""
+    return mesh.shape["fsdp"] > 1 and matrices.shape[-2] % mesh.shape["fsdp"] == 0
+
+
+def _by_exchange(
+    stack: Float[Array, "N I O"],
+    change: Callable[[Float[Array, "N3 I O"]], Float[Array, "N3 I O"]],
+    mesh: Mesh,
+) -> Float[Array, "N I O"]:
+    """Change the matrices of a stack of which each device of `fsdp` holds some rows.
+
+    The devices exchange rows of all matrices for some whole ones, and back. Those of `data` do the same work.
+    """
+    N, parts = stack.shape[0], mesh.shape["fsdp"]
+    even = jnp.pad(stack, ((0, -N % parts), (0, 0), (0, 0)))
+
+    def own(rows: Float[Array, "N2 I2 O"]) -> Float[Array, "N2 I2 O"]:
+        whole = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=1, tiled=True)
+        return jax.lax.all_to_all(change(whole), "fsdp", split_axis=1, concat_axis=0, tiled=True)
+
+    return jax.shard_map(own, mesh=mesh, in_specs=STACKED_ROWS, out_specs=STACKED_ROWS)(even)[:N]
 
 
 def orthogonalize(

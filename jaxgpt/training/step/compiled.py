@@ -42,8 +42,8 @@ class CompiledTraining:
         self._model, self._train, self._mesh = model, train, mesh
         self.graph = graph_of(model, numerics)
         self._flash = numerics.flash
-        shares_cores = numerics.on_cpu and not mesh.is_multi_process
-        self._optimizer = make_optimizer(train, model, mesh if shares_cores else None)
+        shares = (numerics.on_cpu and not mesh.is_multi_process) or mesh.shape["fsdp"] > 1
+        self._optimizer = make_optimizer(train, model, mesh if shares else None)
         self._first_state = self._new_state  # one object: JAX traces it once for both uses
         self.abstract: TrainState = jax.eval_shape(self._first_state, None)
         self.shardings: TrainState = state_shardings(mesh, self.abstract)

@@ -39,7 +39,7 @@ def make_optimizer(
       config: settings.
       model: shape. With qat there are scales of inputs: Adam measures their gradients alone, so they neither
         count for the global norm nor are clipped by it.
-      mesh: devices that share the cores of a CPU, and may share the optimizer's work; None for others.
+      mesh: devices that share the optimizer's work, of `fsdp` or of one CPU; None where each does all of it.
     """
     matrix_rate = schedule(config, config.learning_rate)
     other_rate = schedule(config, config.embedding_learning_rate)
