@@ -155,6 +155,7 @@ OUTSIDE = {
     "prompt_loss_weight": (-0.1, 1.1),
     "seed": (-1, 2**31),
     "eval_every": (0, 2**31),
+    "eval_tokens": (-1, 2**31),
     "checkpoint_every": (0, 2**31),
     "sample_every": (-1, 2**31),
 }

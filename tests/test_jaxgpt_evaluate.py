@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from conftest import Command, assert_one_line_error, rows, write_jsonl
 
-from jaxgpt.shared.dataset import open_dataset
-from jaxgpt.training.model.params import graph_of, merge
+from jaxgpt.shared.dataset import count_windows, open_dataset
+from jaxgpt.training.devices.mesh import make_mesh
+from jaxgpt.training.model.params import graph_of, init_params, merge
 from jaxgpt.training.run.checkpoints import load_params
 from jaxgpt.training.run.folder import open_run
+from jaxgpt.training.step.train_step import make_eval_step
+from jaxgpt.training.validation import validation_loss
 
 
 def test_validation_loss_is_the_float64_mean_over_the_whole_split(
@@ -67,6 +70,29 @@ def test_loss_recorded_in_training_is_the_one_evaluated_afterwards(command: Comm
     figures = json.loads(command("jaxgpt", "evaluate", "--run", run, "--json", "--cpu-devices", 8)[1])
     summary = json.loads((run / "summary.json").read_text())
     assert abs(figures["val_loss"] - summary["val_loss"]) < 1e-6
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_a_part_of_the_split_is_windows_spread_evenly_over_it_whatever_the_batch(
+    run: Path, data: Path, batch: int
+) -> None:
+    """Against each window measured by itself."""
+    dataset, model, mesh = open_dataset(data), open_run(run).config.model, make_mesh("", 1)
+    params, step = init_params(model, 0), jax.jit(make_eval_step(graph_of(model)))
+    windows = count_windows(dataset.val, 16)
+    assert windows > 3 * 7
+    parts = [dataset.val_windows(16, place * windows // 7, place * windows // 7 + 1) for place in range(7)]
+    losses, counts = zip(*(step(params, *part) for part in parts), strict=True)
+    found = validation_loss(step, params, dataset, 16, batch, mesh, tokens=16 * 6 + 1)
+    assert found["val_loss"] == pytest.approx(sum(map(float, losses)) / sum(map(int, counts)), rel=1e-6)
+    size = dataset.val_bytes * sum(map(int, counts)) / dataset.val_targets
+    bits = sum(map(float, losses)) / math.log(2) / size
+    assert found["val_bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+    whole = [
+        validation_loss(step, params, dataset, 16, batch, mesh, tokens=tokens)
+        for tokens in (0, len(dataset.val), 2**31 - 1)
+    ]
+    assert whole[0] == whole[1] == whole[2] != found
 
 
 def test_evaluating_leaves_the_settings_of_jax_as_they_were(command: Command, run: Path) -> None:

@@ -13,7 +13,7 @@ from conftest import TINY_SHAPE, TINY_TRAIN, Command, assert_one_line_error, pyt
 from waiting import killed_at_end
 
 from jaxgpt.shared.errors import UserError
-from jaxgpt.training.devices.processes import CommonError, ending_the_others
+from jaxgpt.training.devices.processes import CommonError, ending_the_others, join_processes
 from jaxgpt.training.run.folder import read_metrics
 
 FLOAT64_TOLERANCE = 1e-9
@@ -157,6 +157,15 @@ def test_whatever_fails_in_one_of_several_processes_ends_it_at_once(
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, ZeroDivisionError)
     with pytest.raises(CommonError), ending_the_others():  # all processes raise it
         raise CommonError("process 0 stopped")
+
+
+def test_a_start_by_hand_inside_a_slurm_job_asks_slurm_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX would take one device a process from there."""
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **given: asked.append(given))
+    join_processes("127.0.0.1:8476", 2, 0, found_by_jax=False, timeout_s=5)
+    join_processes(None, None, None, found_by_jax=True, timeout_s=5)
+    assert [given["cluster_detection_method"] for given in asked] == ["deactivate", None]
 
 
 def test_unreachable_coordinator_is_one_line_within_the_timeout(data: Path, tmp_path: Path) -> None:

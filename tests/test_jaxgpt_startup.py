@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.machine import schedulable_cores
-from jaxgpt.training.devices.compilation_cache import LIMITS, compilation_cache
+from jaxgpt.training.devices.compilation_cache import LIMITS, UNBOUNDED, compilation_cache
 from jaxgpt.training.devices.platform import expected_platform, installed_plugins
 
 CUDA, NVIDIA = ("xla_cuda12",), ("nvidiactl", "nvidia0")
@@ -175,6 +175,43 @@ def test_nothing_is_kept_with_none_nor_by_several_processes(
     with compilation_cache():
         compile_and_count_hits()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_several_processes_read_what_all_see_without_a_lock_and_throw_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with compilation_cache(str(tmp_path)):
+        assert compile_and_count_hits()[1] == 0
+    alone = programs(tmp_path)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for hits in (0, 1):
+        with compilation_cache(str(tmp_path)):
+            assert jax.config.values["jax_compilation_cache_max_size"] == UNBOUNDED
+            assert compile_and_count_hits()[1] == hits
+    kept = [path for path in programs(tmp_path) if path not in alone]
+    assert kept
+    assert {path.parent.name for path in kept} == {f"cpu-{schedulable_cores()}-cores-2-processes"}
+    assert not list(kept[0].parent.glob("*-atime"))
+    assert not (kept[0].parent / ".lockfile").exists()
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_what_jax_was_told_is_left_aside_where_processes_on_gpus_may_find_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with compilation_cache():
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with compilation_cache():
+        assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(f"{tmp_path} is left aside")
+    assert "--compilation-cache DIR" in said
 
 
 def test_what_a_user_told_jax_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

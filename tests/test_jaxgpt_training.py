@@ -140,7 +140,8 @@ def test_a_loop_that_fails_gives_its_folder_free(run: Path, data: Path, tmp_path
     [
         ({"vocab_size": 300}, {}, "vocab_size 300, the tokenizer of"),
         ({"block_size": 100_000}, {}, "block_size"),
-        ({}, {"batch_size": 3}, "does not divide over 2 devices"),
+        ({}, {"batch_size": 3}, "does not divide over 2 devices; choose as --batch-size a multiple of 2"),
+        ({}, {"batch_size": 24, "grad_accum_steps": 8}, "over 2 devices; give --grad-accum-steps 6, or"),
     ],
 )
 def test_what_does_not_fit_the_data_or_the_mesh_is_told_before_anything_is_made(

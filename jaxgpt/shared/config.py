@@ -206,6 +206,8 @@ class TrainConfig:
       deterministic: on a GPU only kernels whose results repeat to the bit, so that a resumed training has the
         losses of one that ran through; slower. A CPU computes so anyway.
       eval_every: steps between measurements of the validation loss.
+      eval_tokens: of the validation split that a measurement takes at most, in windows spread evenly over it;
+        0 for all.
       checkpoint_every: steps between checkpoints.
       sample_every: steps between samples; 0 for none.
     """
@@ -242,6 +244,7 @@ class TrainConfig:
     seed: int = 0
     deterministic: bool = False
     eval_every: int = 250
+    eval_tokens: int = 0
     checkpoint_every: int = 250
     sample_every: int = 250
 
@@ -262,6 +265,7 @@ class TrainConfig:
             "momentum_warmup_steps",
             "weight_decay",
             "final_lr_fraction",
+            "eval_tokens",
             "sample_every",
             "seed",
             "spike_guard",

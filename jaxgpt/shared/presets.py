@@ -52,6 +52,7 @@ _LARGE = TrainConfig(
     loss_chunks=8,
     vocab_multiple=128,
     eval_every=250,
+    eval_tokens=10_485_760,  # modded-nanogpt's
     checkpoint_every=250,
 )
 PRESETS: dict[str, Preset] = {

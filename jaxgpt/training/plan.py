@@ -121,12 +121,15 @@ def plan(options: PlanOptions) -> Result:
         "accumulate": accumulate,
     }
     if largest:
+        precision = f" --precision {train.precision}" if "precision" in options.given else ""
         say(
-            f"fits into {format_bytes(usable)}, {format_bytes(step.peak(largest))} a device: "
+            f"fits into {format_bytes(usable)}, {format_bytes(step.peak(largest))} a device"
+            f"{'' if precision else ' in fp32'}: "
             f"--mesh {layout} --batch-size {train.batch_size} --grad-accum-steps {accumulate} "
-            f"--block-size {model.block_size} --loss-chunks {train.loss_chunks} "
-            f"--precision {train.precision}"
+            f"--block-size {model.block_size} --loss-chunks {train.loss_chunks}{precision}"
         )
+        if not precision:
+            say("train takes bf16 or fp16 on a GPU that has it, which needs less (--precision plans for it)")
     else:
         say(
             f"not even one sequence fits into {format_bytes(usable)} ({format_bytes(step.peak(1))} are "

@@ -27,6 +27,7 @@ class _MeasuredSettings(TrainSettings):
     max_skipped: tyro.conf.Suppress[int] = 20
     seed: tyro.conf.Suppress[int] = 0
     eval_every: tyro.conf.Suppress[int] = NEVER
+    eval_tokens: tyro.conf.Suppress[int] = 0
     checkpoint_every: tyro.conf.Suppress[int] = NEVER
     sample_every: tyro.conf.Suppress[int] = 0
     precision: Annotated[

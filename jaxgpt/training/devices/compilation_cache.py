@@ -5,6 +5,10 @@
 
 JAX keeps them by their program, compiler, flags and device. What a CPU's program depends on besides is the
 number of cores, so those of each number have a folder. JAX's settings are as before when this is closed.
+
+Several processes on GPUs must find the same programs: one that finds none compiles, and XLA, which shares the
+search for kernels among the processes, has it wait for the others. So what they keep is never thrown out, and
+read without a lock, which JAX gives up after some seconds.
 Source: https://docs.jax.dev/en/latest/persistent_compilation_cache.html
 """
 
@@ -25,6 +29,7 @@ LIMITS = {
     "jax_compilation_cache_max_size": 2**30,  # bytes; what was not used for longest makes room
     "jax_persistent_cache_min_compile_time_secs": 0.1,  # what compiles faster is not kept
 }
+UNBOUNDED = -1  # JAX's word for a cache without limit and lock
 LOCK_TIMEOUT_S = 10  # as long as JAX waits for the lock of the folder
 
 
@@ -33,19 +38,27 @@ def compilation_cache(where: str = "auto") -> Iterator[None]:
     """Keep what JAX compiles while this is open, and take what was compiled before.
 
     Args:
-      where: "none", a folder, or "auto": what the user told JAX itself (JAX_COMPILATION_CACHE_DIR), else the
-        user's cache folder. With several processes nothing is kept then, as all must find the same programs.
+      where: "none", a folder (with several processes one that all see), or "auto": what the user told JAX
+        itself (JAX_COMPILATION_CACHE_DIR), else the user's cache folder; with several processes nothing, on
+        GPUs not even what JAX was told.
 
     Raises:
       UserError: nothing can be written into the folder that was given.
     """
-    own = jax.config.values["jax_compilation_cache_dir"]
-    if where == "auto" and (own or jax.process_count() > 1):
+    own, several = jax.config.values["jax_compilation_cache_dir"], jax.process_count() > 1
+    if where == "auto" and several and own and jax.default_backend() == "gpu":
+        if jax.process_index() == 0:
+            say(f"{own} is left aside, as all processes must find the same programs: --compilation-cache DIR "
+                "names a folder that all of them see")  # fmt: skip
+        where = "none"
+    if where == "auto" and (own or several):
         yield
         return
     folder = None if where == "none" else _usable(where)
     settings: dict[str, Any] = {"jax_compilation_cache_dir": folder and str(folder)}
     settings |= {name: value for name, value in LIMITS.items() if name.upper() not in os.environ}
+    if several:
+        settings["jax_compilation_cache_max_size"] = UNBOUNDED
     before = {name: jax.config.values[name] for name in settings}
     try:
         for name, value in settings.items():
@@ -62,11 +75,13 @@ def _usable(where: str) -> Path | None:
     """Return the folder, made and without half-written programs; None, and a line, where that can't be."""
     given = where != "auto"
     root = Path(where).expanduser().absolute() if given else user_cache_folder() / "compiled"
-    platform = jax.default_backend()
-    folder = root / (f"cpu-{schedulable_cores()}-cores" if platform == "cpu" else platform)
+    platform, processes = jax.default_backend(), jax.process_count()
+    name = f"cpu-{schedulable_cores()}-cores" if platform == "cpu" else platform
+    folder = root / (name if processes == 1 else f"{name}-{processes}-processes")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_half_written(folder)
+        if processes == 1:
+            _remove_half_written(folder)
     except (OSError, ImportError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         if given:

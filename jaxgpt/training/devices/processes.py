@@ -57,7 +57,14 @@ def join_processes(
         if index > 0:
             _wait_for(host, int(port), timeout_s)
     try:
-        jax.distributed.initialize(coordinator, count, index, initialization_timeout=timeout_s)
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            # Else JAX asks the job that it finds which devices are this process's: one, under Slurm.
+            cluster_detection_method=None if found_by_jax else "deactivate",
+            initialization_timeout=timeout_s,
+        )
     except Exception as error:  # ValueError, RuntimeError and XlaRuntimeError
         if found_by_jax and isinstance(error, ValueError):
             raise UserError(

@@ -238,7 +238,7 @@ def stored_steps(folder: Path) -> list[int]:
 
 
 # How often to look does not change what is trained.
-_FREE_SETTINGS = {"eval_every", "checkpoint_every", "sample_every", "max_skipped"}
+_FREE_SETTINGS = {"eval_every", "eval_tokens", "checkpoint_every", "sample_every", "max_skipped"}
 Differences = dict[str, tuple[Any, Any]]  # name of a setting -> what it was, what it is now
 
 

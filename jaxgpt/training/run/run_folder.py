@@ -153,7 +153,7 @@ class RunFolder:
         self._last = (step, metrics)
 
     def validate(self, state: TrainState) -> float:
-        """Measure the loss over the whole validation split and write it down; return it, nats per token."""
+        """Measure the validation loss and write it down; return it, nats per token."""
         self.pause()
         figures = self.training.evaluate(state)
         self.recorder.validation(int(state.step), figures)

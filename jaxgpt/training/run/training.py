@@ -174,10 +174,20 @@ class Training:
         return state, metrics
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Measure the loss over the whole validation split: val_loss (nats per token), val_bits_per_byte."""
-        micro = self.train.batch_size // self.train.grad_accum_steps
+        """Measure the loss over the validation split, or the part of it that `eval_tokens` says.
+
+        Returns:
+          val_loss (nats per token) and val_bits_per_byte.
+        """
+        train = self.train
         return validation_loss(
-            self._eval_step, state.params, self.dataset, self.model.block_size, micro, self.mesh
+            self._eval_step,
+            state.params,
+            self.dataset,
+            self.model.block_size,
+            train.batch_size // train.grad_accum_steps,
+            self.mesh,
+            train.eval_tokens,
         )
 
 
@@ -216,8 +226,12 @@ def _require_even_split(train: TrainConfig, devices: int) -> None:
     """Raise UserError unless each device gets as many sequences of a micro-batch as the others."""
     micro = train.batch_size // train.grad_accum_steps
     if micro % devices:
+        batch, given = train.batch_size, train.grad_accum_steps
+        fitting = [steps for steps in range(1, batch + 1) if batch % (steps * devices) == 0]
+        nearest = min(fitting, key=lambda steps: abs(steps - given), default=None)
         raise UserError(
             f"a micro-batch of {micro} sequences (batch_size / grad_accum_steps) does not divide over "
-            f"{devices} devices; choose other --grad-accum-steps, or as --batch-size a multiple of "
-            f"{devices * train.grad_accum_steps}"
+            f"{devices} devices; "
+            + ("" if nearest is None else f"give --grad-accum-steps {nearest}, or ")
+            + f"choose as --batch-size a multiple of {devices * given}"
         )
