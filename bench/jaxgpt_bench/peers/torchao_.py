@@ -199,12 +199,11 @@ class Torchao(Peer):
         return Prepared(folder, weight_bytes(artifact, matrix_bytes))
 
     def choices(self, precision: str) -> tuple[Choice, ...]:
-        """Leave untuned, sleeping threads out: each way compiles anew, and holds gigabytes during the trial.
+        """Tune always: a product that the compiler generates is taken only where it was faster.
 
-        Tuning takes a product that the compiler generates only where that was faster.
+        Each way compiles anew, and holds gigabytes.
         """
-        ways = tuple(Choice(environment, {SETTING: self.compiled}) for environment in self.environments)
-        return (*ways, Choice(settings={SETTING: False})) if self.compiled else ways
+        return tuple(Choice(environment, {SETTING: self.compiled}) for environment in self.environments)
 
     def open(
         self,
