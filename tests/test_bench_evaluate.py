@@ -15,6 +15,7 @@ from jaxgpt_bench.evaluate.answers import (
     answer_requests,
     request_end_of,
     split_document,
+    spread_documents,
 )
 from jaxgpt_bench.evaluate.functions import cut_in_the_middle, evaluate_functions
 from jaxgpt_bench.evaluate.human_eval import TOO_LONG
@@ -114,6 +115,25 @@ def test_held_out_docstrings_name_the_same_function(data: Path) -> None:
     assert row.answers[0].function == ""
 
 
+def test_held_out_documents_are_those_whose_request_leaves_room_for_an_answer(
+    command: Command, data: Path, fp32: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(data)
+    short, long = (f"{'Add two numbers. ' * times}\n```python\ndef add(): pass\n```" for times in (1, 99))
+    most = len(tokenizer.encode(split_document(short)[0]))
+    documents = [long, short, "prose", long]
+    assert spread_documents(documents, 20, tokenizer, most) == [short]
+    assert spread_documents(documents, 20, tokenizer, most - 1) == []
+    source = tmp_path / "prose.jsonl"
+    source.write_text("".join(json.dumps({"text": f"{place} is a number."}) + "\n" for place in range(400)))
+    made = ("--tokenizer", data, "--val-fraction", 0.3, "--out", tmp_path / "prose")
+    assert command("jaxgpt", "prepare", "--source", source, *made)[0] == 0
+    asked = ("jaxgpt-bench", "evaluate", "--artifact", fp32, "--data", tmp_path / "prose", "--threads", 1)
+    refusal = command(*asked, "--task", "docstrings", "--out", tmp_path / "none.json")
+    assert_one_line_error(refusal, "no held-out document with code in a fence", "leave --task docstrings out")
+    assert not (tmp_path / "none.json").exists()
+
+
 def test_a_text_that_is_cut_did_not_end_and_repeats(data: Path) -> None:
     asked = ["Say it. ```python\nx\n```"]
     row = answer_docstrings(scripted(data, ["x = 0\n" * 40]), asked, Sampling(0.8), 60)
@@ -133,6 +153,8 @@ def test_a_text_that_is_cut_did_not_end_and_repeats(data: Path) -> None:
         ("def f(): pass\n```\nprose", "def f(): pass\n", ("f",)),
         ("Sure:\n```py\nclass A:\n    def g(self): pass\n```", "class A:\n    def g(self): pass\n", ("g",)),
         ("```\nx = 1", "x = 1", ()),
+        ("Solution\n```python\ndef gcd(a, b): pass\n```", "def gcd(a, b): pass\n", ("gcd",)),
+        ("average(numbers)\n```\ndef h(): pass\n```", "def h(): pass\n", ("h",)),
         ("prose without code", "prose without code", None),
         ("", "", None),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY_TRAIN
 from jaxgpt_bench.reproduce import artifacts, training_run
-from jaxgpt_bench.reproduce.stages import Stages
+from jaxgpt_bench.reproduce.stages import Stages, StoppedError
 from jaxgpt_export.format.certificate import altered_files, read_certificate
 from safetensors.numpy import load_file, save_file
 from test_bench_reproduce import options_of
@@ -65,6 +65,24 @@ def test_what_was_made_of_a_run_that_was_trained_again_is_made_again(
     assert is_quantized_kept()
     artifacts.converted(log, out, run, dataset)
     assert [(entry.stage, entry.kept) for entry in log.log] == [("convert", False), ("convert", True)]
+
+
+def test_an_artifact_that_does_not_hold_what_it_says_is_not_kept_by_the_next_call(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(*_: object) -> Result:
+        return Result({"gate": "logits"}, passed=False)
+
+    out, dataset = tmp_path / "fp32", open_dataset(data)
+    with monkeypatch.context() as changed:
+        changed.setattr(artifacts, "verify", failed)
+        with pytest.raises(StoppedError) as stop:
+            artifacts.converted(Stages(), out, run, dataset)
+    assert stop.value.result.figures == {"why": "a check failed", "gate": "logits", "stage": "convert"}
+    assert not out.exists()
+    log = Stages()
+    artifacts.converted(log, out, run, dataset)
+    assert not log.log[0].kept
 
 
 def test_the_input_scales_of_a_training_with_rounding_are_weights_too(

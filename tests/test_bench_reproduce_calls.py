@@ -86,8 +86,10 @@ def test_a_training_that_a_call_cuts_goes_on_to_the_same_losses(
     done = stop.value.result.figures["steps"]
     assert 1 <= done < settings["max_steps"]
     with Clock(tmp_path, None, began=time.time()) as clock:
-        training_run.trained(stages.Stages(clock=clock), "train", tmp_path / "run", settings, dataset)
+        log = stages.Stages(clock=clock)
+        training_run.trained(log, "train", tmp_path / "run", settings, dataset)
         assert clock.stage_seconds()["train"] > 0
+    assert log.log[0].made.seconds == training_run.made_of_run(tmp_path / "run")["seconds"]
     undisturbed, cut = (
         {row["step"]: row["loss"] for row in read_metrics(folder) if "loss" in row}
         for folder in (run, tmp_path / "run")

@@ -47,6 +47,26 @@ def test_a_slow_device_takes_a_smaller_batch_and_a_short_text_ends_the_training_
         length(60.0, 100.0)
 
 
+@pytest.mark.parametrize(
+    ("batch", "devices", "micro_batch", "expected"),
+    [
+        (126, 6, 126, 126),  # 63 do not divide over 6
+        (96, 6, 96, 24),
+        (126, 3, 6, 126),  # 63 are no whole micro-batches of 6
+        (96, 3, 6, 24),
+        (128, 4, 64, 16),
+    ],
+)
+def test_half_a_batch_divides_over_devices_and_into_micro_batches(
+    batch: int, devices: int, micro_batch: int, expected: int
+) -> None:
+    found = length(900.0, 6.0, batch_size=batch, devices=devices, micro_batch=micro_batch)
+    assert found.batch_size == expected
+    accumulate = max(found.batch_size // micro_batch, 1)
+    assert found.batch_size % accumulate == 0
+    assert found.batch_size // accumulate % devices == 0
+
+
 @pytest.mark.parametrize(("step_s", "steps"), [(0.28, 3000), (5.0, 150), (0.01, 50_000), (30.0, 20)])
 def test_the_best_checkpoint_has_a_measured_loss_and_the_schedule_follows_the_steps(
     step_s: float, steps: int

@@ -86,6 +86,8 @@ def test_what_can_not_be_meant_is_refused_before_anything_is_made(command: Comma
     assert_one_line_error(refused("--redo"), "--redo")
     assert_one_line_error(refused("--redo", "other-text"), "give them with --other-text")
     assert_one_line_error(refused("--redo", "answers"), "is asked nothing")
+    again = ("--redo", "speed", "--budget-seconds", 300)
+    assert_one_line_error(refused(*again), "--redo without --budget-seconds")
     assert_one_line_error(refused("--source", "nosuch:foo"), "'nosuch:foo'", "offline choices")
     empty = tmp_path / "empty.jsonl"
     empty.touch()

@@ -154,6 +154,22 @@ def test_fine_tuning_an_imported_gpt2_tells_the_losses_that_transformers_measure
         assert len(sample.partition("Write a function")[2]) >= 20
 
 
+def test_fine_tuning_in_a_folder_that_was_made_of_something_else_is_one_line(
+    gpt2_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "asked.json").write_text(json.dumps({"model": str(gpt2_folder), "text": "a.txt"}))
+    process = start("finetune.py", "--model", gpt2_folder, "--text", "b.txt", "--out", out)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "a.txt" in line
+    assert "choose another --out" in line
+    assert "Traceback" not in err
+    assert [path.name for path in out.iterdir()] == ["asked.json"]
+
+
 NOTEBOOK = json.loads((EXAMPLES / "two_t4.ipynb").read_text(encoding="utf-8"))
 
 

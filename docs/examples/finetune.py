@@ -8,6 +8,8 @@ goes on from where it stopped. All devices that JAX finds are used; JAX_NUM_CPU_
 
 import argparse
 import dataclasses
+import json
+import sys
 from pathlib import Path
 
 from jaxgpt_export.convert import ConvertOptions, convert
@@ -34,6 +36,11 @@ def main() -> None:
     args = parser.parse_args()
     base, data, fp32, int8 = (args.out / name for name in ("base", "data", "fp32", "int8"))
 
+    asked, note = {"model": str(args.model), "text": args.text}, args.out / "asked.json"
+    if note.exists() and json.loads(note.read_text()) != asked:
+        raise jaxgpt.UserError(f"{args.out} was made of {note.read_text()}; choose another --out")
+    args.out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(asked))
     if not base.exists():
         import_hf(ImportHfOptions(source=args.model, out=base))
     if not data.exists():
@@ -43,9 +50,13 @@ def main() -> None:
     before = training.evaluate(training.first_state())["val_loss"]
     after = fine_tune(training, args.out / "run")
 
-    convert(ConvertOptions(run=args.out / "run", out=fp32, overwrite=True))
+    if not convert(ConvertOptions(run=args.out / "run", out=fp32, overwrite=True)).passed:
+        sys.exit(1)
     options = QuantizeOptions(artifact=fp32, method="int8-dynamic", data=data, out=int8, overwrite=True)
-    cost = quantize(options).figures["quality"]["loss_increase"]
+    result = quantize(options)
+    if not result.passed:
+        sys.exit(1)
+    cost = result.figures["quality"]["loss_increase"]
 
     print(f"validation loss: {before:.4f} before, {after:.4f} after, INT8 changes it by {cost:+.4f}")
     for model in (base, fp32, int8):
@@ -84,4 +95,7 @@ def fine_tune(training: jaxgpt.Training, folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except jaxgpt.UserError as error:
+        sys.exit(f"error: {error}")

@@ -6,6 +6,7 @@ Run again, it goes on from its last checkpoint, bit for bit. JAX_NUM_CPU_DEVICES
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import jax
@@ -21,9 +22,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder; OUT/fp32 is the artifact")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--save-every", type=int, default=50)
-    parser.add_argument(
-        "--distributed", action="store_true", help="one of several processes (Slurm, Open MPI)"
-    )
+    parser.add_argument("--distributed", action="store_true", help="one of several processes (Slurm)")
     args = parser.parse_args()
     if args.distributed:
         jax.distributed.initialize()
@@ -43,7 +42,8 @@ def main() -> None:
                 run.save(state, run.validate(state))
 
     if jax.process_count() == 1:  # else afterwards, in one process: jaxgpt-export convert
-        convert(ConvertOptions(run=args.out, out=args.out / "fp32", overwrite=True))
+        passed = convert(ConvertOptions(run=args.out, out=args.out / "fp32", overwrite=True)).passed
+        sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jaxgpt.data.requests.repetition import most_repeated
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.state import Generation
+from jaxgpt.shared.tokenizer import Tokenizer
 from jaxgpt_bench.evaluate.requests import CodeRequest
 from jaxgpt_bench.evaluate.rows import Answer, AnswersRow, Speed
 from jaxgpt_bench.evaluate.writers import Texts, Writer, write_all
@@ -122,7 +123,17 @@ def request_end_of(documents: Sequence[str]) -> str:
     return "\n" if 2 * sum(request.endswith("\n") for request in requests) > len(requests) else ""
 
 
-def spread_documents(documents: Sequence[str], count: int) -> list[str]:
-    """Return so many of the documents that have code behind a request, evenly spread; all where fewer do."""
-    fenced = [document for document in documents if split_document(document)[0]]
+def spread_documents(documents: Sequence[str], count: int, tokenizer: Tokenizer, longest: int) -> list[str]:
+    """Return so many of the documents that have code behind a request, evenly spread; all where fewer do.
+
+    Args:
+      documents: of the validation split.
+      count: how many are wanted.
+      tokenizer: of the models.
+      longest: tokens of a request; documents with longer ones leave too little room for an answer.
+    """
+    requests = ((document, split_document(document)[0]) for document in documents)
+    fenced = [
+        document for document, request in requests if request and len(tokenizer.encode(request)) <= longest
+    ]
     return [fenced[place] for place in spread_evenly(len(fenced), count)] if fenced else []

@@ -75,6 +75,7 @@ SETTINGS = (
     "min_p",
     "draws",
     "top_p",
+    "tokens",
     "texts",
     "samples",
     "slots",
@@ -172,7 +173,15 @@ def _answers(
     found: list[Any] = []
     held_out = _documents(options, writers) if options.data is not None else []
     request_end = request_end_of(held_out)
-    documents = spread_documents(held_out, options.texts) if "docstrings" in tasks else []
+    documents: list[str] = []
+    if "docstrings" in tasks:
+        block_size = min(writer.session.block_size for writer in writers)
+        documents = spread_documents(held_out, options.texts, writers[0].tokenizer, block_size // 2)
+    if "docstrings" in tasks and not documents:
+        why = f"{options.data} has no held-out document with code in a fence behind a request that fits"
+        if "docstrings" in options.task:
+            raise UserError(f"{why}; leave --task docstrings out, or name a data set made of such pairs")
+        say(f"docstrings are left out: {why}")
     for drawn in samplings:
         for writer in writers:
             if "requests" in tasks:

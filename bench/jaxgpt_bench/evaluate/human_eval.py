@@ -82,7 +82,7 @@ def read_problems(path: Path) -> list[Problem]:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} can't be read as HumanEval's problems ({error}); fetch it again") from None
     found = []

@@ -5,6 +5,7 @@ one also has to hold the run's weights, bit for bit. What is made of an artifact
 by the hash of its weights.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -58,7 +59,7 @@ def converted(stages: Stages, out: Path, run: Path, dataset: Dataset) -> Path:
 
     with stages.doing("convert", f"{run} -> {out}"):
         require(convert(ConvertOptions(run, out, data=dataset.folder, overwrite=True)), "convert")
-        require(verify(VerifyOptions(out, run)), "convert")
+        _require_verified(VerifyOptions(out, run), "convert")
     return out
 
 
@@ -107,8 +108,17 @@ def quantized(stages: Stages, out: Path, method: str, parent: Path, dataset: Dat
             quantize(QuantizeOptions(parent, cast(Any, method), out, dataset.folder, overwrite=True)),
             "quantize",
         )
-        require(verify(VerifyOptions(out)), "quantize")
+        _require_verified(VerifyOptions(out), "quantize")
     return out
+
+
+def _require_verified(options: VerifyOptions, stage: str) -> None:
+    """Remove an artifact that does not hold what its certificate says: the next call would keep it."""
+    result = verify(options)
+    if not result.passed:
+        shutil.rmtree(options.artifact)
+        say(f"[{stage}] {options.artifact} is removed")
+    require(result, stage)
 
 
 def chose_itself(certificate: dict[str, Any]) -> bool:

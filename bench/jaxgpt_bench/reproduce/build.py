@@ -12,7 +12,16 @@ from jaxgpt.shared.files import check_replaceable, sha256_of, write_atomic
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.reproduce.artifacts import converted, quantized, weights_sha256
 from jaxgpt_bench.reproduce.memorization import Corpus
-from jaxgpt_bench.reproduce.minutes.plan import PLAN, Asked, Plan, fitted, planned, read_plan, with_amounts
+from jaxgpt_bench.reproduce.minutes.plan import (
+    PLAN,
+    UNPLANNED_SAVING_S,
+    Asked,
+    Plan,
+    fitted,
+    planned,
+    read_plan,
+    with_amounts,
+)
 from jaxgpt_bench.reproduce.minutes.step_profile import profile_command, step_profile
 from jaxgpt_bench.reproduce.options import ReproduceOptions
 from jaxgpt_bench.reproduce.other_text import parse_other
@@ -76,13 +85,13 @@ def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> tuple[Bu
       What was built, and the recipe with what was planned.
     """
     plan: Plan | None = None
+    saving_s = UNPLANNED_SAVING_S
     if options.run is None:
         dataset = prepared(stages, options.out / "data", options.source, recipe)
         plan = planned_here(stages, options, recipe, dataset)
         if plan is not None:
-            recipe, stages.needs_s = plan.applied(recipe), plan.needs_s
+            recipe, stages.needs_s, saving_s = plan.applied(recipe), plan.needs_s, plan.saving_s
             profiled(stages, options.out / "profile.json", plan, recipe)
-        saving_s = 0.0 if plan is None else plan.saving_s
         run = trained(stages, "train", options.out / "run", dict(recipe.train), dataset, saving_s)
     else:
         dataset, run = taken_run(options.run, stages)
@@ -90,9 +99,7 @@ def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> tuple[Bu
     parents = {"fp32": fp32}
     if recipe.qat is not None:
         settings = {**recipe.qat, "init": run, "qat": True}
-        qat = trained(
-            stages, "qat", options.out / "qat", settings, dataset, 0.0 if plan is None else plan.saving_s
-        )
+        qat = trained(stages, "qat", options.out / "qat", settings, dataset, saving_s)
         parents["fp32-qat"] = converted(stages, options.out / "fp32-qat", qat, dataset)
     artifacts = [
         quantized(stages, options.out / method, method, parents[parent], dataset)

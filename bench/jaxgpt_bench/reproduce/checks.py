@@ -30,6 +30,11 @@ def check(options: ReproduceOptions, recipe: Recipe) -> list[OtherText]:
         raise UserError("--redo other-text measures files: give them with --other-text")
     if "answers" in options.redo and not recipe.answers:
         raise UserError(f"--redo answers: preset {options.preset} is asked nothing; leave it out")
+    if options.redo and options.budget_seconds is not None:
+        raise UserError(
+            "--redo does its stages again in every call, and with --budget-seconds a call may end before the "
+            "last one; give --redo without --budget-seconds"
+        )
     others = [parse_other(given) for given in options.other_text]
     for other in others:
         other_documents(other)

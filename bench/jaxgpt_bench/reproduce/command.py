@@ -96,11 +96,18 @@ def say_stopped(options: ReproduceOptions, stop: "StoppedError") -> None:
     """Say in a line where it stopped, why, what is left, and what goes on from there."""
     from jaxgpt_bench.reproduce.stages import ORDER
 
-    stage, why = stop.result.figures["stage"], stop.result.figures.get("why", "asked to stop")
+    stage, why = stop.result.figures["stage"], stop.result.figures["why"]
     left = ", ".join(ORDER[ORDER.index(stage) :])
     program = "python3 -m jaxgpt_bench" if Path(sys.argv[0]).parent.name == "jaxgpt_bench" else "jaxgpt-bench"
-    words = shlex.join(command_words(dataclasses.replace(options, stage=None)))
-    say(f"stopped in {stage}: {why}; left: {left}; to go on: {program} {words}")
+    words = command_words(dataclasses.replace(options, stage=None))
+    for name in options.redo:
+        words += ["--redo", name]
+    if options.readme is not None:
+        words += ["--readme", str(options.readme)]
+    if options.accept_noise:
+        words.append("--accept-noise")
+    again = "to go on" if stop.result.passed else "again"
+    say(f"stopped in {stage}: {why}; left: {left}; {again}: {program} {shlex.join(words)}")
 
 
 def command_line(options: ReproduceOptions) -> str:

@@ -70,7 +70,10 @@ class Stages:
 
     @contextlib.contextmanager
     def doing(self, name: str, what: str) -> Iterator[dict[str, Any]]:
-        """Note that a stage is done in this block; gives its `made`, filled when the block ends."""
+        """Note that a stage is done in this block; gives its `made`, filled when the block ends.
+
+        The block may say its `seconds`, where other calls did a part of it.
+        """
         self._require_time(name)
         say(f"[{name}] {what}")
         started = time.perf_counter()
@@ -83,7 +86,7 @@ class Stages:
                 self.clock.note(_plain(name), seconds)
         say(f"[{name}] done in {seconds:,.0f} s")
         now = provenance()
-        made |= Made(date=now.date, commit=now.commit, seconds=seconds).to_json()
+        made |= Made(date=now.date, commit=now.commit, seconds=made.get("seconds", seconds)).to_json()
         self.log.append(StageEntry(stage=name, kept=False, seconds=seconds, made=Made.from_json(made)))
 
     def _require_time(self, name: str) -> None:
@@ -187,7 +190,7 @@ def _short(value: Any) -> str:
 def require(result: Result, stage: str) -> None:
     """Stop where a command's check failed."""
     if not result.passed:
-        raise StoppedError({"stage": stage, **result.figures}, passed=False)
+        raise StoppedError({"why": "a check failed", **result.figures, "stage": stage}, passed=False)
 
 
 @contextlib.contextmanager

@@ -51,12 +51,13 @@ def trained(
         with stopping:
             result = train(options)
         if "stopped" in result.figures or not result.passed:
-            over = clock is not None and clock.left_s() <= saving_s
+            goes_on = result.passed and not result.interrupted
             why = f"step {result.figures.get('steps')} of {options.training.max_steps} is saved"
             figures = {"stage": name, "why": why, **result.figures}
-            raise StoppedError(figures, result.passed, over, result.interrupted)
+            raise StoppedError(figures, result.passed, goes_on, result.interrupted)
         read_summary(out)
-    made["seconds"] = made_of_run(out)["seconds"]  # of all its steps: this call may have done the last ones
+        if seconds := made_of_run(out)["seconds"]:
+            made["seconds"] = seconds  # of all its steps: this call may have done the last ones
     return out
 
 

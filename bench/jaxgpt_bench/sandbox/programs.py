@@ -14,7 +14,8 @@ class Program:
     """The code of a generated text.
 
     Attributes:
-      code: between the first fence and the next; all up to the first fence where none opens the code.
+      code: between the first fence and the next; all up to the first fence where none opens the code, or
+        where a function stands before it.
       functions: names that it defines, in order; None where it is no Python.
     """
 
@@ -31,7 +32,7 @@ def program_of(text: str) -> Program:
     head, fence, rest = text.partition(FENCE)
     language, newline, body = rest.partition("\n")
     opens = fence and newline and language.strip().lower() in ("", "python", "py", "python3")
-    code = (body if opens and not parses(head) else head).partition(FENCE)[0]
+    code = (body if opens and not _functions(head) else head).partition(FENCE)[0]
     return Program(code, _functions(code))
 
 

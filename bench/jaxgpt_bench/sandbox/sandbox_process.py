@@ -5,7 +5,7 @@
 This process takes namespaces of its own (user, files, network, processes), forks, and only watches the clock
 from then on. Its child sees the machine's files read-only and one empty folder in memory, no network, no
 socket of a file and no other process; it gives up every capability before the program begins. (A named pipe
-of the machine that anybody may write to stays open to it.) When the child
+or a device of the machine that anybody may write to stays open to it.) When the child
 ends, or its time is over, everything that it started ends with it, for it is process 1 of its namespace.
 """
 
@@ -100,7 +100,7 @@ def write_maps(process: int, ids: tuple[int, int]) -> int:
 
 
 def lock_files(folder: str, size: int) -> None:
-    """Make all files read-only, but for an empty folder of so many bytes in memory; hide /proc.
+    """Make all files read-only, but for an empty folder of so many bytes in memory; hide /proc and terminals.
 
     Without /proc no file of another process can be opened.
     """
@@ -113,7 +113,9 @@ def lock_files(folder: str, size: int) -> None:
     flags = MS_NOSUID | MS_NODEV
     options = f"size={size},nr_inodes=1000,mode=700,uid={NOBODY},gid={NOBODY}".encode()
     check(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, options), "mount folder")
-    check(libc.mount(b"tmpfs", b"/proc", b"tmpfs", flags | MS_RDONLY, b"size=4096"), "hide /proc")
+    for hidden in ("/proc", "/dev/pts"):  # terminals can be written to however a mount is made
+        if os.path.isdir(hidden):
+            check(libc.mount(b"tmpfs", hidden.encode(), b"tmpfs", flags | MS_RDONLY, b"size=4096"), "hide")
     os.chdir(folder)
 
 
@@ -225,6 +227,7 @@ def child(task: dict[str, Any], pipe: int) -> None:
         os.write(pipe, f"{secret}{text}".encode("utf-8", "replace"))
 
     try:
+        os.setsid()  # without a terminal, which /dev/tty would be
         lock_files(task["folder"], task["files_mb"] * 10**6)
         become_nobody()
         check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.shared.config import ModelConfig
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError, damaged
@@ -38,7 +39,9 @@ CALL_S = 15.0  # of each call: imports, hashes
 AGAIN = 0.6  # of a training's start, when what it compiles is kept from the first one
 SAVING_BYTES_S = 1e8  # of a checkpoint, on a slow disk
 SAVING_S = 10.0
+SHAPE = frozenset(field.name for field in dataclasses.fields(ModelConfig))
 USEFUL_S = 20.0  # of steps, for which a training is begun or gone on with
+UNPLANNED_SAVING_S = 30.0  # where the size of a checkpoint was not looked at
 DRIFT = (0.7, 4.0)  # bounds of what the stages so far took, as a share of what they were estimated to take
 
 
@@ -148,7 +151,8 @@ def fitted(recipe: Recipe, preset: str, dataset: Dataset) -> Plan:
 def _qat_attempt(probe: Probe, recipe: Recipe, changed: Mapping[str, Any]) -> Attempt | None:
     if recipe.qat is None:
         return None
-    found = probe.attempt({**recipe.qat, **changed, "qat": True}, fits_device=recipe.fits_device)
+    shape = {name: value for name, value in recipe.train.items() if name in SHAPE}  # of what it goes on from
+    found = probe.attempt({**shape, **recipe.qat, **changed, "qat": True}, fits_device=recipe.fits_device)
     say(f"[plan] training with rounding: {found.why}")
     return found
 
@@ -209,6 +213,8 @@ def planned(asked: Asked, recipe: Recipe, dataset: Dataset, clock: Clock) -> Pla
             len(dataset.train),
             len(dataset.val),
             halves=recipe.fits_device,
+            devices=train.devices,
+            micro_batch=_micro_batch(train),
         )
     except TooShortError as short:
         raise _too_few(asked.minutes, seconds, short) from None
@@ -286,8 +292,12 @@ def _cut(train: Attempt, batch_size: int) -> dict[str, int]:
     """Return how a perhaps smaller batch is cut into micro-batches of the size that was measured."""
     if "grad_accum_steps" not in train.settings:
         return {}
-    micro = train.settings["batch_size"] // train.settings["grad_accum_steps"]
-    return {"batch_size": batch_size, "grad_accum_steps": max(batch_size // micro, 1)}
+    return {"batch_size": batch_size, "grad_accum_steps": max(batch_size // _micro_batch(train), 1)}
+
+
+def _micro_batch(train: Attempt) -> int:
+    """Return the sequences of a micro-batch that were measured, all devices together."""
+    return int(train.batch_size // train.settings.get("grad_accum_steps", 1))
 
 
 def with_amounts(plan: Plan, asked: Asked, recipe: Recipe, dataset: Dataset, clock: Clock) -> Plan:

@@ -67,6 +67,8 @@ def length_of(
     train_tokens: int,
     val_tokens: int,
     halves: bool,
+    devices: int = 1,
+    micro_batch: int = 1,
 ) -> Length:
     """Choose the number of steps.
 
@@ -78,6 +80,8 @@ def length_of(
       train_tokens: of the data set.
       val_tokens: of the data set.
       halves: whether the batch may be halved, at the same tokens a second, where there would be few steps.
+      devices: that share it evenly, whatever its half.
+      micro_batch: sequences of one, all devices together: a half has whole ones, or is smaller than one.
 
     Raises:
       TooShortError: there is no time for LEAST_STEPS.
@@ -87,7 +91,10 @@ def length_of(
     each_s = step_s * (1 + VALIDATION_SHARE + CHECKPOINT_SHARE)
     steps = math.floor(available_s / each_s)
     while halves and steps < ENOUGH_STEPS and batch_size % 2 == 0 and batch_size // 2 >= LEAST_BATCH:
-        batch_size, each_s = batch_size // 2, each_s / 2
+        half = batch_size // 2
+        if half % devices or (half > micro_batch and half % micro_batch):
+            break
+        batch_size, each_s = half, each_s / 2
         steps = math.floor(available_s / each_s)
     tokens_per_step = batch_size * block_size
     most = max(MAX_PASSES * train_tokens // tokens_per_step, LEAST_STEPS)
