@@ -155,6 +155,8 @@ def test_a_text_that_is_cut_did_not_end_and_repeats(data: Path) -> None:
         ("```\nx = 1", "x = 1", ()),
         ("Solution\n```python\ndef gcd(a, b): pass\n```", "def gcd(a, b): pass\n", ("gcd",)),
         ("average(numbers)\n```\ndef h(): pass\n```", "def h(): pass\n", ("h",)),
+        ("import math\nprint(math.pi)\n```\nThat prints pi.\n", "import math\nprint(math.pi)\n", ()),
+        ("class A:\n    x = 1\n```\nprose", "class A:\n    x = 1\n", ()),
         ("prose without code", "prose without code", None),
         ("", "", None),
     ],

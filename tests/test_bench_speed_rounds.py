@@ -279,6 +279,8 @@ def test_a_way_that_does_not_start_is_passed_over_and_one_that_is_twice_as_slow_
 
         assert fastest(both, seconds) is both[1]
         assert [worker.asked for worker in machine] == [tries, tries]
+    slow_once = iter([1.0, 1.1, 9.0, 1.1, 1.0, 1.1, 1.0, 1.1, 1.0, 1.1])
+    assert fastest(both, lambda worker: next(slow_once)) is both[0]  # what disturbs one pass decides nothing
     close(both, but=both[:1])
     assert [worker.closed for worker in machine] == [False, True]
 

@@ -140,6 +140,8 @@ def test_fine_tuning_an_imported_gpt2_tells_the_losses_that_transformers_measure
     text.write_text("\n\n".join(row["text"] for row in rows(300)), encoding="utf-8")
     arguments = ("--model", gpt2_folder, "--text", text, "--out", tmp_path / "out")
     settings = ("--steps", 12, "--block-size", 48, "--prompt", "Write a function")
+    typo = start("finetune.py", "--model", tmp_path / "none", *arguments[2:], *settings)
+    assert "error: " in typo.communicate(timeout=240)[1]  # and nothing is left that the right command minds
     out, _ = finish(start("finetune.py", *arguments, *settings))
     (line,) = [line for line in out.splitlines() if line.startswith("validation loss: ")]
     before, after = float(line.split()[2]), float(line.split()[4])
@@ -158,16 +160,16 @@ def test_fine_tuning_in_a_folder_that_was_made_of_something_else_is_one_line(
     gpt2_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "asked.json").write_text(json.dumps({"model": str(gpt2_folder), "text": "a.txt"}))
+    (out / "base").mkdir(parents=True)
+    (out / "base" / "made-of.txt").write_text("another model")
     process = start("finetune.py", "--model", gpt2_folder, "--text", "b.txt", "--out", out)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert "a.txt" in line
+    assert f"{out / 'base'} does not say that it was made of {gpt2_folder}" in line
     assert "choose another --out" in line
     assert "Traceback" not in err
-    assert [path.name for path in out.iterdir()] == ["asked.json"]
+    assert [path.name for path in out.iterdir()] == ["base"]
 
 
 NOTEBOOK = json.loads((EXAMPLES / "two_t4.ipynb").read_text(encoding="utf-8"))

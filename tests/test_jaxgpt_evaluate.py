@@ -83,7 +83,7 @@ def test_a_part_of_the_split_is_windows_spread_evenly_over_it_whatever_the_batch
     assert windows > 3 * 7
     parts = [dataset.val_windows(16, place * windows // 7, place * windows // 7 + 1) for place in range(7)]
     losses, counts = zip(*(step(params, *part) for part in parts), strict=True)
-    found = validation_loss(step, params, dataset, 16, batch, mesh, tokens=16 * 6 + 1)
+    found = validation_loss(step, params, dataset, 16, batch, mesh, tokens=16 * 7 + 15)
     assert found["val_loss"] == pytest.approx(sum(map(float, losses)) / sum(map(int, counts)), rel=1e-6)
     size = dataset.val_bytes * sum(map(int, counts)) / dataset.val_targets
     bits = sum(map(float, losses)) / math.log(2) / size

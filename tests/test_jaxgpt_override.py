@@ -17,6 +17,7 @@ from jaxgpt_export.flax_run.checkpoint import read_checkpoint
 import jaxgpt
 from jaxgpt.shared.dataset import pack_mask
 from jaxgpt.shared.errors import UserError
+from jaxgpt.training.options import as_begun
 from jaxgpt.training.run.folder import read_metrics, read_run_config
 from jaxgpt.training.run.override import adapted, changes
 from jaxgpt.training.run.run_folder import RunFolder
@@ -119,6 +120,21 @@ def test_a_finished_run_is_extended_to_the_bits_of_a_longer_one(
     timed = {"cpu_seconds": 0, "tokens_per_s": 0, "startup_s": 0, "compile_s": 0}
     assert {**read_summary(finished), **timed} == {**read_summary(whole), **timed, "overrides": [entry]}
     assert read_summary(finished)["tokens_seen"] == 12 * 4 * 32
+
+
+def test_a_run_measures_as_much_as_it_began_with_until_that_is_changed_on_purpose(
+    whole: Path, data: Path, command: Command
+) -> None:
+    """A preset that measures a part does not change how a run of an older version is resumed."""
+    config = read_run_config(whole)
+    preset = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_tokens=64))
+    assert as_begun(preset, whole, frozenset()) == config
+    given = as_begun(preset, whole, frozenset({"eval_tokens"}))
+    assert given == preset
+    refused = command("jaxgpt", *train_arguments(data, whole, "--max-steps", 12, "--eval-tokens", 64))
+    assert_one_line_error(refused, "train.eval_tokens was 0, now 64", "--override")
+    changed = {"step": 4, "changed": {"train.eval_tokens": {"from": 0, "to": 64}}}
+    assert dataclasses.replace(preset, overrides=(changed,)).data_since == 4
 
 
 def test_overriding_with_nothing_changed_changes_nothing(command: Command, whole: Path, data: Path) -> None:

@@ -8,7 +8,6 @@ goes on from where it stopped. All devices that JAX finds are used; JAX_NUM_CPU_
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -36,16 +35,17 @@ def main() -> None:
     args = parser.parse_args()
     base, data, fp32, int8 = (args.out / name for name in ("base", "data", "fp32", "int8"))
 
-    asked, note = {"model": str(args.model), "text": args.text}, args.out / "asked.json"
-    if note.exists() and json.loads(note.read_text()) != asked:
-        raise jaxgpt.UserError(f"{args.out} was made of {note.read_text()}; choose another --out")
-    args.out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(asked))
+    for folder, given in ((base, args.model), (data, args.text)):
+        note = folder / "made-of.txt"
+        if folder.exists() and not (note.exists() and note.read_text() == str(given)):
+            raise jaxgpt.UserError(f"{folder} does not say that it was made of {given}; choose another --out")
     if not base.exists():
         import_hf(ImportHfOptions(source=args.model, out=base))
+        (base / "made-of.txt").write_text(str(args.model))
     if not data.exists():
         share = args.val_fraction
         prepare(PrepareOptions(source=args.text, tokenizer=str(base), out=data, val_fraction=share))
+        (data / "made-of.txt").write_text(args.text)
     training = make_training(args, base, data)
     before = training.evaluate(training.first_state())["val_loss"]
     after = fine_tune(training, args.out / "run")

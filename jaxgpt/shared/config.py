@@ -206,8 +206,8 @@ class TrainConfig:
       deterministic: on a GPU only kernels whose results repeat to the bit, so that a resumed training has the
         losses of one that ran through; slower. A CPU computes so anyway.
       eval_every: steps between measurements of the validation loss.
-      eval_tokens: of the validation split that a measurement takes at most, in windows spread evenly over it;
-        0 for all.
+      eval_tokens: of the validation split that a measurement takes at most (one window at least), in windows
+        spread evenly over it; 0 for all.
       checkpoint_every: steps between checkpoints.
       sample_every: steps between samples; 0 for none.
     """

@@ -88,7 +88,8 @@ class TrainOptions:
       init: begin with the model of this folder: a run (its best checkpoint), or a float32 artifact, which is
         a Hugging Face GPT-2 folder; the shape comes from it, the training settings don't.
       compilation_cache: folder in which compiled programs are kept for the next start; none keeps nothing,
-        auto takes JAX_COMPILATION_CACHE_DIR, else (for a single process) the user's cache folder.
+        auto takes JAX_COMPILATION_CACHE_DIR, else the user's cache folder; several processes on GPUs
+        take neither, others not the latter.
       override: change the run in --out, from its last checkpoint on: to what is given here; what is not given
         stays as it was.
       json: print one JSON document with all figures on stdout.
@@ -190,7 +191,7 @@ def run_config(
 ) -> "RunConfig":
     """Combine preset, data, the model to begin with and options.
 
-    The precision is the preset's where none is given: see with_precision. `init` is still None: what it holds
+    The precision is the preset's where none is given: see as_begun. `init` is still None: what it holds
     is known when the parameters are read.
 
     Raises:
@@ -247,11 +248,21 @@ def _as_given(name: str, value: object) -> str:
     return f"--{flag} {value}"
 
 
-def with_precision(config: "RunConfig", folder: Path) -> "RunConfig":
-    """Take the precision that a run began with, or what this device is best at."""
+def as_begun(config: "RunConfig", folder: Path, given: frozenset[str]) -> "RunConfig":
+    """Take precision and eval_tokens from the run in a folder where they are not given.
+
+    Args:
+      config: of the training.
+      folder: its run folder. Where no run is in it, the precision is what this device is best at.
+      given: names of the settings that were given.
+    """
     from jaxgpt.training.devices.precision import best_precision
     from jaxgpt.training.run.folder import read_run_config
 
-    began = (folder / "config.json").exists()
-    precision = read_run_config(folder).train.precision if began else best_precision()
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    if (folder / "config.json").exists():
+        began = read_run_config(folder).train
+        taken: dict[str, Any] = {"precision": began.precision, "eval_tokens": began.eval_tokens}
+    else:
+        taken = {"precision": best_precision()} if "precision" not in given else {}
+    taken = {name: value for name, value in taken.items() if name not in given}
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **taken))

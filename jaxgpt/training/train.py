@@ -10,7 +10,7 @@ import time
 
 from jaxgpt.shared.console import Result
 from jaxgpt.shared.files import check_output_folder
-from jaxgpt.training.options import TrainOptions, run_config, with_precision, with_settings_of_run
+from jaxgpt.training.options import TrainOptions, as_begun, run_config, with_settings_of_run
 
 
 def train(options: TrainOptions) -> Result:
@@ -50,8 +50,7 @@ def train(options: TrainOptions) -> Result:
         devices.join_timeout,
     )
     with ending_the_others(), compilation_cache(options.compilation_cache):
-        if "precision" not in options.given:
-            config = with_precision(config, options.out)
+        config = as_begun(config, options.out, options.given)
         mesh = make_mesh(devices.mesh, devices.cpu_devices)
         init = as_all_know(init_source)
         training = Training(config.model, config.train, dataset, mesh, init=init, preset=config.preset)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from jaxgpt.shared.dataset import Dataset, count_windows
+from jaxgpt.shared.errors import UserError
 from jaxgpt.training.batches import IGNORED
 from jaxgpt.training.devices.mesh import batch_sharding
 from jaxgpt.training.model.params import Params
@@ -34,17 +35,17 @@ def validation_loss(
       block_size: T.
       batch_size: sequences at a time; rounded up to a multiple of the number of devices.
       mesh: over which they are split.
-      tokens: of the split at most, in whole windows; 0 for all.
+      tokens: of the split at most, in whole windows, but for the first one; 0 for all.
 
     Returns:
       val_loss (nats per token) and val_bits_per_byte; a part of the split has as many bytes as its share of
       the tokens.
 
     Raises:
-      UserError: the split has no full window.
+      UserError: the split has no full window, or the loss counts no token of the windows.
     """
     windows, devices = count_windows(dataset.val, block_size), mesh.size
-    taken = min(windows, -(-tokens // block_size) or windows)
+    taken = min(windows, max(tokens // block_size, 1)) if tokens else windows
     chosen = [place * windows // taken for place in range(taken)]
     rows = -(-min(batch_size, taken) // devices) * devices
     sharding = batch_sharding(mesh, axis=0, ndim=2)
@@ -59,6 +60,11 @@ def validation_loss(
         loss, positions = eval_step(params, *parts)
         total += float(loss)
         count += int(positions)
+    if not count:
+        raise UserError(
+            f"of {taken} windows of {block_size} tokens the loss counts no token, all are prompts; "
+            "raise --eval-tokens"
+        )
     size = float(dataset.val_bytes)
     if taken < windows:
         size *= count / dataset.val_targets

@@ -20,6 +20,7 @@ from jaxgpt_bench.reproduce.minutes.plan import (
     fitted,
     planned,
     read_plan,
+    unplanned_needs_s,
     with_amounts,
 )
 from jaxgpt_bench.reproduce.minutes.step_profile import profile_command, step_profile
@@ -86,6 +87,7 @@ def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> tuple[Bu
     """
     plan: Plan | None = None
     saving_s = UNPLANNED_SAVING_S
+    stages.needs_s = unplanned_needs_s
     if options.run is None:
         dataset = prepared(stages, options.out / "data", options.source, recipe)
         plan = planned_here(stages, options, recipe, dataset)

@@ -101,7 +101,8 @@ def say_stopped(options: ReproduceOptions, stop: "StoppedError") -> None:
     program = "python3 -m jaxgpt_bench" if Path(sys.argv[0]).parent.name == "jaxgpt_bench" else "jaxgpt-bench"
     words = command_words(dataclasses.replace(options, stage=None))
     for name in options.redo:
-        words += ["--redo", name]
+        if ORDER.index(name) >= ORDER.index(stage):
+            words += ["--redo", name]
     if options.readme is not None:
         words += ["--readme", str(options.readme)]
     if options.accept_noise:

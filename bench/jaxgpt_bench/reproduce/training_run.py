@@ -120,16 +120,14 @@ def is_finished(options: Any, dataset: Dataset) -> bool:
     Raises:
       UserError: it holds another training, or its summary is damaged.
     """
-    from jaxgpt.training.options import run_config, with_precision
+    from jaxgpt.training.options import as_begun, run_config
     from jaxgpt.training.run.folder import require_same_training
     from jaxgpt.training.run.init_from import open_init_source
 
     if not (options.out / "config.json").exists():
         return False
     initial = None if options.init is None else open_init_source(options.init)
-    config = run_config(options, dataset, initial)
-    if "precision" not in options.given:
-        config = with_precision(config, options.out)
+    config = as_begun(run_config(options, dataset, initial), options.out, options.given)
     if initial is not None:
         config = dataclasses.replace(config, init=initial.read(config.model)[1])
     require_same_training(options.out, config)

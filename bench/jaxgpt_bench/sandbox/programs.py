@@ -15,7 +15,7 @@ class Program:
 
     Attributes:
       code: between the first fence and the next; all up to the first fence where none opens the code, or
-        where a function stands before it.
+        where code stands before it and no function behind.
       functions: names that it defines, in order; None where it is no Python.
     """
 
@@ -32,7 +32,10 @@ def program_of(text: str) -> Program:
     head, fence, rest = text.partition(FENCE)
     language, newline, body = rest.partition("\n")
     opens = fence and newline and language.strip().lower() in ("", "python", "py", "python3")
-    code = (body if opens and not _functions(head) else head).partition(FENCE)[0]
+    fenced = body.partition(FENCE)[0]
+    # A word or a call before the fence is Python too; a program without a function may end at the fence.
+    takes_body = opens and not _functions(head) and (not parses(head) or _functions(fenced))
+    code = fenced if takes_body else head
     return Program(code, _functions(code))
 
 

@@ -227,7 +227,6 @@ def child(task: dict[str, Any], pipe: int) -> None:
         os.write(pipe, f"{secret}{text}".encode("utf-8", "replace"))
 
     try:
-        os.setsid()  # without a terminal, which /dev/tty would be
         lock_files(task["folder"], task["files_mb"] * 10**6)
         become_nobody()
         check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")

@@ -76,8 +76,9 @@ class RunConfig:
 
     @property
     def data_since(self) -> int:
-        """The step after which the data set is that of now: losses before are of another one."""
-        return max((each["step"] for each in self.overrides if "data" in each["changed"]), default=0)
+        """The step after which data set and eval_tokens are those of now: losses before are of other text."""
+        changing = {"data", "train.eval_tokens"}
+        return max((each["step"] for each in self.overrides if changing & each["changed"].keys()), default=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +239,7 @@ def stored_steps(folder: Path) -> list[int]:
 
 
 # How often to look does not change what is trained.
-_FREE_SETTINGS = {"eval_every", "eval_tokens", "checkpoint_every", "sample_every", "max_skipped"}
+_FREE_SETTINGS = {"eval_every", "checkpoint_every", "sample_every", "max_skipped"}
 Differences = dict[str, tuple[Any, Any]]  # name of a setting -> what it was, what it is now
 
 

@@ -39,7 +39,7 @@ CALL_S = 15.0  # of each call: imports, hashes
 AGAIN = 0.6  # of a training's start, when what it compiles is kept from the first one
 SAVING_BYTES_S = 1e8  # of a checkpoint, on a slow disk
 SAVING_S = 10.0
-SHAPE = frozenset(field.name for field in dataclasses.fields(ModelConfig))
+SHAPE = {field.name for field in dataclasses.fields(ModelConfig)} - {"dropout", "attn_dropout", "qat"}
 USEFUL_S = 20.0  # of steps, for which a training is begun or gone on with
 UNPLANNED_SAVING_S = 30.0  # where the size of a checkpoint was not looked at
 DRIFT = (0.7, 4.0)  # bounds of what the stages so far took, as a share of what they were estimated to take
@@ -100,6 +100,11 @@ class Plan:
     def write(self, folder: Path) -> None:
         """Write plan.json."""
         write_json(folder / PLAN, dataclasses.asdict(self))
+
+
+def unplanned_needs_s(stage: str) -> float:
+    """Return the seconds that a call must have left to begin a stage, where nothing was planned."""
+    return UNPLANNED_SAVING_S + USEFUL_S if stage in ("train", "qat") else 0.0
 
 
 def read_plan(folder: Path, preset: str, minutes: float | None) -> Plan | None:
