@@ -124,7 +124,7 @@ def plan(options: PlanOptions) -> Result:
         precision = f" --precision {train.precision}" if "precision" in options.given else ""
         say(
             f"fits into {format_bytes(usable)}, {format_bytes(step.peak(largest))} a device"
-            f"{'' if precision else ' in fp32'}: "
+            f"{'' if precision else f' in {train.precision}'}: "
             f"--mesh {layout} --batch-size {train.batch_size} --grad-accum-steps {accumulate} "
             f"--block-size {model.block_size} --loss-chunks {train.loss_chunks}{precision}"
         )

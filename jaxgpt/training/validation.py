@@ -35,7 +35,7 @@ def validation_loss(
       block_size: T.
       batch_size: sequences at a time; rounded up to a multiple of the number of devices.
       mesh: over which they are split.
-      tokens: of the split at most, in whole windows, but for the first one; 0 for all.
+      tokens: of the split at most, in whole windows (one at least); 0 for all.
 
     Returns:
       val_loss (nats per token) and val_bits_per_byte; a part of the split has as many bytes as its share of
