@@ -116,6 +116,23 @@ def test_a_sender_that_leaves_within_its_request_is_no_error_and_ctrl_c_is_130(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_server_that_ends_tells_a_sender_of_half_a_request(
+    int8_dynamic: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serving("--artifact", int8_dynamic) as served:
+        host, port = served.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as half:
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\n{")
+            assert served.complete(prompt=PROMPT, max_tokens=2)  # so that the half has come
+            served.process.send_signal(signal.SIGTERM)
+            refused = http.client.HTTPResponse(half)
+            refused.begin()
+            assert refused.status == 503
+            assert json.load(refused)["error"]["code"] == "shutting_down"
+        assert served.process.wait(SECONDS) == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_two_models_and_a_chat_template(int8_dynamic: Path, fp32: Path, tmp_path: Path) -> None:
     chatty = tmp_path / "chatty"
     shutil.copytree(int8_dynamic, chatty)

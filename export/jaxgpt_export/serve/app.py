@@ -37,7 +37,7 @@ CONTENT_POLICY = (
 )
 LEFT = 499  # in the metrics: the client left before its answer began, as nginx counts it
 OTHER = "other"  # in the metrics: routes whose requests are counted only where they are refused before
-# Of bytes of JSON; what a longer one asks for is read in a thread, and the others' tokens go on.
+# Of bytes of JSON; a longer one is read in a thread, and so is what it asks for: the others' tokens go on.
 LONG_BODY = 32 * 1024
 READER = ThreadPoolExecutor(1, "reader")  # one: the engine has the cores
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
@@ -52,6 +52,7 @@ class State:
     Attributes:
       models: by name, in the order in which they were named; empty while they are loaded.
       draining: new texts are refused, because the server is to end.
+      reading: bodies that have not come to their end.
       seconds: that a text may take.
       metrics: of the server.
     """
@@ -60,6 +61,7 @@ class State:
     seconds: float
     metrics: Metrics
     draining: bool = False
+    reading: set[asyncio.Task[bytes]] = dataclasses.field(default_factory=set)
 
 
 def build_app(state: State, rules: Rules) -> Guard:
@@ -111,17 +113,17 @@ def build_app(state: State, rules: Rules) -> Guard:
 
 def _post_route(state: State, path: str, function: PostFunction) -> Callable[[Request], Any]:
     async def route(request: Request) -> Any:
-        body = await request.body()
-        fields = parse_body(body)
+        body = await _body(state, request)
+        is_long, loop = len(body) > LONG_BODY, asyncio.get_running_loop()
+        fields = await loop.run_in_executor(READER, parse_body, body) if is_long else parse_body(body)
         name = fields.get("model")
         if name is not None and not isinstance(name, str):
             raise ApiError(400, "model is no text", param="model", code="invalid_value")
         model = _model(state, name)
         _require_open(state)
         caller = Caller(_owner(request), state.seconds, state.metrics.on_tokens)
-        if len(body) > LONG_BODY:
-            reading = asyncio.get_running_loop().run_in_executor(READER, function, model, fields, caller)
-            asked = await reading
+        if is_long:
+            asked = await loop.run_in_executor(READER, function, model, fields, caller)
             _require_open(state)  # it may have begun to end meanwhile
         else:
             asked = function(model, fields, caller)
@@ -185,6 +187,20 @@ def _get_route(function: Callable[[Request], Response]) -> Callable[[Request], A
     return route
 
 
+async def _body(state: State, request: Request) -> bytes:
+    """Return a request's body; ApiError where the server begins to end before all of it has come."""
+    _require_open(state)
+    reading = asyncio.create_task(request.body())
+    state.reading.add(reading)
+    try:
+        return await reading
+    except asyncio.CancelledError:
+        _require_open(state)
+        raise
+    finally:
+        state.reading.discard(reading)
+
+
 def _owner(request: Request) -> str:
     return request.client.host if request.client else ""
 
@@ -245,7 +261,9 @@ def _unknown(request: Request, error: HTTPException) -> str:
 
 
 async def drain(state: State) -> None:
-    """Refuse new texts, and wait until those that run or wait are finished."""
+    """Refuse new texts and unfinished requests, and wait until texts that run or wait are finished."""
     state.draining = True
+    for reading in tuple(state.reading):
+        reading.cancel()
     while not all(model.worker.idle for model in state.models.values()):
         await asyncio.sleep(0.02)
