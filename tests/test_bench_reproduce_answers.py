@@ -85,18 +85,16 @@ def test_its_text_is_requests_without_those_that_are_asked_and_the_second_time_i
         prepared(stages, folder, str(source), dataclasses.replace(recipe, answers=False))
 
 
-def test_documentation_is_read_of_packages_alone_and_requests_are_learned_where_the_recipe_says(
-    tmp_path: Path,
-) -> None:
+def test_documentation_is_read_of_packages_alone(tmp_path: Path) -> None:
     mixed, held_out = RECIPES["mixed"], tmp_path / "held_out.txt"
     of_packages = reading_options(mixed, "packages:numpy", held_out)
-    assert of_packages["answers_only"] is False
+    assert of_packages["answers_only"] is True
     assert of_packages["code"] == "requests"
     assert "*.md" in of_packages["include"]
     assert held_out.read_text().startswith(REQUESTS[0].text)
     of_rows = reading_options(mixed, "hub:some/rows", held_out)
     assert of_packages.keys() - of_rows.keys() == {"include", "exclude", "skip_errors"}
-    assert reading_options(RECIPES["answers"], "packages:numpy", held_out)["answers_only"] is True
+    assert "include" not in reading_options(RECIPES["answers"], "packages:numpy", held_out)
     assert reading_options(RECIPES["cpu"], "packages:numpy", held_out) == {}
 
 

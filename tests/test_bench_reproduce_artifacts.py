@@ -58,12 +58,12 @@ def test_what_was_made_of_a_run_that_was_trained_again_is_made_again(
         return artifacts.weights_sha256(out) == certificate["origin"]["parent_sha256"]
 
     assert not is_quantized_kept()
-    artifacts.converted(log, out, run, dataset)
+    artifacts.converted(log, out, run, dataset, {})
     said = " ".join(capfd.readouterr().err.split())
     assert "has other weights than the run, which was trained again" in said
     assert (out / "model.safetensors").read_bytes() == (fp32 / "model.safetensors").read_bytes()
     assert is_quantized_kept()
-    artifacts.converted(log, out, run, dataset)
+    artifacts.converted(log, out, run, dataset, {})
     assert [(entry.stage, entry.kept) for entry in log.log] == [("convert", False), ("convert", True)]
 
 
@@ -77,11 +77,11 @@ def test_an_artifact_that_does_not_hold_what_it_says_is_not_kept_by_the_next_cal
     with monkeypatch.context() as changed:
         changed.setattr(artifacts, "verify", failed)
         with pytest.raises(StoppedError) as stop:
-            artifacts.converted(Stages(), out, run, dataset)
+            artifacts.converted(Stages(), out, run, dataset, {})
     assert stop.value.result.figures == {"why": "a check failed", "gate": "logits", "stage": "convert"}
     assert not out.exists()
     log = Stages()
-    artifacts.converted(log, out, run, dataset)
+    artifacts.converted(log, out, run, dataset, {})
     assert not log.log[0].kept
 
 

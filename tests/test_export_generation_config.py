@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import Command, assert_one_line_error
 from jaxgpt_bench.evaluate.command import EvaluateOptions, _samplings, with_sampling
+from jaxgpt_bench.reproduce import artifacts
+from jaxgpt_bench.reproduce.stages import Stages
 from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.llm import LLM
 from jaxgpt_export.native.library import instruction_sets
@@ -15,6 +17,7 @@ from small_gpt2 import gpt2, run_import, save, small_tokenizer
 from transformers import GenerationConfig
 
 from jaxgpt.generation.sampling import DEFAULTS, MOST_PROBABLE
+from jaxgpt.shared.dataset import open_dataset
 
 PROMPT = "Write a function to add"
 SAID = {"temperature": 1.7, "top_k": 3, "top_p": 1.0, "min_p": 0.05}
@@ -169,3 +172,21 @@ def test_what_nothing_here_does_is_said_when_a_model_comes_in(command: Command, 
     err = run_import(command, source, tmp_path / "a")
     said = "not taken over, as nothing here does it: repetition_penalty 1.3, eos_token_id 5"
     assert said in " ".join(err.split())
+
+
+def test_a_reproduction_converts_and_quantizes_again_where_its_recipe_draws_otherwise(
+    run: Path, data: Path, tmp_path: Path
+) -> None:
+    dataset, out, small = open_dataset(data), tmp_path / "fp32", tmp_path / "int8-weight-only"
+    for sampling, kept in (
+        ({}, False),
+        ({}, True),
+        ({"temperature": 0.5}, False),
+        ({"temperature": 0.5}, True),
+    ):
+        stages = Stages()
+        artifacts.converted(stages, out, run, dataset, sampling)
+        artifacts.quantized(stages, small, "int8-weight-only", out, dataset)
+        assert [entry.kept for entry in stages.log] == [kept, kept]
+        expected = {**DEFAULTS, **sampling} if sampling else {}
+        assert read_generation_config(out) == read_generation_config(small) == expected

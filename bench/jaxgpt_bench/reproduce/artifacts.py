@@ -6,15 +6,17 @@ by the hash of its weights.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from jaxgpt_export.format.artifact import INPUT_SCALE_SUFFIX
 from jaxgpt_export.format.certificate import TRAINED_FILE, altered_files, read_certificate
+from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.verify import VerifyOptions, verify
 
+from jaxgpt.generation.sampling import DEFAULTS
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
@@ -29,11 +31,18 @@ def weights_sha256(artifact: Path) -> str:
     return str(read_certificate(artifact)["files"]["model.safetensors"])
 
 
-def converted(stages: Stages, out: Path, run: Path, dataset: Dataset) -> Path:
+def converted(stages: Stages, out: Path, run: Path, dataset: Dataset, sampling: Mapping[str, Any]) -> Path:
     """Return the float32 artifact of a run, converted where there is none that fits.
 
     A run that was trained again with the same settings has the same configuration and other weights, so those
     are compared.
+
+    Args:
+      stages: where it is noted.
+      out: the artifact folder.
+      run: its best checkpoint is converted.
+      dataset: of the run.
+      sampling: options of `jaxgpt-export convert`: how the model's tokens are drawn.
 
     Raises:
       StoppedError: it is too far from the run.
@@ -48,6 +57,8 @@ def converted(stages: Stages, out: Path, run: Path, dataset: Dataset) -> Path:
     def fits(certificate: dict[str, Any]) -> bool:
         origin = certificate["origin"]
         found = {**origin, "manifest_sha256": origin.get("data", {}).get("manifest_sha256")}
+        if read_generation_config(out) != ({**DEFAULTS, **sampling} if sampling else {}):
+            return False
         return certificate["kind"] == "fp32" and all(found.get(key) == expected[key] for key in expected)
 
     def holds() -> bool:
@@ -58,7 +69,7 @@ def converted(stages: Stages, out: Path, run: Path, dataset: Dataset) -> Path:
     from jaxgpt_export.convert import ConvertOptions, convert
 
     with stages.doing("convert", f"{run} -> {out}"):
-        require(convert(ConvertOptions(run, out, data=dataset.folder, overwrite=True)), "convert")
+        require(convert(ConvertOptions(run, out, data=dataset.folder, overwrite=True, **sampling)), "convert")
         _require_verified(VerifyOptions(out, run), "convert")
     return out
 
@@ -96,6 +107,7 @@ def quantized(stages: Stages, out: Path, method: str, parent: Path, dataset: Dat
             certificate.get("method") in (method, *find_method(method).aliases)
             and certificate["origin"].get("parent_sha256") == parent_sha256
             and "quality" in certificate  # it was given data
+            and read_generation_config(out) == read_generation_config(parent)
             and chose_itself(certificate)
         )
 

@@ -97,12 +97,12 @@ def build(options: ReproduceOptions, recipe: Recipe, stages: Stages) -> tuple[Bu
         run = trained(stages, "train", options.out / "run", dict(recipe.train), dataset, saving_s)
     else:
         dataset, run = taken_run(options.run, stages)
-    fp32 = converted(stages, options.out / "fp32", run, dataset)
+    fp32 = converted(stages, options.out / "fp32", run, dataset, recipe.sampling)
     parents = {"fp32": fp32}
     if recipe.qat is not None:
         settings = {**recipe.qat, "init": run, "qat": True}
         qat = trained(stages, "qat", options.out / "qat", settings, dataset, saving_s)
-        parents["fp32-qat"] = converted(stages, options.out / "fp32-qat", qat, dataset)
+        parents["fp32-qat"] = converted(stages, options.out / "fp32-qat", qat, dataset, recipe.sampling)
     artifacts = [
         quantized(stages, options.out / method, method, parents[parent], dataset)
         for method, parent in QUANTIZED
@@ -249,7 +249,7 @@ def prepared(stages: Stages, folder: Path, wanted: str, recipe: Recipe) -> Datas
     if wanted != "auto":
         asked["source"], there["source"] = choose_source(wanted, recipe), manifest.get("source")
     if recipe.answers:
-        asked["answers_only"] = not recipe.learns_requests
+        asked["answers_only"] = True
         there["answers_only"] = "val.mask.bin" in manifest["files"]
     if str(manifest.get("source")).startswith("packages:"):
         for key in ("include", "exclude"):
@@ -275,4 +275,4 @@ def reading_options(recipe: Recipe, source: str, held_out: Path) -> dict[str, An
         return {**files}
     write_atomic(held_out, "".join(f"{request.text}\n" for request in REQUESTS))
     asking = {"code": "requests", "template": TEMPLATE, "held_out": held_out}
-    return {**files, **asking, "answers_only": not recipe.learns_requests}
+    return {**files, **asking, "answers_only": True}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.native.library import library_path
 
 from jaxgpt.shared.console import say
@@ -107,6 +108,7 @@ def measure_answers(stages: Stages, out: Path, built: Built) -> None:
         out / "answers.json",
         {
             **built.hashes(list(asked)),
+            **({"generation": said} if (said := read_generation_config(asked[0])) else {}),
             "requests": requests,
             **{name: getattr(options, name) for name in SETTINGS},
         },
