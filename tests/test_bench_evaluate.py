@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from jaxgpt_bench.evaluate.answers import (
 from jaxgpt_bench.evaluate.functions import cut_in_the_middle, evaluate_functions
 from jaxgpt_bench.evaluate.human_eval import TOO_LONG
 from jaxgpt_bench.evaluate.requests import REQUESTS
+from jaxgpt_bench.evaluate.rows import AnswersRow
 from jaxgpt_bench.evaluate.statistics import (
     mean_and_error,
     paired_difference,
@@ -27,6 +29,8 @@ from jaxgpt_bench.evaluate.statistics import (
     smallest_shown,
 )
 from jaxgpt_bench.evaluate.tables import samples_markdown
+from jaxgpt_bench.evaluate.writers import Writer
+from jaxgpt_bench.pages.blocks import answers as pages_of_answers
 from jaxgpt_bench.quality.samples import val_documents
 from jaxgpt_bench.sandbox.programs import edit_similarity, program_of
 from jaxgpt_bench.sandbox.sandbox import run_programs
@@ -306,6 +310,27 @@ def test_the_command_measures_every_task(
     assert "1 of 3 problems are longer than its context" in err
     assert "pass@1 is 0.00%" in err
     assert page.read_text(encoding="utf-8").count("\n**int8-dynamic**, temperature 0: ") == 23
+    assert "unfinished" not in found
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_figures_that_end_halfway_say_so_and_become_no_page(
+    command: Command, tmp_path: Path, fp32: Path, int8_dynamic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results" / "answers.json"
+
+    def once(writer: Writer, *arguments: Any) -> AnswersRow:
+        if writer.kind != "fp32":
+            raise KeyboardInterrupt
+        return answer_requests(writer, *arguments)
+
+    monkeypatch.setattr("jaxgpt_bench.evaluate.answers.answer_requests", once)
+    call = ("--artifact", fp32, int8_dynamic, "--task", "requests", "--tokens", 4, "--out", out)
+    assert command("jaxgpt-bench", "evaluate", *call)[0] == 130
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert ([row["kind"] for row in found["answers"]], found["unfinished"]) == (["fp32"], ["answers"])
+    with pytest.raises(UserError, match="not finished: answers is missing"):
+        pages_of_answers(out.parent)
 
 
 def test_bad_input(command: Command, tmp_path: Path, fp32: Path, data: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, assert_one_line_error
-from jaxgpt_bench.evaluate.command import EvaluateOptions, _samplings, with_sampling
+from jaxgpt_bench.evaluate.command import EvaluateOptions, _samplings, settings_of, with_sampling
 from jaxgpt_bench.reproduce import artifacts
 from jaxgpt_bench.reproduce.stages import Stages
 from jaxgpt_export.format.generation_config import read_generation_config
@@ -112,11 +112,17 @@ def test_an_import_keeps_what_the_source_says_where_it_draws_at_all(command: Com
         ({"do_sample": True}, missing),
         ({"do_sample": False, "temperature": 0.6}, {}),
         ({"temperature": 0.6}, {}),
+        # What transformers does to logits it does to greedy text as well.
+        ({"repetition_penalty": 1.2, "no_repeat_ngram_size": 0}, {"repetition_penalty": 1.2}),
+        ({"do_sample": True, "no_repeat_ngram_size": 5}, {**missing, "no_repeat_ngram_size": 5}),
     )
     for place, (content, kept) in enumerate(cases):
         (source / "generation_config.json").write_text(json.dumps(content))
         run_import(command, source, tmp_path / f"a{place}")
         assert read_generation_config(tmp_path / f"a{place}") == kept
+        again = GenerationConfig.from_pretrained(tmp_path / f"a{place}")
+        assert {name: getattr(again, name) for name in kept} == kept
+        assert (again.do_sample is True) == ("temperature" in kept)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +131,8 @@ def test_an_import_keeps_what_the_source_says_where_it_draws_at_all(command: Com
         ({"do_sample": True, "temperature": -1}, "temperature (-1.0) must be 0"),
         ({"do_sample": True, "top_k": 2.5}, "top_k (2.5) must be a whole number"),
         ({"do_sample": True, "min_p": "a"}, "min_p ('a') must be a number"),
+        ({"repetition_penalty": 0}, "repetition_penalty (0.0) must lie in [0.01, 100]"),
+        ({"no_repeat_ngram_size": 2.5}, "no_repeat_ngram_size (2.5) must be a whole number"),
         ({"do_sample": True, "top_k": True}, "top_k (True) must be a number"),
         ({"do_sample": True, "temperature": 10**400}, "too large"),
         ([], "holds a list, expected a JSON object"),
@@ -145,6 +153,7 @@ def test_a_value_that_no_token_is_drawn_with_is_one_line(
         ("--temperature", 0, "--temperature of an artifact (0.0) must be above 0"),
         ("--temperature", -1, "--temperature of an artifact (-1.0) must be above 0"),
         ("--top-p", 2, "top_p (2.0) must lie in (0, 1]"),
+        ("--no-repeat-ngram-size", -1, "no_repeat_ngram_size (-1) must be 0"),
     ],
 )
 def test_convert_refuses_such_a_value_and_writes_nothing(
@@ -162,15 +171,19 @@ def test_answers_are_measured_as_the_first_artifact_draws(drawn: Path, fp32: Pat
     assert (options.temperature, options.min_p) == (DEFAULTS["temperature"], 0.1)
     drawn_so, greedy = _samplings(with_sampling(EvaluateOptions((drawn,))))
     assert (drawn_so.top_k, greedy.top_k) == (3, 0)
+    options = with_sampling(EvaluateOptions((drawn,), no_repeat_ngram_size=8, repetition_penalty=1.0))
+    assert [each.no_repeat_ngram_size for each in _samplings(options)] == [8, 8]
+    assert settings_of(options)["no_repeat_ngram_size"] == 8
+    assert "repetition_penalty" not in settings_of(options)
 
 
 def test_what_nothing_here_does_is_said_when_a_model_comes_in(command: Command, tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     source = save(gpt2(tokenizer.vocab_size), tokenizer, tmp_path / "source")
-    found = {"eos_token_id": [5, tokenizer.endoftext], "repetition_penalty": 1.3, "num_beams": 1}
+    found = {"eos_token_id": [5, tokenizer.endoftext], "encoder_repetition_penalty": 1.3, "num_beams": 1}
     (source / "generation_config.json").write_text(json.dumps(found))
     err = run_import(command, source, tmp_path / "a")
-    said = "not taken over, as nothing here does it: repetition_penalty 1.3, eos_token_id 5"
+    said = "not taken over, as nothing here does it: encoder_repetition_penalty 1.3, eos_token_id 5"
     assert said in " ".join(err.split())
 
 

@@ -132,6 +132,7 @@ def test_scoring_leaves_the_next_text_alone(llm: LLM) -> None:
         ({"top_p": 2.0}, "top_p (2.0)"),
         ({"top_k": -1}, "top_k (-1)"),
         ({"min_p": 1.5}, "min_p (1.5)"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty (0.0)"),
         ({"seed": -1}, "seed (-1)"),
     ],
 )

@@ -111,6 +111,8 @@ FIELDS = (
     "stream",
     "presence_penalty",
     "frequency_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
     "stream_options",
     "user",
     "suffix",

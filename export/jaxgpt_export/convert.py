@@ -12,7 +12,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxgpt.generation.sampling import DEFAULTS, choose_sampling
+from jaxgpt.generation.sampling import DEFAULTS, NO_PENALTY, WHOLE, choose_sampling
 from jaxgpt.shared.console import Result, say
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
@@ -39,11 +39,14 @@ class ConvertOptions:
       step: best, latest, or a stored step.
       data: dataset folder whose validation split is compared on; the run's own if not given.
       temperature: that `generate`, LLM, the server and other programs draw this model's tokens with, if they
-        are told none. Any of these four writes all of them into generation_config.json, and those that are
-        not given have the values of generate (0.8, 0, 1, 0.05).
+        are told none. Any of these six writes it and the first four into generation_config.json, and those of
+        the four that are not given have the values of generate (0.8, 0, 1, 0.05).
       top_k: the most probable tokens that are kept; 0 keeps all.
       top_p: the fewest tokens are kept whose probabilities reach p.
       min_p: tokens are kept that are at least so probable as the most probable one times this.
+      repetition_penalty: divides the positive logits of tokens that a text has, and multiplies the negative
+        ones.
+      no_repeat_ngram_size: no run of so many tokens comes twice.
       overwrite: replace an earlier artifact.
       json: print one JSON document with all figures on stdout.
     """
@@ -56,6 +59,8 @@ class ConvertOptions:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     overwrite: bool = False
     json: bool = False
 
@@ -69,8 +74,8 @@ def convert(options: ConvertOptions) -> Result:
 
 
 def _generation(options: ConvertOptions) -> dict[str, int | float]:
-    """Return what the artifact says of how its tokens are drawn: all four, or nothing."""
-    asked = {name: getattr(options, name) for name in DEFAULTS}
+    """Return what the artifact says of how its tokens are drawn, or nothing."""
+    asked = {name: getattr(options, name) for name in (*DEFAULTS, *NO_PENALTY)}
     if all(value is None for value in asked.values()):
         return {}
     if options.temperature is not None and options.temperature <= 0:
@@ -80,7 +85,8 @@ def _generation(options: ConvertOptions) -> dict[str, int | float]:
         )
     sampling = choose_sampling({}, 0, **asked)
     values = {name: getattr(sampling, name) for name in DEFAULTS}
-    return {name: value if name == "top_k" else float(value) for name, value in values.items()}
+    values |= {name: at for name, none in NO_PENALTY.items() if (at := getattr(sampling, name)) != none}
+    return {name: value if name in WHOLE else float(value) for name, value in values.items()}
 
 
 def _convert(options: ConvertOptions) -> Result:

@@ -146,6 +146,8 @@ class LLM:
         top_k: int | None = ...,
         top_p: float | None = ...,
         min_p: float | None = ...,
+        repetition_penalty: float | None = ...,
+        no_repeat_ngram_size: int | None = ...,
         seed: int = ...,
         stop: str | Sequence[str] = ...,
     ) -> str: ...
@@ -160,6 +162,8 @@ class LLM:
         top_k: int | None = ...,
         top_p: float | None = ...,
         min_p: float | None = ...,
+        repetition_penalty: float | None = ...,
+        no_repeat_ngram_size: int | None = ...,
         seed: int = ...,
         stop: str | Sequence[str] = ...,
     ) -> list[str]: ...
@@ -173,6 +177,8 @@ class LLM:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> str | list[str]:
@@ -187,6 +193,10 @@ class LLM:
           top_p: keep the fewest tokens whose probabilities reach p. None: the model's, else 1.
           min_p: keep tokens at least this share as probable as the most probable one; 0 keeps all. None: the
             model's, else 0.05.
+          repetition_penalty: divides the positive logits of tokens that the text has, its prompt included,
+            and multiplies the negative ones, as transformers does. None: the model's, else 1 (none).
+          no_repeat_ngram_size: no run of so many tokens comes twice, the prompt's included. None: the
+            model's, else 0 (any may).
           seed: of the random numbers; the same seed gives the same text.
           stop: a text, or several, that ends the generation and is not part of it.
 
@@ -197,7 +207,10 @@ class LLM:
         Raises:
           UserError: a prompt leaves no room for a token, or a value is out of range.
         """
-        asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        asked = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
+        }  # fmt: skip
         sampling, stops = choose_sampling(self._generation, seed, **asked), _as_tuple(stop)
         if not isinstance(prompt, str):
             _require_texts("prompt", prompt)
@@ -224,6 +237,8 @@ class LLM:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> Iterator[str]:
@@ -236,6 +251,8 @@ class LLM:
           top_k: see `generate`.
           top_p: see `generate`.
           min_p: see `generate`.
+          repetition_penalty: see `generate`.
+          no_repeat_ngram_size: see `generate`.
           seed: see `generate`.
           stop: see `generate`.
 
@@ -248,7 +265,10 @@ class LLM:
         """
         _require_texts("prompt", (prompt,))
         pieces: list[str] = []
-        asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        asked = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
+        }  # fmt: skip
         state = GenerationState(
             self.tokenizer,
             prompt,

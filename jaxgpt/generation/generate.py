@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from jaxgpt.generation.sampling import Sampling, choose_sampling
+from jaxgpt.generation.sampling import DEFAULTS, NO_PENALTY, Sampling, choose_sampling
 from jaxgpt.generation.scheduling.scheduler import Scheduler, Text
 from jaxgpt.generation.session import BatchSession, Session
 from jaxgpt.generation.state import Generation, GenerationState
@@ -23,11 +23,15 @@ class PromptOptions:
       prompt: text to continue; an empty one starts a new document, - reads it from stdin.
       max_new_tokens: tokens to generate at most.
       temperature: divides the logits; 0 takes the most probable token. If not given 0.8, or what an
-        artifact's generation_config.json says; so the next three.
+        artifact's generation_config.json says; so the next five.
       top_k: keep the k most probable tokens; 0 keeps all. If not given 0.
       top_p: keep the fewest tokens whose probabilities reach p. If not given 1.
       min_p: keep the tokens that are at least so probable as the most probable one times this; 0 keeps all.
         If not given 0.05.
+      repetition_penalty: divides the positive logits of tokens that the text has, its prompt included, and
+        multiplies the negative ones. If not given 1 (none).
+      no_repeat_ngram_size: no run of so many tokens comes twice, the prompt's included. If not given 0 (any
+        may).
       seed: of the random numbers.
       stop: texts that end the generation and are not shown.
       json: print one JSON document with text and figures on stdout instead of the text.
@@ -39,13 +43,15 @@ class PromptOptions:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     json: bool = False
 
     def sampling(self, model: Mapping[str, int | float]) -> Sampling:
         """Return how tokens are drawn from a model; see `choose_sampling`."""
-        asked = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+        asked = {name: getattr(self, name) for name in (*DEFAULTS, *NO_PENALTY)}
         return choose_sampling(model, self.seed, **asked)
 
     def prompt_text(self) -> str:
@@ -144,10 +150,10 @@ def decode_steps(session: Session, state: GenerationState, draft_tokens: int = 0
             _raise_error(text)
             yield
         return
-    state.push(state.sampler.draw(session.prefill(state.prompt)))
+    state.push(state.sampler.draw(state.penalized(session.prefill(state.prompt))))
     yield
     while not state.finished():
-        state.push(state.sampler.draw(session.decode(state.tokens[-1])))
+        state.push(state.sampler.draw(state.penalized(session.decode(state.tokens[-1]))))
         yield
 
 

@@ -17,6 +17,10 @@ from jaxgpt.shared.errors import UserError, quoted
 
 # How tokens are drawn where neither a user nor the model says so.
 DEFAULTS: Mapping[str, int | float] = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.05}
+# What changes logits by the tokens before them (see repetition.py), with the values that change nothing.
+NO_PENALTY: Mapping[str, int | float] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+WHOLE = ("top_k", "no_repeat_ngram_size", "seed")  # numbers
+LEAST_PENALTY, LARGEST_PENALTY = 0.01, 100.0  # beyond them logits could overflow float32
 MOST_PROBABLE = 1e-9  # a top_p that keeps one token, as others mean by 0
 LARGEST_FLOAT = sys.float_info.max  # a whole number beyond it divides no logits
 SORTED_FIRST = 64  # most probable tokens that are sorted first; the whole vocabulary only if they do not do
@@ -32,6 +36,9 @@ class Sampling:
       top_p: keep the fewest tokens whose probabilities reach p; 1 keeps all.
       min_p: keep the tokens that are at least so probable as the most probable one times this; 0 keeps all.
       seed: of the random numbers.
+      repetition_penalty: divides the logits of tokens that the text has, its prompt included, where they are
+        positive, and multiplies them where they are negative; 1 changes nothing.
+      no_repeat_ngram_size: no run of so many tokens comes twice; 0 lets all come.
 
     Raises:
       UserError: a value outside its range.
@@ -42,10 +49,12 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "seed", "min_p"):
-            require_number(name, getattr(self, name), whole=name in ("top_k", "seed"))
+        for name in (*DEFAULTS, *NO_PENALTY, "seed"):
+            require_number(name, getattr(self, name), whole=name in WHOLE)
         if not 0.0 <= self.temperature <= LARGEST_FLOAT:
             got = quoted(self.temperature)
             raise UserError(
@@ -57,6 +66,14 @@ class Sampling:
             raise UserError(f"top_p ({quoted(self.top_p)}) must lie in (0, 1]")
         if not 0.0 <= self.min_p <= 1.0:
             raise UserError(f"min_p ({quoted(self.min_p)}) must lie in [0, 1]")
+        if not LEAST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
+            got = quoted(self.repetition_penalty)
+            raise UserError(
+                f"repetition_penalty ({got}) must lie in [{LEAST_PENALTY:g}, {LARGEST_PENALTY:g}]; 1 is none"
+            )
+        if self.no_repeat_ngram_size < 0:
+            got = quoted(self.no_repeat_ngram_size)
+            raise UserError(f"no_repeat_ngram_size ({got}) must be 0 (any may repeat) or more")
         if self.seed < 0:
             raise UserError(f"seed ({quoted(self.seed)}) must not be negative")
 
@@ -65,9 +82,9 @@ def choose_sampling(model: Mapping[str, int | float], seed: int, **asked: int | 
     """Return how tokens are drawn: as was asked, else as the model says, else as DEFAULTS have it.
 
     Args:
-      model: what the model's generation_config.json says of temperature, top_k, top_p and min_p.
+      model: what the model's generation_config.json says of DEFAULTS and NO_PENALTY.
       seed: of the random numbers.
-      asked: the same four; None, or one that is left out, asks for nothing.
+      asked: the same six; None, or one that is left out, asks for nothing.
 
     Raises:
       UserError: a value outside its range.

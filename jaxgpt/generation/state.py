@@ -5,6 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from jaxgpt.generation.repetition import changes_by_history, penalize_repetition
 from jaxgpt.generation.sampling import Sampler, Sampling, require_number
 from jaxgpt.generation.text_stream import TextStream
 from jaxgpt.shared.errors import UserError, quoted
@@ -55,6 +59,7 @@ class GenerationState:
       tokens: the generated ones.
       finish_reason: None until it is finished.
       endoftext: the token that ends it.
+      changes_logits: whether `penalized` does anything.
       drafted: draft tokens that were tried; whoever drafts counts them.
       accepted: how many of them the model would have chosen itself.
 
@@ -84,6 +89,7 @@ class GenerationState:
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.sampler = Sampler(sampling)
+        self.changes_logits = changes_by_history(sampling)
         self.drafted = self.accepted = 0
         room = block_size - len(self.prompt) + 1  # the last token needs no place
         self._max_tokens = min(max_new_tokens, room)
@@ -101,6 +107,12 @@ class GenerationState:
     def left(self) -> int:
         """How many more tokens it may take."""
         return self._max_tokens - len(self.tokens)
+
+    def penalized(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the logits (V,) that the next token is drawn from, given the model's."""
+        if not self.changes_logits:
+            return logits
+        return penalize_repetition(logits, self.prompt + self.tokens, self.sampler.sampling)
 
     def begin(self) -> None:
         """Count time from now on: a text that waited for its turn."""

@@ -103,6 +103,8 @@ def _row(
         top_k=drawn.top_k,
         top_p=drawn.top_p,
         seed=drawn.seed,
+        repetition_penalty=drawn.repetition_penalty if drawn.repetition_penalty != 1 else None,
+        no_repeat_ngram_size=drawn.no_repeat_ngram_size or None,
         answers=tuple(answers),
         speed=speed_of(texts),
     )

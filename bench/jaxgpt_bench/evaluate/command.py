@@ -37,6 +37,9 @@ class EvaluateOptions:
         not given, that of the first artifact, else 0.8, as `generate` has it.
       min_p: of requests and docstrings; if not given, that of the first artifact, else 0.05. Its top-k and
         top-p hold for them, too.
+      repetition_penalty: of requests and docstrings, the greedy ones too; if not given, that of the first
+        artifact, else 1 (none). See `jaxgpt-export generate`.
+      no_repeat_ngram_size: as repetition_penalty; else 0 (any may repeat).
       draws: times that requests and docstrings are answered at the temperature, with other random numbers.
       top_p: of human-eval.
       tokens: of a text at most; human-eval 150 unless given.
@@ -56,6 +59,8 @@ class EvaluateOptions:
     data: Path | None = None
     temperature: float | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     draws: int = 1
     top_p: float = 0.95
     tokens: int | None = None
@@ -125,35 +130,60 @@ def evaluate(options: EvaluateOptions) -> Result:
     if problems:
         _check_problems(writers, problems)
         measure["human_eval"] = lambda: _human_eval(options, writers, problems)
-    settings = {name: getattr(options, name) for name in SETTINGS}
-    written: dict[str, Any] = {}
+    settings = settings_of(options)
+    left = list(measure)
+
+    def figures() -> dict[str, Any]:
+        about = vars(provenance())
+        return EvaluateFigures(**rows, settings=settings, unfinished=tuple(left) or None, **about).to_json()
+
     for name, task in measure.items():
         for row in task():
             rows[name] += (row,)
-            written = EvaluateFigures(**rows, settings=settings, **vars(provenance())).to_json()
             if options.out is not None:  # after each row, so that what comes next loses none of it
-                write_json(options.out, written)
+                write_json(options.out, figures())
+        left.remove(name)
+    written = figures()
+    if options.out is not None:
+        write_json(options.out, written)
     return Result(written)
 
 
+def settings_of(options: EvaluateOptions) -> dict[str, Any]:
+    """Return how texts are written; penalties of repetition only where there are any."""
+    from jaxgpt.generation.sampling import NO_PENALTY
+
+    penalties = {name: at for name in NO_PENALTY if (at := getattr(options, name)) is not None}
+    return {name: getattr(options, name) for name in SETTINGS} | penalties
+
+
 def with_sampling(options: EvaluateOptions) -> EvaluateOptions:
-    """Return options with temperature and min-p: of the first artifact where none were given, as `generate`.
+    """Return options with temperature, min-p and penalties of repetition.
+
+    They are those of the first artifact where none were given, as `generate` has it; penalties that change
+    nothing are None.
 
     Raises:
       UserError: a value outside its range.
     """
+    from jaxgpt.generation.sampling import NO_PENALTY
+
     drawn = _drawn(options)
-    return dataclasses.replace(options, temperature=drawn.temperature, min_p=drawn.min_p)
+    penalties: dict[str, Any] = {
+        name: None if (at := getattr(drawn, name)) == none else at for name, none in NO_PENALTY.items()
+    }
+    return dataclasses.replace(options, temperature=drawn.temperature, min_p=drawn.min_p, **penalties)
 
 
 def _drawn(options: EvaluateOptions) -> "Sampling":
     """Return how the first draw is drawn."""
     from jaxgpt_export.format.generation_config import read_generation_config
 
-    from jaxgpt.generation.sampling import choose_sampling
+    from jaxgpt.generation.sampling import NO_PENALTY, choose_sampling
 
     said = read_generation_config(options.artifact[0]) if options.artifact else {}
-    return choose_sampling(said, options.seed, temperature=options.temperature, min_p=options.min_p)
+    asked = {name: getattr(options, name) for name in ("temperature", "min_p", *NO_PENALTY)}
+    return choose_sampling(said, options.seed, **asked)
 
 
 def _answers(
@@ -201,11 +231,13 @@ def _answers(
 
 def _samplings(options: EvaluateOptions) -> "list[Sampling]":
     """Return how prompts are answered: as often as is wanted at the temperature, and greedily."""
-    from jaxgpt.generation.sampling import Sampling
+    from jaxgpt.generation.sampling import NO_PENALTY, Sampling
 
     first, seeds = _drawn(options), range(options.seed, options.seed + options.draws * APART, APART)
     drawn = [dataclasses.replace(first, seed=seed) for seed in seeds]
-    return ([] if options.temperature == 0 else drawn) + [Sampling(0.0, seed=options.seed)]
+    penalties = {name: getattr(first, name) for name in NO_PENALTY}
+    greedy = Sampling(0.0, seed=options.seed, **penalties)
+    return ([] if options.temperature == 0 else drawn) + [greedy]
 
 
 def _documents(options: EvaluateOptions, writers: Any) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from jaxgpt.data.requests.repetition import most_repeated, words_of
-from jaxgpt_bench.common.json_data import JsonData
+from jaxgpt_bench.common.json_data import LEFT_OUT, JsonData
 from jaxgpt_bench.common.rows import Provenance
 
 
@@ -92,6 +92,8 @@ class AnswersRow(JsonData):
       top_k: as min_p.
       top_p: as min_p.
       seed: of the first prompt's random numbers; the others' follow.
+      repetition_penalty: as `generate` has it, of a greedy choice too; None for none.
+      no_repeat_ngram_size: as repetition_penalty.
       answers: one a prompt.
       speed: of writing.
     """
@@ -104,6 +106,8 @@ class AnswersRow(JsonData):
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    repetition_penalty: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    no_repeat_ngram_size: int | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     answers: tuple[Answer, ...]
     speed: Speed
 
@@ -167,9 +171,18 @@ class HumanEvalRow(JsonData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateFigures(Provenance):
-    """All of it; a task that was left out has no rows."""
+    """All of it; a task that was left out has no rows.
+
+    Attributes:
+      answers: to requests and held-out docstrings.
+      functions: held-out ones.
+      human_eval: HumanEval.
+      settings: how texts were written.
+      unfinished: of these, what was not done when this was written; None at the end.
+    """
 
     answers: tuple[AnswersRow, ...] = ()
     functions: tuple[FunctionsRow, ...] = ()
     human_eval: tuple[HumanEvalRow, ...] = ()
     settings: dict[str, Any]
+    unfinished: tuple[str, ...] | None = dataclasses.field(default=None, metadata=LEFT_OUT)

@@ -32,7 +32,13 @@ def count_text(draws: Draws, what: Callable[[Answer], bool | None]) -> str:
 
 def how_drawn(row: AnswersRow) -> str:
     """Return how the tokens of a row were drawn."""
-    cut = {"min-p": row.min_p, "top-k": row.top_k, "top-p": row.top_p if row.top_p < 1 else 0}
+    cut = {
+        "min-p": row.min_p,
+        "top-k": row.top_k,
+        "top-p": row.top_p if row.top_p < 1 else 0,
+        "repetition penalty": row.repetition_penalty,
+        "no repeated run of tokens:": row.no_repeat_ngram_size,
+    }
     parts = [f"{name} {value:g}" for name, value in cut.items() if value]
     return ", ".join([f"temperature {row.temperature:g}", *parts])
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxgpt.shared.errors import damaged
+from jaxgpt.shared.errors import UserError, damaged
 from jaxgpt.shared.files import read_json
 from jaxgpt_bench.common.rows import QualityFigures, SpeedFigures
 from jaxgpt_bench.common.tables import BUSY, CEILING, ENGINE, PREFILL, RATE, table
@@ -170,7 +170,13 @@ def answers(results: Path) -> str:
     path = results / "answers.json"
     found = read_json(path, "answers")
     with damaged(path, "give what `jaxgpt-bench evaluate --out` wrote"):
-        return answers_block(EvaluateFigures.from_json(found))
+        figures = EvaluateFigures.from_json(found)
+    if figures.unfinished:
+        raise UserError(
+            f"{path} was not finished: {', '.join(figures.unfinished)} is missing, in part or whole; run its "
+            "command again"
+        )
+    return answers_block(figures)
 
 
 def recipe(name: str) -> Callable[[Path], str]:

@@ -13,7 +13,7 @@ from jaxgpt_export.native.library import library_path
 from jaxgpt.shared.console import say
 from jaxgpt.shared.files import sha256_of, write_json
 from jaxgpt_bench.common.provenance import describe_machine
-from jaxgpt_bench.evaluate.command import SETTINGS, EvaluateOptions, Task, evaluate, with_sampling
+from jaxgpt_bench.evaluate.command import EvaluateOptions, Task, evaluate, settings_of, with_sampling
 from jaxgpt_bench.evaluate.requests import REQUESTS
 from jaxgpt_bench.quality.command import QualityOptions, quality
 from jaxgpt_bench.quality.contestants import ComparedModels, open_models
@@ -110,7 +110,7 @@ def measure_answers(stages: Stages, out: Path, built: Built) -> None:
             **built.hashes(list(asked)),
             **({"generation": said} if (said := read_generation_config(asked[0])) else {}),
             "requests": requests,
-            **{name: getattr(options, name) for name in SETTINGS},
+            **settings_of(options),
         },
         lambda: dict(evaluate(options).figures),
     )

@@ -58,7 +58,7 @@ class Artifact:
       quantization: None for float32.
       tensors: by module name, matrices (O, I), whatever the file's layout.
       trained: what qat.safetensors holds; empty without one.
-      generation: what generation_config.json says of temperature, top_k, top_p and min_p; often nothing.
+      generation: what generation_config.json says of how tokens are drawn; often nothing.
     """
 
     folder: Path

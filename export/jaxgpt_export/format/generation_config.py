@@ -1,15 +1,16 @@
 """generation_config.json: the ids of special tokens, and how a model's tokens are drawn.
 
 As Hugging Face has it: temperature, top_k, top_p and min_p count where do_sample is true, and one that is
-missing is then what transformers takes. What a user asks for goes first. Without do_sample this project's own
-defaults hold (`jaxgpt.generation.sampling.DEFAULTS`), and the server's.
+missing is then what transformers takes; repetition_penalty and no_repeat_ngram_size count always. What a user
+asks for goes first. Without do_sample this project's own defaults of the four hold
+(`jaxgpt.generation.sampling.DEFAULTS`), and the server's.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.generation.sampling import MOST_PROBABLE, choose_sampling, require_number
+from jaxgpt.generation.sampling import MOST_PROBABLE, NO_PENALTY, WHOLE, choose_sampling, require_number
 from jaxgpt.shared.errors import UserError
 from jaxgpt.shared.files import read_json, write_json
 
@@ -18,13 +19,15 @@ GENERATION_CONFIG = "generation_config.json"
 OF_TRANSFORMERS: Mapping[str, int | float] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 # What transformers does with logits, or many texts at a time, and its value for none of it.
 NOT_DONE: Mapping[str, int | float] = {
-    "num_beams": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-    "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "penalty_alpha": 0.0,
+    "num_beams": 1, "encoder_repetition_penalty": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "penalty_alpha": 0.0,
 }  # fmt: skip
 
 
 def read_generation_config(folder: Path) -> dict[str, int | float]:
-    """Return temperature, top_k, top_p and min_p of a folder's file; nothing where it says nothing.
+    """Return what a folder's file says of how tokens are drawn; nothing where it says nothing.
+
+    That is all of temperature, top_k, top_p and min_p, or none; and what else changes logits.
 
     Raises:
       UserError: the file is no JSON, or a value is none that tokens can be drawn with.
@@ -33,11 +36,11 @@ def read_generation_config(folder: Path) -> dict[str, int | float]:
     if not path.is_file():
         return {}
     value = read_json(path, "generation configuration")
-    if value.get("do_sample") is not True:
-        return {}
+    defaults = OF_TRANSFORMERS if value.get("do_sample") is True else {}
+    names = [name for name in (*defaults, *NO_PENALTY) if value.get(name) is not None]
     try:
-        given = {name: _number(name, value[name]) for name in OF_TRANSFORMERS if value.get(name) is not None}
-        said = {**OF_TRANSFORMERS, **given}
+        given = {name: _number(name, value[name]) for name in names}
+        said = {**defaults, **{name: at for name, at in given.items() if at != NO_PENALTY.get(name)}}
         choose_sampling(said, 0)
     except (UserError, OverflowError) as error:
         raise UserError(f"{path}: {error}; mend that value, or leave it out") from None
@@ -67,10 +70,10 @@ def _number(name: str, value: object) -> int | float:
     """Return a value; UserError unless it is a number. All tokens, or one, as others write it too."""
     if isinstance(value, bool):
         raise UserError(f"{name} ({value}) must be a number")
-    require_number(name, value, whole=name == "top_k")
+    require_number(name, value, whole=name in WHOLE)
     assert isinstance(value, int | float)
-    if name == "top_k":
-        return max(int(value), 0)  # -1 keeps all, too
+    if name in WHOLE:
+        return max(int(value), 0) if name == "top_k" else int(value)  # -1 keeps all, too
     return float(value) or (MOST_PROBABLE if name == "top_p" else 0.0)
 
 
@@ -84,5 +87,6 @@ def write_generation_config(
       ids: of special tokens, such as eos_token_id.
       sampling: what `read_generation_config` returns again.
     """
-    how: dict[str, Any] = {"do_sample": True, **sampling} if sampling else {"_from_model_config": True}
+    drawn: dict[str, Any] = {"do_sample": True} if "temperature" in sampling else {}
+    how = {**drawn, **sampling} or {"_from_model_config": True}
     write_json(folder / GENERATION_CONFIG, {**how, **ids})

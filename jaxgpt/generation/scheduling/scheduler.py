@@ -72,6 +72,7 @@ class Text:
       ended: the scheduler, which alone sets it, has done with the text.
       slot: in which it runs.
       prompt_left: tokens of the prompt that are still to be taken.
+      changes_logits: whether `changed` does anything.
       plain: its tokens are wanted and nothing beside them, as the model gives them.
     """
 
@@ -99,7 +100,8 @@ class Text:
         self.ended = False
         self.slot = -1
         self.prompt_left = len(state.prompt)
-        self.plain = logprobs is None and not self.rules
+        self.changes_logits = bool(self.rules) or state.changes_logits
+        self.plain = logprobs is None and not self.changes_logits
         self._draft_tokens = draft_tokens
         self._drafting: Drafting | None = None
         self._new: list[NewToken] = []
@@ -113,6 +115,10 @@ class Text:
         """Return the tokens that are new since the last call."""
         new, self._new = self._new, []
         return new
+
+    def changed(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the logits (V,) that the next token is drawn from, given the model's."""
+        return self.rules.apply(self.state.penalized(logits), self.state.tokens)
 
     def push(self, token: int, score: TokenScore | None) -> None:
         """Take the next token."""
@@ -305,10 +311,10 @@ class Scheduler:
         most = max((text.logprobs or 0 for _, text in asked), default=0)
         own_tops = tops_of_rows(self.session, logits[[at for at, _ in asked]], most)
         top_of = {text: top for (_, text), top in zip(asked, own_tops, strict=True)}
-        raw = {text: logits[at].copy() for at, text in asked if text.rules}
+        raw = {text: logits[at].copy() for at, text in asked if text.changes_logits}
         for at, text in draws:
-            if text.rules:
-                logits[at] = text.rules.apply(logits[at], text.state.tokens)
+            if text.changes_logits:
+                logits[at] = text.changed(logits[at])
         rows = logits if len(draws) == len(logits) else logits[[at for at, _ in draws]]
         samplers = [text.state.sampler for _, text in draws]
         samplings, uniforms = [s.sampling for s in samplers], [s.next_uniform() for s in samplers]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxgpt.generation.sampling import MOST_PROBABLE, Sampling
+from jaxgpt.generation.sampling import LARGEST_PENALTY, LEAST_PENALTY, MOST_PROBABLE, Sampling
 from jaxgpt.generation.scheduling.logit_rules import LogitRules
 from jaxgpt.generation.scheduling.scheduler import Text
 from jaxgpt.generation.state import GenerationState
@@ -126,6 +126,12 @@ def _sampling(fields: Fields, said: Mapping[str, int | float]) -> Sampling:
         top_k=max(top_k, 0),  # -1 is all, as in other servers
         top_p=top_p or MOST_PROBABLE,  # 0, as others write it
         min_p=fields.number("min_p", said.get("min_p", 0.0), 0.0, 1.0),
+        repetition_penalty=fields.number(
+            "repetition_penalty", said.get("repetition_penalty", 1.0), LEAST_PENALTY, LARGEST_PENALTY
+        ),
+        no_repeat_ngram_size=fields.whole(
+            "no_repeat_ngram_size", int(said.get("no_repeat_ngram_size", 0)), 0, MOST_TOKENS
+        ),
     )
 
 
