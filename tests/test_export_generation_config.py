@@ -164,7 +164,7 @@ def test_convert_refuses_such_a_value_and_writes_nothing(
     assert not (tmp_path / "a").exists()
 
 
-def test_answers_are_measured_as_the_first_artifact_draws(drawn: Path, fp32: Path) -> None:
+def test_answers_are_measured_as_the_first_artifact_draws(drawn: Path, fp32: Path, tmp_path: Path) -> None:
     options = with_sampling(EvaluateOptions((drawn, fp32)))
     assert (options.temperature, options.min_p) == (1.7, 0.05)
     options = with_sampling(EvaluateOptions((fp32, drawn), min_p=0.1))
@@ -175,6 +175,13 @@ def test_answers_are_measured_as_the_first_artifact_draws(drawn: Path, fp32: Pat
     assert [each.no_repeat_ngram_size for each in _samplings(options)] == [8, 8]
     assert settings_of(options)["no_repeat_ngram_size"] == 8
     assert "repetition_penalty" not in settings_of(options)
+    said = json.loads((fp32 / "generation_config.json").read_text()) | {"no_repeat_ngram_size": 5}
+    shutil.copytree(fp32, tmp_path / "penalized")
+    (tmp_path / "penalized" / "generation_config.json").write_text(json.dumps(said))
+    for asked, found in ((None, 5), (0, 0)):  # no penalty can be asked for, too
+        options = with_sampling(EvaluateOptions((tmp_path / "penalized",), no_repeat_ngram_size=asked))
+        assert [each.no_repeat_ngram_size for each in _samplings(options)] == [found, found]
+        assert settings_of(options).get("no_repeat_ngram_size", 0) == found
 
 
 def test_what_nothing_here_does_is_said_when_a_model_comes_in(command: Command, tmp_path: Path) -> None:

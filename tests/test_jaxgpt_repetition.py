@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, assert_one_line_error
 from jaxgpt_export.format.artifact import read_artifact
 from jaxgpt_export.generation.open_session import open_session
 from jaxgpt_export.llm import LLM
@@ -117,6 +117,7 @@ def test_every_way_to_generate_gives_the_same_text(
     options = ("--repetition-penalty", 1.5, "--no-repeat-ngram-size", 3, "--temperature", temperature)
     call = ("jaxgpt-export", "generate", "--artifact", int8_dynamic, "--prompt", PROMPT, "--seed", 3)
     assert command(*call, "--max-new-tokens", 30, *options)[1] == text + "\n"
+    assert_one_line_error(command(*call, *options, "--draft-tokens", 4), "--draft-tokens is for text without")
     torch_text = command(*call, "--max-new-tokens", 30, *options, "--engine", "torch")[1]
     assert torch_text == text + "\n"
     if not instruction_sets():

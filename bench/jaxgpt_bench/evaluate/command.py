@@ -150,18 +150,17 @@ def evaluate(options: EvaluateOptions) -> Result:
 
 
 def settings_of(options: EvaluateOptions) -> dict[str, Any]:
-    """Return how texts are written; penalties of repetition only where there are any."""
+    """Return how texts are written, as `with_sampling` completed it; penalties only where there are any."""
     from jaxgpt.generation.sampling import NO_PENALTY
 
-    penalties = {name: at for name in NO_PENALTY if (at := getattr(options, name)) is not None}
+    penalties = {name: at for name, none in NO_PENALTY.items() if (at := getattr(options, name)) != none}
     return {name: getattr(options, name) for name in SETTINGS} | penalties
 
 
 def with_sampling(options: EvaluateOptions) -> EvaluateOptions:
     """Return options with temperature, min-p and penalties of repetition.
 
-    They are those of the first artifact where none were given, as `generate` has it; penalties that change
-    nothing are None.
+    They are those of the first artifact where none were given, as `generate` has it.
 
     Raises:
       UserError: a value outside its range.
@@ -169,9 +168,7 @@ def with_sampling(options: EvaluateOptions) -> EvaluateOptions:
     from jaxgpt.generation.sampling import NO_PENALTY
 
     drawn = _drawn(options)
-    penalties: dict[str, Any] = {
-        name: None if (at := getattr(drawn, name)) == none else at for name, none in NO_PENALTY.items()
-    }
+    penalties: dict[str, Any] = {name: getattr(drawn, name) for name in NO_PENALTY}
     return dataclasses.replace(options, temperature=drawn.temperature, min_p=drawn.min_p, **penalties)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxgpt.generation.generate import DRAFT_TOKENS, SIDE_BY_SIDE, PromptOptions, generate_shown
+from jaxgpt.generation.repetition import changes_by_history
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.generation.session import Session
 from jaxgpt.shared.console import Result, say
@@ -64,6 +65,8 @@ def run(options: GenerateOptions) -> Result:
     # A bad value is said before anything is loaded.
     sampling = options.sampling(read_generation_config(options.artifact))
     _check(options)
+    if options.draft_tokens and changes_by_history(sampling):
+        raise UserError("--draft-tokens is for text without penalties of repetition; leave it out")
     requests = None if options.prompts is None else read_prompts(options.prompts, options, sampling)
     terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     asks = options.prompt is None and requests is None and not options.json and terminal
