@@ -23,7 +23,7 @@ from jaxgpt_export.serve.api.chat import ChatReply
 from jaxgpt_export.serve.api.completions import CompletionReply
 from jaxgpt_export.serve.api.request_fields import Fields
 from jaxgpt_export.serve.api.wishes import Prompt, read_wish, seed_of_choice
-from jaxgpt_export.serve.app import LEFT, LONG_BODY, State, _counting, build_app
+from jaxgpt_export.serve.app import LEFT, LONG_BODY, READER, State, _counting, build_app, drain
 from jaxgpt_export.serve.chat_template import ChatTemplate
 from jaxgpt_export.serve.command import _origin
 from jaxgpt_export.serve.guard import Rules
@@ -386,6 +386,27 @@ def test_a_long_request_is_read_in_a_thread(
     ]
     assert [thread == threading.get_ident() for thread in threads] == [True, False, False]
     assert statuses == [200, 200, 503]  # the last one when the server began to end
+
+
+def test_a_long_request_that_waits_to_be_read_is_told_that_the_server_ends(state: State) -> None:
+    busy = threading.Event()
+    READER.submit(busy.wait, SECONDS)
+    app = build_app(state, Rules("127.0.0.1", None, (), 10**6))
+
+    async def end() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), timeout=SECONDS) as client:
+            wish = {"prompt": "!" * LONG_BODY}
+            asked = asyncio.create_task(client.post(f"http://127.0.0.1{COMPLETIONS}", json=wish))
+            while all(isinstance(reading, asyncio.Task) for reading in state.reading):  # its body
+                await asyncio.sleep(0.01)
+            await drain(state)
+            return await asked
+
+    try:
+        answer = asyncio.run(end())
+    finally:
+        busy.set()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
 
 
 def test_an_answer_in_one_piece_reads_its_updates_once(model: ServedModel) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxgpt.shared.errors import UserError
 from starlette.applications import Starlette
@@ -37,11 +37,12 @@ CONTENT_POLICY = (
 )
 LEFT = 499  # in the metrics: the client left before its answer began, as nginx counts it
 OTHER = "other"  # in the metrics: routes whose requests are counted only where they are refused before
-# Of bytes of JSON; a longer one is read in a thread, and so is what it asks for: the others' tokens go on.
+# Of bytes of JSON; what a longer one asks for is read in a thread, and the others' tokens go on.
 LONG_BODY = 32 * 1024
 READER = ThreadPoolExecutor(1, "reader")  # one: the engine has the cores
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
+Read = TypeVar("Read")
 PostFunction = Callable[[ServedModel, Fields, Caller], Asked | dict[str, Any]]
 
 
@@ -52,7 +53,7 @@ class State:
     Attributes:
       models: by name, in the order in which they were named; empty while they are loaded.
       draining: new texts are refused, because the server is to end.
-      reading: bodies that have not come to their end.
+      reading: bodies that have not come to their end, and long ones that wait for the thread that reads them.
       seconds: that a text may take.
       metrics: of the server.
     """
@@ -61,7 +62,7 @@ class State:
     seconds: float
     metrics: Metrics
     draining: bool = False
-    reading: set[asyncio.Task[bytes]] = dataclasses.field(default_factory=set)
+    reading: set[asyncio.Future[Any]] = dataclasses.field(default_factory=set)
 
 
 def build_app(state: State, rules: Rules) -> Guard:
@@ -113,17 +114,20 @@ def build_app(state: State, rules: Rules) -> Guard:
 
 def _post_route(state: State, path: str, function: PostFunction) -> Callable[[Request], Any]:
     async def route(request: Request) -> Any:
-        body = await _body(state, request)
-        is_long, loop = len(body) > LONG_BODY, asyncio.get_running_loop()
-        fields = await loop.run_in_executor(READER, parse_body, body) if is_long else parse_body(body)
+        _require_open(state)
+        body = await _unless_it_ends(state, asyncio.ensure_future(request.body()))
+        fields = parse_body(body)
         name = fields.get("model")
         if name is not None and not isinstance(name, str):
             raise ApiError(400, "model is no text", param="model", code="invalid_value")
         model = _model(state, name)
         _require_open(state)
         caller = Caller(_owner(request), state.seconds, state.metrics.on_tokens)
-        if is_long:
-            asked = await loop.run_in_executor(READER, function, model, fields, caller)
+        if len(body) > LONG_BODY:
+            loop = asyncio.get_running_loop()
+            asked = await _unless_it_ends(
+                state, loop.run_in_executor(READER, function, model, fields, caller)
+            )
             _require_open(state)  # it may have begun to end meanwhile
         else:
             asked = function(model, fields, caller)
@@ -187,10 +191,8 @@ def _get_route(function: Callable[[Request], Response]) -> Callable[[Request], A
     return route
 
 
-async def _body(state: State, request: Request) -> bytes:
-    """Return a request's body; ApiError where the server begins to end before all of it has come."""
-    _require_open(state)
-    reading = asyncio.create_task(request.body())
+async def _unless_it_ends(state: State, reading: asyncio.Future[Read]) -> Read:
+    """Return what is read of a request; ApiError where the server begins to end before it is."""
     state.reading.add(reading)
     try:
         return await reading
