@@ -115,18 +115,18 @@ RECIPES = {
     # them have invented words, which nothing can be learned of. The temperature was chosen on held-out
     # docstrings (docs/LOG.md).
     "mixed": Recipe(
-        about="one and a half to three hours on two cores: trained on requests with programs and on "
+        about="one to two hours on two cores: trained on requests with programs and on "
         "documentation, and asked others; 3.7 million parameters",
         offline_source=packages_source(ANSWERS_PACKAGES.read_text(encoding="utf-8")),
         tokenizer="bpe:2048",
         val_fraction=0.02,
         train={"preset": "small", "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256,
-               "batch_size": 16, "max_steps": 8400, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
-               "warmup_steps": 60, "eval_every": 2100, "checkpoint_every": 100, "sample_every": 0,
+               "batch_size": 16, "max_steps": 4000, "learning_rate": 0.02, "embedding_learning_rate": 0.01,
+               "warmup_steps": 60, "eval_every": 1000, "checkpoint_every": 100, "sample_every": 0,
                "prompt_loss_weight": 0.1},
         qat=None,
         answers=True,
-        sampling={"temperature": 0.6},
+        sampling={"temperature": 0.5, "no_repeat_ngram_size": 5},
         files={"include": ("*.py", *DOCUMENTATION), "exclude": NOT_PROSE, "skip_errors": True},
     ),
     # The earlier project's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16, and
