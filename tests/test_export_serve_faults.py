@@ -1,10 +1,11 @@
 """`jaxgpt-export serve` where something fails: a client leaves, time ends, a thread fails, a signal comes."""
 
 import asyncio
+import http.client
 import json
-import select
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -191,7 +192,9 @@ def test_a_page_may_send_what_its_client_adds_and_a_template_begins_with_the_beg
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_models_load_ends_at_once(number: signal.Signals) -> None:
+def test_a_signal_while_models_load_ends_at_once_and_tells_a_sender_of_half_a_request(
+    number: signal.Signals,
+) -> None:
     code = (
         "import socket, time\n"
         "from jaxgpt_export.serve.command import Loading\n"
@@ -202,18 +205,23 @@ def test_a_signal_while_models_load_ends_at_once(number: signal.Signals) -> None
         "limits = Limits(1, 1, 1.0, 0, 1000)\n"
         "loading, rules = Loading(lambda: time.sleep(600)), Rules('127.0.0.1', None, (), 1000)\n"
         "server = Server(loading, rules, limits, print)\n"
-        "print('up', flush=True)\n"
+        "print(listener.getsockname()[1], flush=True)\n"
         "print('interrupted', server.run(listener), flush=True)\n"
     )
     arguments, environment = python(code)
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(arguments, env=environment, stdout=pipe, stderr=pipe, text=True)
     with killed_at_end(process):
-        assert read_line(process, "the server") == "up\n"
-        httpx.Client()  # its import takes as long as the server needs to listen for signals
-        for _ in range(100):
+        port = int(read_line(process, "the server"))
+        with socket.create_connection(("127.0.0.1", port)) as half:
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\n{")
+            answer = httpx.get(f"http://127.0.0.1:{port}/health")  # answered after the half has come
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
             process.send_signal(number)
-            if select.select([process.stdout], [], [], 0.5)[0]:  # another one would end it while it leaves
-                break
-        said, _ = process.communicate(timeout=SECONDS)
+            refused = http.client.HTTPResponse(half)
+            refused.begin()
+            assert (refused.status, json.load(refused)["error"]["code"]) == (503, "shutting_down")
+        said, complaints = process.communicate(timeout=SECONDS)
     assert said == f"interrupted {number == signal.SIGINT}\n"
+    assert "Traceback" not in complaints
     assert process.returncode == 0

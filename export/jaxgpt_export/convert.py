@@ -67,14 +67,18 @@ class ConvertOptions:
 
 def convert(options: ConvertOptions) -> Result:
     """Run `jaxgpt-export convert`; exit code 1, and no artifact, when module and Flax differ."""
-    _generation(options)  # a bad value is said before anything is loaded
+    sampling_of(options)  # a bad value is said before anything is loaded
     check_replaceable(options.out, options.overwrite, "certificate.json", [options.run])
     with only_writer(options.out):
         return _convert(options)
 
 
-def _generation(options: ConvertOptions) -> dict[str, int | float]:
-    """Return what the artifact says of how its tokens are drawn, or nothing."""
+def sampling_of(options: ConvertOptions) -> dict[str, int | float]:
+    """Return what the artifact says of how its tokens are drawn, or nothing.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
     asked = {name: getattr(options, name) for name in (*DEFAULTS, *NO_PENALTY)}
     if all(value is None for value in asked.values()):
         return {}
@@ -137,7 +141,7 @@ def _write(
     }
     figures = {"parity": {**parity, "positions": probe.tokens.size, "against": "Flax fp32"}}
     with new_folder(options.out, options.overwrite, "certificate.json") as folder:
-        write_artifact(folder, checkpoint.model, None, tensors, checkpoint.tokenizer, _generation(options))
+        write_artifact(folder, checkpoint.model, None, tensors, checkpoint.tokenizer, sampling_of(options))
         write_probe(folder, probe)
         if checkpoint.fake_quantized:
             rounded = checkpoint.logits(probe.tokens, rounded=True)[probe.positions]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from jaxgpt_export.convert import ConvertOptions, convert, sampling_of
 from jaxgpt_export.format.artifact import INPUT_SCALE_SUFFIX
 from jaxgpt_export.format.certificate import TRAINED_FILE, altered_files, read_certificate
 from jaxgpt_export.format.generation_config import read_generation_config
 from jaxgpt_export.verify import VerifyOptions, verify
 
-from jaxgpt.generation.sampling import DEFAULTS
 from jaxgpt.shared.console import say
 from jaxgpt.shared.dataset import Dataset
 from jaxgpt.shared.errors import UserError
@@ -54,10 +54,12 @@ def converted(stages: Stages, out: Path, run: Path, dataset: Dataset, sampling: 
         "manifest_sha256": dataset.sha256,
     }
 
+    options = ConvertOptions(run, out, data=dataset.folder, overwrite=True, **sampling)
+
     def fits(certificate: dict[str, Any]) -> bool:
         origin = certificate["origin"]
         found = {**origin, "manifest_sha256": origin.get("data", {}).get("manifest_sha256")}
-        if read_generation_config(out) != ({**DEFAULTS, **sampling} if sampling else {}):
+        if read_generation_config(out) != sampling_of(options):
             return False
         return certificate["kind"] == "fp32" and all(found.get(key) == expected[key] for key in expected)
 
@@ -66,10 +68,8 @@ def converted(stages: Stages, out: Path, run: Path, dataset: Dataset, sampling: 
 
     if _is_kept(stages, "convert", out, fits, holds):
         return out
-    from jaxgpt_export.convert import ConvertOptions, convert
-
     with stages.doing("convert", f"{run} -> {out}"):
-        require(convert(ConvertOptions(run, out, data=dataset.folder, overwrite=True, **sampling)), "convert")
+        require(convert(options), "convert")
         _require_verified(VerifyOptions(out, run), "convert")
     return out
 

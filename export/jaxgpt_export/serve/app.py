@@ -262,10 +262,15 @@ def _unknown(request: Request, error: HTTPException) -> str:
     return f"{request.method} {request.url.path}: {error.detail}"
 
 
-async def drain(state: State) -> None:
-    """Refuse new texts and unfinished requests, and wait until texts that run or wait are finished."""
+def refuse_more(state: State) -> None:
+    """Refuse new texts, and requests that have not come to their end."""
     state.draining = True
     for reading in tuple(state.reading):
         reading.cancel()
+
+
+async def drain(state: State) -> None:
+    """Refuse new texts and unfinished requests, and wait until texts that run or wait are finished."""
+    refuse_more(state)
     while not all(model.worker.idle for model in state.models.values()):
         await asyncio.sleep(0.02)

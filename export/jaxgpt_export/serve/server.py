@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import uvicorn
 
-from jaxgpt_export.serve.app import State, build_app, drain
+from jaxgpt_export.serve.app import State, build_app, drain, refuse_more
 from jaxgpt_export.serve.guard import Rules
 from jaxgpt_export.serve.metrics import Metrics
 from jaxgpt_export.serve.served_model import Limits, ServedModel
@@ -115,6 +115,7 @@ class Server:
         again = bool(self._signals)
         self._signals.append(number)
         if again or not self._state.models:
+            refuse_more(self._state)
             self._uvicorn.should_exit = self._uvicorn.force_exit = True
         else:
             self._draining = asyncio.create_task(self._drain())
