@@ -39,4 +39,4 @@ class Script:
 def scripted(data: Path, texts: Sequence[str]) -> Writer:
     """Return a writer of these texts, with a data set's tokenizer."""
     tokenizer = load_tokenizer(data)
-    return Writer("model", "fp32", "script", Script(tokenizer, texts), tokenizer)
+    return Writer("model", "fp32", "script", Script(tokenizer, texts), tokenizer, "0" * 64)

@@ -40,6 +40,7 @@ from jaxgpt.data.requests.repetition import most_repeated, words_of
 from jaxgpt.generation.sampling import Sampling
 from jaxgpt.shared.dataset import open_dataset
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tokenizer import load_tokenizer
 
 # A right program for each request, in order.
@@ -292,6 +293,9 @@ def test_the_command_measures_every_task(
     assert [len(row["answers"]) for row in found["answers"]] == [20, 3] * 6
     assert [row["temperature"] for row in found["answers"]] == [0.8] * 8 + [0.0] * 4
     assert [row["min_p"] for row in found["answers"]] == [0.05] * 8 + [0.0] * 4
+    weights = {row["kind"]: row["weights_sha256"] for row in found["answers"]}
+    for kind, folder in (("fp32", fp32), ("int8-dynamic", int8_dynamic)):
+        assert weights[kind] == sha256_of(folder / "model.safetensors")
     first, again = (found["answers"][place]["answers"] for place in (0, 4))
     assert [a["prompt"] for a in first] == [a["prompt"] for a in again]
     assert [a["text"] for a in first] != [a["text"] for a in again]

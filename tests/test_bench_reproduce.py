@@ -110,6 +110,8 @@ def test_a_folder_of_the_single_commands_is_taken_over_and_every_stage_is_kept_t
         "jaxgpt-torch",
         "jaxgpt-native",
     ]
+    run_config = json.loads((filled / "run" / "config.json").read_text())
+    assert report["train"]["settings"] == run_config["train"]
     assert report["memorization"]["overlap"]["sharing"] == 0
     assert report["memorization"]["overlap"]["documents"] == report["data"]["counts"]["val_documents"]
     assert len(report["samples"]) == len(FIXED_PROMPTS) * 2 * 2

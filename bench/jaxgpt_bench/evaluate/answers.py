@@ -105,6 +105,7 @@ def _row(
         seed=drawn.seed,
         repetition_penalty=drawn.repetition_penalty if drawn.repetition_penalty != 1 else None,
         no_repeat_ngram_size=drawn.no_repeat_ngram_size or None,
+        weights_sha256=writer.weights_sha256,
         answers=tuple(answers),
         speed=speed_of(texts),
     )

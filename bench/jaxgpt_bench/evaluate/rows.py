@@ -94,6 +94,7 @@ class AnswersRow(JsonData):
       seed: of the first prompt's random numbers; the others' follow.
       repetition_penalty: as `generate` has it, of a greedy choice too; None for none.
       no_repeat_ngram_size: as repetition_penalty.
+      weights_sha256: of the artifact's model.safetensors; files of earlier versions have none.
       answers: one a prompt.
       speed: of writing.
     """
@@ -108,6 +109,7 @@ class AnswersRow(JsonData):
     seed: int = 0
     repetition_penalty: float | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     no_repeat_ngram_size: int | None = dataclasses.field(default=None, metadata=LEFT_OUT)
+    weights_sha256: str | None = dataclasses.field(default=None, metadata=LEFT_OUT)
     answers: tuple[Answer, ...]
     speed: Speed
 

@@ -16,6 +16,7 @@ from jaxgpt.generation.session import ScoringSession, Session
 from jaxgpt.generation.state import Generation
 from jaxgpt.shared.console import stderr
 from jaxgpt.shared.errors import UserError
+from jaxgpt.shared.files import sha256_of
 from jaxgpt.shared.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
@@ -31,6 +32,7 @@ class Writer:
       engine: what computes.
       session: with slots.
       tokenizer: of the model.
+      weights_sha256: of its model.safetensors.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Writer:
     engine: str
     session: Session
     tokenizer: Tokenizer
+    weights_sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,8 @@ def open_writers(folders: Sequence[Path], threads: int, slots: int) -> list[Writ
         session, tokenizer = model.new_session(slots), artifact.tokenizer()
         is_second = artifact.kind in [other.kind for other in found]  # float32 weights of another training
         kind = f"{artifact.kind} ({folder.name})" if is_second else artifact.kind
-        writer = Writer(str(folder), kind, model.engine, session, tokenizer)
+        weights = sha256_of(folder / "model.safetensors")
+        writer = Writer(str(folder), kind, model.engine, session, tokenizer, weights)
         if found and writer.tokenizer.sha256 != found[0].tokenizer.sha256:
             raise UserError(f"{folder} has another tokenizer than {folders[0]}; compare models of one")
         found.append(writer)

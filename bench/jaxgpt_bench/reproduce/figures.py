@@ -197,7 +197,8 @@ class Reproduction(Provenance):
       preset: of `jaxgpt-bench reproduce`.
       about: what the preset is.
       data: that was trained on.
-      train: summary of the run, its curve and the step that was taken.
+      train: summary of the run, its curve, the step that was taken, and its settings (files of earlier
+        versions have none).
       parity: PyTorch's float32 logits against Flax's.
       files: hashes of the float32 artifact.
       quality: what the models' rows rest on.

@@ -3,6 +3,7 @@
 Each is a function of report.json alone.
 """
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def report_figures(
       log: of the stages.
       asked: preset, what it is, and the command.
     """
-    from jaxgpt.training.run.folder import read_metrics  # imports JAX
+    from jaxgpt.training.run.folder import read_metrics, read_run_config  # imports JAX
     from jaxgpt.training.run.summary import read_summary
 
     quality, speed, memorization = measured["quality"], measured["speed"], measured["memorization"]
@@ -75,7 +76,8 @@ def report_figures(
             "manifest_sha256": dataset.sha256,
         },
         "train": {**summary, "xz_bits_per_byte": quality["xz_bits_per_byte"], "step_taken":
-                  certificate["origin"]["step"], "curve": {"train": train[::every], "val": val}},
+                  certificate["origin"]["step"], "curve": {"train": train[::every], "val": val},
+                  "settings": dataclasses.asdict(read_run_config(run).train)},
         "parity": certificate["parity"],
         "files": {name: certificate["files"][name] for name in ("model.safetensors",)},
         "quality": {**{key: quality[key] for key in QUALITY}, "parse_samples": len(quality["prompts"]),
