@@ -113,7 +113,7 @@ RECIPES = {
     ),
     # The text of `answers` and what is written for readers. Of requests a tenth of the tokens counts: half of
     # them have invented words, which nothing can be learned of. How tokens are drawn was chosen on
-    # held-out docstrings: of what leaves no answer that repeats, that of which most names fit (docs/LOG.md).
+    # held-out docstrings: of what repeats no four tokens more than four times, what fits most names (docs/LOG.md).
     "mixed": Recipe(
         about="one to two hours on two cores: trained on requests with programs and on "
         "documentation, and asked others; 3.7 million parameters",
@@ -126,7 +126,7 @@ RECIPES = {
                "prompt_loss_weight": 0.1},
         qat=None,
         answers=True,
-        sampling={"temperature": 0.2, "repetition_penalty": 1.1, "no_repeat_ngram_size": 5},
+        sampling={"temperature": 0.2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 5},
         files={"include": ("*.py", *DOCUMENTATION), "exclude": NOT_PROSE, "skip_errors": True},
     ),
     # The earlier project's size. A T4 has no bfloat16 units and takes float16; newer GPUs take bfloat16, and
