@@ -112,11 +112,11 @@ RECIPES = {
         answers=True,
     ),
     # The text of `answers` and what is written for readers. Of requests a tenth of the tokens counts: half of
-    # them have invented words, which nothing can be learned of. How tokens are drawn was chosen on
-    # held-out docstrings: of what repeats no four tokens more than four times, what fits most names (docs/LOG.md).
+    # them have invented words, which nothing can be learned of. How tokens are drawn was chosen on held-out
+    # docstrings: of what repeats no four tokens more than four times, what fits most names (docs/LOG.md).
     "mixed": Recipe(
-        about="one to two hours on two cores: trained on requests with programs and on "
-        "documentation, and asked others; 3.7 million parameters",
+        about="one to two hours on two cores: trained on requests with programs and on documentation, "
+        "and asked others; 3.7 million parameters",
         offline_source=packages_source(ANSWERS_PACKAGES.read_text(encoding="utf-8")),
         tokenizer="bpe:2048",
         val_fraction=0.02,
